@@ -1,0 +1,178 @@
+"""What a run is told: the typed parts of a recipe, with the paper's values as defaults."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from task_formats import Classes, Format, Prompt, Range, Row, Task, named_format
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
+
+
+class Part(BaseModel):
+    """What every part of a recipe shares: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class CustomFormat(Part):
+    """Views of one's own, each a list of texts with {fields}."""
+
+    views: tuple[tuple[str, ...], ...]
+
+
+class PromptPart(Part):
+    """The task asked in words, for zero- and few-shot evaluation."""
+
+    text: str
+    """The question, with {fields}."""
+    answers: dict[str, str] | str
+    """A word for every label name, or one template with {choice}."""
+    separator: str = "\n\n"
+    """What stands between two solved examples."""
+    normalization: Literal["none", "token", "byte", "prior"] = "none"
+    """How an answer's log-likelihood is normalised (GPT-3, section 2.4)."""
+    prior: str = "Answer: "
+    """The context of the unconditional probability, for `normalization: prior`."""
+
+
+class TaskPart(Part):
+    """How a row becomes an example, what its label may be, and how answers are scored."""
+
+    format: str | CustomFormat
+    """classification, entailment, similarity, multiple_choice, or {views: ...}."""
+    columns: dict[str, str | tuple[str, ...]]
+    """Field to column: a bare name, a {template} over columns, or for choices a list of these."""
+    labels: dict[str | int | float, str] | tuple[str, ...] | None = None
+    """Raw value to name, in the order of the head's outputs; or the names alone."""
+    range: tuple[float, float] | None = None
+    """For a score: its lowest and highest value."""
+    metrics: tuple[Metric, ...] = ("accuracy",)
+    """The first one, or `select`, decides which state of the model is the best."""
+    select: Literal["first", "mean"] = "first"
+    """Choose the best state by the first metric or by the mean of all."""
+    positive: str | None = None
+    """The label name that F1 counts; without it, the last of two."""
+    unlabelled: tuple[str | int, ...] = ()
+    """Raw labels that mean "no label" in this data set: such rows are left out, and counted."""
+    prompt: PromptPart | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_label(self) -> "TaskPart":
+        if (self.labels is None) == (self.range is None):
+            raise ValueError("give exactly one of labels and range")
+        return self
+
+    def build(self, read: Callable[[Row], Row] | None = None) -> Task:
+        """The task itself; UsageError where the parts do not fit together."""
+        custom = self.format
+        return Task(
+            format=named_format(custom) if isinstance(custom, str) else Format(custom.views),
+            columns=self.columns,
+            labels=Range(*self.range) if self.range else Classes.of(self.labels or ()),
+            metrics=self.metrics,
+            prompt=Prompt(**self.prompt.model_dump()) if self.prompt else None,
+            unlabelled=frozenset(map(str, self.unlabelled)),
+            read=read,
+        )
+
+
+class LoraPart(Part):
+    """Low-rank adapters through peft; head and new token rows are trained in full."""
+
+    rank: Positive = 8
+    alpha: float = Field(16.0, gt=0)
+    dropout: Fraction = 0.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class BasePart(Part):
+    """The pretrained decoder."""
+
+    path: str = "gpt2"
+    """A hub id, a local folder, or the shipped base `tiny`."""
+    revision: str | None = None
+    """A branch, tag or commit on the hub."""
+    from_scratch: bool = False
+    """Keep only the shape and the tokenizer; draw the weights anew (the paper's ablation)."""
+    dropout: Fraction | None = 0.1
+    """Every dropout of the decoder; null leaves what its own configuration says."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base. Only for sources you trust."""
+    lora: LoraPart | None = None
+
+
+class DataPart(Part):
+    """Where rows come from: a hub data set, a folder, or files beside the recipe."""
+
+    path: str | None = None
+    """A hub data set, or a local folder (`--data`). Without it the splits below are files."""
+    name: str | None = None
+    """The configuration of a hub data set, and the folder's name in a local copy."""
+    revision: str | None = None
+    train: str | None = "train"
+    """The split, or file, that is trained on."""
+    evaluate: str | None = "validation"
+    """The split, or file, that is evaluated on."""
+    predict: str | None = None
+    """The split, or file, without labels."""
+    extra: dict[str, str] = {}
+    """Further evaluation splits or files by name (MNLI's mismatched one, AX)."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    limit: Positive | None = None
+    """Use only the first rows of every split."""
+
+
+class TrainPart(Part):
+    """How to train. Defaults are those of GPT-1, section 4.1."""
+
+    learning_rate: float = Field(6.25e-5, gt=0)
+    batch_size: Positive = 32
+    """Examples in one update, over all processes."""
+    epochs: float = Field(3, gt=0)
+    lm_coefficient: float = Field(0.5, ge=0)
+    """λ of L3 = L2 + λ · L1; 0 computes no language-model loss at all."""
+    warmup: Fraction = 0.002
+    """Part of all updates over which the rate climbs from 0; it then falls linearly to 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay on every tensor with more than one dimension."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    head_dropout: Fraction = 0.1
+    max_tokens: Positive = 512
+    """Longest view, special tokens included."""
+    incomplete_batch: Literal["keep", "drop"] = "keep"
+    """The rest of an epoch: a smaller update, or none as in the original code."""
+    evaluations: Positive = 1
+    """Evaluations per epoch."""
+    patience: Positive | None = None
+    """Stop after this many evaluations without a better score."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    layout: Literal["auto", "separate", "shared", "packed"] = "auto"
+    """How views fill rows. All give the same result; auto takes the fastest the base allows."""
+    tokens_per_forward: Positive | None = None
+    """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes in bfloat16 over fp32 weights; auto takes it where the hardware is made for it."""
+    checkpoint_minutes: float | None = Field(10, gt=0)
+    """Minutes between checkpoints for exact resume; null writes none."""
+    checkpoint_updates: Positive | None = None
+    """Updates between checkpoints, instead of or besides the minutes."""
+
+
+class Recipe(Part):
+    """Everything a run is told. What is not said is the paper's."""
+
+    about: str = ""
+    """One line for `gptft tasks`."""
+    task: TaskPart
+    base: BasePart = BasePart()
+    data: DataPart = DataPart()
+    train: TrainPart = TrainPart()

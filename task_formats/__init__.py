@@ -1,0 +1,34 @@
+"""Input transforms of GPT-1 as data: tasks, formats, labels, truncation and encoding.
+
+Standard library only; nothing here knows of tensors.
+"""
+
+from task_formats.encoding import ViewEncoder, split_common_prefix
+from task_formats.errors import RowError, UsageError, nearest
+from task_formats.example import Encoded, Example, Label, Prediction, Row, Specials
+from task_formats.formats import FORMATS, Format, named_format
+from task_formats.labels import Classes, Labels, Range
+from task_formats.prompts import Prompt
+from task_formats.task import Task
+
+__all__ = [
+    "FORMATS",
+    "Classes",
+    "Encoded",
+    "Example",
+    "Format",
+    "Label",
+    "Labels",
+    "Prediction",
+    "Prompt",
+    "Range",
+    "Row",
+    "RowError",
+    "Specials",
+    "Task",
+    "UsageError",
+    "ViewEncoder",
+    "named_format",
+    "nearest",
+    "split_common_prefix",
+]

@@ -1,0 +1,144 @@
+"""A task: how a row becomes an example, and what its label may be."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from task_formats import templates
+from task_formats.errors import RowError, UsageError, nearest
+from task_formats.example import Example, Label, Row
+from task_formats.formats import CHOICE, Format
+from task_formats.labels import Classes, Labels, Range
+from task_formats.prompts import Prompt
+
+CHOICES, LABEL = "choices", "label"
+
+Column = str | Sequence[str]
+"""A bare word names a column, braces make a template, a list picks parts."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, whatever is done with it: fine-tuning, prediction or prompting.
+
+    `columns` says where each field of the format, the choices and the label stand in a row.
+    `unlabelled` holds raw labels that mean "no label" in this data set (SNLI's "-").
+    `read`, for rows that need code, turns a row into another one before `columns` looks at it.
+    """
+
+    format: Format
+    columns: Mapping[str, Column]
+    labels: Labels
+    metrics: tuple[str, ...] = ()
+    prompt: Prompt | None = None
+    unlabelled: frozenset[str] = field(default_factory=frozenset)
+    read: Callable[[Row], Row] | None = None
+
+    def __post_init__(self) -> None:
+        wanted = {*self.format.fields, *([CHOICES] if self.format.chooses else [])}
+        for name in sorted(wanted - set(self.columns)):
+            raise UsageError(
+                f"task.columns lacks {name!r}", cure=f"The format reads {sorted(wanted)}."
+            )
+        for name in sorted(set(self.columns) - wanted - {LABEL}):
+            # A prompt may speak of more than the views do.
+            if self.prompt is None or name not in self.prompt.fields:
+                raise UsageError(
+                    f"task.columns has {name!r}, which nothing reads",
+                    cure=nearest(name, {*wanted, LABEL}),
+                )
+        if self.format.chooses and isinstance(self.labels, Range):
+            raise UsageError("a choice cannot have a range", cure="Give the labels of the choices.")
+
+    def example(self, row: Row, id: str, *, labelled: bool = True) -> Example:
+        """The row as an example; RowError says which column is wrong.
+
+        With `labelled=False` a missing label is fine, and a present one is still read.
+        """
+        row = self.read(row) if self.read else row
+        texts = {name for name in self.columns if name not in (CHOICES, LABEL)}
+        fields = {name: _text(row, self.columns[name], name) for name in sorted(texts)}
+        choices = self._choices(row)
+        label = self._label(row)
+        if label is None and labelled:
+            raise RowError("no label", cure="Give the row a label, or predict on it instead.")
+        if self.format.chooses and label is not None and label >= len(choices):
+            raise RowError(
+                f"label {self.labels.name(label)!r} names choice {int(label) + 1} of {len(choices)}"
+            )
+        return Example(id, fields, choices, label)
+
+    def _choices(self, row: Row) -> tuple[str, ...]:
+        if not self.format.chooses:
+            return ()
+        column = self.columns[CHOICES]
+        texts = _parts(row, column)
+        if len(texts) < 2:
+            raise RowError(f"{len(texts)} choices in column {column!r}", cure="Two are the fewest.")
+        most = len(self.labels.names) if isinstance(self.labels, Classes) else 0
+        if len(texts) > most:
+            raise RowError(f"{len(texts)} choices but {most} labels", cure="Extend task.labels.")
+        return texts
+
+    def _label(self, row: Row) -> Label:
+        if LABEL not in self.columns:
+            return None
+        value = _get(row, str(self.columns[LABEL]), missing=None)
+        text = "" if value is None else str(value).strip()
+        # The hub marks unlabelled rows with -1 (GLUE's test splits).
+        if text == "" or text in self.unlabelled or (text == "-1" and not self._knows(text)):
+            return None
+        return self.labels.parse(value)
+
+    def _knows(self, text: str) -> bool:
+        if isinstance(self.labels, Range):
+            return self.labels.low <= float(text)
+        return text in self.labels.raw or text in self.labels.names
+
+
+def _get(row: Row, name: str, **default: Any) -> Any:
+    try:
+        return templates.look_up(row, name)
+    except KeyError:
+        if default:
+            return default["missing"]
+        raise RowError(f"no column {name!r}", cure=nearest(name, map(str, row))) from None
+
+
+def _text(row: Row, column: Column, field_name: str) -> str:
+    """A field's text, without blanks at its ends (SST-2's train rows end in one, its test rows don't)."""
+    if not isinstance(column, str):
+        raise UsageError(f"task.columns.{field_name} is a list", cure="Only choices can be a list.")
+    names = templates.names(column) if templates.is_template(column) else (column,)
+    values = {name: _plain(_get(row, name), name) for name in names}
+    text = templates.fill(column, values).strip() if templates.is_template(column) else values[column]
+    if not text:
+        raise RowError(f"empty text for {field_name!r} in column {column!r}", cure="Fill it in.")
+    return text
+
+
+def _parts(row: Row, column: Column) -> tuple[str, ...]:
+    if not isinstance(column, str):
+        return tuple(_text(row, part, f"{CHOICES}[{k}]") for k, part in enumerate(column))
+    values = _get(row, column)
+    if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
+        raise RowError(
+            f"column {column!r} holds {values!r}, not a list of choices",
+            cure="For choices in columns of their own write choices: [ending1, ending2].",
+        )
+    texts = tuple(_plain(value, f"{column}[{k}]") for k, value in enumerate(values))
+    for k, text in enumerate(texts):
+        if not text:
+            raise RowError(f"choice {k + 1} in column {column!r} is empty", cure="Fill it in.")
+    return texts
+
+
+def _plain(value: Any, name: str) -> str:
+    if value is None:
+        raise RowError(f"column {name!r} is empty", cure="Fill it in.")
+    if isinstance(value, list | tuple | Mapping):
+        raise RowError(f"column {name!r} holds a {type(value).__name__}, not a text")
+    return str(value).strip()
+
+
+__all__ = ["CHOICE", "CHOICES", "LABEL", "Column", "Task"]
