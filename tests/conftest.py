@@ -1,0 +1,53 @@
+"""What every test stands on: no network, one thread, a deterministic hypothesis, shared data."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before anything imports torch or the hub's libraries, and for the processes that tests start.
+# The cache of whoever runs the tests is neither read nor filled.
+_HUB = tempfile.TemporaryDirectory(prefix="gptft-tests-hub-", ignore_cleanup_errors=True)
+os.environ.update(
+    HF_HOME=_HUB.name,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+)
+
+# No test may fail for being slow on a busy machine. On CI the same examples come every time.
+settings.register_profile("here", deadline=None)
+settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository, with public data sets under `data`."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data" / "README.md").is_file():
+        pytest.skip("no public data sets beside the repository (../shared/data)")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped on a machine without an accelerator."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if not marked:
+        return
+    import torch
+
+    if not torch.accelerator.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no accelerator on this machine"))
