@@ -1,0 +1,39 @@
+"""Low-rank adapters through peft, an optional extra."""
+
+from typing import cast
+
+from transformers import PreTrainedModel
+
+from finetune.recipe import LoraPart
+from task_formats import UsageError
+
+
+def adapt(decoder: PreTrainedModel, part: LoraPart, fresh: list[int]) -> PreTrainedModel:
+    """The decoder with adapters in its linear layers; the rows `fresh` of the embedding train too.
+
+    Raises UsageError where peft is not installed or no layer bears a name of `targets`.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UsageError(
+            "base.lora needs the package peft", cure="pip install 'gptft[lora]'"
+        ) from error
+    config = LoraConfig(
+        r=part.rank,
+        lora_alpha=part.alpha,
+        lora_dropout=part.dropout,
+        target_modules=part.targets if isinstance(part.targets, str) else list(part.targets),
+        trainable_token_indices=fresh,
+    )
+    try:
+        return cast(PreTrainedModel, get_peft_model(decoder, config))
+    except ValueError as error:
+        raise UsageError(
+            f"base.lora does not fit this base: {error}", cure="Name its linear layers in targets."
+        ) from error
+
+
+def merged(decoder: PreTrainedModel) -> PreTrainedModel:
+    """A plain decoder with the adapters added into its weights; the decoder itself is unchanged."""
+    raise NotImplementedError

@@ -1,0 +1,151 @@
+"""Who sees whom: the one place that knows a row may hold several views or several examples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from finetune.batch import Batch, Span
+
+NAME = "gptft"
+
+Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention over one block: queries, keys, values, and a mask where it is not plain causal."""
+
+Pieces = list[tuple[Span | None, int]]
+"""A row cut into spans and gaps (padding), each with its number of columns."""
+
+
+class Sight:
+    """The spans of one batch, and the masks that its attention layers ask for, each made once.
+
+    A token sees an earlier column of its own example that is prefix or of its own ending, and
+    with a sliding window only those fewer than `window` places back.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.spans = batch.spans
+        self._place, self._ending = batch.place, batch.ending
+        self._masks: dict[Any, Tensor] = {}
+        # One causal call serves all rows when each starts with the one view it holds: what stands
+        # to the right of it is padding, and nobody looks right.
+        self.rowwise = all(
+            span.start == 0 and len(span.endings) <= 1 for span in self.spans
+        ) and len({span.row for span in self.spans}) == len(self.spans)
+        self.longest = max(span.longest for span in self.spans)
+        self.pieces = [_pieces(self.spans, r, batch.tokens.shape[1]) for r in range(len(batch.tokens))]
+
+    def is_causal(self, span: Span, window: int | None) -> bool:
+        """True when plain causal attention over the span's columns is its whole rule."""
+        return len(span.endings) <= 1 and (window is None or span.longest <= window)
+
+    def mask(self, span: Span, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(L, L) additive mask over the span's columns: 0 where seen, the dtype's lowest where not.
+
+        Additive because a boolean mask is silently wrong under eager attention (facts, trap 11).
+        """
+        key = (span, window, dtype)
+        if key not in self._masks:
+            columns = slice(span.start, span.stop)
+            place, ending = self._place[span.row, columns], self._ending[span.row, columns]
+            self._masks[key] = _additive(_seen(place, ending, window), dtype)
+        return self._masks[key]
+
+
+def _pieces(spans: tuple[Span, ...], row: int, width: int) -> Pieces:
+    pieces: Pieces = []
+    at = 0
+    for span in (span for span in spans if span.row == row):
+        pieces += [(None, span.start - at)] if span.start > at else []
+        pieces.append((span, span.stop - span.start))
+        at = span.stop
+    return pieces + ([(None, width - at)] if at < width else [])
+
+
+def _seen(place: Tensor, ending: Tensor, window: int | None) -> Tensor:
+    """(L, L) boolean: may the token of a row see the token of a column?"""
+    back = place[:, None] - place[None, :]
+    same = (ending[None, :] == -1) | (ending[None, :] == ending[:, None])
+    near = back >= 0 if window is None else (back >= 0) & (back < window)
+    return near & same
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sight: Sight,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """(R, H, T, d) queries against (R, G, T, d) keys and values, as transformers calls it.
+
+    Columns of no span give zeros; nothing reads them.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    core = _core(dropout, scaling, softcap)
+    if sight.rowwise and (sliding_window is None or sight.longest <= sliding_window):
+        return core(query, key, value, None).transpose(1, 2).contiguous(), None
+    rows = [
+        _attend_row(core, sight, pieces, sliding_window, row)
+        for pieces, *row in zip(sight.pieces, *(x.split(1) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+def _attend_row(
+    core: Core, sight: Sight, pieces: Pieces, window: int | None, row: list[Tensor]
+) -> Tensor:
+    """(1, H, T, d) of one row. One split and one concatenation: cheap to differentiate."""
+    lengths = [length for _, length in pieces]
+    outputs = []
+    for (span, _), q, k, v in zip(pieces, *(x.split(lengths, dim=2) for x in row), strict=True):
+        if span is None:
+            outputs.append(torch.zeros_like(v))
+            continue
+        causal = sight.is_causal(span, window)
+        outputs.append(core(q, k, v, None if causal else sight.mask(span, window, q.dtype)))
+    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+
+
+def _core(dropout: float, scaling: float, softcap: float | None) -> Core:
+    """Attention over one block; without a mask it is causal."""
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling
+        )
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            length = q.shape[-2]
+            seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
+            mask = _additive(seen, q.dtype)
+        scores = (q * scaling) @ k.transpose(-1, -2)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        return drop((scores + mask).softmax(-1, dtype=torch.float32).to(v.dtype), dropout) @ v
+
+    # With dropout on the weights PyTorch's kernel falls back to slow arithmetic on a CPU.
+    return plain if dropout > 0 or softcap is not None else fused
+
+
+AttentionInterface.register(NAME, attend)

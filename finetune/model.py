@@ -1,0 +1,117 @@
+"""Two readers of a decoder: a linear head for fine-tuning, and the language model itself."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from finetune.attention import NAME, Sight
+from finetune.batch import Batch
+from finetune.losses import Outputs, lm_loss, token_losses
+from task_formats import Format, Labels
+
+
+class Head(nn.Module):
+    """A linear map of the states at the extract tokens, summed over the axis without a label.
+
+    A linear map of a sum is the sum of the maps, so for two orders of a pair this is the paper's
+    "add the two states, then classify": the bias comes after the sum, and one dropout mask serves
+    all views of an example, as in the original.
+    """
+
+    def __init__(self, width: int, classes: int, chooses: bool, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.chooses, self.dropout = chooses, dropout
+        self.weight = nn.Parameter(0.02 * torch.randn(1 if chooses else classes, width))
+        self.bias = nn.Parameter(torch.zeros(1 if chooses else classes))
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """(N, K, D) states and (N, K) booleans to (N, L) logits, L being K for choices, else C."""
+        if self.training and self.dropout > 0:
+            ones = features.new_ones(features.shape[0], 1, features.shape[2])
+            features = features * nn.functional.dropout(ones, self.dropout)
+        # In float32 whatever the decoder computed in: it is small, and its sums decide.
+        scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
+        if self.chooses:
+            return (scores[..., 0] + self.bias).masked_fill(~present, -torch.inf)
+        return scores.masked_fill(~present[..., None], 0).sum(1) + self.bias
+
+
+class Reader(nn.Module):
+    """A decoder that reads a Batch in whatever layout it comes."""
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def states(self, batch: Batch) -> Tensor:
+        """(R·T, D) last hidden states."""
+        body = plain(self.decoder).base_model
+        arguments = {"input_ids": batch.tokens, "position_ids": batch.place}
+        if self.decoder.config._attn_implementation == NAME:
+            found = body(**arguments, sight=Sight(batch), use_cache=False)
+        else:
+            found = body(**arguments, **_padding_mask(batch))
+        return cast(Tensor, found.last_hidden_state).flatten(0, 1)
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+        """(V, D) weight and (V,) bias of the layer that predicts tokens."""
+        layer = self.decoder.get_output_embeddings()
+        return cast(Tensor, layer.weight), cast("Tensor | None", getattr(layer, "bias", None))
+
+
+def plain(decoder: PreTrainedModel) -> PreTrainedModel:
+    """The transformers model itself, without a wrapper of adapters."""
+    return cast(PreTrainedModel, getattr(decoder, "get_base_model", lambda: decoder)())
+
+
+def _padding_mask(batch: Batch) -> dict[str, Tensor]:
+    """Right-padded rows need no mask under causal attention; rows padded on the left do."""
+    if all(span.start == 0 for span in batch.spans):
+        return {}
+    return {"attention_mask": (batch.example >= 0).long()}
+
+
+class TaskModel(nn.Module):
+    """Decoder and head: what is fine-tuned, and what predicts."""
+
+    def __init__(
+        self, decoder: PreTrainedModel, format: Format, labels: Labels, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.reader = Reader(decoder)
+        width = self.reader.output_layer()[0].shape[1]
+        self.head = Head(width, labels.width, format.chooses, dropout)
+
+    def forward(self, batch: Batch, lm: bool = False) -> Outputs:
+        """(N, L) logits, and with `lm` the batch's share of the LM loss."""
+        states = self.reader.states(batch)
+        features = states[batch.last.clamp(min=0)]
+        logits = self.head(features, batch.last >= 0)
+        if not lm:
+            return Outputs(logits, logits.new_zeros(()))
+        weight, bias = self.reader.output_layer()
+        return Outputs(logits, lm_loss(states[batch.source], weight, bias, batch.target, batch.weight))
+
+
+class LanguageModel(nn.Module):
+    """A decoder alone: the log-probability of each ending, and the loss of plain text."""
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.reader = Reader(decoder)
+
+    def forward(self, batch: Batch, lm: bool = False) -> Outputs:
+        """(N, K) log-probabilities of the endings in nats, or with `lm` the LM loss instead."""
+        states = self.reader.states(batch)
+        weight, bias = self.reader.output_layer()
+        logits = batch.share.new_full(batch.last.shape, -torch.inf)
+        if lm:
+            loss = lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
+            return Outputs(logits, loss)
+        asked = batch.view >= 0
+        nll = token_losses(states[batch.source[asked]], weight, bias, batch.target[asked])
+        sums = nll.new_zeros(batch.last.numel()).index_add(0, batch.view[asked], nll)
+        scores = -sums.view_as(batch.last)
+        return Outputs(torch.where(batch.last >= 0, scores, logits), states.new_zeros(()))
