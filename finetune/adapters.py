@@ -1,5 +1,6 @@
 """Low-rank adapters through peft, an optional extra."""
 
+from copy import deepcopy
 from typing import cast
 
 from transformers import PreTrainedModel
@@ -35,5 +36,7 @@ def adapt(decoder: PreTrainedModel, part: LoraPart, fresh: list[int]) -> PreTrai
 
 
 def merged(decoder: PreTrainedModel) -> PreTrainedModel:
-    """A plain decoder with the adapters added into its weights; the decoder itself is unchanged."""
-    raise NotImplementedError
+    """The plain decoder with any adapters added into its weights; `decoder` stays as it is."""
+    if not hasattr(decoder, "merge_and_unload"):
+        return decoder
+    return cast(PreTrainedModel, deepcopy(decoder).merge_and_unload())

@@ -1,0 +1,53 @@
+"""What this machine computes with: processes, device, precision and layout."""
+
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from finetune.attention import NAME
+from finetune.batch import Layout
+from finetune.recipe import TrainPart
+from task_formats import UsageError
+
+Precision = Literal["fp32", "bf16"]
+
+TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of a forward pass where the recipe names none, by kind of device."""
+
+
+def start_processes(precision: Precision, device: str | None = None) -> Accelerator:
+    """This process's place among its peers, on the device it is given or the best there is."""
+    mixed = "bf16" if precision == "bf16" else "no"
+    if device is not None and device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"no device {device!r} here", cure="Leave the device out, or name cpu.")
+    return Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+
+
+def choose_precision(asked: Literal["auto", "fp32", "bf16"]) -> Precision:
+    """bf16 where the hardware is made for it: recent GPUs, and CPUs with AMX."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def choose_layout(part: TrainPart, decoder: PreTrainedModel, chooses: bool) -> Layout:
+    """The asked layout, or the fastest the base can take. UsageError where it cannot take it."""
+    free = decoder.config._attn_implementation == NAME
+    if part.layout != "auto":
+        if part.layout != "separate" and not free:
+            raise UsageError(
+                f"this base ({decoder.config.model_type}) cannot take the layout {part.layout!r}",
+                where="train.layout",
+                cure="Its attention is its own: use separate, or auto.",
+            )
+        return part.layout
+    return "packed" if free else "separate"
+
+
+def choose_budget(part: TrainPart, device: torch.device) -> int:
+    """Most tokens in a forward pass."""
+    return part.tokens_per_forward or TOKENS.get(device.type, TOKENS["cpu"])

@@ -1,0 +1,106 @@
+"""Scores over all rows, each counted once however many processes share the work."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch import nn
+
+from finetune.batch import Layout, collate
+from finetune.losses import task_loss
+from finetune.metrics import score
+from finetune.sampling import group, measure
+from task_formats import Encoded, Prediction, Task
+
+
+class Reading(NamedTuple):
+    """How batches are made for a reader: layout, pad token, and tokens per forward pass."""
+
+    layout: Layout
+    pad: int
+    budget: int
+
+
+class Evaluation(NamedTuple):
+    """Scores by metric, and what was predicted for every row, in order."""
+
+    scores: dict[str, float]
+    predictions: list[Prediction]
+
+
+Round = list[tuple[int, np.ndarray]]
+"""What one forward pass found on this process: an index and (L,) logits per row."""
+
+
+def read_rounds(
+    model: nn.Module, examples: Sequence[Encoded], reading: Reading, accelerator: Accelerator
+) -> Iterator[Round]:
+    """This process's share of all rows, a forward pass at a time, in order of length.
+
+    Every process yields as many rounds, the last of them perhaps empty, so that whoever consumes
+    them can agree with its peers between two rounds.
+    """
+    groups = group(np.arange(len(examples)), measure(examples), reading.layout, reading.budget)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    for at in range(0, len(groups), processes):
+        mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
+        yield list(zip(mine.tolist(), _logits(model, mine, examples, reading, accelerator)))
+
+
+def _logits(
+    model: nn.Module,
+    indices: np.ndarray,
+    examples: Sequence[Encoded],
+    reading: Reading,
+    accelerator: Accelerator,
+) -> np.ndarray:
+    """(N, L) float32 logits of the indexed rows; without dropout, whatever mode the model is in."""
+    if not len(indices):
+        return np.empty((0, 0), np.float32)
+    batch = collate([examples[n] for n in indices], reading.layout, reading.pad)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        logits = model(send_to_device(batch, accelerator.device)).logits.float().cpu().numpy()
+    model.train(was_training)
+    return cast(np.ndarray, logits)
+
+
+def evaluate(
+    rounds: Iterable[Round],
+    examples: Sequence[Encoded],
+    task: Task,
+    accelerator: Accelerator,
+    positive: str | None = None,
+) -> Evaluation:
+    """The task's metrics and the mean task loss over labelled examples."""
+    logits = gather(rounds, len(examples), accelerator)
+    predictions = [
+        task.labels.decode(example.id, row[np.isfinite(row)].tolist())
+        for example, row in zip(examples, logits, strict=True)
+    ]
+    labels = [example.label for example in examples]
+    known = [n for n, label in enumerate(labels) if label is not None]
+    gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
+    scores = score(task.metrics, [predictions[n].label for n in known], gold, positive)
+    loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
+    return Evaluation({**scores, "loss": float(loss.mean())}, predictions)
+
+
+def gather(rounds: Iterable[Round], rows: int, accelerator: Accelerator) -> np.ndarray:
+    """(N, L) logits of all processes in the rows' order; -inf where a row has fewer choices.
+
+    A row that is missing or there twice is an error, never a silently wrong score.
+    """
+    found = [item for round in rounds for item in round]
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    if sorted(index for index, _ in found) != list(range(rows)):
+        raise RuntimeError(f"{len(found)} results for {rows} rows")
+    table = np.full((rows, max(len(row) for _, row in found)), -np.inf, np.float32)
+    for index, row in found:
+        table[index, : len(row)] = row
+    return table

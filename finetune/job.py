@@ -1,0 +1,137 @@
+"""One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import AdamW
+
+from finetune.bases import Base, load_decoder
+from finetune.batch import Batch, collate, total
+from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
+from finetune.evaluation import Reading
+from finetune.loop import Settings
+from finetune.model import TaskModel
+from finetune.optimizer import build_optimizer
+from finetune.preparation import Split, check_positions, encode_split
+from finetune.recipe import Recipe
+from finetune.sampling import Order, Sizes, deal, group, measure
+from finetune.schedule import schedule
+from task_formats import Task, UsageError
+
+
+@dataclass(frozen=True)
+class Job:
+    """All parts of a fine-tuning run, ready for its first update."""
+
+    recipe: Recipe
+    task: Task
+    base: Base
+    model: TaskModel
+    wrapped: nn.Module
+    """The model as its processes share it; the model itself on one process."""
+    optimizer: AdamW
+    accelerator: Accelerator
+    train: Split
+    evaluated: Split | None
+    reading: Reading
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of the training rows."""
+        return measure(self.train.examples)
+
+    @cached_property
+    def order(self) -> Order:
+        """Which rows every update reads."""
+        part = self.recipe.train
+        drop = part.incomplete_batch == "drop"
+        return Order(len(self.train.examples), part.batch_size, part.epochs, part.seed, drop)
+
+    @property
+    def settings(self) -> Settings:
+        """What the loop needs to know."""
+        part = self.recipe.train
+        factor = schedule(self.order.updates, part.warmup)
+        return Settings(
+            lambda update: part.learning_rate * factor(update),
+            part.epsilon,
+            part.lm_coefficient,
+            part.max_grad_norm,
+            part.seed,
+            self.reading.budget,
+        )
+
+    def forwards(self, update: int, budget: int | None) -> list[Batch]:
+        """The forward passes of an update on this process: its rows, sorted by length and cut."""
+        indices = self.order.indices(update)
+        totals = total([self.train.examples[n] for n in indices])
+        own = deal(indices, self.sizes, self.accelerator.num_processes)
+        mine = own[self.accelerator.process_index]
+        if not len(mine):
+            return [self._idle(indices[:1])]
+        groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
+        return [
+            collate(
+                [self.train.examples[n] for n in rows],
+                self.reading.layout,
+                self.reading.pad,
+                totals,
+            )
+            for rows in groups
+        ]
+
+    def _idle(self, indices: np.ndarray) -> Batch:
+        """A row that weighs nothing: every process must take part in the exchange of gradients."""
+        batch = collate(
+            [self.train.examples[n] for n in indices], self.reading.layout, self.reading.pad
+        )
+        return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
+
+
+def prepare_job(recipe: Recipe, task: Task) -> Job:
+    """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
+    accelerator = start_processes(choose_precision(recipe.train.precision))
+    base = load_decoder(recipe.base, recipe.train.seed)
+    check_positions(recipe.train.max_tokens, base)
+    # One process reads and writes the cache; the others then find it there.
+    with accelerator.main_process_first():
+        train = encode_split(recipe, task, base, _needed(recipe.data.train))
+        held_out = recipe.data.evaluate
+        evaluated = encode_split(recipe, task, base, held_out) if held_out else None
+    torch.manual_seed(recipe.train.seed)
+    model = TaskModel(base.decoder, task.format, task.labels, recipe.train.head_dropout)
+    model.to(accelerator.device)
+    _freeze_unread(model, recipe.train.lm_coefficient)
+    optimizer = build_optimizer(model.parameters(), recipe.train)
+    layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
+    reading = Reading(layout, base.pad, choose_budget(recipe.train, accelerator.device))
+    wrapped = cast(nn.Module, accelerator.prepare_model(model))
+    job = Job(
+        recipe, task, base, model, wrapped, optimizer, accelerator, train, evaluated, reading
+    )
+    if job.order.updates < 1:
+        raise UsageError(
+            f"{len(train.examples)} rows make no update of {recipe.train.batch_size}",
+            where="train.batch_size",
+            cure="Lower --batch-size, or set train.incomplete_batch to keep.",
+        )
+    return job
+
+
+def _needed(split: str | None) -> str:
+    if split is None:
+        raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
+    return split
+
+
+def _freeze_unread(model: TaskModel, lm_coefficient: float) -> None:
+    """Without an LM loss an output layer of its own gets no gradient: it must not wait for one."""
+    embedding = model.reader.decoder.get_input_embeddings().weight
+    for part in model.reader.output_layer():
+        if part is not None and part is not embedding and lm_coefficient == 0:
+            part.requires_grad_(False)

@@ -1,0 +1,104 @@
+"""Which examples an update reads: a pure function of the seed, the epoch and the update's number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune.batch import Layout
+from task_formats import Encoded
+
+
+@dataclass(frozen=True)
+class Order:
+    """Shuffled epochs of `rows` examples, cut into updates of `batch_size`.
+
+    Nothing is remembered between updates, so a run resumes anywhere, and any number of processes
+    or any micro-batch reads the same examples in the same update.
+    """
+
+    rows: int
+    batch_size: int
+    epochs: float
+    seed: int
+    drop_incomplete: bool = False
+
+    @property
+    def per_epoch(self) -> int:
+        """Updates in an epoch; an incomplete batch counts unless it is dropped."""
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + (1 if rest and not self.drop_incomplete else 0)
+
+    @property
+    def updates(self) -> int:
+        """Updates in all (the original: floor(n / 32) · 3)."""
+        return round(self.per_epoch * self.epochs)
+
+    def epoch(self, update: int) -> float:
+        """How many epochs are done after update 1, 2, ..."""
+        return update / self.per_epoch
+
+    def indices(self, update: int) -> np.ndarray:
+        """The examples of update 1, 2, ...: (B,) indices, fewer at the end of an epoch."""
+        epoch, step = divmod(update - 1, self.per_epoch)
+        at = step * self.batch_size
+        return shuffled(self.rows, self.seed, epoch)[at : at + self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch: (N,) indices."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+
+
+class Sizes(NamedTuple):
+    """How large each of N examples is, to plan forward passes without reading them."""
+
+    tokens: np.ndarray
+    """(N,) tokens with the prefix read once."""
+    views: np.ndarray
+    """(N,) views; 1 where there are no endings."""
+    longest: np.ndarray
+    """(N,) tokens of the longest view."""
+
+    def cells(self, chosen: np.ndarray, layout: Layout) -> int:
+        """Tokens that a forward pass over the chosen examples computes, padding included."""
+        if layout == "packed":
+            return int(self.tokens[chosen].sum())
+        if layout == "shared":
+            return len(chosen) * int(self.tokens[chosen].max())
+        return int(self.views[chosen].sum() * self.longest[chosen].max())
+
+
+def measure(examples: Sequence[Encoded]) -> Sizes:
+    """The sizes of all examples."""
+    found = [
+        (e.tokens, max(len(e.endings), 1), len(e.prefix) + max(map(len, e.endings), default=0))
+        for e in examples
+    ]
+    return Sizes(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
+
+
+def deal(indices: np.ndarray, sizes: Sizes, processes: int) -> list[np.ndarray]:
+    """An update's examples dealt to processes, longest first to and fro, so that loads are even."""
+    ranked = indices[np.argsort(-sizes.tokens[indices], kind="stable")]
+    laps, seat = np.divmod(np.arange(len(ranked)), processes)
+    seat = np.where(laps % 2, processes - 1 - seat, seat)
+    return [ranked[seat == process] for process in range(processes)]
+
+
+def group(indices: np.ndarray, sizes: Sizes, layout: Layout, budget: int) -> list[np.ndarray]:
+    """Examples sorted by length and cut where a forward pass would exceed `budget` tokens.
+
+    Neighbours in length waste least padding. One example always goes, however long it is.
+    """
+    ranked = indices[np.argsort(-sizes.tokens[indices], kind="stable")]
+    groups, at = [], 0
+    for end in range(1, len(ranked) + 1):
+        if end < len(ranked) and sizes.cells(ranked[at : end + 1], layout) <= budget:
+            continue
+        groups.append(ranked[at:end])
+        at = end
+    return groups

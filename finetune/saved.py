@@ -1,0 +1,43 @@
+"""A trained model on disk: a plain transformers folder, and the head beside it."""
+
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune.adapters import merged
+from finetune.bases import Base, load_decoder
+from finetune.model import TaskModel
+from finetune.recipe import BasePart
+from task_formats import Task, UsageError
+
+HEAD = "head.safetensors"
+
+
+def save_model(folder: Path, model: nn.Module, base: Base) -> None:
+    """Writes decoder, tokenizer and head; what is read back computes the very same numbers.
+
+    Adapters are merged into the weights, so the folder is a base like any other.
+    """
+    task_model = cast(TaskModel, model)
+    decoder = merged(cast(PreTrainedModel, task_model.reader.decoder))
+    decoder.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
+    save_file(head, folder / HEAD)
+
+
+def load_model(folder: Path, task: Task, *, trust_remote_code: bool = False) -> tuple[TaskModel, Base]:
+    """Decoder and head as saved, for reading only: no dropout. UsageError where a file lacks."""
+    if not (folder / HEAD).is_file():
+        raise UsageError(
+            f"no trained model in {folder}",
+            cure="Give the folder of a finished run, such as runs/rte.",
+        )
+    part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code)
+    base = load_decoder(part)
+    model = TaskModel(base.decoder, task.format, task.labels)
+    model.head.load_state_dict(load_file(folder / HEAD))
+    return model.eval(), base

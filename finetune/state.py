@@ -1,0 +1,38 @@
+"""What training changes, as named tensors: weights and the optimizer's moments."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def capture(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    """Every trained weight with its moments. Frozen weights come from the base again."""
+    found = {}
+    for name, parameter in _trained(model):
+        found[f"weight.{name}"] = parameter.detach()
+        for moment in _MOMENTS:
+            if moment in optimizer.state.get(parameter, {}):
+                found[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    return found
+
+
+def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+    """Puts captured tensors back, bit for bit. ValueError where they are another model's."""
+    names = {name for name, _ in _trained(model)}
+    saved = {name.partition(".")[2] for name in tensors}
+    if names != saved:
+        raise ValueError(f"the checkpoint holds other weights: {sorted(names ^ saved)[:3]}")
+    for name, parameter in _trained(model):
+        with torch.no_grad():
+            parameter.copy_(tensors[f"weight.{name}"])
+        moments = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
+        if moments:
+            optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in moments.items()}
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, part) for name, part in model.named_parameters() if part.requires_grad]
