@@ -1,7 +1,7 @@
 """The one exception for mistakes that the person at the keyboard can cure."""
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UsageError(ValueError):

@@ -8,6 +8,8 @@ from task_formats.errors import UsageError, nearest
 from task_formats.example import Example
 
 CHOICE = "choice"
+RESERVED = frozenset({"choices", "label"})
+"""Columns with a meaning of their own: no view may read them as texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class Format:
                     raise UsageError(
                         f"the segment {segment!r} names no field", cure="Write it as {field}."
                     )
+                for name in RESERVED.intersection(templates.names(segment)):
+                    cure = "A view may read a {choice}, and fields of any other name."
+                    raise UsageError(f"the segment {segment!r} reads {name!r}", cure=cure)
         if self.chooses and not all(map(mentions_choice, self.views)):
             raise UsageError(
                 "one view mentions {choice} and another does not",

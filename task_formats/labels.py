@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 from task_formats.errors import RowError, UsageError, nearest
@@ -24,9 +25,15 @@ class Classes:
     @classmethod
     def of(cls, labels: Mapping[Any, str] | Sequence[str]) -> "Classes":
         """From `{raw: name}`, or from a list of names that stand in the data as they are."""
-        pairs = labels if isinstance(labels, Mapping) else {name: name for name in labels}
-        raw = {_text(key): str(name) for key, name in pairs.items()}
+        pairs = labels.items() if isinstance(labels, Mapping) else zip(labels, labels, strict=True)
+        raw: dict[str, str] = {}
+        for key, name in ((as_text(key), as_text(name)) for key, name in pairs):
+            if key in raw:
+                raise UsageError(f"label {key!r} is given twice", cure="Give every label once.")
+            raw[key] = name
         names = tuple(dict.fromkeys(raw.values()))
+        if "" in names:
+            raise UsageError("a label has an empty name", cure="Give every label a name.")
         if len(names) < 2:
             raise UsageError(
                 f"labels need at least two names, not {list(names)}",
@@ -34,7 +41,8 @@ class Classes:
             )
         clashing = [key for key, name in raw.items() if key in names and key != name]
         if clashing:
-            raise UsageError(f"label {clashing[0]!r} is both a value of one class and another's name")
+            what = f"label {clashing[0]!r} is both a value of one class and another's name"
+            raise UsageError(what, cure="Give the classes names of their own.")
         return cls(names, raw)
 
     @property
@@ -49,7 +57,7 @@ class Classes:
 
     def parse(self, value: Any) -> int:
         """The index of a raw value or a name; RowError where it is neither."""
-        text = _text(value)
+        text = as_text(value)
         if text not in self._index:
             raise RowError(f"unknown label {value!r}", cure=_known(text, self._index))
         return self._index[text]
@@ -63,7 +71,7 @@ class Classes:
         top = max(logits)
         powers = [math.exp(value - top) for value in logits]
         total = math.fsum(powers)
-        best = max(range(len(powers)), key=powers.__getitem__)
+        best = max(range(len(logits)), key=logits.__getitem__)
         return Prediction(id, self.names[best], tuple(power / total for power in powers))
 
 
@@ -108,11 +116,14 @@ class Range:
 Labels = Classes | Range
 
 
-def _text(value: Any) -> str:
-    """A label as text: 1, 1.0 and "1" are one label; True is "True"."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+def as_text(value: Any) -> str:
+    """A label as text: 1, 1.0 and "1" are one label; True is "True", nothing at all is ""."""
+    if not isinstance(value, int) and isinstance(value, Real):  # numpy's numbers are Real too
+        number = float(value)
+        if math.isnan(number):
+            return ""
+        value = int(number) if number.is_integer() else number
+    return "" if value is None else str(value).strip()
 
 
 def _known(text: str, index: Mapping[str, int]) -> str:

@@ -1,13 +1,14 @@
 """The same task asked in words: a question, and the words that stand for each answer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from task_formats import templates
-from task_formats.errors import UsageError
+from task_formats.errors import UsageError, nearest
 from task_formats.example import Example
 from task_formats.formats import CHOICE
+from task_formats.labels import Labels, Range
 
 Normalization = Literal["none", "token", "byte", "prior"]
 
@@ -37,12 +38,39 @@ class Prompt:
             )
         object.__setattr__(self, "fields", frozenset(templates.names(self.text)))
 
+    def fit(self, chooses: bool, labels: Labels, fields: Sequence[str]) -> "Prompt":
+        """The prompt with its answers in the order of a task's labels (facts, trap 4).
+
+        Raises UsageError where the text or the answers name what the task does not have.
+        """
+        for name in sorted(self.fields - set(fields)):
+            raise _misfit(f"the text names {name!r}", nearest(name, fields))
+        if chooses != isinstance(self.answers, str):
+            cure = 'Write answers: " {choice}".' if chooses else "Give a word for every label."
+            raise _misfit("the answers do not fit the format", cure)
+        if isinstance(self.answers, str):
+            return self
+        if isinstance(labels, Range):
+            raise _misfit("a score cannot be asked for in words", "Leave the prompt out.")
+        for name in self.answers:
+            if name not in labels.names:
+                cure = nearest(name, labels.names)
+                raise _misfit(f"the answers name an unknown label {name!r}", cure)
+        for name in labels.names:
+            if name not in self.answers:
+                raise _misfit(f"the answers lack the label {name!r}", "Give it a word.")
+        return replace(self, answers={name: self.answers[name] for name in labels.names})
+
     def question(self, example: Example) -> str:
         """The example in words, its answer left open."""
         return templates.fill(self.text, example.fields)
 
     def answer_texts(self, example: Example) -> tuple[str, ...]:
-        """The K answers, in the order of the labels or of the choices."""
+        """The K answers, in the order of the choices, or of `answers` (see `fit`)."""
         if isinstance(self.answers, str):
             return tuple(templates.fill(self.answers, {CHOICE: text}) for text in example.choices)
         return tuple(self.answers.values())
+
+
+def _misfit(what: str, cure: str) -> UsageError:
+    return UsageError(what, where="task.prompt", cure=cure)

@@ -1,14 +1,16 @@
 """A task: how a row becomes an example, and what its label may be."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from task_formats import templates
 from task_formats.errors import RowError, UsageError, nearest
 from task_formats.example import Example, Label, Row
 from task_formats.formats import CHOICE, Format
-from task_formats.labels import Classes, Labels, Range
+from task_formats.labels import Classes, Labels, Range, as_text
 from task_formats.prompts import Prompt
 
 CHOICES, LABEL = "choices", "label"
@@ -47,8 +49,14 @@ class Task:
                     f"task.columns has {name!r}, which nothing reads",
                     cure=nearest(name, {*wanted, LABEL}),
                 )
+        for name, column in self.columns.items():
+            _check(name, column)
         if self.format.chooses and isinstance(self.labels, Range):
             raise UsageError("a choice cannot have a range", cure="Give the labels of the choices.")
+        if self.prompt:
+            texts = sorted(set(self.columns) - {CHOICES, LABEL})
+            fitted = self.prompt.fit(self.format.chooses, self.labels, texts)
+            object.__setattr__(self, "prompt", fitted)
 
     def example(self, row: Row, id: str, *, labelled: bool = True) -> Example:
         """The row as an example; RowError says which column is wrong.
@@ -57,11 +65,11 @@ class Task:
         """
         row = self.read(row) if self.read else row
         texts = {name for name in self.columns if name not in (CHOICES, LABEL)}
-        fields = {name: _text(row, self.columns[name], name) for name in sorted(texts)}
+        fields = {name: _text(row, str(self.columns[name]), name) for name in sorted(texts)}
         choices = self._choices(row)
         label = self._label(row)
         if label is None and labelled:
-            raise RowError("no label", cure="Give the row a label, or predict on it instead.")
+            raise self._no_label(row)
         if self.format.chooses and label is not None and label >= len(choices):
             raise RowError(
                 f"label {self.labels.name(label)!r} names choice {int(label) + 1} of {len(choices)}"
@@ -83,10 +91,12 @@ class Task:
     def _label(self, row: Row) -> Label:
         if LABEL not in self.columns:
             return None
-        value = _get(row, str(self.columns[LABEL]), missing=None)
-        text = "" if value is None else str(value).strip()
-        # The hub marks unlabelled rows with -1 (GLUE's test splits).
-        if text == "" or text in self.unlabelled or (text == "-1" and not self._knows(text)):
+        column = str(self.columns[LABEL])
+        value = _get(row, column) if _has(row, column) else None
+        text = as_text(value)
+        # The hub marks unlabelled rows with -1 (GLUE's test splits; -1.0 where labels are scores).
+        missing = text in ("-1", "-1.0") and not self._knows("-1")
+        if text == "" or missing or text in self.unlabelled:
             return None
         return self.labels.parse(value)
 
@@ -95,23 +105,51 @@ class Task:
             return self.labels.low <= float(text)
         return text in self.labels.raw or text in self.labels.names
 
+    def _no_label(self, row: Row) -> RowError:
+        column = str(self.columns.get(LABEL, ""))
+        if column and not _has(row, column):
+            return _no_column(row, column)
+        return RowError("no label", cure="Give the row a label, or predict on it instead.")
 
-def _get(row: Row, name: str, **default: Any) -> Any:
+
+def _check(name: str, column: Column) -> None:
+    """UsageError where a column is written wrongly."""
+    where = f"task.columns.{name}"
+    if not isinstance(column, str):
+        if name != CHOICES:
+            raise UsageError("this is a list", where=where, cure="Only choices can be a list.")
+        for part in column:
+            _check(name, part)
+    elif templates.is_template(column):
+        if name == LABEL:
+            raise UsageError("a label is no template", where=where, cure="Name one column.")
+        templates.names(column)
+
+
+def _get(row: Row, name: str) -> Any:
     try:
         return templates.look_up(row, name)
     except KeyError:
-        if default:
-            return default["missing"]
-        raise RowError(f"no column {name!r}", cure=nearest(name, map(str, row))) from None
+        raise _no_column(row, name) from None
 
 
-def _text(row: Row, column: Column, field_name: str) -> str:
-    """A field's text, without blanks at its ends (SST-2's train rows end in one, its test rows don't)."""
-    if not isinstance(column, str):
-        raise UsageError(f"task.columns.{field_name} is a list", cure="Only choices can be a list.")
-    names = templates.names(column) if templates.is_template(column) else (column,)
-    values = {name: _plain(_get(row, name), name) for name in names}
-    text = templates.fill(column, values).strip() if templates.is_template(column) else values[column]
+def _has(row: Row, name: str) -> bool:
+    try:
+        templates.look_up(row, name)
+    except KeyError:
+        return False
+    return True
+
+
+def _no_column(row: Row, name: str) -> RowError:
+    return RowError(f"no column {name!r}", cure=nearest(name, map(str, row)))
+
+
+def _text(row: Row, column: str, field_name: str) -> str:
+    """A field's text, without blanks at its ends: SST-2's train rows end in one, others don't."""
+    template = column if templates.is_template(column) else f"{{{column}}}"
+    values = {name: _plain(_get(row, name), name) for name in templates.names(template)}
+    text = templates.fill(template, values).strip()
     if not text:
         raise RowError(f"empty text for {field_name!r} in column {column!r}", cure="Fill it in.")
     return text
@@ -134,9 +172,10 @@ def _parts(row: Row, column: Column) -> tuple[str, ...]:
 
 
 def _plain(value: Any, name: str) -> str:
-    if value is None:
+    # A missing value is None, or in tables from pandas a NaN; the words "nan" and "n/a" are text.
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
         raise RowError(f"column {name!r} is empty", cure="Fill it in.")
-    if isinstance(value, list | tuple | Mapping):
+    if isinstance(value, list | tuple | Mapping | bytes):
         raise RowError(f"column {name!r} holds a {type(value).__name__}, not a text")
     return str(value).strip()
 

@@ -1,0 +1,243 @@
+"""Token sequences: exactly the paper's, and whatever the texts and the limit, they fit."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from task_formats import (
+    FORMATS,
+    Encoded,
+    Example,
+    Format,
+    Specials,
+    UsageError,
+    ViewEncoder,
+    split_common_prefix,
+)
+
+S, D, E = SPECIALS = Specials(0, 1, 2)
+FIRST = 10
+
+OWN = {
+    "one view of three texts": Format((("{first}", "{second}", "{first}"),)),
+    "views of different texts": Format((("{first}",), ("{second}", "{text}"), ("{text}",))),
+    "words around fields": Format((("{first} and {second}", "so: {text}"),)),
+    "three texts a choice": Format((("{context}", "{first}", "{choice}"),)),
+}
+ALL = {**FORMATS, **OWN}
+
+
+def tokenize(texts: list[str]) -> list[list[int]]:
+    """A token per character, never a special one; blanks vanish, so some texts have no token."""
+    return [[FIRST + ord(letter) for letter in text if letter != " "] for text in texts]
+
+
+def ids(text: str) -> list[int]:
+    return tokenize([text])[0]
+
+
+def encode(kind: Format, example: Example, max_tokens: int = 512) -> Encoded:
+    return ViewEncoder(kind, tokenize, SPECIALS, max_tokens).encode([example])[0]
+
+
+def views(encoded: Encoded) -> list[list[int]]:
+    return [[*encoded.prefix, *ending] for ending in encoded.endings]
+
+
+def segments(view: Sequence[int]) -> list[list[int]]:
+    """The texts of a view, after checking that S, D and E stand where the paper puts them."""
+    assert view[0] == S
+    assert view[-1] == E
+    assert view.count(S) == view.count(E) == 1
+    parts: list[list[int]] = [[]]
+    for token in view[1:-1]:
+        if token == D:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+# -- the four kinds, token by token ----------------------------------------------------------------
+
+
+def test_classification_is_start_text_extract() -> None:
+    encoded = encode(FORMATS["classification"], Example("a/0", {"text": "hey"}, label=1))
+    assert views(encoded) == [[S, *ids("hey"), E]]
+    assert encoded == Encoded("a/0", [S, *ids("hey")], ([E],), 1, 0)
+
+
+def test_entailment_is_start_premise_delimiter_hypothesis_extract() -> None:
+    example = Example("a/1", {"premise": "it", "hypothesis": "is"}, label=0)
+    assert views(encode(FORMATS["entailment"], example)) == [[S, *ids("it"), D, *ids("is"), E]]
+
+
+def test_similarity_is_both_orders() -> None:
+    encoded = encode(FORMATS["similarity"], Example("a/2", {"first": "ab", "second": "ac"}))
+    assert views(encoded) == [
+        [S, *ids("ab"), D, *ids("ac"), E],
+        [S, *ids("ac"), D, *ids("ab"), E],
+    ]
+    assert encoded.prefix == [S, *ids("a")]
+
+
+def test_multiple_choice_is_one_view_per_choice_behind_a_shared_context() -> None:
+    example = Example("a/3", {"context": "why"}, ("no", "nay", "so"), label=2)
+    encoded = encode(FORMATS["multiple_choice"], example)
+    assert encoded.prefix == [S, *ids("why"), D]
+    assert encoded.endings == ([*ids("no"), E], [*ids("nay"), E], [*ids("so"), E])
+    assert encoded.label == 2
+
+
+def test_equal_texts_still_give_two_views() -> None:
+    encoded = encode(FORMATS["similarity"], Example("a/4", {"first": "ab", "second": "ab"}))
+    assert encoded.endings == ([E], [E])
+    example = Example("a/5", {"context": "c"}, ("same", "same"))
+    assert encode(FORMATS["multiple_choice"], example).endings == ([E], [E])
+
+
+def test_a_choice_that_begins_another_keeps_its_extract_token() -> None:
+    example = Example("a/6", {"context": "c"}, ("ab", "abc"))
+    encoded = encode(FORMATS["multiple_choice"], example)
+    assert encoded.prefix == [S, *ids("c"), D, *ids("ab")]
+    assert encoded.endings == ([E], [*ids("c"), E])
+
+
+# -- whatever the texts and the limit --------------------------------------------------------------
+
+TEXT = st.text("ab c", max_size=30)
+FIELDS = ("text", "premise", "hypothesis", "first", "second", "context")
+
+
+@st.composite
+def examples(draw) -> Example:
+    fields = {name: draw(TEXT) for name in FIELDS}
+    return Example("a/0", fields, tuple(draw(st.lists(TEXT, min_size=1, max_size=5))))
+
+
+def fewest(kind: Format) -> int:
+    return max(map(len, kind.views)) + 2
+
+
+@st.composite
+def cases(draw):
+    kind = ALL[draw(st.sampled_from(sorted(ALL)))]
+    return kind, draw(examples()), fewest(kind) + draw(st.integers(0, 50))
+
+
+@given(cases())
+def test_everything_fits_and_nothing_of_the_frame_is_lost(case) -> None:
+    kind, example, limit = case
+    encoded = encode(kind, example, limit)
+    layout = kind.lay_out(example)
+    assert (
+        len(encoded.endings)
+        == len(layout)
+        == (len(example.choices) if kind.chooses else len(kind.views))
+    )
+    for view, texts in zip(views(encoded), layout, strict=True):
+        assert len(view) <= limit
+        found = segments(view)
+        assert len(found) == len(texts)
+        for part, text in zip(found, texts, strict=True):
+            assert part == ids(text)[: len(part)]
+
+
+@given(cases())
+def test_a_text_is_cut_alike_wherever_it_stands_and_the_cut_is_reported(case) -> None:
+    kind, example, limit = case
+    encoded = encode(kind, example, limit)
+    kept: dict[str, set[int]] = {}
+    for view, texts in zip(views(encoded), kind.lay_out(example), strict=True):
+        for part, text in zip(segments(view), texts, strict=True):
+            kept.setdefault(text, set()).add(len(part))
+    assert all(len(lengths) == 1 for lengths in kept.values())
+    remaining = sum(min(lengths) for lengths in kept.values())
+    assert remaining + encoded.cut == sum(len(ids(text)) for text in kept)
+
+
+@given(cases())
+def test_what_fits_is_not_cut_and_what_is_cut_fills_the_limit(case) -> None:
+    kind, example, limit = case
+    encoded = encode(kind, example, limit)
+    whole = [1 + sum(len(ids(text)) + 1 for text in texts) for texts in kind.lay_out(example)]
+    assert (encoded.cut > 0) == (max(whole) > limit)
+    if encoded.cut:
+        # A text that a view repeats can only be cut in steps of its count.
+        most = max(texts.count(text) for texts in kind.lay_out(example) for text in texts)
+        assert limit - most < max(map(len, views(encoded))) <= limit
+
+
+@given(cases())
+def test_prefix_and_endings_are_the_longest_split(case) -> None:
+    kind, example, limit = case
+    encoded = encode(kind, example, limit)
+    assert all(len(ending) >= 1 and ending[-1] == E for ending in encoded.endings)
+    assert len(encoded.prefix) >= 1
+    if all(len(ending) > 1 for ending in encoded.endings):
+        assert len({ending[0] for ending in encoded.endings}) > 1
+    assert encoded.tokens == len(encoded.prefix) + sum(map(len, encoded.endings))
+
+
+@given(TEXT, TEXT, st.integers(4, 60))
+def test_mirrored_views_stay_mirrored(first: str, second: str, limit: int) -> None:
+    there = encode(FORMATS["similarity"], Example("", {"first": first, "second": second}), limit)
+    back = encode(FORMATS["similarity"], Example("", {"first": second, "second": first}), limit)
+    ahead, behind = map(segments, views(there))
+    assert ahead == behind[::-1]
+    assert views(there) == views(back)[::-1]
+    assert there.cut == back.cut
+
+
+@given(TEXT, st.lists(TEXT, min_size=1, max_size=5), st.integers(4, 60))
+def test_a_shared_context_stays_shared_and_choices_keep_their_order(
+    context, choices, limit
+) -> None:
+    def encoded_with(answers: list[str]) -> Encoded:
+        example = Example("", {"context": context}, tuple(answers))
+        return encode(FORMATS["multiple_choice"], example, limit)
+
+    found = [segments(view) for view in views(encoded_with(choices))]
+    assert len({tuple(parts[0]) for parts in found}) == 1
+    turned = [segments(view) for view in views(encoded_with(choices[::-1]))]
+    assert turned == found[::-1]
+
+
+@given(st.lists(examples(), max_size=4), st.sampled_from(sorted(ALL)), st.integers(0, 40))
+def test_many_at_once_is_one_by_one(many: list[Example], name: str, more: int) -> None:
+    kind = ALL[name]
+    asked: list[str] = []
+
+    def counting(texts: list[str]) -> list[list[int]]:
+        asked.extend(texts)
+        return tokenize(texts)
+
+    limit = fewest(kind) + more
+    together = ViewEncoder(kind, counting, SPECIALS, limit).encode(many)
+    assert together == [encode(kind, example, limit) for example in many]
+    assert len(asked) == len(set(asked)), "a text was tokenised twice"
+
+
+@given(st.lists(st.lists(st.integers(3, 5), max_size=6), min_size=1, max_size=4))
+def test_splitting_loses_nothing(bodies: list[list[int]]) -> None:
+    whole = [[S, *body, E] for body in bodies]
+    prefix, endings = split_common_prefix(whole)
+    assert [[*prefix, *ending] for ending in endings] == whole
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_the_smallest_limit_leaves_one_token_and_less_is_refused(name: str) -> None:
+    kind = ALL[name]
+    example = Example("a/0", dict.fromkeys(FIELDS, "aaaa"), ("bbbb", "cccc"))
+    limit = fewest(kind)
+    assert max(map(len, views(encode(kind, example, limit)))) <= limit
+    with pytest.raises(UsageError, match=f"needs {limit} or more"):
+        encode(kind, example, limit - 1)
+
+
+def test_labels_and_ids_are_carried_along() -> None:
+    example = Example("train/7", {"text": "x"}, label=2.5)
+    encoded = encode(FORMATS["classification"], example)
+    assert (encoded.id, encoded.label) == ("train/7", 2.5)

@@ -1,0 +1,73 @@
+"""The four kinds as data, and views of one's own."""
+
+import pytest
+
+from task_formats import FORMATS, Example, Format, UsageError, named_format
+
+PAIR = Example("a/0", {"first": "one", "second": "two"})
+
+
+def test_the_four_kinds_are_the_papers() -> None:
+    assert {name: kind.views for name, kind in FORMATS.items()} == {
+        "classification": (("{text}",),),
+        "entailment": (("{premise}", "{hypothesis}"),),
+        "similarity": (("{first}", "{second}"), ("{second}", "{first}")),
+        "multiple_choice": (("{context}", "{choice}"),),
+    }
+
+
+def test_only_a_format_that_mentions_a_choice_chooses() -> None:
+    assert [name for name, kind in FORMATS.items() if kind.chooses] == ["multiple_choice"]
+
+
+def test_similarity_reads_the_pair_in_both_orders() -> None:
+    assert FORMATS["similarity"].lay_out(PAIR) == [("one", "two"), ("two", "one")]
+
+
+@pytest.mark.parametrize("choices", [("a",), ("a", "b"), ("a", "b", "a", "c", "d")])
+def test_a_view_per_choice_however_many_there_are(choices) -> None:
+    example = Example("a/0", {"context": "why"}, choices)
+    views = FORMATS["multiple_choice"].lay_out(example)
+    assert views == [("why", choice) for choice in choices]
+
+
+def test_views_of_ones_own_mix_fields_and_words() -> None:
+    own = Format((("{title}: {body}", "{body}", "is it {title}?"), ("{body}",)))
+    assert own.fields == ("title", "body")
+    assert not own.chooses
+    example = Example("a/0", {"title": "{body}", "body": "B"})
+    assert own.lay_out(example) == [("{body}: B", "B", "is it {body}?"), ("B",)]
+
+
+def test_a_choice_can_stand_within_a_text() -> None:
+    own = Format((("Q: {question}", "A: {choice}."),))
+    assert own.chooses
+    assert own.fields == ("question",)
+    views = own.lay_out(Example("a/0", {"question": "?"}, ("x", "y")))
+    assert views == [("Q: ?", "A: x."), ("Q: ?", "A: y.")]
+
+
+@pytest.mark.parametrize(
+    ("views", "fault"),
+    [
+        ((), "needs views"),
+        (((),), "needs views"),
+        ((("{a}",), ()), "needs views"),
+        ((("plain words",),), "names no field"),
+        ((("{{a}}",),), "names no field"),
+        ((("{a",),), "braces"),
+        ((("{a}", "{choice}"), ("{a}",)), "in every view or in none"),
+        ((("{a}", "{choice}"), ("{choice}", "{a}")), "exactly one view"),
+        ((("{a} {label}",),), "reads 'label'"),
+        ((("{choices}",),), "reads 'choices'"),
+    ],
+)
+def test_views_that_cannot_be_read_are_refused(views, fault: str) -> None:
+    with pytest.raises(UsageError, match=fault):
+        Format(views)
+
+
+def test_an_unknown_format_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'multiple_choice'"):
+        named_format("multiple-choice")
+    assert named_format("entailment") is FORMATS["entailment"]

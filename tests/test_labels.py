@@ -1,0 +1,148 @@
+"""Labels are names end to end; an index never travels without them (facts, trap 4)."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from task_formats import Classes, Range, RowError, UsageError
+from task_formats.labels import as_text
+
+NLI = Classes.of({0: "entailment", 1: "neutral", 2: "contradiction"})
+WORD = st.text("abcdefgh_", min_size=1, max_size=6)
+
+
+@st.composite
+def mappings(draw) -> dict[int, str]:
+    """Raw numbers to names: several raw values may mean one class; no name looks like a number."""
+    raw = draw(st.lists(st.integers(0, 99), min_size=2, max_size=6, unique=True))
+    names = draw(st.lists(WORD, min_size=2, max_size=len(raw), unique=True))
+    rest = draw(st.lists(st.sampled_from(names), min_size=len(raw), max_size=len(raw)))
+    return dict(zip(raw, names + rest[len(names) :], strict=True))
+
+
+@given(mappings())
+def test_a_raw_value_comes_back_as_its_name(labels: dict[int, str]) -> None:
+    classes = Classes.of(labels)
+    assert classes.width == len(set(labels.values()))
+    for raw, name in labels.items():
+        index = classes.parse(raw)
+        assert classes.name(index) == name
+        assert classes.parse(name) == index
+        certain = [10.0 if k == index else 0.0 for k in range(classes.width)]
+        assert classes.decode("a/0", certain).label == name
+
+
+@given(mappings(), st.randoms(use_true_random=False))
+def test_the_order_in_a_recipe_moves_the_outputs_and_never_the_names(labels, random) -> None:
+    mixed = list(labels.items())
+    random.shuffle(mixed)
+    one, other = Classes.of(labels), Classes.of(dict(mixed))
+    for raw in labels:
+        assert one.name(one.parse(raw)) == other.name(other.parse(raw))
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", np.int64(1), np.float32(1), "neutral"])
+def test_one_label_has_many_spellings(value) -> None:
+    assert NLI.parse(value) == 1
+
+
+def test_names_alone_stand_in_the_data_as_they_are() -> None:
+    classes = Classes.of(["no", "yes"])
+    assert (classes.parse("no"), classes.parse(" yes "), classes.names) == (0, 1, ("no", "yes"))
+
+
+def test_booleans_are_labels_like_any_other() -> None:
+    classes = Classes.of({True: "yes", False: "no"})
+    assert classes.name(classes.parse(True)) == "yes"
+    assert classes.name(classes.parse("False")) == "no"
+    with pytest.raises(RowError):
+        classes.parse(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "cure"),
+    [
+        ("entailmnt", "Did you mean 'entailment'"),
+        ("Neutral", "Did you mean 'neutral'"),
+        (3, "Known: 0, 1, 2, contradiction, entailment, neutral"),
+        (0.5, "Did you mean '0'"),
+        (True, "task.labels"),
+        ("", "Known: 0"),
+        (None, "Known: 0"),
+        ([0], "task.labels"),
+    ],
+)
+def test_an_unknown_label_is_refused_with_the_nearest(value, cure: str) -> None:
+    with pytest.raises(RowError, match="unknown label") as caught:
+        NLI.parse(value)
+    assert repr(value) in str(caught.value)
+    assert cure in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ({0: "one"}, "at least two"),
+        ({0: "one", 1: "one"}, "at least two"),
+        ([], "at least two"),
+        ({"0": "1", "1": "0"}, "another's name"),
+        ({1: "a", "1": "b", 2: "c"}, "'1' is given twice"),
+        (["a", "b", "a"], "'a' is given twice"),
+        ({0: "a", 1: " "}, "empty name"),
+    ],
+)
+def test_labels_that_lose_or_mix_up_classes_are_refused(labels, fault: str) -> None:
+    with pytest.raises(UsageError, match=fault):
+        Classes.of(labels)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=3, max_size=3))
+def test_probabilities_are_the_softmax_of_the_logits(logits: list[float]) -> None:
+    prediction = NLI.decode("a/0", logits)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(prediction.scores, expected, rtol=1e-12)
+    assert prediction.label == NLI.names[int(np.argmax(logits))]
+
+
+def test_a_choice_that_is_not_there_gets_nothing() -> None:
+    letters = Classes.of(["A", "B", "C"])
+    assert letters.decode("a/0", [0.0, 0.0, -math.inf]).scores == (0.5, 0.5, 0.0)
+    assert letters.decode("a/0", [1000.0, -1000.0]).scores == (1.0, 0.0)
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 5))
+def test_a_score_is_read_in_any_spelling(number: float) -> None:
+    similarity = Range(0, 5)
+    assert similarity.parse(number) == similarity.parse(f" {number!r} ") == number
+    assert similarity.name(number) == number
+
+
+@pytest.mark.parametrize("value", [-0.1, 5.1, "nan", math.nan, math.inf, "five", "", None, [1]])
+def test_what_is_no_score_in_the_range_is_refused(value) -> None:
+    with pytest.raises(RowError, match="from 0 to 5") as caught:
+        Range(0, 5).parse(value)
+    assert repr(value) in str(caught.value)
+
+
+def test_a_predicted_score_is_not_clipped() -> None:
+    assert Range(0, 5).decode("a/0", [7.25]).label == 7.25
+
+
+@pytest.mark.parametrize("bounds", [(1, 1), (2, 1), (0, math.inf), (math.nan, 1)])
+def test_a_range_goes_from_low_to_high(bounds) -> None:
+    with pytest.raises(UsageError, match="low then high"):
+        Range(*bounds)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (math.nan, ""), (np.float32("nan"), ""), (2.5, "2.5"), (-1.0, "-1"), (-7, "-7")],
+)
+def test_a_label_as_text(value, text: str) -> None:
+    assert as_text(value) == text

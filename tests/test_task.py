@@ -1,0 +1,234 @@
+"""A task turns a row into an example, or says which column is wrong and how to cure it."""
+
+import math
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from task_formats import (
+    FORMATS,
+    Classes,
+    Example,
+    Format,
+    Prompt,
+    Range,
+    RowError,
+    Task,
+    UsageError,
+)
+
+YES_NO = Classes.of({0: "no", 1: "yes"})
+PAIRS = Task(FORMATS["entailment"], {"premise": "a", "hypothesis": "b", "label": "y"}, YES_NO)
+LETTERS = Classes.of({"A": "A", "B": "B", "C": "C", 1: "A", 2: "B", 3: "C"})
+
+
+def choosing(choices: Any = "options", **rest: Any) -> Task:
+    columns = {"context": "{text} {question}", "choices": choices, "label": "answer"}
+    return Task(FORMATS["multiple_choice"], columns, LETTERS, **rest)
+
+
+def test_a_row_becomes_an_example_and_is_not_changed() -> None:
+    row = MappingProxyType({"a": " It rains. ", "b": "n/a", "y": "1", "more": object()})
+    assert PAIRS.example(row, "train/3") == Example(
+        "train/3", {"premise": "It rains.", "hypothesis": "n/a"}, (), 1
+    )
+
+
+def test_numbers_are_texts_too() -> None:
+    example = PAIRS.example({"a": 3, "b": 2.5, "y": 0}, "x/0")
+    assert example.fields == {"premise": "3", "hypothesis": "2.5"}
+
+
+@pytest.mark.parametrize("word", ["nan", "NA", "null", "None", "n/a", "-"])
+def test_words_that_look_like_nothing_are_words(word: str) -> None:
+    assert PAIRS.example({"a": word, "b": word, "y": 0}, "x/0").fields["premise"] == word
+
+
+def test_choices_come_from_a_list_or_from_columns_of_their_own() -> None:
+    row = {"text": "T", "question": "Q?", "options": ["x", "y"], "answer": "B"}
+    expected = Example("x/0", {"context": "T Q?"}, ("x", "y"), 1)
+    assert choosing().example(row, "x/0") == expected
+    row = {"text": "T", "question": "Q?", "o1": "x", "o2": "y", "answer": 2}
+    assert choosing(["o1", "{o2}"]).example(row, "x/0") == expected
+
+
+def test_choices_come_from_nested_columns() -> None:
+    options = {"label": ["A", "B", "C"], "text": ["x", "y", "z"]}
+    row = {"text": "T", "question": "Q?", "options": options, "answer": "C"}
+    assert choosing("options.text").example(row, "x/0").choices == ("x", "y", "z")
+    row["options"] = [{"text": "x"}, {"text": "y"}]
+    row["answer"] = "A"
+    assert choosing("options.text").example(row, "x/0").choices == ("x", "y")
+
+
+def test_rows_that_need_code_go_through_read_first() -> None:
+    def read(row):
+        return {"a": row["both"][0], "b": row["both"][1], "y": not row["different"]}
+
+    labels = Classes.of({True: "same", False: "different"})
+    task = Task(PAIRS.format, PAIRS.columns, labels, read=read)
+    example = task.example({"both": ("p", "h"), "different": True}, "x/0")
+    assert (example.fields, example.label) == ({"premise": "p", "hypothesis": "h"}, 1)
+
+
+# -- labels that are missing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [-1, "-1", -1.0, None, "", " ", math.nan])
+def test_a_missing_label_is_fine_for_prediction_and_a_fault_in_training(label) -> None:
+    row = {"a": "p", "b": "h", "y": label}
+    assert PAIRS.example(row, "x/0", labelled=False).label is None
+    with pytest.raises(RowError, match="no label"):
+        PAIRS.example(row, "x/0")
+
+
+@pytest.mark.parametrize("label", [-1, -1.0, "-1.0", None, math.nan])
+def test_a_missing_score_is_none(label) -> None:
+    task = Task(PAIRS.format, PAIRS.columns, Range(0, 5))
+    row = {"a": "p", "b": "h", "y": label}
+    assert task.example(row, "x/0", labelled=False).label is None
+
+
+def test_minus_one_is_a_label_where_the_task_says_so() -> None:
+    task = Task(PAIRS.format, PAIRS.columns, Classes.of({-1: "down", 1: "up"}))
+    assert task.example({"a": "p", "b": "h", "y": -1.0}, "x/0").label == 0
+    task = Task(PAIRS.format, PAIRS.columns, Range(-2, 2))
+    assert task.example({"a": "p", "b": "h", "y": -1}, "x/0").label == -1.0
+
+
+def test_data_sets_have_their_own_marks_for_no_label() -> None:
+    task = Task(PAIRS.format, PAIRS.columns, YES_NO, unlabelled=frozenset({"-", "9"}))
+    for mark in ("-", 9, 9.0):
+        assert task.example({"a": "p", "b": "h", "y": mark}, "x/0", labelled=False).label is None
+
+
+def test_prediction_needs_no_label_column_but_reads_the_one_there_is() -> None:
+    assert PAIRS.example({"a": "p", "b": "h"}, "x/0", labelled=False).label is None
+    assert PAIRS.example({"a": "p", "b": "h", "y": "yes"}, "x/0", labelled=False).label == 1
+    with pytest.raises(RowError, match="unknown label 'yess'"):
+        PAIRS.example({"a": "p", "b": "h", "y": "yess"}, "x/0", labelled=False)
+
+
+# -- rows that are wrong ---------------------------------------------------------------------------
+
+GOOD = {"text": "T", "question": "Q?", "options": ["x", "y"], "answer": "A"}
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "fault", "cure"),
+    [
+        (PAIRS, {"a": None}, "'a' is empty", "Fill it in"),
+        (PAIRS, {"a": math.nan}, "'a' is empty", "Fill it in"),
+        (PAIRS, {"a": " \n"}, "empty text for 'premise'", "Fill it in"),
+        (PAIRS, {"a": ["p"]}, "'a' holds a list", ""),
+        (PAIRS, {"a": {"x": 1}}, "'a' holds a dict", ""),
+        (PAIRS, {"a": b"p"}, "'a' holds a bytes", ""),
+        (PAIRS, {"a": ...}, "no column 'a'", "Known: A_, b, y"),
+        (PAIRS, {"y": ...}, "no column 'y'", "Known: A_, a, b"),
+        (PAIRS, {"y": 2}, "unknown label 2", "Known: 0, 1, no, yes"),
+        (choosing(), {"question": ...}, "no column 'question'", "Did you mean 'question_'"),
+        (choosing(), {"options": ["x"]}, "1 choices in column 'options'", "Two"),
+        (choosing(), {"options": "xy"}, "'xy', not a list", "choices: [ending1, ending2]"),
+        (choosing(), {"options": ["x", ""]}, "choice 2 in column 'options' is empty", "Fill"),
+        (choosing(), {"options": ["x", None]}, "empty", "Fill"),
+        (choosing(), {"options": list("wxyz")}, "4 choices but 3 labels", "task.labels"),
+        (choosing(), {"answer": "C"}, "label 'C' names choice 3 of 2", ""),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_names_its_column_and_the_cure(task, change, fault, cure) -> None:
+    row = {"a": "p", "b": "h", "y": 1, "A_": 0} if task is PAIRS else {**GOOD, "question_": 0}
+    assert task.example(row, "x/0").label is not None
+    row = {name: value for name, value in {**row, **change}.items() if value is not ...}
+    with pytest.raises(RowError) as caught:
+        task.example(row, "x/0")
+    assert fault in caught.value.what
+    assert cure in caught.value.cure
+
+
+# -- tasks that are wrong --------------------------------------------------------------------------
+
+BOTH = {"premise": "a", "hypothesis": "b"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"premise": "a"}, "lacks 'hypothesis'"),
+        ({**BOTH, "hypotesis": "c"}, "'hypotesis', which nothing reads.*mean 'hypothesis'"),
+        ({**BOTH, "labels": "y"}, "'labels', which nothing reads.*mean 'label'"),
+        ({**BOTH, "choices": "c"}, "'choices', which nothing reads"),
+        ({**BOTH, "premise": ["a", "b"]}, "premise: this is a list"),
+        ({**BOTH, "label": ["a", "b"]}, "label: this is a list"),
+        ({**BOTH, "label": "{y}"}, "label: a label is no template"),
+        ({**BOTH, "premise": "{a"}, "braces"),
+    ],
+)
+def test_columns_that_do_not_fit_the_format_are_refused(columns, fault: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){fault}"):
+        Task(FORMATS["entailment"], columns, YES_NO)
+
+
+def test_a_choice_has_no_score() -> None:
+    with pytest.raises(UsageError, match="cannot have a range"):
+        Task(FORMATS["multiple_choice"], {"context": "a", "choices": "b"}, Range(0, 1))
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+def asked(answers: Any, text: str = "{premise}\n{hypothesis}?", task: Task = PAIRS) -> Task:
+    return Task(task.format, task.columns, task.labels, prompt=Prompt(text, answers))
+
+
+def test_answers_stand_in_the_order_of_the_labels_not_of_the_recipe() -> None:
+    prompt = asked({"yes": " True", "no": " False"}).prompt
+    assert prompt is not None
+    assert prompt.answer_texts(Example("x/0", {})) == (" False", " True")
+    assert prompt.question(Example("x/0", {"premise": "{p}", "hypothesis": "h"})) == "{p}\nh?"
+
+
+def test_answers_to_choose_from_are_the_choices() -> None:
+    prompt = asked(" {choice}", "{context}:", choosing()).prompt
+    assert prompt is not None
+    example = Example("x/0", {"context": "c"}, ("x", "{y}", "z"))
+    assert prompt.answer_texts(example) == (" x", " {y}", " z")
+
+
+@pytest.mark.parametrize(
+    ("answers", "text", "fault"),
+    [
+        ({"yess": " t", "no": " f"}, "{premise}", "unknown label 'yess'.*mean 'yes'"),
+        ({"1": " t", "0": " f"}, "{premise}", "unknown label '1'"),
+        ({"yes": " t"}, "{premise}", "lack the label 'no'"),
+        ({}, "{premise}", "needs answers"),
+        (" {choice}", "{premise}", "do not fit the format"),
+        ("no hole", "{premise}", "without {choice}"),
+        ({"yes": " t", "no": " f"}, "{premis}", "names 'premis'.*mean 'premise'"),
+        ({"yes": " t", "no": " f"}, "{label}", "names 'label'"),
+        ({"yes": " t", "no": " f"}, "{premise", "braces"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_the_task_is_refused(answers, text: str, fault: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){fault}"):
+        asked(answers, text)
+
+
+def test_choices_are_not_asked_for_by_label_names_nor_scores_at_all() -> None:
+    with pytest.raises(UsageError, match="do not fit the format"):
+        asked({"A": "a", "B": "b", "C": "c"}, "{context}", choosing())
+    scored = Task(PAIRS.format, PAIRS.columns, Range(0, 5))
+    with pytest.raises(UsageError, match="score cannot be asked"):
+        asked({"0": "low", "5": "high"}, "{premise}", scored)
+
+
+def test_a_prompt_may_speak_of_more_than_the_views_do() -> None:
+    columns = {"text": "a", "topic": "b", "label": "y"}
+    kind = Format((("{text}",),))
+    prompt = Prompt("{topic}: {text}", {"no": "n", "yes": "y"})
+    task = Task(kind, columns, YES_NO, prompt=prompt)
+    example = task.example({"a": "A", "b": "B", "y": 0}, "x/0")
+    assert task.prompt is not None
+    assert task.prompt.question(example) == "B: A"
+    with pytest.raises(UsageError, match="'topic', which nothing reads"):
+        Task(kind, columns, YES_NO)

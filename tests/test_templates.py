@@ -1,0 +1,104 @@
+"""Templates hold names and nothing else: no attribute, no index, no code, no second filling."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from task_formats import UsageError, templates
+
+NAME = st.text(st.characters(exclude_characters="{}"), min_size=1, max_size=8)
+TEXT = st.text(max_size=20)
+
+
+def escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+@given(TEXT)
+def test_an_escaped_text_is_filled_with_itself(text: str) -> None:
+    assert templates.names(escaped(text)) == ()
+    assert templates.fill(escaped(text), {}) == text
+
+
+@given(st.lists(st.tuples(TEXT, NAME, TEXT), max_size=4), TEXT)
+def test_holes_are_filled_and_values_are_never_read_as_templates(parts, tail) -> None:
+    template = "".join(f"{escaped(text)}{{{name}}}" for text, name, _ in parts) + escaped(tail)
+    values = {name: value for _, name, value in parts}
+    assert templates.names(template) == tuple(name for _, name, _ in parts)
+    expected = "".join(text + values[name] for text, name, _ in parts) + tail
+    assert templates.fill(template, values) == expected
+
+
+@pytest.mark.parametrize("value", ["{b}", "{{b}}", "{", "}", "{b.__class__}", "%s", "{0}"])
+def test_braces_in_a_value_stay_as_they_are(value: str) -> None:
+    assert templates.fill("<{a}>", {"a": value, "b": "secret"}) == f"<{value}>"
+
+
+@pytest.mark.parametrize(
+    "hole", ["a.__class__", "a[0]", "a!r", "a:>10", "0", " a", "a.b", "__import__('os')", "a()"]
+)
+def test_a_hole_is_a_name_and_never_an_expression(hole: str) -> None:
+    assert templates.names(f"{{{hole}}}") == (hole,)
+    with pytest.raises(UsageError):
+        templates.fill(f"{{{hole}}}", {"a": "value"})
+    assert templates.fill(f"{{{hole}}}", {"a": "value", hole: "taken"}) == "taken"
+
+
+@pytest.mark.parametrize("template", ["{", "}", "{}", "{a", "a}", "{{a}", "{a}}", "{a{b}}", "}{"])
+def test_unbalanced_and_empty_braces_are_refused(template: str) -> None:
+    with pytest.raises(UsageError, match="braces") as caught:
+        templates.names(template)
+    assert repr(template) in str(caught.value)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'premise'"):
+        templates.fill("{premis}", {"premise": "x", "hypothesis": "y"})
+
+
+class Loaded:
+    """Goes off when anything of it is looked at."""
+
+    def __getattribute__(self, name: str) -> object:
+        # isinstance() itself asks for the class.
+        if name == "__class__":
+            return object
+        raise AssertionError(f"somebody asked for {name}")
+
+
+@pytest.mark.parametrize("path", ["a.real", "a.__class__", "a.0", "a.b.c", "a.", ".a", ".", "b"])
+def test_a_path_walks_through_mappings_only(path: str) -> None:
+    with pytest.raises(KeyError):
+        templates.look_up({"a": Loaded()}, path)
+
+
+@given(
+    st.recursive(
+        st.integers(), lambda inner: st.dictionaries(NAME, inner, min_size=1, max_size=3)
+    ).filter(lambda value: isinstance(value, dict))
+)
+def test_every_leaf_is_found_under_its_dotted_path(row) -> None:
+    def leaves(value, path):
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from leaves(inner, (*path, name))
+        else:
+            yield path, value
+
+    for path, leaf in leaves(row, ()):
+        # Names with dots of their own are found whole at the top, and only there.
+        if not any("." in name for name in path):
+            assert templates.look_up(row, ".".join(path)) == leaf
+    for name in row:
+        assert templates.look_up(row, name) == row[name]
+
+
+def test_an_exact_name_goes_before_a_path() -> None:
+    assert templates.look_up({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+
+
+def test_a_list_of_mappings_gives_what_each_holds() -> None:
+    row = {"question": {"choices": [{"text": "x", "id": 1}, {"text": "y", "id": 2}]}}
+    assert templates.look_up(row, "question.choices.text") == ["x", "y"]
+    with pytest.raises(KeyError):
+        templates.look_up({"choices": [{"text": "x"}, "y"]}, "choices.text")
