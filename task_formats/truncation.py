@@ -20,8 +20,8 @@ def fit(
         return sum(kept[text] for text in views[k]) - room[k]
 
     # The fullest view first: what it gives up, the others need not. Lengths only ever shrink,
-    # so each view is looked at once.
-    for k in sorted(range(len(views)), key=excess, reverse=True):
+    # so each view is looked at once. A tie goes by the words: the order of choices has no say.
+    for k in sorted(range(len(views)), key=lambda k: (-excess(k), sorted(views[k]))):
         if excess(k) > 0:
             _lower(kept, views[k], room[k])
     return kept

@@ -55,12 +55,11 @@ def test_the_longest_give_first_and_to_a_common_level(case) -> None:
 def test_no_place_is_wasted(case) -> None:
     lengths, (view,), (room,) = case
     kept = fit(lengths, [view], [room])
-    for name in set(view):
-        if kept[name] < lengths[name]:
-            # One more token of any cut text, wherever the view repeats it, would not fit...
-            shorter = [n for n in set(view) if kept[n] == kept[name] and kept[n] < lengths[n]]
-            least = min(view.count(n) for n in shorter)
-            assert size(kept, view) + least > room
+    cut = [name for name in set(view) if kept[name] < lengths[name]]
+    for name in cut:
+        # One more token of a text that was cut the most, wherever the view repeats it, won't fit.
+        if kept[name] == min(kept[other] for other in cut):
+            assert size(kept, view) + view.count(name) > room
 
 
 @given(cases())
@@ -91,3 +90,10 @@ def test_a_long_context_gives_way_to_short_answers() -> None:
 
 def test_a_text_that_a_view_repeats_counts_twice() -> None:
     assert fit({"a": 10}, [("a", "a")], [7]) == {"a": 3}
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_the_order_of_views_does_not_matter(case, random) -> None:
+    lengths, views, room = case
+    kept = fit(lengths, views, [room[0]] * len(views))
+    assert fit(lengths, random.sample(views, len(views)), [room[0]] * len(views)) == kept
