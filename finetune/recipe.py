@@ -1,27 +1,41 @@
 """What a run is told: the typed parts of a recipe, with the paper's values as defaults."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from task_formats import Classes, Format, Prompt, Range, Row, Task, named_format
+from task_formats import (
+    Classes,
+    Format,
+    Prompt,
+    Range,
+    Row,
+    Task,
+    UsageError,
+    named_format,
+    nearest,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
+_FOR_SCORES = ("pearson", "spearman", "mse")
 
 
 class Part(BaseModel):
     """What every part of a recipe shares: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class CustomFormat(Part):
     """Views of one's own, each a list of texts with {fields}."""
 
     views: tuple[tuple[str, ...], ...]
+    """For every view the texts it joins; one that names {choice} is repeated for every choice."""
 
 
 class PromptPart(Part):
@@ -46,11 +60,11 @@ class TaskPart(Part):
     """classification, entailment, similarity, multiple_choice, or {views: ...}."""
     columns: dict[str, str | tuple[str, ...]]
     """Field to column: a bare name, a {template} over columns, or for choices a list of these."""
-    labels: dict[str | int | float, str] | tuple[str, ...] | None = None
+    labels: dict[bool | str | int | float, str] | tuple[str, ...] | None = None
     """Raw value to name, in the order of the head's outputs; or the names alone."""
     range: tuple[float, float] | None = None
     """For a score: its lowest and highest value."""
-    metrics: tuple[Metric, ...] = ("accuracy",)
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("accuracy",)
     """The first one, or `select`, decides which state of the model is the best."""
     select: Literal["first", "mean"] = "first"
     """Choose the best state by the first metric or by the mean of all."""
@@ -59,11 +73,34 @@ class TaskPart(Part):
     unlabelled: tuple[str | int, ...] = ()
     """Raw labels that mean "no label" in this data set: such rows are left out, and counted."""
     prompt: PromptPart | None = None
+    """The task in words; without it there is no zero- or few-shot evaluation."""
 
     @model_validator(mode="after")
     def _one_kind_of_label(self) -> "TaskPart":
         if (self.labels is None) == (self.range is None):
             raise ValueError("give exactly one of labels and range")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_that_fit(self) -> "TaskPart":
+        for metric in self.metrics:
+            if (metric in _FOR_SCORES) != (self.range is not None):
+                raise UsageError(
+                    f"the metric {metric} is not for {'a range' if self.range else 'labels'}",
+                    cure=f"With a range: {', '.join(_FOR_SCORES)}; with labels: the others.",
+                )
+        if self.labels is not None:
+            names = Classes.of(self.labels).names
+            if self.positive is not None and self.positive not in names:
+                raise UsageError(
+                    f"positive is {self.positive!r}, which is no label",
+                    cure=nearest(self.positive, names),
+                )
+            if "f1" in self.metrics and self.positive is None and len(names) > 2:
+                raise UsageError(
+                    "f1 is about one label, and there are more than two",
+                    cure="Name it with positive, or take macro_f1.",
+                )
         return self
 
     def build(self, read: Callable[[Row], Row] | None = None) -> Task:
@@ -84,8 +121,11 @@ class LoraPart(Part):
     """Low-rank adapters through peft; head and new token rows are trained in full."""
 
     rank: Positive = 8
+    """Width of every adapter."""
     alpha: float = Field(16.0, gt=0)
+    """An adapter's output is scaled by alpha / rank."""
     dropout: Fraction = 0.0
+    """Dropout on an adapter's input."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get an adapter."""
 
@@ -104,6 +144,7 @@ class BasePart(Part):
     trust_remote_code: bool = False
     """Run Python code that comes with the base. Only for sources you trust."""
     lora: LoraPart | None = None
+    """Train low-rank adapters and leave the decoder's own weights alone; null trains all."""
 
 
 class DataPart(Part):
@@ -114,6 +155,7 @@ class DataPart(Part):
     name: str | None = None
     """The configuration of a hub data set, and the folder's name in a local copy."""
     revision: str | None = None
+    """A branch, tag or commit of a hub data set."""
     train: str | None = "train"
     """The split, or file, that is trained on."""
     evaluate: str | None = "validation"
@@ -132,20 +174,25 @@ class TrainPart(Part):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
     learning_rate: float = Field(6.25e-5, gt=0)
+    """The highest rate, reached after the warm-up."""
     batch_size: Positive = 32
     """Examples in one update, over all processes."""
     epochs: float = Field(3, gt=0)
+    """Passes over the training split; a part of one is fine."""
     lm_coefficient: float = Field(0.5, ge=0)
     """λ of L3 = L2 + λ · L1; 0 computes no language-model loss at all."""
     warmup: Fraction = 0.002
     """Part of all updates over which the rate climbs from 0; it then falls linearly to 0."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled decay on every tensor with more than one dimension."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's memory of gradients and of their squares."""
     epsilon: float = Field(1e-8, gt=0)
+    """Adam's guard against division by zero."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this global norm."""
     head_dropout: Fraction = 0.1
+    """Dropout on the state that the head reads."""
     max_tokens: Positive = 512
     """Longest view, special tokens included."""
     incomplete_batch: Literal["keep", "drop"] = "keep"
@@ -155,12 +202,13 @@ class TrainPart(Part):
     patience: Positive | None = None
     """Stop after this many evaluations without a better score."""
     seed: int = Field(42, ge=0, lt=2**32)
+    """Decides the head's first weights, the order of examples, and dropout."""
     layout: Literal["auto", "separate", "shared", "packed"] = "auto"
     """How views fill rows. All give the same result; auto takes the fastest the base allows."""
     tokens_per_forward: Positive | None = None
     """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 over fp32 weights; auto takes it where the hardware is made for it."""
+    """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
     checkpoint_minutes: float | None = Field(10, gt=0)
     """Minutes between checkpoints for exact resume; null writes none."""
     checkpoint_updates: Positive | None = None
@@ -173,6 +221,10 @@ class Recipe(Part):
     about: str = ""
     """One line for `gptft tasks`."""
     task: TaskPart
+    """How a row becomes an example, and how answers are scored."""
     base: BasePart = BasePart()
+    """The pretrained decoder."""
     data: DataPart = DataPart()
+    """Where rows come from."""
     train: TrainPart = TrainPart()
+    """How to train."""

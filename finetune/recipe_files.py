@@ -1,0 +1,175 @@
+"""Recipes as files: found, read, changed by flags, and written with every value."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe import Recipe
+from finetune.recipe_faults import explain_faults, find_faults, refuse_flags
+from finetune.recipe_yaml import Path as KeyPath
+from finetune.recipe_yaml import parse_document, parse_value, write_document
+from task_formats import UsageError, nearest
+
+MAX_BYTES = 256 * 1024
+_SPLITS = ("train", "evaluate", "predict")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Recipe:
+    """The recipe of a shipped task, or of a YAML file, with some values changed.
+
+    `overrides` maps dotted paths to values, {"train.epochs": 5}. Data files that the file names
+    are looked for beside it, those of `overrides` where the program runs.
+
+    Raises UsageError for a name nobody knows, a file that cannot be read, and every fault of its
+    contents with the line it stands on.
+    """
+    path = _find_recipe(name_or_path)
+    document = parse_document(_read_text(path), str(path))
+    recipe = _type(document.data, document.lines, str(path))
+    return override(_place_files(recipe, path.resolve().parent), overrides)
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with the values at some dotted paths changed, and checked again.
+
+    Values may be text from a command line: `3e-5` becomes a number where a number is wanted,
+    `null` nothing, `{0: no, 1: yes}` a mapping, and `yes` stays the word it is.
+    """
+    said = recipe.model_dump(exclude_unset=True)
+    texts = {path: value for path, value in changes.items() if isinstance(value, str)}
+    values = {**changes, **{path: parse_value(text) for path, text in texts.items()}}
+    # What YAML takes for a number or a mapping may be meant as text: `data.name=2021`.
+    plain = {**values, **{path: texts[path] for path in _blame(texts, _change(said, values))}}
+    stubborn = _blame(texts, _change(said, plain))
+    values = {**plain, **{path: values[path] for path in stubborn}}
+    return _forget_unsaid_files(_type(_change(said, values), {}, ""))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every value written out; it loads back equal."""
+    return write_document(recipe.model_dump())
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    inside = Path(__file__).parent / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors: types, defaults and descriptions."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+    }
+
+
+def _find_recipe(name: str | Path) -> Path:
+    known = shipped()
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UsageError(f"{name} is a folder", cure="Name the YAML file, or a shipped recipe.")
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UsageError(f"no recipe file {name}", cure="Check the path; `gptft new` writes one.")
+    raise UsageError(
+        f"unknown task {str(name)!r}",
+        cure=f"{nearest(str(name), known)} A recipe of your own is named with its .yaml.",
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the recipe: {error.strerror}", where=str(path), cure="Check the file."
+        ) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"the byte {content[error.start]:#04x} is not UTF-8",
+            where=f"{path}, line {line}",
+            cure="Save the recipe as UTF-8 text.",
+        ) from None
+    if len(content) > MAX_BYTES:
+        raise UsageError(
+            f"more than {MAX_BYTES // 1024} KiB, too much for a recipe",
+            where=str(path),
+            cure="Is this the data? A recipe is a short YAML file that names it.",
+        )
+    return text
+
+
+def _type(data: Any, lines: Mapping[KeyPath, int], where: str) -> Recipe:
+    """The values as a recipe whose parts fit together."""
+    if faults := find_faults(Recipe, data):
+        raise explain_faults(faults, Recipe, lines, where)
+    recipe = Recipe.model_validate(data)
+    refuse_flags(data, recipe, lines, where)
+    try:
+        recipe.task.build()
+    except UsageError as error:
+        raise (error.located(where) if where else error) from None
+    return recipe
+
+
+def _blame(paths: Iterable[str], data: Any) -> list[str]:
+    """Those of the dotted paths under which the values cannot be typed."""
+    faults = [".".join(map(str, fault.path)) + "." for fault in find_faults(Recipe, data)]
+    return [path for path in paths if any(fault.startswith(path + ".") for fault in faults)]
+
+
+def _change(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with the values at dotted paths replaced; mappings on the way are made."""
+    changed = copy.deepcopy(dict(data))
+    for path, value in changes.items():
+        *around, last = path.split(".")
+        inner: dict[Any, Any] = changed
+        for name in around:
+            key = _same_key(inner, name)
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[_same_key(inner, last)] = value
+    return changed
+
+
+def _same_key(mapping: Mapping[Any, Any], name: str) -> Any:
+    """The key that reads like the name: labels may be numbers."""
+    return next((key for key in mapping if str(key) == name), name)
+
+
+def _place_files(recipe: Recipe, folder: Path) -> Recipe:
+    """Files and folders that the recipe names, as they lie from the recipe."""
+    part = recipe.data
+    changes: dict[str, Any] = {}
+    if part.path is not None:
+        # `nyu-mll/glue` is a data set of the hub unless such a folder lies beside the recipe.
+        if part.path.startswith(".") or (folder / part.path).is_dir():
+            changes["path"] = str((folder / part.path).resolve())
+    else:
+        said = {name: getattr(part, name) for name in _SPLITS if name in part.model_fields_set}
+        changes = {name: file and str(folder / file) for name, file in said.items()}
+        if part.extra:
+            changes["extra"] = {name: str(folder / file) for name, file in part.extra.items()}
+    return (
+        recipe.model_copy(update={"data": part.model_copy(update=changes)}) if changes else recipe
+    )
+
+
+def _forget_unsaid_files(recipe: Recipe) -> Recipe:
+    """`train` and `validation` are splits of a data set; without one they are no files."""
+    part = recipe.data
+    unsaid = [name for name in _SPLITS if name not in part.model_fields_set]
+    if part.path is not None or not unsaid:
+        return recipe
+    part = part.model_copy(update=dict.fromkeys(unsaid))
+    return recipe.model_copy(update={"data": part})
