@@ -1,0 +1,256 @@
+"""Whole states of a run on disk: tensors and facts that check themselves when they are read.
+
+    checkpoints/update-00000120/
+        tensors.safetensors     every tensor, bit for bit
+        facts.json              everything else
+        manifest.json           name, sizes and SHA-256 of the two, and of itself; written last
+
+A state is written under another name and renamed when it is on the disk. The newest two stay.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from finetune import files, json_text
+from finetune.tensor_file import Same, find_same, read_tensors, write_tensors
+from task_formats import UsageError
+
+TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
+FORMAT = "gptft checkpoint, version 1"
+KEEP = 2
+"""States that stay: should the newest be damaged, there is the one before."""
+
+_LARGEST_TEXT = 2**26
+_NAME = re.compile(r"(update-(\d{1,18}))(\.partial|\.old)?")
+# Should several folders claim one update: the finished one, the one about to be, the one before.
+_RANKS = {None: 2, ".partial": 1, ".old": 0}
+
+
+class State(NamedTuple):
+    """What a run needs to go on, as it was saved."""
+
+    tensors: dict[str, Tensor]
+    """On the CPU, in memory of their own; tensors saved as one are one."""
+    facts: dict[str, Any]
+    path: Path
+
+
+def save(
+    folder: Path | str, update: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> Path:
+    """Write the state after `update` updates and delete all but the newest two.
+
+    States of later updates go too: they belong to a future that a resume gave up. One writer
+    at a time. UsageError on a full, read-only or forbidden disk, with the earlier states whole.
+    """
+    return _write(Path(folder), update, *find_same(tensors), _encode(facts))
+
+
+def latest(folder: Path | str) -> tuple[State | None, list[str]]:
+    """The newest whole state, and a warning with file and reason for every newer one.
+
+    Changes nothing on disk, so any number of processes can call it at once.
+    """
+    warnings: list[str] = []
+    for path in reversed(_states(Path(folder))):
+        try:
+            return load(path), warnings
+        except UsageError as error:
+            warnings.append(f"{error.headline}; this state is not used")
+    return None, warnings
+
+
+def load(path: Path | str) -> State:
+    """The state in a folder; UsageError naming the file and what is wrong with it."""
+    path = Path(path)
+    with files.clear_errors(path):
+        _require_state(path)
+    expected = _read_manifest(path)
+    text = files.read_plain(path / FACTS, _LARGEST_TEXT)
+    _compare(path / FACTS, expected[FACTS], len(text), sha256(text).hexdigest())
+    size = _size(path / TENSORS)
+    # The size first: it costs nothing, and names the commonest damage.
+    _compare(path / TENSORS, expected[TENSORS], size, None)
+    _compare(path / TENSORS, expected[TENSORS], size, files.hash_file(path / TENSORS))
+    facts = json_text.decode(text, str(path / FACTS))
+    if not isinstance(facts, dict):
+        raise UsageError("damaged: it holds no facts", where=str(path / FACTS))
+    return State(read_tensors(path / TENSORS), facts, path)
+
+
+def _require_state(path: Path) -> None:
+    if path.is_symlink():
+        raise UsageError("a link, not a folder", where=str(path))
+    if path.suffix == ".partial" and not (path / MANIFEST).exists():
+        raise UsageError("half written: its save was stopped", where=str(path))
+
+
+class Saver:
+    """Saves states in the background: `save` copies the tensors and training goes on.
+
+    The copy keeps its memory from one save to the next (fresh memory is far slower to fill), as
+    much as the tensors take. A failed save raises its UsageError at the next call or at `close`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._copies: dict[str, Tensor] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def save(self, update: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """As the function `save`, but back as soon as the tensors are copied.
+
+        Waits for the save before it, if that one is still being written.
+        """
+        self.wait()
+        text = _encode(facts)
+        distinct, same = find_same(tensors)
+        _require_space(self.folder, distinct, text)
+        self._copies = {name: self._copy(name, tensor) for name, tensor in distinct.items()}
+        self._pending = self._writer.submit(_write, self.folder, update, self._copies, same, text)
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        held = self._copies.get(name)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return held.copy_(tensor.detach())
+
+    def poll(self) -> None:
+        """Raise the error of a save that has failed; costs nothing."""
+        if self._pending and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more; raise the error if that failed."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def close(self) -> None:
+        """Finish what is being written and let the memory go."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._copies = {}
+
+
+def _encode(facts: Mapping[str, Any]) -> bytes:
+    text = json_text.encode(facts, exact=True)
+    if len(text) > _LARGEST_TEXT:
+        raise ValueError(f"facts of {len(text):,} bytes; large things belong into tensors")
+    return text
+
+
+def _require_space(folder: Path, tensors: Mapping[str, Tensor], facts: bytes) -> None:
+    numbers = sum(tensor.nbytes for tensor in tensors.values())
+    files.require_space(folder, numbers + len(facts) + 500 * len(tensors) + 2**16)
+
+
+def _write(
+    folder: Path, update: int, tensors: Mapping[str, Tensor], same: Same, facts: bytes
+) -> Path:
+    path = folder / f"update-{update:08d}"
+    with files.clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _settle(folder)
+    _require_space(folder, tensors, facts)
+    with files.replace_folder(path) as partial:
+        with open(partial / TENSORS, "xb") as file:
+            size, digest = write_tensors(file, tensors, same)
+            files.flush(file)
+        files.write_atomically(partial / FACTS, facts)
+        expected = {
+            TENSORS: {"bytes": size, "sha256": digest},
+            FACTS: {"bytes": len(facts), "sha256": sha256(facts).hexdigest()},
+        }
+        files.write_atomically(partial / MANIFEST, _manifest(path.name, expected))
+    _prune(folder, path)
+    return path
+
+
+def _manifest(name: str, expected: Mapping[str, Mapping[str, Any]]) -> bytes:
+    body = {"format": FORMAT, "name": name, "files": expected}
+    seal = sha256(json_text.encode(body)).hexdigest()
+    return json_text.encode({**body, "seal": seal}, indent=1)
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Sizes and hashes of the files of a state; UsageError unless no byte has changed."""
+    where = path / MANIFEST
+    data = files.read_plain(where, limit=2**16)
+    content = json_text.decode(data, str(where))
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UsageError(f"not of the format {FORMAT!r}", where=str(where))
+    name, expected = content.get("name"), content.get("files")
+    if not isinstance(name, str) or not isinstance(expected, dict) or not _lists_files(expected):
+        raise UsageError("damaged: it does not list the files of a state", where=str(where))
+    if data != _manifest(name, expected):
+        raise UsageError("damaged: its content does not match its seal", where=str(where))
+    if name != _own_name(path):
+        raise UsageError(f"belongs to another state, {name!r}", where=str(where))
+    return expected
+
+
+def _lists_files(expected: dict[str, Any]) -> bool:
+    return (
+        set(expected) == {TENSORS, FACTS}
+        and all(isinstance(entry, dict) for entry in expected.values())
+        and all(entry.keys() == {"bytes", "sha256"} for entry in expected.values())
+        and all(type(entry["bytes"]) is int for entry in expected.values())
+        and all(type(entry["sha256"]) is str for entry in expected.values())
+    )
+
+
+def _compare(path: Path, expected: dict[str, Any], size: int, digest: str | None) -> None:
+    if size != expected["bytes"]:
+        what = f"damaged: {size:,} bytes, where {expected['bytes']:,} were written"
+        raise UsageError(what, where=str(path))
+    if digest is not None and digest != expected["sha256"]:
+        raise UsageError("damaged: its content is not what was written", where=str(path))
+
+
+def _size(path: Path) -> int:
+    with files.clear_errors(path), files.open_plain(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _states(folder: Path) -> list[Path]:
+    """Folders of states, half-written ones too, from the oldest to the newest."""
+    with files.clear_errors(folder):
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    matches = [match for match in map(_NAME.fullmatch, names) if match]
+    matches.sort(key=lambda match: (int(match[2]), _RANKS[match[3]], match[0]))
+    return [folder / match[0] for match in matches]
+
+
+def _own_name(path: Path) -> str:
+    return path.name.removesuffix(".partial").removesuffix(".old")
+
+
+def _settle(folder: Path) -> None:
+    """Give a whole state that a kill left under a passing name its own, and sweep the rest."""
+    for path in _states(folder):
+        own = path.with_name(_own_name(path))
+        if path.suffix == ".partial" and (path / MANIFEST).exists() and not own.exists():
+            path.rename(own)
+        if path != own:
+            files.settle_folder(own)
+
+
+def _prune(folder: Path, newest: Path) -> None:
+    states = _states(folder)
+    kept = states[: states.index(newest) + 1][-KEEP:]
+    with files.clear_errors(folder):
+        for path in states:
+            if path not in kept:
+                files.remove(path)

@@ -1,0 +1,214 @@
+"""Files that are whole or absent: atomic writes, hashes, room on the disk and safe names."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from task_formats import UsageError
+
+BLOCK = 8 * 2**20
+"""Bytes read or written at once: few calls, and little memory however large the file."""
+
+_CURES = {
+    errno.ENOSPC: "Free some space, or choose a folder on another disk.",
+    errno.EDQUOT: "Your quota is used up: free some space, or choose a folder on another disk.",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose another disk.",
+    errno.EROFS: "The disk is mounted read-only: choose another folder.",
+    errno.EACCES: "Change the permissions, or choose another folder.",
+    errno.EPERM: "Change the permissions, or choose another folder.",
+    errno.ELOOP: "Links are not followed here: put the file itself in its place.",
+    errno.ENOENT: "Check the path.",
+    errno.EEXIST: "Check the path: a part of it is a file.",
+    errno.ENOTDIR: "Check the path: a part of it is a file.",
+}
+
+
+@contextmanager
+def clear_errors(path: Path | str) -> Iterator[None]:
+    """Turn an OSError of the body into a UsageError: the file, the reason, the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            error.strerror or str(error),
+            where=os.fsdecode(error.filename) if error.filename is not None else str(path),
+            cure=_CURES.get(error.errno or 0, "Check the disk, or choose another folder."),
+        ) from error
+
+
+@contextmanager
+def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` at the end of the block, on the disk by then.
+
+    After an error or a kill the old file is untouched. UsageError where it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
+    with clear_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "xb") as file:
+                yield file
+                flush(file)
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        flush_folder(path.parent)
+
+
+def write_atomically(path: Path | str, content: bytes | str) -> None:
+    """Replace the file by `content`, text as UTF-8; a reader sees the old one or the new one."""
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replace_folder(path: Path | str) -> Iterator[Path]:
+    """A new folder to fill that takes the place of `path` at the end of the block.
+
+    After an error the old folder is untouched; after a kill `settle_folder` puts things right.
+    """
+    path = Path(path)
+    partial, old = _beside(path)
+    with clear_errors(path):
+        remove(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            _flush_tree(partial)
+        except BaseException:
+            with suppress(OSError):
+                remove(partial)
+            raise
+        if os.path.lexists(path):
+            remove(old)
+            os.rename(path, old)
+        os.rename(partial, path)
+        flush_folder(path.parent)
+        remove(old)
+
+
+def settle_folder(path: Path) -> None:
+    """Finish, or undo, what a kill inside `replace_folder` left beside `path`."""
+    partial, old = _beside(path)
+    with clear_errors(path):
+        if not os.path.lexists(path) and os.path.lexists(old):
+            # The old one steps aside only when the new one is whole and on the disk.
+            os.rename(partial if os.path.lexists(partial) else old, path)
+        remove(partial)
+        remove(old)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (never what it leads to) or a folder; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(file: BinaryIO) -> None:
+    """Wait until the file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the names in the folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no such thing for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _flush_tree(path: Path) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with open_plain(Path(folder, name)) as file:
+                os.fsync(file.fileno())
+        flush_folder(Path(folder))
+
+
+def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> FileIO:
+    """Open a file that is neither link, folder, pipe nor device; `flags` as for `os.open`.
+
+    OSError where that fails; UsageError where it is no plain file. Unbuffered.
+    """
+    # Without O_NONBLOCK a named pipe from a stranger would hold the run for ever.
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError("not a plain file", where=str(path), cure="Remove it.")
+    writable = flags & (os.O_WRONLY | os.O_RDWR)
+    return FileIO(descriptor, "r+b" if writable else "rb")
+
+
+def read_plain(path: Path | str, limit: int = 2**26) -> bytes:
+    """All bytes of a plain file; UsageError where it has more than `limit` of them."""
+    with clear_errors(path), open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise UsageError(f"{size:,} bytes, and at most {limit:,} are read", where=str(path))
+        blocks = iter(lambda: file.read(BLOCK), b"")
+        return b"".join(blocks)
+
+
+def hash_file(path: Path | str) -> str:
+    """SHA-256 of a plain file, in hexadecimal."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    with clear_errors(path), open_plain(path) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def require_space(folder: Path | str, size: int) -> None:
+    """UsageError unless the disk of `folder`, or of its nearest parent, has `size` bytes free."""
+    place = Path(folder).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with clear_errors(folder):
+        free = shutil.disk_usage(place).free
+    if free < size:
+        raise UsageError(
+            f"{size:,} bytes are needed and {free:,} are free",
+            where=str(folder),
+            cure=_CURES[errno.ENOSPC],
+        )
+
+
+def inside(folder: Path | str, name: str) -> Path:
+    """The path of `name` in `folder`; UsageError for any name that leads out of it.
+
+    Refused: absolute paths, `..`, the folder itself, links to somewhere else.
+    """
+    relative, where = Path(name), str(folder)
+    if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name:
+        raise UsageError(f"{name!r} is no name inside this folder", where=where)
+    path = Path(folder) / relative
+    try:
+        leads_out = not path.resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        leads_out = True
+    if leads_out:
+        raise UsageError(f"{name!r} is a link out of this folder", where=where, cure="Remove it.")
+    return path

@@ -1,0 +1,91 @@
+"""Signals as wishes that a loop looks at between two steps.
+
+| signal | wish | exit code after it |
+|---|---|---|
+| SIGUSR1 | save a state and go on | |
+| SIGTERM | finish the step, save a state, stop | 143 |
+| SIGINT (Ctrl-C) | the same | 130 |
+| SIGINT again | stop now (KeyboardInterrupt) | 130 |
+"""
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Literal
+
+Wish = Literal["save", "stop"]
+
+GRACE = 0.5
+"""Seconds in which a second SIGINT is the first one's echo: a launcher passes on the Ctrl-C that
+the terminal has sent to each of its processes already."""
+
+
+class StopRequest:
+    """While its block runs, signals become wishes: look at `wanted`, or `take` them.
+
+        with StopRequest() as request:
+            for step in steps:
+                match request.take():
+                    case "save": save()
+                    case "stop": save(); sys.exit(request.exit_code)
+
+    The old handlers come back at the end. Only the main thread can have handlers: in any other
+    nothing is ever wanted.
+    """
+
+    def __init__(self) -> None:
+        self._save = False
+        self._stop: signal.Signals | None = None
+        self._interrupted = 0.0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, old in self._old.items():
+            # None: a handler that was not set from Python, and that Python cannot set again.
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+        self._old = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Only sets fields: it may run between any two instructions of the program.
+        if number == signal.SIGUSR1:
+            self._save = True
+        elif number == signal.SIGINT and self._interrupted:
+            if time.monotonic() - self._interrupted > GRACE:
+                raise KeyboardInterrupt
+        else:
+            self._stop = self._stop or signal.Signals(number)
+            if number == signal.SIGINT:
+                self._interrupted = time.monotonic()
+
+    @property
+    def wanted(self) -> Wish | None:
+        """What has been asked for and not been taken; "stop" outdoes "save" and stays."""
+        return "stop" if self._stop else "save" if self._save else None
+
+    def take(self) -> Wish | None:
+        """`wanted`, and the wish to save is taken as heard: a later signal is a new one.
+
+        Call it before the save, so that a signal during the save is not lost.
+        """
+        wish = self.wanted
+        # Only where it was seen: a signal may come between any two lines.
+        if wish == "save":
+            self._save = False
+        return wish
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the number of the signal that asked to stop: 130 or 143."""
+        return 128 + self._stop if self._stop else 0

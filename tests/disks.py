@@ -1,0 +1,36 @@
+"""Small and read-only disks for tests: tmpfs where the tests may mount one."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of `size` ("1m") mounted at `folder`; skips the test where that is forbidden."""
+    mount = shutil.which("mount")
+    folder.mkdir()
+    if (
+        os.geteuid() != 0
+        or not mount
+        or _run(mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
+    ):
+        pytest.skip("this user cannot mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        _run("umount", folder)
+
+
+def make_read_only(disk: Path) -> None:
+    """From now on nothing can be written to the mounted disk."""
+    assert _run("mount", "-o", "remount,ro", disk) == 0
+
+
+def _run(*words: str | Path) -> int:
+    return subprocess.run(words, capture_output=True, check=False).returncode
