@@ -1,7 +1,9 @@
 """What every test stands on: no network, one thread, a deterministic hypothesis, shared data."""
 
+import functools
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,15 @@ def shared() -> Path:
     if not (folder / "data" / "README.md").is_file():
         pytest.skip("no public data sets beside the repository (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """From a family's name to the folder of its tiny random base, made once a session."""
+    # Here and not above: tests that need no model do not wait for torch.
+    from families import make
+
+    return functools.cache(lambda name: make(name, tmp_path_factory.mktemp("base") / name))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
