@@ -1,5 +1,6 @@
 """One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -7,17 +8,20 @@ from typing import cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
 from finetune.batch import Batch, collate, total
-from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
+from finetune.devices import choose_budget, choose_layout
 from finetune.evaluation import Reading
+from finetune.events import Started
 from finetune.loop import Settings
+from finetune.losses import objective
 from finetune.model import TaskModel
 from finetune.optimizer import build_optimizer
-from finetune.preparation import Split, check_positions, encode_split
+from finetune.splits import Split, check_positions, encode_split
 from finetune.recipe import Recipe
 from finetune.sampling import Order, Sizes, deal, group, measure
 from finetune.schedule import schedule
@@ -85,6 +89,51 @@ class Job:
             for rows in groups
         ]
 
+    def started(self, done: int) -> Started:
+        """What there is to say before the first update."""
+        trained = [part for part in self.model.parameters() if part.requires_grad]
+        report = self.train.report
+        return Started(
+            updates=self.order.updates,
+            done=done,
+            examples=len(self.train.examples),
+            evaluated=len(self.evaluated.examples) if self.evaluated else 0,
+            parameters=sum(part.numel() for part in trained),
+            device=str(self.accelerator.device),
+            precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            layout=self.reading.layout,
+            processes=self.accelerator.num_processes,
+            cut=sum(example.cut for example in self.train.examples),
+            skipped=len(report.skipped) + report.unlabelled,
+        )
+
+    def notices(self) -> Iterator[str]:
+        """What a person should know of the data and the base."""
+        splits = [self.train] + ([self.evaluated] if self.evaluated else [])
+        for split in splits:
+            if split.report.unlabelled:
+                yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
+            for row in split.report.skipped:
+                yield f"left out {row.id} ({row.place}): {row.what}"
+        if self.reading.layout == "separate" and self.recipe.train.layout == "auto":
+            kind = self.base.decoder.config.model_type
+            yield f"{kind} has an attention of its own: views stand in rows of their own, padded"
+
+    def culprits(self, update: int) -> list[str]:
+        """Ids of the update's rows whose own loss is not finite; all of them where none is."""
+        ids, found = [], []
+        for n in self.order.indices(update):
+            example = self.train.examples[n]
+            batch = send_to_device(collate([example], "separate", self.reading.pad),
+                                   self.accelerator.device)
+            with torch.no_grad(), self.accelerator.autocast():
+                lm_coefficient = self.recipe.train.lm_coefficient
+                outputs = self.model(batch, lm=lm_coefficient > 0)
+            ids.append(example.id)
+            if not objective(outputs, batch, lm_coefficient).total.isfinite():
+                found.append(example.id)
+        return found or ids
+
     def _idle(self, indices: np.ndarray) -> Batch:
         """A row that weighs nothing: every process must take part in the exchange of gradients."""
         batch = collate(
@@ -93,9 +142,8 @@ class Job:
         return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
 
 
-def prepare_job(recipe: Recipe, task: Task) -> Job:
+def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
-    accelerator = start_processes(choose_precision(recipe.train.precision))
     base = load_decoder(recipe.base, recipe.train.seed)
     check_positions(recipe.train.max_tokens, base)
     # One process reads and writes the cache; the others then find it there.

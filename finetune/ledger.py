@@ -1,0 +1,219 @@
+"""What a run writes, by the one process that writes it; the others go through the motions."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from finetune import checkpoint, files
+from finetune.events import Result
+from finetune.job import Job
+from finetune.loop import Step
+from finetune.progress import Progress
+from finetune.recipe import Recipe
+from finetune.recipe_files import dump, load_recipe
+from finetune.run import Run, read_recipe, read_result
+from finetune.saved import save_model
+from finetune.signals import Wish
+from finetune.state import capture, restore
+from task_formats import UsageError
+
+_PACKAGES = ("gptft", "torch", "transformers", "tokenizers", "accelerate", "numpy")
+_LAG = {"cpu": 1, "cuda": 20}
+"""Updates after which losses are read from a device: each reading waits for it."""
+
+_FREE = {"tokens_per_forward", "layout", "checkpoint_minutes", "checkpoint_updates", "patience"}
+"""What may differ when a run is resumed: it does not change what the run computes."""
+
+
+class Ledger:
+    """The run folder as training sees it, on any process."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, run: Run | None) -> None:
+        self.folder, self._accelerator, self._run = folder, accelerator, run
+        self._pending: list[Step] = []
+        self._refused: list[int] = []
+        self.refused_in_a_row = 0
+
+    @classmethod
+    def open(
+        cls, folder: Path, accelerator: Accelerator, *, resume: bool, overwrite: bool
+    ) -> "Ledger":
+        """Takes the folder on the main process. UsageError where it cannot be had."""
+        run = None
+        if accelerator.is_main_process:
+            run = Run.open(folder, resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
+        return cls(folder, accelerator, run)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with ExitStack() as stack:
+            if self._run:
+                stack.callback(self._run.close)
+            self._flush()
+
+    def finished(self) -> Result | None:
+        """The result of a run that has one already."""
+        if not (self.folder / "result.json").exists():
+            return None
+        found = read_result(self.folder)
+        names = ("scores", "update", "updates", "tokens", "seconds")
+        return Result(**{name: found[name] for name in names}, folder=self.folder)
+
+    def begin(self, job: Job) -> tuple[Progress, list[str]]:
+        """Goes back to the newest whole state, if there is one; what is worth a notice."""
+        notices = list(job.notices())
+        if self._run:
+            state = self._run.restore()
+            notices += self._run.warnings
+        else:
+            state, _ = checkpoint.latest(self.folder / "checkpoints")
+        if state is not None:
+            self._check_recipe(job)
+            restore(job.model, job.optimizer, state.tensors)
+            notices += _changes(state.facts["made_with"], made_with(job))
+        if self._run:
+            self._run.save_recipe(dump(job.recipe))
+        self._accelerator.wait_for_everyone()
+        return Progress.of(state.facts["progress"]) if state else Progress(), notices
+
+    def _check_recipe(self, job: Job) -> None:
+        """UsageError where a resumed run is told something else than it was."""
+        old, new = map(_comparable, (load_run_recipe(self.folder), job.recipe))
+        different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if different:
+            raise UsageError(
+                f"the run in this folder has another {different[0]}: "
+                f"{old.get(different[0])!r}, not {new.get(different[0])!r}",
+                where=str(self.folder),
+                cure=f"gptft resume {self.folder} goes on with what it was told.",
+            )
+
+    def log(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Appends an event to metrics.jsonl."""
+        self._flush()
+        if self._run:
+            self._run.log(kind, values)
+
+    def log_step(self, step: Step) -> None:
+        """Notes an update; it is written when the device has surely done it."""
+        self._pending.append(step)
+        if len(self._pending) >= _LAG.get(self._accelerator.device.type, 1):
+            self._flush()
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        for step in pending:
+            bad = bool(step.refused)
+            self.refused_in_a_row = self.refused_in_a_row + 1 if bad else 0
+            self._refused += [step.number] if bad else []
+            if self._run:
+                self._run.log("train", _readable(step))
+
+    def refused(self) -> list[int]:
+        """Updates found to be refused since the last call."""
+        found, self._refused = self._refused, []
+        return found
+
+    def save(self, job: Job, progress: Progress) -> None:
+        """Writes a whole state in the background."""
+        self._flush()
+        if self._run:
+            facts = {"progress": progress.facts(), "made_with": made_with(job)}
+            self._run.save(progress.update, capture(job.model, job.optimizer), facts)
+
+    def save_model(self, job: Job) -> None:
+        """Puts the model as it is now in the place of the best one."""
+        if self._run:
+            with files.replace_folder(self._run.model_folder) as partial:
+                save_model(partial, job.model, job.base)
+        self._accelerator.wait_for_everyone()
+
+    def write_result(self, job: Job, result: Result) -> None:
+        """Writes the result: the run is finished."""
+        values = {name: getattr(result, name) for name in Result.__dataclass_fields__}
+        del values["folder"]
+        if self._run:
+            self._run.write_result({**values, "made_with": made_with(job)})
+        self._accelerator.wait_for_everyone()
+
+
+def _readable(step: Step) -> dict[str, Any]:
+    return {
+        "update": step.number,
+        "loss": step.losses.total,
+        "task_loss": step.losses.task,
+        "lm_loss": step.losses.lm,
+        "grad_norm": step.grad_norm,
+        "learning_rate": step.learning_rate,
+        "examples": step.examples,
+        "tokens": step.tokens,
+        "seconds": {"step": step.seconds},
+    }
+
+
+def made_with(job: Job) -> dict[str, Any]:
+    """Versions and data: what a result depends on besides its recipe."""
+    splits = {"train": job.train, **({"evaluate": job.evaluated} if job.evaluated else {})}
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "data": {name: split.fingerprint for name, split in splits.items()},
+        "rows": {name: len(split.examples) for name, split in splits.items()},
+    }
+
+
+def _version(package: str) -> str | None:
+    """None for a package that is used from a folder without being installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A sentence for everything that is not as it was when the state was saved."""
+    return [
+        f"resumed with other {kind}: {name} was {before}, is {new[kind].get(name)}"
+        for kind in new
+        for name, before in old.get(kind, {}).items()
+        if new[kind].get(name) != before
+    ]
+
+
+def load_run_recipe(folder: Path) -> Recipe:
+    """What a run was told. UsageError where the folder holds no run."""
+    read_recipe(folder)  # Says what kind of folder this is, where it is no run's.
+    return load_recipe(folder / "recipe.yaml")
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """Dotted keys of all that decides what a run computes."""
+    parts = recipe.model_dump(include={"task", "base", "train"})
+    return {
+        f"{part}.{key}": value
+        for part, values in parts.items()
+        for key, value in values.items()
+        if key not in _FREE
+    }
+
+
+def agree(accelerator: Accelerator, wish: Wish | None) -> Wish | None:
+    """The strongest wish of any process, so that all do the same after the same update."""
+    if accelerator.num_processes == 1:
+        return wish
+    ranks: tuple[Wish | None | Literal["save", "stop"], ...] = (None, "save", "stop")
+    own = torch.tensor([ranks.index(wish)], device=accelerator.device)
+    return ranks[int(accelerator.gather(own).max())]

@@ -1,0 +1,106 @@
+"""A finished run put to use: predictions for any rows, and scores for labelled ones."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from finetune.bases import Base
+from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
+from finetune.evaluation import Reading, evaluate, gather, read_rounds
+from finetune.model import TaskModel
+from finetune.splits import build_encoder, encode_split
+from finetune.recipe import DataPart, Recipe
+from finetune.recipe_files import load_recipe
+from finetune.ledger import load_run_recipe
+from finetune.saved import load_model
+from task_formats import Prediction, Row, Task, UsageError
+from task_formats.task import LABEL
+
+WINDOW = 4096
+"""Rows held at a time: sorted by length within, given back in order."""
+
+_STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
+
+
+class Predictor:
+    """A trained model with its task: rows in, predictions out."""
+
+    def __init__(
+        self, recipe: Recipe, task: Task, model: TaskModel, base: Base, accelerator: Accelerator
+    ) -> None:
+        self.recipe, self.task = recipe, task
+        self.model, self._base, self._accelerator = model, base, accelerator
+        layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
+        budget = choose_budget(recipe.train, accelerator.device)
+        self._reading = Reading(layout, base.pad, budget)
+        self._encoder = build_encoder(recipe, task, base)
+        # Whatever the rows say of their label is nothing to a prediction.
+        columns = {name: column for name, column in task.columns.items() if name != LABEL}
+        self._reader = replace(task, columns=columns)
+
+    def predict(self, rows: Iterable[Row]) -> list[Prediction]:
+        """A prediction per row, in order. RowError where a row lacks a text."""
+        return [prediction for _, prediction in self.stream(rows)]
+
+    def stream(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prediction]]:
+        """Each row with its prediction, in order; only a window of rows is held at a time."""
+        rows, at = iter(rows), 0
+        while window := list(islice(rows, WINDOW)):
+            yield from zip(window, self._predict(window, at), strict=True)
+            at += len(window)
+
+    def _predict(self, window: list[Row], at: int) -> list[Prediction]:
+        examples = [
+            self._reader.example(row, f"row/{at + n}", labelled=False)
+            for n, row in enumerate(window)
+        ]
+        encoded = self._encoder.encode(examples)
+        rounds = read_rounds(self.model, encoded, self._reading, self._accelerator)
+        logits = gather(rounds, len(encoded), self._accelerator)
+        return [
+            self.task.labels.decode(example.id, row[np.isfinite(row)].tolist())
+            for example, row in zip(encoded, logits, strict=True)
+        ]
+
+    def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:
+        """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
+
+        `split` is one of the recipe's (train, evaluate, or the name of an extra one) or a split's
+        own name, such as validation.
+        """
+        data = data or self.recipe.data
+        name = getattr(data, _STANDS_FOR.get(split, ""), None) or data.extra.get(split, split)
+        found = encode_split(self.recipe, self.task, self._base, name, data=data)
+        rounds = read_rounds(self.model, found.examples, self._reading, self._accelerator)
+        positive = self.recipe.task.positive
+        return evaluate(rounds, found.examples, self.task, self._accelerator, positive).scores
+
+
+def load(
+    folder: Path | str, device: str | None = None, *, task: Task | None = None, **changes: Any
+) -> Predictor:
+    """The best model of a run, ready to predict.
+
+    `task` is needed where the run was trained with one of your own; `changes` replace fields of
+    the recipe's train part that do not change results (layout, tokens_per_forward, precision).
+    Raises UsageError where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    recipe = load_run_recipe(folder)
+    if changes:
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+    if not (folder / "model").is_dir():
+        raise UsageError(
+            "this run has no model yet", where=str(folder), cure=f"gptft resume {folder}"
+        )
+    task = task or recipe.task.build()
+    accelerator = start_processes(choose_precision(recipe.train.precision), device)
+    trust = recipe.base.trust_remote_code
+    model, base = load_model(folder / "model", task, trust_remote_code=trust)
+    model.to(accelerator.device)
+    return Predictor(recipe, task, model, base, accelerator)

@@ -1,0 +1,88 @@
+"""How far a run has come: what a checkpoint remembers besides tensors."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.loop import Step
+from finetune.recipe import TaskPart, TrainPart
+from finetune.sampling import Order
+
+_LOWER_IS_BETTER = {"mse", "loss"}
+
+
+@dataclass
+class Progress:
+    """Counters of a run. Everything but `seconds` is the same however often it was resumed."""
+
+    update: int = 0
+    evaluated: int = 0
+    """The last update whose evaluation is done."""
+    best: float = -math.inf
+    best_update: int = 0
+    stale: int = 0
+    """Evaluations since the best one."""
+    tokens: int = 0
+    seconds: float = 0.0
+    refused: int = 0
+    """Updates refused in a row, for numbers that are not finite."""
+    budget: int | None = None
+    """Tokens in a forward pass, after any halving for want of memory."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Progress":
+        """What a checkpoint remembered."""
+        return cls(**facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint shall remember."""
+        return asdict(self)
+
+    def advance(self, step: Step) -> None:
+        """Counts one more update."""
+        self.update, self.budget = step.number, step.budget
+        self.tokens += step.tokens
+        self.seconds += step.seconds
+
+    def note(self, update: int, value: float) -> bool:
+        """Counts an evaluation; True where it is the best so far (the first wins a tie)."""
+        self.evaluated = update
+        better = value > self.best or self.best_update == 0
+        self.best, self.best_update = (value, update) if better else (self.best, self.best_update)
+        self.stale = 0 if better else self.stale + 1
+        return better
+
+
+class Clock:
+    """Says when the next checkpoint is due, in minutes or updates."""
+
+    def __init__(self, part: TrainPart) -> None:
+        self._minutes, self._updates = part.checkpoint_minutes, part.checkpoint_updates
+        self._saved = time.monotonic()
+
+    def due(self, update: int) -> bool:
+        """True when an interval is over; it then begins anew."""
+        late = self._minutes and time.monotonic() - self._saved >= 60 * self._minutes
+        turn = self._updates and update % self._updates == 0
+        if late or turn:
+            self._saved = time.monotonic()
+        return bool(late or turn)
+
+
+def evaluation_updates(order: Order, evaluations: int) -> set[int]:
+    """The updates after which to evaluate: evenly within each epoch, and after the last."""
+    per_epoch = order.per_epoch
+    steps = {max(1, round(per_epoch * k / evaluations)) for k in range(1, evaluations + 1)}
+    epochs = math.ceil(order.updates / per_epoch)
+    found = {epoch * per_epoch + step for epoch in range(epochs) for step in steps}
+    return {update for update in found if update <= order.updates} | {order.updates}
+
+
+def selection_value(part: TaskPart, scores: Mapping[str, float]) -> float:
+    """What decides which state is the best: the first metric or the mean of all; more is better."""
+    chosen = part.metrics if part.select == "mean" else part.metrics[:1]
+    signs = [-1.0 if metric in _LOWER_IS_BETTER else 1.0 for metric in chosen]
+    values = [sign * scores[metric] for sign, metric in zip(signs, chosen, strict=True)]
+    return math.fsum(values) / len(values)

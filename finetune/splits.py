@@ -1,0 +1,93 @@
+"""Everything that a job needs before its first forward pass: base, task, encoded rows."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.bases import Base
+from finetune.data.examples import Report, read_examples
+from finetune.data.preparation import prepare
+from finetune.data.sources import open_rows
+from finetune.data.store import EncodedStore
+from finetune.recipe import DataPart, Recipe
+from task_formats import Row, Task, UsageError, ViewEncoder
+
+Read = Callable[[Row], Row]
+
+
+class Split(NamedTuple):
+    """The encoded rows of one split, where they came from, and what was left out of them."""
+
+    examples: EncodedStore
+    report: Report
+    origin: str
+    fingerprint: str
+
+
+def check_positions(max_tokens: int, base: Base) -> None:
+    """UsageError where views could be longer than the decoder has positions."""
+    if base.positions is not None and max_tokens > base.positions:
+        raise UsageError(
+            f"max_tokens {max_tokens} is more than the base's {base.positions} positions",
+            where="train.max_tokens",
+            cure=f"Pass --max-tokens {base.positions}.",
+        )
+
+
+def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
+    """The input transform of the recipe over the base's tokens."""
+    check_positions(recipe.train.max_tokens, base)
+    return ViewEncoder(task.format, base.tokenize, base.specials, recipe.train.max_tokens)
+
+
+def encode_split(
+    recipe: Recipe,
+    task: Task,
+    base: Base,
+    name: str,
+    *,
+    data: DataPart | None = None,
+    labelled: bool = True,
+) -> Split:
+    """Reads, checks and encodes a split; encoded rows are kept in the user's cache.
+
+    Raises UsageError or RowError for what cannot be read, with file, line and cure.
+    """
+    data = data or recipe.data
+    rows = open_rows(data, name)
+    fingerprint = rows.fingerprint()
+    examples, report = read_examples(
+        task, rows, name, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
+    )
+    encoder = build_encoder(recipe, task, base)
+    key = _key(recipe, base, fingerprint, name, labelled) if task.read is None else None
+    store = prepare(examples, encoder, cache_folder() if key else None, key or "", report)
+    return Split(store, report, rows.origin, fingerprint)
+
+
+def cache_folder() -> Path:
+    """Where encoded rows are kept between runs: $GPTFT_CACHE, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
+    return Path(os.environ.get("GPTFT_CACHE", default))
+
+
+def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool) -> str | None:
+    """All that the encoded rows depend on; None where the tokenizer cannot be told from others."""
+    backend = getattr(base.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    parts = [
+        fingerprint,
+        name,
+        labelled,
+        recipe.task.model_dump_json(exclude={"prompt", "metrics", "select", "positive"}),
+        hashlib.sha256(backend.to_str().encode()).hexdigest(),
+        list(base.specials),
+        recipe.train.max_tokens,
+        recipe.data.limit,
+        recipe.data.on_bad_row,
+    ]
+    return json.dumps(parts)
