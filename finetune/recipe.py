@@ -16,6 +16,7 @@ from task_formats import (
     named_format,
     nearest,
 )
+from task_formats.labels import as_text
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -60,6 +61,8 @@ class TaskPart(Part):
     """classification, entailment, similarity, multiple_choice, or {views: ...}."""
     columns: dict[str, str | tuple[str, ...]]
     """Field to column: a bare name, a {template} over columns, or for choices a list of these."""
+    values: dict[str, dict[str | int | float, str]] = {}
+    """Column to raw value to the word that stands for it: {question: {cause: because}}."""
     labels: dict[bool | str | int | float, str] | tuple[str, ...] | None = None
     """Raw value to name, in the order of the head's outputs; or the names alone."""
     range: tuple[float, float] | None = None
@@ -111,6 +114,10 @@ class TaskPart(Part):
             columns=self.columns,
             labels=Range(*self.range) if self.range else Classes.of(self.labels or ()),
             metrics=self.metrics,
+            values={
+                column: {as_text(raw): word for raw, word in words.items()}
+                for column, words in self.values.items()
+            },
             prompt=Prompt(**self.prompt.model_dump()) if self.prompt else None,
             unlabelled=frozenset(map(str, self.unlabelled)),
             read=read,
@@ -163,7 +170,7 @@ class DataPart(Part):
     predict: str | None = None
     """The split, or file, without labels."""
     extra: dict[str, str] = {}
-    """Further evaluation splits or files by name (MNLI's mismatched one, AX)."""
+    """Further evaluation splits or files by name; `ax/test` is the split test of the name ax."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Stop at a row that cannot be used, or leave it out, count it and list it."""
     limit: Positive | None = None

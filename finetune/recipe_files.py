@@ -25,9 +25,14 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
     contents with the line it stands on.
     """
     path = _find_recipe(name_or_path)
-    document = parse_document(_read_text(path), str(path))
-    recipe = _type(document.data, document.lines, str(path))
+    recipe = parse(_read_text(path), str(path))
     return override(_place_files(recipe, path.resolve().parent), overrides)
+
+
+def parse(text: str, where: str = "") -> Recipe:
+    """The recipe that a YAML text holds; file names in it stay as they are."""
+    document = parse_document(text, where)
+    return _type(document.data, document.lines, where)
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -24,6 +24,7 @@ class Task:
     """One task, whatever is done with it: fine-tuning, prediction or prompting.
 
     `columns` says where each field of the format, the choices and the label stand in a row.
+    `values` puts words in the place of what a column holds: {"question": {"cause": "because"}}.
     `unlabelled` holds raw labels that mean "no label" in this data set (SNLI's "-").
     `read`, for rows that need code, turns a row into another one before `columns` looks at it.
     """
@@ -33,6 +34,7 @@ class Task:
     labels: Labels
     metrics: tuple[str, ...] = ()
     prompt: Prompt | None = None
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unlabelled: frozenset[str] = field(default_factory=frozenset)
     read: Callable[[Row], Row] | None = None
 
@@ -51,6 +53,11 @@ class Task:
                 )
         for name, column in self.columns.items():
             _check(name, column)
+        read = {part for column in self.columns.values() for part in _named(column)}
+        for name in sorted(set(self.values) - read):
+            raise UsageError(
+                f"task.values has {name!r}, which nothing reads", cure=nearest(name, read)
+            )
         if self.format.chooses and isinstance(self.labels, Range):
             raise UsageError("a choice cannot have a range", cure="Give the labels of the choices.")
         if self.prompt:
@@ -65,7 +72,7 @@ class Task:
         """
         row = self.read(row) if self.read else row
         texts = {name for name in self.columns if name not in (CHOICES, LABEL)}
-        fields = {name: _text(row, str(self.columns[name]), name) for name in sorted(texts)}
+        fields = {name: self._text(row, str(self.columns[name]), name) for name in sorted(texts)}
         choices = self._choices(row)
         label = self._label(row)
         if label is None and labelled:
@@ -80,13 +87,41 @@ class Task:
         if not self.format.chooses:
             return ()
         column = self.columns[CHOICES]
-        texts = _parts(row, column)
+        texts = self._parts(row, column)
         if len(texts) < 2:
             raise RowError(f"{len(texts)} choices in column {column!r}", cure="Two are the fewest.")
         most = len(self.labels.names) if isinstance(self.labels, Classes) else 0
         if len(texts) > most:
             raise RowError(f"{len(texts)} choices but {most} labels", cure="Extend task.labels.")
         return texts
+
+    def _parts(self, row: Row, column: Column) -> tuple[str, ...]:
+        if isinstance(column, str):
+            return _listed(row, column)
+        return tuple(self._text(row, part, f"{CHOICES}[{k}]") for k, part in enumerate(column))
+
+    def _text(self, row: Row, column: str, field_name: str) -> str:
+        """A field's text, without blanks at its ends: SST-2's train rows end in one, not others."""
+        template = column if templates.is_template(column) else f"{{{column}}}"
+        words = {name: self._word(row, name) for name in templates.names(template)}
+        text = templates.fill(template, words).strip()
+        if not text:
+            raise RowError(
+                f"empty text for {field_name!r} in column {column!r}", cure="Fill it in."
+            )
+        return text
+
+    def _word(self, row: Row, name: str) -> str:
+        """What a column holds, or the word that stands for it."""
+        held = _plain(_get(row, name), name)
+        words = self.values.get(name)
+        if words is None:
+            return held
+        if held not in words:
+            raise RowError(
+                f"{held!r} in column {name!r} is not in task.values", cure=nearest(held, words)
+            )
+        return words[held]
 
     def _label(self, row: Row) -> Label:
         if LABEL not in self.columns:
@@ -126,6 +161,13 @@ def _check(name: str, column: Column) -> None:
         templates.names(column)
 
 
+def _named(column: Column) -> tuple[str, ...]:
+    """The columns of a row that a field is made of."""
+    parts = [column] if isinstance(column, str) else column
+    found = [templates.names(part) if templates.is_template(part) else (part,) for part in parts]
+    return tuple(name for names in found for name in names)
+
+
 def _get(row: Row, name: str) -> Any:
     try:
         return templates.look_up(row, name)
@@ -145,19 +187,7 @@ def _no_column(row: Row, name: str) -> RowError:
     return RowError(f"no column {name!r}", cure=nearest(name, map(str, row)))
 
 
-def _text(row: Row, column: str, field_name: str) -> str:
-    """A field's text, without blanks at its ends: SST-2's train rows end in one, others don't."""
-    template = column if templates.is_template(column) else f"{{{column}}}"
-    values = {name: _plain(_get(row, name), name) for name in templates.names(template)}
-    text = templates.fill(template, values).strip()
-    if not text:
-        raise RowError(f"empty text for {field_name!r} in column {column!r}", cure="Fill it in.")
-    return text
-
-
-def _parts(row: Row, column: Column) -> tuple[str, ...]:
-    if not isinstance(column, str):
-        return tuple(_text(row, part, f"{CHOICES}[{k}]") for k, part in enumerate(column))
+def _listed(row: Row, column: str) -> tuple[str, ...]:
     values = _get(row, column)
     if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
         raise RowError(
