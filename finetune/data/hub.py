@@ -1,0 +1,136 @@
+"""Rows of the hub's data sets and of their saved copies: the one door to `datasets`."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.data.places import Place, Scanned, stop_at_faults
+from task_formats import Row, UsageError, nearest
+
+_BATCH = 1000
+_PATIENCE = 4.0
+"""Seconds to wait for a first answer of the hub."""
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """The rows of one split, memory-mapped from the cache of `datasets`."""
+
+    origin: str
+    table: Any
+
+    def scan(self) -> Iterator[Scanned]:
+        """All rows in order."""
+        number = 0
+        for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield Place(self.origin, number, "row"), row
+
+    def __iter__(self) -> Iterator[tuple[Place, Row]]:
+        return stop_at_faults(self.scan())
+
+    def fingerprint(self) -> str:
+        """A sha256 over columns and rows, whatever the files they came in."""
+        digest = hashlib.sha256(repr(self.table.features).encode())
+        for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
+            for row in batch.to_pylist():
+                digest.update(repr(row).encode(errors="surrogatepass"))
+        return digest.hexdigest()
+
+
+def open_hub(path: str, name: str | None, split: str, revision: str | None) -> HubRows:
+    """A split of a hub's data set, from the cache where the hub is out of reach.
+
+    Nothing is streamed from the network: a run reads its rows several times, and the copy in
+    the cache serves the next run without a network. Raises UsageError that names the cure.
+    """
+    # Half of a second and more, which only those who read from the hub should wait.
+    import datasets
+
+    origin = f"{path} ({name}), {split}" if name else f"{path}, {split}"
+    with _without_waiting() as reached:
+        try:
+            table = datasets.load_dataset(path, name, split=split, revision=revision)
+        except Exception as error:
+            # It may be any error of several libraries.
+            raise UsageError(
+                f"the data set cannot be loaded: {_first_line(error)}",
+                where=origin,
+                cure=_cure(reached, error),
+            ) from error
+    return HubRows(origin, table)
+
+
+def is_saved(folder: Path) -> bool:
+    """True for a folder that `save_to_disk` wrote."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def open_saved(folder: Path, split: str) -> HubRows:
+    """A split of a data set that `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        what = f"the saved data set cannot be read: {_first_line(error)}"
+        raise UsageError(what, where=str(folder), cure="Save it anew.") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise UsageError(f"no split {split!r}", where=str(folder), cure=nearest(split, saved))
+        saved = saved[split]
+    return HubRows(f"{folder}, {split}", saved)
+
+
+@contextmanager
+def _without_waiting() -> Iterator[bool]:
+    """Keeps the hub's client from trying again and again where there is no network."""
+    import datasets
+    import huggingface_hub.constants
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE or _answers():
+        yield not huggingface_hub.constants.HF_HUB_OFFLINE
+        return
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield False
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _answers() -> bool:
+    """Whether the hub answers at all; looking up its address may hang, hence the thread."""
+    from huggingface_hub import constants, get_session
+
+    answers = []
+
+    def ask() -> None:
+        try:
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
+        except Exception:
+            # Whatever it is, nobody answered.
+            return
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return bool(answers)
+
+
+def _cure(reached: bool, error: Exception) -> str:
+    if not reached:
+        return (
+            "The hub is out of reach and the data set is not in the cache. Give a local copy with "
+            "--data DIR, or set HF_HOME to a cache that has it."
+        )
+    return "Look at data.path, data.name, data.revision and the split, or give --data DIR."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,114 @@
+"""Rows of Parquet files, in and out: the one door to pyarrow."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import pyarrow
+from pyarrow import parquet
+
+from finetune.data.places import MOST_COLUMNS, Place, Scanned
+from task_formats import RowError, UsageError
+
+_BATCH = 1000
+
+
+def scan_parquet(stream: BinaryIO, file: str) -> Iterator[Scanned]:
+    """Rows of a Parquet file, a batch at a time; a null is None."""
+    with _seekable(stream) as source:
+        yield from _scan(source, file)
+
+
+def _scan(source: BinaryIO, file: str) -> Iterator[Scanned]:
+    try:
+        table = parquet.ParquetFile(source)
+        if len(table.schema_arrow) > MOST_COLUMNS:
+            raise UsageError(f"more than {MOST_COLUMNS:,} columns", where=file)
+        if len(set(table.schema_arrow.names)) < len(table.schema_arrow):
+            raise UsageError("two columns of one name", where=file, cure="Rename one of them.")
+        for k, batch in enumerate(table.iter_batches(batch_size=_BATCH)):
+            yield from _rows(batch, file, k * _BATCH)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        what = f"not a whole Parquet file: {_first_line(error)}"
+        raise UsageError(what, where=file, cure="Is it the right file, and whole?") from None
+
+
+def _rows(batch: Any, file: str, before: int) -> Iterator[Scanned]:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_row(batch.slice(k, 1)) for k in range(batch.num_rows)]
+    for k, row in enumerate(rows, start=before + 1):
+        place = Place(file, k, "row")
+        if row is None or any("\0" in value for value in row.values() if isinstance(value, str)):
+            what = "bytes that are not UTF-8" if row is None else "a NUL"
+            yield place, RowError(what, where=str(place), cure="Write the text as UTF-8.")
+        else:
+            yield place, row
+
+
+def _row(batch: Any) -> dict[str, Any] | None:
+    try:
+        return dict(batch.to_pylist()[0])
+    except UnicodeDecodeError:
+        return None
+
+
+@contextmanager
+def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """A pipe's bytes in a temporary file: the index of a Parquet file stands at its end."""
+    if stream.seekable():
+        yield stream
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy)
+        copy.seek(0)
+        yield copy
+
+
+class ParquetSink:
+    """Writes rows to a binary stream in batches; the first batch settles the types."""
+
+    def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str) -> None:
+        self._stream, self._columns, self._where = stream, tuple(columns), where
+        self._pending: list[Mapping[str, Any]] = []
+        self._writer: Any = None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add one row."""
+        self._pending.append(row)
+        if len(self._pending) == _BATCH:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left, and the index."""
+        if self._pending or self._writer is None:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        rows, self._pending = self._pending, []
+        schema = self._writer.schema if self._writer else None
+        try:
+            arrays = [
+                pyarrow.array([row.get(name) for row in rows], schema and schema.field(name).type)
+                for name in self._columns
+            ]
+        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
+            what = f"a column holds values of several types: {_first_line(error)}"
+            raise UsageError(what, where=self._where, cure="Write .jsonl instead.") from None
+        table = pyarrow.table([_typed(array) for array in arrays], self._columns)
+        if self._writer is None:
+            self._writer = parquet.ParquetWriter(self._stream, table.schema)
+        self._writer.write_table(table)
+
+
+def _typed(array: Any) -> Any:
+    """A column of nulls is taken for text."""
+    return array.cast(pyarrow.string()) if array.type == pyarrow.null() else array
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
