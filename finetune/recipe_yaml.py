@@ -90,7 +90,8 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_mapping("tag:yaml.org,2002:map", section, flow_style=False)
 
     def represent_text(self, text: str) -> yaml.Node:
-        style = '"' if "\n" in text else None
+        # Other styles would fold line ends and turn rare ones into blanks.
+        style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -1,4 +1,4 @@
-"""Words that stand for what a column holds: COPA's `cause` and `effect` become parts of a sentence."""
+"""Words that stand for what a column holds: COPA's `cause` becomes part of a sentence."""
 
 import pytest
 from hypothesis import given
