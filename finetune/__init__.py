@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.classifier import Classifier
+    from finetune.events import Result
     from finetune.prediction import Predictor, load
     from finetune.recipe import Recipe
     from finetune.recipe_files import load_recipe
-    from finetune.training import Result, events, train
+    from finetune.training import events, train
 
 _HOMES = {
     "Classifier": "classifier",

@@ -37,7 +37,9 @@ class Sight:
             span.start == 0 and len(span.endings) <= 1 for span in self.spans
         ) and len({span.row for span in self.spans}) == len(self.spans)
         self.longest = max(span.longest for span in self.spans)
-        self.pieces = [_pieces(self.spans, r, batch.tokens.shape[1]) for r in range(len(batch.tokens))]
+        self.pieces = [
+            _pieces(self.spans, r, batch.tokens.shape[1]) for r in range(len(batch.tokens))
+        ]
 
     def is_causal(self, span: Span, window: int | None) -> bool:
         """True when plain causal attention over the span's columns is its whole rule."""
@@ -106,7 +108,9 @@ def attend(
         return core(query, key, value, None).transpose(1, 2).contiguous(), None
     rows = [
         _attend_row(core, sight, pieces, sliding_window, row)
-        for pieces, *row in zip(sight.pieces, *(x.split(1) for x in (query, key, value)), strict=True)
+        for pieces, *row in zip(
+            sight.pieces, *(x.split(1) for x in (query, key, value)), strict=True
+        )
     ]
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 

@@ -21,25 +21,39 @@ from transformers import (
 )
 
 from finetune import attention
+from finetune.adapters import adapt
 from finetune.recipe import BasePart
 from task_formats import Specials, UsageError
 
 START, DELIMITER, EXTRACT, PAD = "<|start|>", "<|delimiter|>", "<|extract|>", "<|pad|>"
 SHIPPED = ("tiny",)
 
-# Half of the spread of the old rows' mean would do as well: what counts is that the three new
-# rows differ from each other while their logits stay where an average word's are (facts, trap 5).
 _NOISE = 0.1
+"""Spread of new rows round the mean of the old ones, as a part of the old ones' own spread.
+
+What counts is that they differ from each other while their logits stay where an average word's
+are (facts, trap 5)."""
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """A tokenizer, and the tokens that the input transforms need."""
+
+    tokenizer: PreTrainedTokenizerBase
+    specials: Specials
+    pad: int
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts. A text that spells out a special token stays mere text."""
+        return tokenize(self.tokenizer, texts)
 
 
 @dataclass(frozen=True)
 class Base:
-    """A decoder with its tokenizer, and the tokens that the input transforms need."""
+    """A decoder with its lexicon."""
 
     decoder: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    specials: Specials
-    pad: int
+    lexicon: Lexicon
 
     @property
     def positions(self) -> int | None:
@@ -49,10 +63,6 @@ class Base:
             config, "n_positions", None
         )
         return int(value) if value else None
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts. A text that spells out a special token stays mere text."""
-        return tokenize(self.tokenizer, texts)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -79,18 +89,27 @@ def load_decoder(part: BasePart, seed: int = 0) -> Base:
     """
     path, options = locate(part.path), _options(part)
     config = _config(path, part, options)
-    tokenizer = _load(AutoTokenizer.from_pretrained, path, part, options)
+    lexicon, fresh = _lexicon(path, part, options)
     torch.manual_seed(seed)
     decoder = _decoder(path, part, config, options)
-    fresh = _add_tokens(tokenizer)
-    _extend(decoder, tokenizer, fresh, drawn=part.from_scratch or config.model_type == "openai-gpt")
-    ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))
-    pad = cast(int, tokenizer.pad_token_id)
+    drawn = part.from_scratch or config.model_type == "openai-gpt"
+    _extend(decoder, lexicon.tokenizer, fresh, drawn)
     if part.lora:
-        from finetune.adapters import adapt  # peft is optional: only a recipe that asks needs it
+        decoder = adapt(decoder, part.lora, list(lexicon.specials))
+    return Base(decoder, lexicon)
 
-        decoder = adapt(decoder, part.lora, ids)
-    return Base(decoder, tokenizer, Specials(*ids), pad)
+
+def load_tokenizer(part: BasePart) -> Lexicon:
+    """The base's tokens alone, without its weights. UsageError as in `load_decoder`."""
+    return _lexicon(locate(part.path), part, _options(part))[0]
+
+
+def _lexicon(path: str, part: BasePart, options: dict[str, Any]) -> tuple[Lexicon, list[str]]:
+    """The lexicon with all our tokens in it, and the names of those that are new."""
+    tokenizer = _load(AutoTokenizer.from_pretrained, path, part, options)
+    fresh = _add_tokens(tokenizer)
+    ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))
+    return Lexicon(tokenizer, Specials(*ids), cast(int, tokenizer.pad_token_id)), fresh
 
 
 def locate(path: str) -> str:
@@ -115,7 +134,14 @@ def _load(loader: Callable[..., Any], path: str, part: BasePart, options: dict[s
     """Calls one of transformers' loaders, and says what went wrong in one sentence."""
     try:
         return loader(path, **{key: value for key, value in options.items() if value is not None})
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, json.JSONDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        json.JSONDecodeError,
+    ) as error:
         raise _unloadable(part, path, error) from error
 
 
@@ -229,9 +255,9 @@ def _tables(decoder: PreTrainedModel) -> list[Tensor]:
 
 def _initialize(table: Tensor, ids: list[int], old: int, drawn: bool) -> None:
     """(V, D) or (V,): rows `ids` drawn from N(0, 0.02), or near the mean of the first `old`."""
-    for id in ids:
+    for row in ids:
         if drawn and table.dim() > 1:
-            table[id] = 0.02 * torch.randn_like(table[id])
+            table[row] = 0.02 * torch.randn_like(table[row])
         else:
             mean, spread = table[:old].mean(0), table[:old].std(0)
-            table[id] = mean + _NOISE * spread * torch.randn_like(mean)
+            table[row] = mean + _NOISE * spread * torch.randn_like(mean)

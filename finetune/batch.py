@@ -155,7 +155,7 @@ def _place(
     views: range,
     totals: Totals,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Writes one span into the (4, R, T) grid and gives its targets: source, token, view, weight."""
+    """Writes one span into the (4, R, T) grid; its targets: source, token, view, weight."""
     width = grid.shape[2]
     tokens, place, owner, ending = (grid[k, span.row] for k in range(4))
     cut = span.start + span.prefix
@@ -181,8 +181,7 @@ def _place(
         marks.append(np.full(length - skip, n * last.shape[1] + k, np.int64))
         at += length
     targets = np.concatenate(
-        [example.prefix[1:]]
-        + [example.endings[k][0 if span.prefix else 1 :] for k in views]
+        [example.prefix[1:]] + [example.endings[k][0 if span.prefix else 1 :] for k in views]
     ).astype(np.int64)
     return (
         offset + np.concatenate(sources).astype(np.int64),

@@ -1,6 +1,7 @@
 """Scores over all rows, each counted once however many processes share the work."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -47,7 +48,9 @@ def read_rounds(
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
-        yield list(zip(mine.tolist(), _logits(model, mine, examples, reading, accelerator)))
+        yield list(
+            zip(mine.tolist(), _logits(model, mine, examples, reading, accelerator), strict=True)
+        )
 
 
 def _logits(
@@ -95,7 +98,7 @@ def gather(rounds: Iterable[Round], rows: int, accelerator: Accelerator) -> np.n
 
     A row that is missing or there twice is an error, never a silently wrong score.
     """
-    found = [item for round in rounds for item in round]
+    found = list(chain.from_iterable(rounds))
     if accelerator.num_processes > 1:
         found = gather_object(found)
     if sorted(index for index, _ in found) != list(range(rows)):

@@ -60,7 +60,7 @@ class Finished(NamedTuple):
     result: Result
 
 
-class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
+class Interrupted(Exception):
     """A signal asked the run to stop, and a whole state is on the disk."""
 
     def __init__(self, folder: Path, update: int, exit_code: int) -> None:

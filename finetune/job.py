@@ -21,10 +21,10 @@ from finetune.loop import Settings
 from finetune.losses import objective
 from finetune.model import TaskModel
 from finetune.optimizer import build_optimizer
-from finetune.splits import Split, check_positions, encode_split
 from finetune.recipe import Recipe
 from finetune.sampling import Order, Sizes, deal, group, measure
 from finetune.schedule import schedule
+from finetune.splits import Split, check_positions, encode_split
 from task_formats import Task, UsageError
 
 
@@ -124,8 +124,9 @@ class Job:
         ids, found = [], []
         for n in self.order.indices(update):
             example = self.train.examples[n]
-            batch = send_to_device(collate([example], "separate", self.reading.pad),
-                                   self.accelerator.device)
+            batch = send_to_device(
+                collate([example], "separate", self.reading.pad), self.accelerator.device
+            )
             with torch.no_grad(), self.accelerator.autocast():
                 lm_coefficient = self.recipe.train.lm_coefficient
                 outputs = self.model(batch, lm=lm_coefficient > 0)
@@ -157,11 +158,9 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     _freeze_unread(model, recipe.train.lm_coefficient)
     optimizer = build_optimizer(model.parameters(), recipe.train)
     layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
-    reading = Reading(layout, base.pad, choose_budget(recipe.train, accelerator.device))
+    reading = Reading(layout, base.lexicon.pad, choose_budget(recipe.train, accelerator.device))
     wrapped = cast(nn.Module, accelerator.prepare_model(model))
-    job = Job(
-        recipe, task, base, model, wrapped, optimizer, accelerator, train, evaluated, reading
-    )
+    job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, train, evaluated, reading)
     if job.order.updates < 1:
         raise UsageError(
             f"{len(train.examples)} rows make no update of {recipe.train.batch_size}",

@@ -214,6 +214,6 @@ def agree(accelerator: Accelerator, wish: Wish | None) -> Wish | None:
     """The strongest wish of any process, so that all do the same after the same update."""
     if accelerator.num_processes == 1:
         return wish
-    ranks: tuple[Wish | None | Literal["save", "stop"], ...] = (None, "save", "stop")
+    ranks: tuple[Wish | Literal["save", "stop"] | None, ...] = (None, "save", "stop")
     own = torch.tensor([ranks.index(wish)], device=accelerator.device)
     return ranks[int(accelerator.gather(own).max())]

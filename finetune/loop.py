@@ -116,10 +116,10 @@ def _backward(
     for k, batch in enumerate(batches):
         last = k + 1 == len(batches)
         with nullcontext() if last else accelerator.no_sync(model):
-            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            here = send_to_device(batch, accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                outputs = model(batch, lm=settings.lm_coefficient > 0)
-            losses = objective(outputs, batch, settings.lm_coefficient)
+                outputs = model(here, lm=settings.lm_coefficient > 0)
+            losses = objective(outputs, here, settings.lm_coefficient)
             # Data parallelism averages over processes; ours are parts of one sum.
             accelerator.backward(losses.total * accelerator.num_processes)
         found.append(Losses(*(part.detach() for part in losses)))

@@ -63,7 +63,7 @@ def lm_loss(
     Equal to `(share * cross_entropy(linear(states, weight, bias), target)).sum()`, without ever
     holding M × V logits.
     """
-    return _LmLoss.apply(states, weight, bias, target, share)  # type: ignore[no-any-return]
+    return _LmLoss.apply(states, weight, bias, target, share)
 
 
 class _LmLoss(torch.autograd.Function):
@@ -111,6 +111,7 @@ class _LmLoss(torch.autograd.Function):
 
 def _slope_in_place(logits: Tensor, target: Tensor, share: Tensor) -> Tensor:
     """Turns (m, V) logits into the loss's slope at them; gives Σ share · nll."""
+    share = share.to(logits.dtype)
     top = logits.logsumexp(dim=-1, keepdim=True)
     picked = logits.gather(1, target[:, None])
     loss = (share * (top - picked)[:, 0]).sum()

@@ -92,7 +92,9 @@ class TaskModel(nn.Module):
         if not lm:
             return Outputs(logits, logits.new_zeros(()))
         weight, bias = self.reader.output_layer()
-        return Outputs(logits, lm_loss(states[batch.source], weight, bias, batch.target, batch.weight))
+        return Outputs(
+            logits, lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
+        )
 
 
 class LanguageModel(nn.Module):

@@ -12,12 +12,11 @@ from accelerate import Accelerator
 from finetune.bases import Base
 from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
 from finetune.evaluation import Reading, evaluate, gather, read_rounds
-from finetune.model import TaskModel
-from finetune.splits import build_encoder, encode_split
-from finetune.recipe import DataPart, Recipe
-from finetune.recipe_files import load_recipe
 from finetune.ledger import load_run_recipe
+from finetune.model import TaskModel
+from finetune.recipe import DataPart, Recipe
 from finetune.saved import load_model
+from finetune.splits import build_encoder, encode_split
 from task_formats import Prediction, Row, Task, UsageError
 from task_formats.task import LABEL
 
@@ -37,7 +36,7 @@ class Predictor:
         self.model, self._base, self._accelerator = model, base, accelerator
         layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
         budget = choose_budget(recipe.train, accelerator.device)
-        self._reading = Reading(layout, base.pad, budget)
+        self._reading = Reading(layout, base.lexicon.pad, budget)
         self._encoder = build_encoder(recipe, task, base)
         # Whatever the rows say of their label is nothing to a prediction.
         columns = {name: column for name, column in task.columns.items() if name != LABEL}

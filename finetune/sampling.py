@@ -1,4 +1,4 @@
-"""Which examples an update reads: a pure function of the seed, the epoch and the update's number."""
+"""Which examples an update reads: a pure function of the seed and the update's number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,7 +5,6 @@ from typing import cast
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from finetune.adapters import merged
 from finetune.bases import Base, load_decoder
@@ -22,14 +21,16 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
     Adapters are merged into the weights, so the folder is a base like any other.
     """
     task_model = cast(TaskModel, model)
-    decoder = merged(cast(PreTrainedModel, task_model.reader.decoder))
+    decoder = merged(task_model.reader.decoder)
     decoder.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
+    base.lexicon.tokenizer.save_pretrained(folder)
     head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
     save_file(head, folder / HEAD)
 
 
-def load_model(folder: Path, task: Task, *, trust_remote_code: bool = False) -> tuple[TaskModel, Base]:
+def load_model(
+    folder: Path, task: Task, *, trust_remote_code: bool = False
+) -> tuple[TaskModel, Base]:
     """Decoder and head as saved, for reading only: no dropout. UsageError where a file lacks."""
     if not (folder / HEAD).is_file():
         raise UsageError(

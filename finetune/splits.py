@@ -40,7 +40,9 @@ def check_positions(max_tokens: int, base: Base) -> None:
 def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
     """The input transform of the recipe over the base's tokens."""
     check_positions(recipe.train.max_tokens, base)
-    return ViewEncoder(task.format, base.tokenize, base.specials, recipe.train.max_tokens)
+    return ViewEncoder(
+        task.format, base.lexicon.tokenize, base.lexicon.specials, recipe.train.max_tokens
+    )
 
 
 def encode_split(
@@ -76,7 +78,7 @@ def cache_folder() -> Path:
 
 def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool) -> str | None:
     """All that the encoded rows depend on; None where the tokenizer cannot be told from others."""
-    backend = getattr(base.tokenizer, "backend_tokenizer", None)
+    backend = getattr(base.lexicon.tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     parts = [
@@ -85,7 +87,7 @@ def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool
         labelled,
         recipe.task.model_dump_json(exclude={"prompt", "metrics", "select", "positive"}),
         hashlib.sha256(backend.to_str().encode()).hexdigest(),
-        list(base.specials),
+        list(base.lexicon.specials),
         recipe.train.max_tokens,
         recipe.data.limit,
         recipe.data.on_bad_row,

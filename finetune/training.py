@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from finetune.devices import choose_precision, start_processes
 from finetune.evaluation import Round, evaluate, read_rounds
 from finetune.events import Evaluated, Event, Finished, Interrupted, Notice, Result
@@ -81,9 +79,7 @@ def _train(job: Job, ledger: Ledger, request: StopRequest, progress: Progress) -
         yield from _evaluate(job, ledger, request, progress)
     rest = range(progress.update + 1, job.order.updates + 1)
     settings = job.settings._replace(budget=progress.budget or job.reading.budget)
-    steps = optimize(
-        job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator
-    )
+    steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
     for step in () if _worn_out(job, progress) else steps:
         yield from _record(job, ledger, progress, step)
         wish = agree(job.accelerator, request.take())

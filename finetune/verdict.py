@@ -1,15 +1,14 @@
 """The end of a training run: the best state, read back from the disk, scored on every split."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from finetune.evaluation import evaluate, read_rounds
 from finetune.events import Event, Finished, Notice, Result
 from finetune.job import Job
 from finetune.ledger import Ledger
-from finetune.splits import Split, encode_split
 from finetune.progress import Progress
 from finetune.saved import load_model
+from finetune.splits import Split, encode_split
 
 
 def conclude(job: Job, ledger: Ledger, progress: Progress) -> Iterator[Event]:
@@ -33,7 +32,7 @@ def conclude(job: Job, ledger: Ledger, progress: Progress) -> Iterator[Event]:
         ledger.folder,
     )  # fmt: skip
     ledger.write_result(job, result)
-    yield Finished(replace(result))
+    yield Finished(result)
 
 
 def _splits(job: Job) -> Iterator[tuple[str, Split]]:
