@@ -3,17 +3,22 @@
 Standard library only; nothing here knows of tensors.
 """
 
+from task_formats.boundary import Boundary
+from task_formats.demonstrations import Demonstrations
 from task_formats.encoding import ViewEncoder, split_common_prefix
 from task_formats.errors import RowError, UsageError, nearest
 from task_formats.example import Encoded, Example, Label, Prediction, Row, Specials
 from task_formats.formats import FORMATS, Format, named_format
 from task_formats.labels import Classes, Labels, Range
+from task_formats.prompt_encoding import PromptEncoder, Question
 from task_formats.prompts import Prompt
 from task_formats.task import Task
 
 __all__ = [
     "FORMATS",
+    "Boundary",
     "Classes",
+    "Demonstrations",
     "Encoded",
     "Example",
     "Format",
@@ -21,6 +26,8 @@ __all__ = [
     "Labels",
     "Prediction",
     "Prompt",
+    "PromptEncoder",
+    "Question",
     "Range",
     "Row",
     "RowError",

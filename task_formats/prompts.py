@@ -17,8 +17,9 @@ Normalization = Literal["none", "token", "byte", "prior"]
 class Prompt:
     """A question as a template over fields, and the answers compared by their likelihood.
 
-    `answers` maps label names to words, or is one template with `{choice}`. `normalization`
-    follows GPT-3, section 2.4: "prior" divides by p(answer | `prior`).
+    `answers` maps label names to words, or for a score some of its values ("0", "2.5"); or it is
+    one template with `{choice}`. `normalization` follows GPT-3, section 2.4: "prior" divides by
+    p(answer | `prior`).
     """
 
     text: str
@@ -50,16 +51,7 @@ class Prompt:
             raise _misfit("the answers do not fit the format", cure)
         if isinstance(self.answers, str):
             return self
-        if isinstance(labels, Range):
-            raise _misfit("a score cannot be asked for in words", "Leave the prompt out.")
-        for name in self.answers:
-            if name not in labels.names:
-                cure = nearest(name, labels.names)
-                raise _misfit(f"the answers name an unknown label {name!r}", cure)
-        for name in labels.names:
-            if name not in self.answers:
-                raise _misfit(f"the answers lack the label {name!r}", "Give it a word.")
-        return replace(self, answers={name: self.answers[name] for name in labels.names})
+        return replace(self, answers=_ordered(self.answers, labels))
 
     def question(self, example: Example) -> str:
         """The example in words, its answer left open."""
@@ -70,6 +62,31 @@ class Prompt:
         if isinstance(self.answers, str):
             return tuple(templates.fill(self.answers, {CHOICE: text}) for text in example.choices)
         return tuple(self.answers.values())
+
+
+def _ordered(answers: Mapping[str, str], labels: Labels) -> dict[str, str]:
+    """The answers in the order of the classes, or of the scores that they stand for."""
+    if isinstance(labels, Range):
+        return dict(sorted(answers.items(), key=lambda pair: _score(pair[0], labels)))
+    for name in answers:
+        if name not in labels.names:
+            cure = nearest(name, labels.names)
+            raise _misfit(f"the answers name an unknown label {name!r}", cure)
+    for name in labels.names:
+        if name not in answers:
+            raise _misfit(f"the answers lack the label {name!r}", "Give it a word.")
+    return {name: answers[name] for name in labels.names}
+
+
+def _score(name: str, labels: Range) -> float:
+    try:
+        return labels.parse(name)
+    except UsageError:
+        bounds = f"from {labels.low:g} to {labels.high:g}"
+        raise _misfit(
+            f"the answers name {name!r}, which is no score {bounds}",
+            'Give some scores a word: {"0": " no", "5": " yes"}.',
+        ) from None
 
 
 def _misfit(what: str, cure: str) -> UsageError:

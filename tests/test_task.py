@@ -214,12 +214,12 @@ def test_a_prompt_that_does_not_fit_the_task_is_refused(answers, text: str, faul
         asked(answers, text)
 
 
-def test_choices_are_not_asked_for_by_label_names_nor_scores_at_all() -> None:
+def test_choices_are_not_asked_for_by_label_names_nor_scores_by_words_without_number() -> None:
     with pytest.raises(UsageError, match="do not fit the format"):
         asked({"A": "a", "B": "b", "C": "c"}, "{context}", choosing())
     scored = Task(PAIRS.format, PAIRS.columns, Range(0, 5))
-    with pytest.raises(UsageError, match="score cannot be asked"):
-        asked({"0": "low", "5": "high"}, "{premise}", scored)
+    with pytest.raises(UsageError, match="'high', which is no score from 0 to 5"):
+        asked({"0": "low", "high": "high"}, "{premise}", scored)
 
 
 def test_a_prompt_may_speak_of_more_than_the_views_do() -> None:
