@@ -68,6 +68,8 @@ def plain(decoder: PreTrainedModel) -> PreTrainedModel:
 
 def _padding_mask(batch: Batch) -> dict[str, Tensor]:
     """Right-padded rows need no mask under causal attention; rows padded on the left do."""
+    if len(batch.spans) > len(batch.tokens) or any(len(s.endings) > 1 for s in batch.spans):
+        raise ValueError("this decoder's own attention reads the layout separate, a view a row")
     if all(span.start == 0 for span in batch.spans):
         return {}
     return {"attention_mask": (batch.example >= 0).long()}
