@@ -79,7 +79,10 @@ def evaluate(
     accelerator: Accelerator,
     positive: str | None = None,
 ) -> Evaluation:
-    """The task's metrics and the mean task loss over labelled examples."""
+    """The task's metrics and the mean task loss over labelled examples.
+
+    F1 counts the class `positive`, or the last of two.
+    """
     logits = gather(rounds, len(examples), accelerator)
     predictions = [
         task.labels.decode(example.id, row[np.isfinite(row)].tolist())
@@ -88,6 +91,8 @@ def evaluate(
     labels = [example.label for example in examples]
     known = [n for n, label in enumerate(labels) if label is not None]
     gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
+    if positive is None and task.labels.width == 2:
+        positive = str(task.labels.name(1))
     scores = score(task.metrics, [predictions[n].label for n in known], gold, positive)
     loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
     return Evaluation({**scores, "loss": float(loss.mean())}, predictions)
