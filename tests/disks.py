@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of `size` ("1m") mounted at `folder`; skips the test where that is forbidden."""
+    """A file system of `size` ("1m") at `folder`; skips the test where mounting is forbidden."""
     mount = shutil.which("mount")
     folder.mkdir()
     if (

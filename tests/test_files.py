@@ -7,12 +7,12 @@ import resource
 from pathlib import Path
 
 import pytest
+from disks import make_read_only, small_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune import files
 from task_formats import UsageError
-from disks import make_read_only, small_disk
 
 
 class Killed(BaseException):

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from finetune import json_text
 from task_formats import UsageError
 
-ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=8)
+ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=8).filter(
+    lambda text: text != "$float"
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),

@@ -80,9 +80,8 @@ def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
 def test_tensors_that_overlap_are_stored_whole(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    tensors = {
-        "whole": base, "row": base[1], "first": base[:1], "turned": base.T, "spread": base[0].expand(5, 4),
-    }  # fmt: skip
+    tensors = {"whole": base, "row": base[1], "first": base[:1], "turned": base.T}
+    tensors["spread"] = base[0].expand(5, 4)
     write(tmp_path / "file", tensors)
     read = read_tensors(tmp_path / "file")
     for name, tensor in tensors.items():
