@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from task_formats import UsageError, nearest
 
-Answers = Sequence[str] | Sequence[float]
+Answers = Sequence[str | float]
 """N class names, or N scores."""
 
 
