@@ -1,7 +1,6 @@
 """The door to pretrained decoders: loading any of them ready for our tokens."""
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,9 +19,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from finetune import attention
 from finetune.adapters import adapt
+from finetune.network import hub_answers
 from finetune.recipe import BasePart
 from task_formats import Specials, UsageError
 
@@ -87,7 +89,8 @@ def load_decoder(part: BasePart, seed: int = 0) -> Base:
     for the paper's own base and for untrained ones. Only safetensors are read.
     Raises UsageError where there is no such base, or none that can be read safely.
     """
-    path, options = locate(part.path), _options(part)
+    path = locate(part.path)
+    options = _options(part, path)
     config = _config(path, part, options)
     lexicon, fresh = _lexicon(path, part, options)
     torch.manual_seed(seed)
@@ -101,7 +104,8 @@ def load_decoder(part: BasePart, seed: int = 0) -> Base:
 
 def load_tokenizer(part: BasePart) -> Lexicon:
     """The base's tokens alone, without its weights. UsageError as in `load_decoder`."""
-    return _lexicon(locate(part.path), part, _options(part))[0]
+    path = locate(part.path)
+    return _lexicon(path, part, _options(part, path))[0]
 
 
 def _lexicon(path: str, part: BasePart, options: dict[str, Any]) -> tuple[Lexicon, list[str]]:
@@ -126,23 +130,26 @@ def locate(path: str) -> str:
     return str(Path(path).expanduser()) if looks_local else path
 
 
-def _options(part: BasePart) -> dict[str, Any]:
-    return {"revision": part.revision, "trust_remote_code": part.trust_remote_code}
+def _options(part: BasePart, path: str) -> dict[str, Any]:
+    local = Path(path).is_dir()
+    return {
+        "revision": part.revision,
+        "trust_remote_code": part.trust_remote_code,
+        "local_files_only": local or not hub_answers(),
+    }
 
 
 def _load(loader: Callable[..., Any], path: str, part: BasePart, options: dict[str, Any]) -> Any:
     """Calls one of transformers' loaders, and says what went wrong in one sentence."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         return loader(path, **{key: value for key, value in options.items() if value is not None})
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        RuntimeError,
-        json.JSONDecodeError,
-    ) as error:
+    except Exception as error:  # Damaged files make its parsers raise exceptions of every kind.
         raise _unloadable(part, path, error) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
@@ -153,7 +160,7 @@ def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
             where="base.path",
             cure="If you trust its source, pass --trust-remote-code.",
         )
-    if "safetensors" in text and Path(path).is_dir():
+    if "safetensors" in text and Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
         return UsageError(
             f"the base {part.path!r} has no model.safetensors",
             where="base.path",
@@ -171,9 +178,11 @@ def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
 
 def _config(path: str, part: BasePart, options: dict[str, Any]) -> PreTrainedConfig:
     config = cast(PreTrainedConfig, _load(AutoConfig.from_pretrained, path, part, options))
-    if getattr(config, "is_encoder_decoder", False):
+    # BERT and its kin can be loaded as decoders, but learned to look both ways.
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", 0)
+    if encoder or getattr(config, "is_encoder_decoder", False):
         raise UsageError(
-            f"the base {part.path!r} is an encoder-decoder, not a causal decoder",
+            f"the base {part.path!r} ({config.model_type}) has an encoder, it is no causal decoder",
             where="base.path",
             cure="Take a decoder such as gpt2.",
         )
@@ -202,11 +211,23 @@ def _decoder(
         decoder = cast(PreTrainedModel, made.float())
     else:
         wanted = {"config": config, "dtype": torch.float32, "use_safetensors": True}
-        loaded = _load(AutoModelForCausalLM.from_pretrained, path, part, {**options, **wanted})
-        decoder = cast(PreTrainedModel, loaded)
+        wanted["output_loading_info"] = True
+        found = _load(AutoModelForCausalLM.from_pretrained, path, part, {**options, **wanted})
+        decoder, info = cast(tuple[PreTrainedModel, dict[str, Any]], found)
+        _check_complete(part, sorted(info["missing_keys"]))
     if takes_sight(decoder):
         decoder.set_attn_implementation(attention.NAME)
     return decoder
+
+
+def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
+    """Transformers would draw missing weights at random, and only warn."""
+    if missing:
+        raise UsageError(
+            f"the base {part.path!r} lacks {len(missing)} weights, {missing[0]} among them",
+            where="base.path",
+            cure="Save the whole model with its language-model head, or train it --from-scratch.",
+        )
 
 
 def takes_sight(decoder: PreTrainedModel) -> bool:

@@ -26,12 +26,13 @@ def start_processes(precision: Precision, device: str | None = None) -> Accelera
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16"]) -> Precision:
-    """bf16 where the hardware is made for it: recent GPUs, and CPUs with AMX."""
+    """bf16 where the hardware is made for it: recent GPUs, and CPUs with AMX or AVX-512 BF16."""
     if asked != "auto":
         return asked
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    made_for_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if made_for_it else "fp32"
 
 
 def choose_layout(part: TrainPart, decoder: PreTrainedModel, chooses: bool) -> Layout:

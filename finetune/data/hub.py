@@ -1,7 +1,6 @@
 """Rows of the hub's data sets and of their saved copies: the one door to `datasets`."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.places import Place, Scanned, stop_at_faults
+from finetune.network import hub_answers
 from task_formats import Row, UsageError, nearest
 
 _BATCH = 1000
-_PATIENCE = 4.0
-"""Seconds to wait for a first answer of the hub."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def _without_waiting() -> Iterator[bool]:
     import datasets
     import huggingface_hub.constants
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE or _answers():
+    if huggingface_hub.constants.HF_HUB_OFFLINE or hub_answers():
         yield not huggingface_hub.constants.HF_HUB_OFFLINE
         return
     before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
@@ -102,25 +100,6 @@ def _without_waiting() -> Iterator[bool]:
         yield False
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _answers() -> bool:
-    """Whether the hub answers at all; looking up its address may hang, hence the thread."""
-    from huggingface_hub import constants, get_session
-
-    answers = []
-
-    def ask() -> None:
-        try:
-            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
-        except Exception:
-            # Whatever it is, nobody answered.
-            return
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    return bool(answers)
 
 
 def _cure(reached: bool, error: Exception) -> str:
