@@ -17,6 +17,10 @@ from finetune.sampling import group, measure
 from task_formats import Encoded, Prediction, Task
 
 
+WINDOW = 4096
+"""Rows that are sorted by length together."""
+
+
 class Reading(NamedTuple):
     """How batches are made for a reader: layout, pad token, and tokens per forward pass."""
 
@@ -41,10 +45,15 @@ def read_rounds(
 ) -> Iterator[Round]:
     """This process's share of all rows, a forward pass at a time, in order of length.
 
-    Every process yields as many rounds, the last of them perhaps empty, so that whoever consumes
-    them can agree with its peers between two rounds.
+    A stream of rows is read through the same windows, so that evaluating a file and predicting on
+    it make the same forward passes and the same numbers. Every process yields as many rounds, the
+    last of them perhaps empty, so that whoever consumes them can agree with its peers in between.
     """
-    groups = group(np.arange(len(examples)), measure(examples), reading.layout, reading.budget)
+    sizes = measure(examples)
+    windows = np.split(np.arange(len(examples)), range(WINDOW, len(examples), WINDOW))
+    groups = [
+        rows for window in windows for rows in group(window, sizes, reading.layout, reading.budget)
+    ]
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from finetune.bases import Base
 from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
-from finetune.evaluation import Reading, evaluate, gather, read_rounds
+from finetune.evaluation import WINDOW, Reading, evaluate, gather, read_rounds
 from finetune.ledger import load_run_recipe
 from finetune.model import TaskModel
 from finetune.recipe import DataPart, Recipe
@@ -19,9 +19,6 @@ from finetune.saved import load_model
 from finetune.splits import build_encoder, encode_split
 from task_formats import Prediction, Row, Task, UsageError
 from task_formats.task import LABEL
-
-WINDOW = 4096
-"""Rows held at a time: sorted by length within, given back in order."""
 
 _STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
 
