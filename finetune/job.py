@@ -1,9 +1,10 @@
 """One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,18 +15,26 @@ from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
 from finetune.batch import Batch, collate, total
+from finetune.data.store import EncodedStore
 from finetune.devices import choose_budget, choose_layout
-from finetune.evaluation import Reading
-from finetune.events import Started
+from finetune.evaluation import Reading, Round, evaluate, read_rounds
+from finetune.events import Notice, Started
 from finetune.loop import Settings
 from finetune.losses import objective
 from finetune.model import TaskModel
 from finetune.optimizer import build_optimizer
+from finetune.progress import evaluation_updates, selection_value
 from finetune.recipe import Recipe
+from finetune.recipe_files import dump, parse
 from finetune.sampling import Order, Sizes, deal, group, measure
+from finetune.saved import load_model, save_model
 from finetune.schedule import schedule
 from finetune.splits import Split, check_positions, encode_split
+from finetune.work import Judgement, Rhythm, Source
 from task_formats import Task, UsageError
+
+_FREE = {"tokens_per_forward", "layout", "checkpoint_minutes", "checkpoint_updates", "patience"}
+"""What may differ when a run is resumed: it does not change what the run computes."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,13 @@ class Job:
             part.seed,
             self.reading.budget,
         )
+
+    @property
+    def rhythm(self) -> Rhythm:
+        """When to evaluate, to save and to give up."""
+        part = self.recipe.train
+        due = evaluation_updates(self.order, part.evaluations)
+        return Rhythm(due, part.patience, part.checkpoint_minutes, part.checkpoint_updates)
 
     def forwards(self, update: int, budget: int | None) -> list[Batch]:
         """The forward passes of an update on this process: its rows, sorted by length and cut."""
@@ -134,6 +150,65 @@ class Job:
             if not objective(outputs, batch, lm_coefficient).total.isfinite():
                 found.append(example.id)
         return found or ids
+
+    def told(self) -> str:
+        """The recipe with every value written out."""
+        return dump(self.recipe)
+
+    def decisions(self, told: str | None = None) -> dict[str, Any]:
+        """Dotted keys of all that decides what a run computes."""
+        recipe = self.recipe if told is None else parse(told)
+        parts = recipe.model_dump(include={"task", "base", "train"})
+        return {
+            f"{part}.{key}": value
+            for part, values in parts.items()
+            for key, value in values.items()
+            if key not in _FREE
+        }
+
+    def sources(self) -> dict[str, Source]:
+        """What was read, by split."""
+        splits = {"train": self.train, **({"evaluate": self.evaluated} if self.evaluated else {})}
+        return {
+            name: Source(split.fingerprint, len(split.examples)) for name, split in splits.items()
+        }
+
+    def rounds(self) -> Iterator[Round] | None:
+        """The evaluation split, a forward pass at a time."""
+        if self.evaluated is None:
+            return None
+        return read_rounds(self.model, self.evaluated.examples, self.reading, self.accelerator)
+
+    def judge(self, rounds: Iterable[Round]) -> Judgement:
+        """The task's metrics on the evaluation split."""
+        examples = cast(Split, self.evaluated).examples
+        scores = self._score(rounds, examples)
+        return Judgement(scores, selection_value(self.recipe.task, scores))
+
+    def _score(self, rounds: Iterable[Round], examples: EncodedStore) -> dict[str, float]:
+        positive = self.recipe.task.positive
+        return evaluate(rounds, examples, self.task, self.accelerator, positive).scores
+
+    def save_model(self, folder: Path) -> None:
+        """Decoder, tokenizer and head."""
+        save_model(folder, self.model, self.base)
+
+    def final_scores(self, folder: Path) -> Iterator[Notice | tuple[str, dict[str, float]]]:
+        """What `gptft predict` will use, on the evaluation split and the extra ones."""
+        model, _ = load_model(folder, self.task)
+        model.to(self.accelerator.device)
+        for name, split in self._labelled_splits():
+            if all(example.label is None for example in split.examples):
+                yield Notice(f"{name} has no labels: nothing to score")
+                continue
+            rounds = read_rounds(model, split.examples, self.reading, self.accelerator)
+            yield name, self._score(rounds, split.examples)
+
+    def _labelled_splits(self) -> Iterator[tuple[str, Split]]:
+        if self.evaluated is not None:
+            yield self.recipe.data.evaluate or "evaluate", self.evaluated
+        for name, source in self.recipe.data.extra.items():
+            yield name, encode_split(self.recipe, self.task, self.base, source, labelled=False)
 
     def _idle(self, indices: np.ndarray) -> Batch:
         """A row that weighs nothing: every process must take part in the exchange of gradients."""

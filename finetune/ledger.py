@@ -12,23 +12,19 @@ from accelerate import Accelerator
 
 from finetune import checkpoint, files
 from finetune.events import Result
-from finetune.job import Job
 from finetune.loop import Step
 from finetune.progress import Progress
 from finetune.recipe import Recipe
-from finetune.recipe_files import dump, load_recipe
+from finetune.recipe_files import load_recipe
 from finetune.run import Run, read_recipe, read_result
-from finetune.saved import save_model
 from finetune.signals import Wish
 from finetune.state import capture, restore
+from finetune.work import Work
 from task_formats import UsageError
 
 _PACKAGES = ("gptft", "torch", "transformers", "tokenizers", "accelerate", "numpy")
 _LAG = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device: each reading waits for it."""
-
-_FREE = {"tokens_per_forward", "layout", "checkpoint_minutes", "checkpoint_updates", "patience"}
-"""What may differ when a run is resumed: it does not change what the run computes."""
 
 
 class Ledger:
@@ -73,7 +69,7 @@ class Ledger:
         names = ("scores", "update", "updates", "tokens", "seconds")
         return Result(**{name: found[name] for name in names}, folder=self.folder)
 
-    def begin(self, job: Job) -> tuple[Progress, list[str]]:
+    def begin(self, job: Work) -> tuple[Progress, list[str]]:
         """Goes back to the newest whole state, if there is one; what is worth a notice."""
         notices = list(job.notices())
         if self._run:
@@ -86,13 +82,13 @@ class Ledger:
             restore(job.model, job.optimizer, state.tensors)
             notices += _changes(state.facts["made_with"], made_with(job))
         if self._run:
-            self._run.save_recipe(dump(job.recipe))
+            self._run.save_recipe(job.told())
         self._accelerator.wait_for_everyone()
         return Progress.of(state.facts["progress"]) if state else Progress(), notices
 
-    def _check_recipe(self, job: Job) -> None:
+    def _check_recipe(self, job: Work) -> None:
         """UsageError where a resumed run is told something else than it was."""
-        old, new = map(_comparable, (load_run_recipe(self.folder), job.recipe))
+        old, new = job.decisions(read_recipe(self.folder)), job.decisions()
         different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if different:
             raise UsageError(
@@ -128,21 +124,21 @@ class Ledger:
         found, self._refused = self._refused, []
         return found
 
-    def save(self, job: Job, progress: Progress) -> None:
+    def save(self, job: Work, progress: Progress) -> None:
         """Writes a whole state in the background."""
         self._flush()
         if self._run:
             facts = {"progress": progress.facts(), "made_with": made_with(job)}
             self._run.save(progress.update, capture(job.model, job.optimizer), facts)
 
-    def save_model(self, job: Job) -> None:
+    def save_model(self, job: Work) -> None:
         """Puts the model as it is now in the place of the best one."""
         if self._run:
             with files.replace_folder(self._run.model_folder) as partial:
-                save_model(partial, job.model, job.base)
+                job.save_model(partial)
         self._accelerator.wait_for_everyone()
 
-    def write_result(self, job: Job, result: Result) -> None:
+    def write_result(self, job: Work, result: Result) -> None:
         """Writes the result: the run is finished."""
         values = {name: getattr(result, name) for name in Result.__dataclass_fields__}
         del values["folder"]
@@ -165,13 +161,13 @@ def _readable(step: Step) -> dict[str, Any]:
     }
 
 
-def made_with(job: Job) -> dict[str, Any]:
+def made_with(job: Work) -> dict[str, Any]:
     """Versions and data: what a result depends on besides its recipe."""
-    splits = {"train": job.train, **({"evaluate": job.evaluated} if job.evaluated else {})}
+    sources = job.sources()
     return {
         "versions": {name: _version(name) for name in _PACKAGES},
-        "data": {name: split.fingerprint for name, split in splits.items()},
-        "rows": {name: len(split.examples) for name, split in splits.items()},
+        "data": {name: source.fingerprint for name, source in sources.items()},
+        "rows": {name: source.rows for name, source in sources.items()},
     }
 
 
@@ -197,17 +193,6 @@ def load_run_recipe(folder: Path) -> Recipe:
     """What a run was told. UsageError where the folder holds no run."""
     read_recipe(folder)  # Says what kind of folder this is, where it is no run's.
     return load_recipe(folder / "recipe.yaml")
-
-
-def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """Dotted keys of all that decides what a run computes."""
-    parts = recipe.model_dump(include={"task", "base", "train"})
-    return {
-        f"{part}.{key}": value
-        for part, values in parts.items()
-        for key, value in values.items()
-        if key not in _FREE
-    }
 
 
 def agree(accelerator: Accelerator, wish: Wish | None) -> Wish | None:

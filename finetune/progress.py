@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.loop import Step
-from finetune.recipe import TaskPart, TrainPart
+from finetune.recipe import TaskPart
 from finetune.sampling import Order
+from finetune.work import Rhythm
 
 _LOWER_IS_BETTER = {"mse", "loss"}
 
@@ -58,8 +59,8 @@ class Progress:
 class Clock:
     """Says when the next checkpoint is due, in minutes or updates."""
 
-    def __init__(self, part: TrainPart) -> None:
-        self._minutes, self._updates = part.checkpoint_minutes, part.checkpoint_updates
+    def __init__(self, rhythm: Rhythm) -> None:
+        self._minutes, self._updates = rhythm.checkpoint_minutes, rhythm.checkpoint_updates
         self._saved = time.monotonic()
 
     def due(self, update: int) -> bool:

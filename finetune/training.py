@@ -1,23 +1,15 @@
 """Fine-tuning from a recipe to a finished run: a generator of events, and its consumer."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from finetune.course import pursue
 from finetune.devices import choose_precision, start_processes
-from finetune.evaluation import Round, evaluate, read_rounds
-from finetune.events import Evaluated, Event, Finished, Interrupted, Notice, Result
-from finetune.job import Job, prepare_job
-from finetune.ledger import Ledger, agree
-from finetune.loop import Step, optimize
-from finetune.progress import Clock, Progress, evaluation_updates, selection_value
+from finetune.events import Event, Finished, Result
+from finetune.job import prepare_job
 from finetune.recipe import Recipe
-from finetune.signals import StopRequest
-from finetune.verdict import conclude
-from task_formats import Task, UsageError
-
-MOST_REFUSED = 10
-"""Updates in a row that may be refused for numbers that are not finite."""
+from task_formats import Task
 
 
 def train(
@@ -53,99 +45,5 @@ def events(
     signal asked for the end, after a whole state was saved.
     """
     accelerator = start_processes(choose_precision(recipe.train.precision))
-    with ExitStack() as stack:
-        ledger = stack.enter_context(
-            Ledger.open(Path(folder), accelerator, resume=resume, overwrite=overwrite)
-        )
-        if finished := ledger.finished():
-            yield Notice(f"{folder} is finished already")
-            yield Finished(finished)
-            return
-        request = stack.enter_context(StopRequest())
-        job = prepare_job(recipe, task or recipe.task.build(), accelerator)
-        progress, notices = ledger.begin(job)
-        yield from map(Notice, notices)
-        yield job.started(progress.update)
-        yield from _train(job, ledger, request, progress)
-        yield from conclude(job, ledger, progress)
-
-
-def _train(job: Job, ledger: Ledger, request: StopRequest, progress: Progress) -> Iterator[Event]:
-    """Updates, and evaluations and checkpoints when they are due."""
-    due = evaluation_updates(job.order, job.recipe.train.evaluations)
-    clock = Clock(job.recipe.train)
-    # A run that was stopped between an update and its evaluation begins with that evaluation.
-    if progress.update in due and progress.evaluated < progress.update:
-        yield from _evaluate(job, ledger, request, progress)
-    rest = range(progress.update + 1, job.order.updates + 1)
-    settings = job.settings._replace(budget=progress.budget or job.reading.budget)
-    steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
-    for step in () if _worn_out(job, progress) else steps:
-        yield from _record(job, ledger, progress, step)
-        wish = agree(job.accelerator, request.take())
-        if wish == "stop":
-            ledger.save(job, progress)
-            raise Interrupted(ledger.folder, progress.update, request.exit_code)
-        if step.number in due:
-            yield from _evaluate(job, ledger, request, progress)
-        at_epoch = step.number % job.order.per_epoch == 0
-        if wish == "save" or clock.due(step.number) or at_epoch:
-            ledger.save(job, progress)
-        if _worn_out(job, progress):
-            yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
-            return
-
-
-def _record(job: Job, ledger: Ledger, progress: Progress, step: Step) -> Iterator[Event]:
-    """Logs an update. One that was refused is explained, and too many in a row end the run."""
-    progress.advance(step)
-    ledger.log_step(step)
-    yield step
-    refused = ledger.refused()
-    for number in refused:
-        rows = ", ".join(job.culprits(number))
-        ledger.log("refused", {"update": number, "rows": rows})
-        yield Notice(f"update {number} was refused: not finite, in rows {rows}")
-    progress.refused = ledger.refused_in_a_row
-    if progress.refused >= MOST_REFUSED:
-        raise UsageError(
-            f"{progress.refused} updates in a row had a loss or gradient that is not finite",
-            where=str(ledger.folder),
-            cure="Lower --learning-rate, or look at the rows named in metrics.jsonl.",
-        )
-
-
-def _evaluate(
-    job: Job, ledger: Ledger, request: StopRequest, progress: Progress
-) -> Iterator[Event]:
-    """Scores the evaluation split; the best state so far is saved as the run's model."""
-    if job.evaluated is None:
-        progress.evaluated = progress.update
-        return
-    examples = job.evaluated.examples
-    rounds = read_rounds(job.model, examples, job.reading, job.accelerator)
-    watched = _watch(rounds, job, ledger, request, progress)
-    positive = job.recipe.task.positive
-    scores = evaluate(watched, examples, job.task, job.accelerator, positive).scores
-    best = progress.note(progress.update, selection_value(job.recipe.task, scores))
-    if best:
-        ledger.save_model(job)
-    event = Evaluated(progress.update, job.order.epoch(progress.update), scores, best)
-    ledger.log("evaluate", event._asdict())
-    yield event
-
-
-def _watch(
-    rounds: Iterable[Round], job: Job, ledger: Ledger, request: StopRequest, progress: Progress
-) -> Iterator[Round]:
-    """The rounds of an evaluation, left between two of them when a signal asks for the end."""
-    for found in rounds:
-        yield found
-        if agree(job.accelerator, request.wanted) == "stop":
-            ledger.save(job, progress)
-            raise Interrupted(ledger.folder, progress.update, request.exit_code)
-
-
-def _worn_out(job: Job, progress: Progress) -> bool:
-    patience = job.recipe.train.patience
-    return patience is not None and progress.stale >= patience
+    prepare = partial(prepare_job, recipe, task or recipe.task.build())
+    yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)

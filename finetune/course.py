@@ -1,0 +1,130 @@
+"""The course of a run from its first update to its result, written once for every job."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from finetune.evaluation import Round
+from finetune.events import Evaluated, Event, Finished, Interrupted, Notice
+from finetune.ledger import Ledger, agree
+from finetune.loop import Step, optimize
+from finetune.progress import Clock, Progress
+from finetune.signals import StopRequest
+from finetune.verdict import conclude
+from finetune.work import Work
+from task_formats import UsageError
+
+MOST_REFUSED = 10
+"""Updates in a row that may be refused for numbers that are not finite."""
+
+
+def pursue(
+    prepare: Callable[[Accelerator], Work],
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[Event]:
+    """Trains, evaluates and saves; yields every update and evaluation as it is done.
+
+    `prepare` makes the job when the folder is taken. Closing the generator ends the run with its
+    folder in order. Interrupted is raised when a signal asked for the end, after a whole state
+    was saved.
+    """
+    with ExitStack() as stack:
+        ledger = stack.enter_context(
+            Ledger.open(folder, accelerator, resume=resume, overwrite=overwrite)
+        )
+        if finished := ledger.finished():
+            yield Notice(f"{folder} is finished already")
+            yield Finished(finished)
+            return
+        request = stack.enter_context(StopRequest())
+        job = prepare(accelerator)
+        progress, notices = ledger.begin(job)
+        yield from map(Notice, notices)
+        yield job.started(progress.update)
+        yield from _train(job, ledger, request, progress)
+        yield from conclude(job, ledger, progress)
+
+
+def _train(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> Iterator[Event]:
+    """Updates, and evaluations and checkpoints when they are due."""
+    due = job.rhythm.due
+    clock = Clock(job.rhythm)
+    # A run that was stopped between an update and its evaluation begins with that evaluation.
+    if progress.update in due and progress.evaluated < progress.update:
+        yield from _evaluate(job, ledger, request, progress)
+    rest = range(progress.update + 1, job.order.updates + 1)
+    settings = job.settings._replace(budget=progress.budget or job.reading.budget)
+    steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
+    for step in () if _worn_out(job, progress) else steps:
+        yield from _record(job, ledger, progress, step)
+        wish = agree(job.accelerator, request.take())
+        if wish == "stop":
+            ledger.save(job, progress)
+            raise Interrupted(ledger.folder, progress.update, request.exit_code)
+        if step.number in due:
+            yield from _evaluate(job, ledger, request, progress)
+        at_epoch = step.number % job.order.per_epoch == 0
+        if wish == "save" or clock.due(step.number) or at_epoch:
+            ledger.save(job, progress)
+        if _worn_out(job, progress):
+            yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
+            return
+
+
+def _record(job: Work, ledger: Ledger, progress: Progress, step: Step) -> Iterator[Event]:
+    """Logs an update. One that was refused is explained, and too many in a row end the run."""
+    progress.advance(step)
+    ledger.log_step(step)
+    yield step
+    refused = ledger.refused()
+    for number in refused:
+        rows = ", ".join(job.culprits(number))
+        ledger.log("refused", {"update": number, "rows": rows})
+        yield Notice(f"update {number} was refused: not finite, in rows {rows}")
+    progress.refused = ledger.refused_in_a_row
+    if progress.refused >= MOST_REFUSED:
+        raise UsageError(
+            f"{progress.refused} updates in a row had a loss or gradient that is not finite",
+            where=str(ledger.folder),
+            cure="Lower --learning-rate, or look at the rows named in metrics.jsonl.",
+        )
+
+
+def _evaluate(
+    job: Work, ledger: Ledger, request: StopRequest, progress: Progress
+) -> Iterator[Event]:
+    """Scores the evaluation split; the best state so far is saved as the run's model."""
+    rounds = job.rounds()
+    if rounds is None:
+        progress.evaluated = progress.update
+        return
+    judgement = job.judge(_watch(rounds, job, ledger, request, progress))
+    best = progress.note(progress.update, judgement.value)
+    if best:
+        ledger.save_model(job)
+    epoch = job.order.epoch(progress.update)
+    event = Evaluated(progress.update, epoch, judgement.scores, best)
+    ledger.log("evaluate", event._asdict())
+    yield event
+
+
+def _watch(
+    rounds: Iterable[Round], job: Work, ledger: Ledger, request: StopRequest, progress: Progress
+) -> Iterator[Round]:
+    """The rounds of an evaluation, left between two of them when a signal asks for the end."""
+    for found in rounds:
+        yield found
+        if agree(job.accelerator, request.wanted) == "stop":
+            ledger.save(job, progress)
+            raise Interrupted(ledger.folder, progress.update, request.exit_code)
+
+
+def _worn_out(job: Work, progress: Progress) -> bool:
+    patience = job.rhythm.patience
+    return patience is not None and progress.stale >= patience
