@@ -1,0 +1,5 @@
+"""The command line: `gptft` and `python -m finetune`."""
+
+from finetune.cli.application import main
+
+__all__ = ["main"]

@@ -1,0 +1,77 @@
+"""The command `gptft`: its verbs, and what becomes of the errors they raise."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from finetune.cli import answers, catalogue, drafts, faults, previews, runs
+from finetune.cli.screen import print_line, settle_streams
+
+app = typer.Typer(
+    name="gptft",
+    help="Fine-tune pretrained decoders for language understanding, the way GPT-1 did.",
+    epilog="Start here: gptft train --task demo --base tiny",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def version() -> None:
+    """Print the versions of gptft and of what it stands on.
+
+    Example: gptft version
+    """
+    print_line(f"gptft {importlib.metadata.version('gptft')}")
+    print_line(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for package in _PACKAGES:
+        print_line(f"{package} {importlib.metadata.version(package)}")
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    asked: Annotated[bool, typer.Option("--version", help="Print the versions and stop.")] = False,
+) -> None:
+    """Fine-tune pretrained decoders for language understanding, the way GPT-1 did."""
+    if asked:
+        version()
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+_TRAIN, _USE, _LOOK = "Train", "Use a run", "Look around"
+app.command(rich_help_panel=_TRAIN)(runs.train)
+app.command(rich_help_panel=_TRAIN)(runs.resume)
+app.command(rich_help_panel=_USE)(answers.evaluate)
+app.command(rich_help_panel=_USE)(answers.predict)
+app.command(rich_help_panel=_LOOK)(catalogue.tasks)
+app.command(rich_help_panel=_LOOK)(catalogue.show)
+app.command(rich_help_panel=_LOOK)(previews.preview)
+app.command(rich_help_panel=_LOOK)(drafts.new)
+app.command(rich_help_panel=_LOOK)(catalogue.schema)
+app.command(rich_help_panel=_LOOK)(version)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code: 0, 2 for a mistake to cure, 1 for a fault of ours.
+
+    Ctrl-C gives 130.
+    """
+    settle_streams()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException as error:
+        return faults.report(error)
+    return code if isinstance(code, int) else 0

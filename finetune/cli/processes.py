@@ -1,0 +1,144 @@
+"""Several processes on this machine that make one job, as torchrun starts them."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+from finetune.cli.faults import BROKEN, FAULT_FOLDER, MISTAKE, Fault, tell
+from finetune.cli.screen import console
+
+_POLL = 0.05
+_FAREWELL = 2.0
+"""Seconds that the others have to end by themselves when one has failed."""
+_PORTS = range(20_000, 32_000)
+"""Below those that systems hand out by themselves, so that only another job can take one."""
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+Child = subprocess.Popen[bytes]
+
+
+def is_child() -> bool:
+    """True in a process that this module, torchrun or accelerate has started as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
+def run_processes(arguments: Sequence[str], count: int) -> int:
+    """Runs `gptft ARGUMENTS` in `count` processes; the exit code of the job.
+
+    Signals are passed on. When one process fails the others are ended, and the error that came
+    first is told.
+    """
+    with TemporaryDirectory(prefix="gptft-") as folder:
+        children = _start(arguments, count, folder)
+        try:
+            with _passed_on(children):
+                _wait(children)
+            died = [child.returncode for child in children]
+            _end(children)
+        finally:
+            for child in children:
+                child.kill()
+        return _conclude(died, Path(folder))
+
+
+def _start(arguments: Sequence[str], count: int, folder: str) -> list[Child]:
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    shared = {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        "WORLD_SIZE": f"{count}",
+        "LOCAL_WORLD_SIZE": f"{count}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{_free_port()}",
+        FAULT_FOLDER: folder,
+    }
+    command = [sys.executable, "-m", "finetune", *arguments]
+    ranks = ({"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(count))
+    return [subprocess.Popen(command, env={**shared, **rank}) for rank in ranks]
+
+
+def _free_port() -> int:
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+@contextmanager
+def _passed_on(children: Sequence[Child]) -> Iterator[None]:
+    """Hands signals down while it lasts: the processes save their state, then all is over."""
+
+    def hand_down(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    old = {number: signal.signal(number, hand_down) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: Sequence[Child]) -> None:
+    """Until all have ended well, or one has not and the others have had time to say why."""
+    while any(child.poll() is None for child in children):
+        if any(child.returncode for child in children):
+            deadline = time.monotonic() + _FAREWELL
+            while time.monotonic() < deadline and any(child.poll() is None for child in children):
+                time.sleep(_POLL)
+            return
+        time.sleep(_POLL)
+
+
+def _end(children: Sequence[Child]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+
+
+def _conclude(died: Sequence[int | None], folder: Path) -> int:
+    """Tells the fault that came first; `died` holds exit codes, None for what had to be ended."""
+    failed = [rank for rank, code in enumerate(died) if code]
+    if not failed:
+        return 0
+    console().show_cursor()
+    told = {rank: fault for rank in failed if (fault := _read(folder / f"{rank}.json"))}
+    silent = [rank for rank in failed if rank not in told]
+    killed = [rank for rank in silent if (died[rank] or 0) < 0]
+    if killed:
+        tell(_killed(-(died[killed[0]] or 0)), f"process {killed[0]} ")
+        return BROKEN
+    if not told:
+        # Ended on request: each process has said what there was to say.
+        return died[silent[0]] or BROKEN
+    rank = min(told, key=lambda rank: told[rank].when)
+    tell(told[rank], f"process {rank}: " if told[rank].code != MISTAKE else "")
+    return told[rank].code
+
+
+def _killed(number: int) -> Fault:
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
+    return Fault(f"was killed by {name}", cure, BROKEN)
+
+
+def _read(path: Path) -> Fault | None:
+    return Fault(**json.loads(path.read_text("utf-8"))) if path.exists() else None

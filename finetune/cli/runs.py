@@ -1,0 +1,98 @@
+"""Verbs that train: train and resume."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.cli.overrides import Changes, with_overrides
+from finetune.cli.processes import is_child, run_processes
+from finetune.cli.screen import console, print_line, quiet_libraries
+
+if TYPE_CHECKING:
+    from finetune.recipe import Recipe
+    from task_formats import Task
+
+Processes = Annotated[
+    int, typer.Option("--num-processes", min=1, metavar="N", help="Processes here, one per GPU.")
+]
+
+
+@with_overrides
+def train(
+    context: typer.Context,
+    changes: Changes,
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="A shipped recipe, a YAML file, or module:name.")
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", "-o", metavar="FOLDER", help="The run; else runs/TASK."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run there and start anew.")
+    ] = False,
+    num_processes: Processes = 1,
+) -> None:
+    """Fine-tune a pretrained decoder on a task, and score it.
+
+    Example: gptft train --task rte --base gpt2 --data glue --epochs 3
+
+    What is said here outdoes the recipe, and the recipe outdoes the paper's values.
+    """
+    from finetune.cli.sources import find
+
+    source = find(task, changes)
+    if num_processes > 1 and not is_child():
+        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+    target = folder or Path("runs", source.name)
+    _train(source.recipe, target, source.task, resume=resume, overwrite=overwrite)
+
+
+def resume(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="Its module:name, if Python made it."),
+    ] = None,
+    num_processes: Processes = 1,
+) -> None:
+    """Go on with a run that was stopped, from its last whole state.
+
+    Example: gptft resume runs/rte
+    """
+    from finetune.cli.sources import find
+    from finetune.recipe_files import parse
+    from finetune.run import read_recipe
+
+    recipe = parse(read_recipe(run))
+    if num_processes > 1 and not is_child():
+        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+    _train(recipe, run, find(task, {}).task if task else None, resume=True)
+
+
+def _train(
+    recipe: "Recipe",
+    folder: Path,
+    task: "Task | None",
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Trains before the user's eyes; stopped by a signal, ends with that signal's exit code."""
+    quiet_libraries()
+    from finetune.cli.display import conclude, follow
+    from finetune.events import Interrupted
+    from finetune.training import events
+
+    about = f"Training {folder.name} from {recipe.base.path}"
+    try:
+        happening = events(recipe, folder, resume=resume, overwrite=overwrite, task=task)
+        result = follow(happening, about, console())
+    except Interrupted as stop:
+        print_line(("stopped: ", "yellow"), str(stop))
+        raise typer.Exit(stop.exit_code) from None
+    if result is not None:
+        conclude(result, console())
