@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from finetune.data.places import Place, Rows, Scanned
-from task_formats import Example, Row, RowError, Task, UsageError
+from task_formats import Classes, Example, Row, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.templates import look_up
 
@@ -94,13 +94,15 @@ def _example(task: Task, row: Row, id: str, labelled: bool, place: Place) -> Exa
 
 
 def _set_aside(task: Task, row: Row) -> bool:
-    """True where the raw label means "no label"."""
+    """True where the raw label means "no label": on the hub, SNLI's "-" has become -1."""
     row = task.read(row) if task.read else row
     try:
-        value = look_up(row, str(task.columns.get("label")))
+        text = as_text(look_up(row, str(task.columns.get("label"))))
     except KeyError:
         return False
-    return as_text(value) in task.unlabelled
+    return text in task.unlabelled or (
+        text == "-1" and isinstance(task.labels, Classes) and text not in task.labels.raw
+    )
 
 
 def _nothing(report: Report, origin: str) -> UsageError:

@@ -82,11 +82,15 @@ class ParquetSink:
         if len(self._pending) == _BATCH:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is left, and the index."""
-        if self._pending or self._writer is None:
-            self._flush()
-        self._writer.close()
+    def close(self, whole: bool) -> None:
+        """Write what is left, unless the rows ended with a failure, and the index."""
+        try:
+            if whole and (self._pending or self._writer is None):
+                self._flush()
+        finally:
+            # Left open it would write its index when Python collects it.
+            if self._writer is not None:
+                self._writer.close()
 
     def _flush(self) -> None:
         rows, self._pending = self._pending, []

@@ -16,15 +16,18 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def open_rows(part: DataPart, split: str) -> Rows:
     """The rows of one split, named as in the recipe (`part.train`, a value of `part.extra`).
 
-    `part.path` is a local folder or a hub's data set; without it the split is a file.
+    `part.path` is a local folder or a hub's data set; without it the split is a file. A split of
+    another configuration is written `ax/test`.
     Raises UsageError where there is no such split, and lists what there is.
     """
     if part.path is None:
         return open_file(split)
+    other, _, split = split.rpartition("/")
+    name = other or part.name
     folder = Path(part.path).expanduser()
     if folder.is_dir():
-        saved = [home for home in (folder / (part.name or ""), folder) if is_saved(home)]
-        return open_saved(saved[0], split) if saved else find_split(folder, part.name, split)
+        saved = [home for home in (folder / (name or ""), folder) if is_saved(home)]
+        return open_saved(saved[0], split) if saved else find_split(folder, name, split)
     if folder.exists():
         raise UsageError(
             "is a file, and data.path (--data) is a folder or a data set of the hub",
@@ -33,4 +36,4 @@ def open_rows(part: DataPart, split: str) -> Rows:
         )
     if not _HUB_ID.fullmatch(part.path):
         raise UsageError("no such folder", where=part.path, cure="Correct data.path or --data.")
-    return open_hub(part.path, part.name, split, part.revision)
+    return open_hub(part.path, name, split, part.revision)

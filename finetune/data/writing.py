@@ -21,8 +21,8 @@ class Sink(Protocol):
         """Add one row."""
         ...
 
-    def close(self) -> None:
-        """Write what is left; the stream stays open."""
+    def close(self, whole: bool) -> None:
+        """Write what is left, if the rows are `whole`; the stream stays open."""
         ...
 
 
@@ -74,9 +74,12 @@ def write_rows(
     name = "standard output" if str(path) == "-" else str(path)
     try:
         with _open_output(path) as stream:
-            sink = _sink(kind, stream, columns, name)
-            yield sink
-            sink.close()
+            sink, whole = _sink(kind, stream, columns, name), False
+            try:
+                yield sink
+                whole = True
+            finally:
+                sink.close(whole)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -131,7 +134,7 @@ class TextSink:
         """Add one row."""
         self._stream.write(self._join([_text(row.get(name)) for name in self._columns]))
 
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         """Nothing is left: every row was written at once."""
 
     def _tabs(self, fields: Sequence[str]) -> bytes:
@@ -181,7 +184,7 @@ class JsonSink:
         self._first = False
         self._stream.write(f"{before}{text}{'' if self._as_list else chr(10)}".encode())
 
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         """End the list."""
-        if self._as_list:
+        if self._as_list and whole:
             self._stream.write(b"[]\n" if self._first else b"]\n")
