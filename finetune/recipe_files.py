@@ -1,17 +1,15 @@
 """Recipes as files: found, read, changed by flags, and written with every value."""
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.recipe import Recipe
-from finetune.recipe_faults import explain_faults, find_faults, refuse_flags
 from finetune.recipe_yaml import Path as KeyPath
-from finetune.recipe_yaml import parse_document, parse_value, write_document
+from finetune.recipe_yaml import parse_document, write_document
+from finetune.typed_files import change, read_text, type_values
 from task_formats import UsageError, nearest
 
-MAX_BYTES = 256 * 1024
 _SPLITS = ("train", "evaluate", "predict")
 
 
@@ -25,7 +23,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
     contents with the line it stands on.
     """
     path = _find_recipe(name_or_path)
-    recipe = parse(_read_text(path), str(path))
+    recipe = parse(read_text(path), str(path))
     return override(_place_files(recipe, path.resolve().parent), overrides)
 
 
@@ -41,14 +39,8 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Values may be text from a command line: `3e-5` becomes a number where a number is wanted,
     `null` nothing, `{0: no, 1: yes}` a mapping, and `yes` stays the word it is.
     """
-    said = recipe.model_dump(exclude_unset=True)
-    texts = {path: value for path, value in changes.items() if isinstance(value, str)}
-    values = {**changes, **{path: parse_value(text) for path, text in texts.items()}}
-    # What YAML takes for a number or a mapping may be meant as text: `data.name=2021`.
-    plain = {**values, **{path: texts[path] for path in _blame(texts, _change(said, values))}}
-    stubborn = _blame(texts, _change(said, plain))
-    values = {**plain, **{path: values[path] for path in stubborn}}
-    return _forget_unsaid_files(_type(_change(said, values), {}, ""))
+    said = change(Recipe, recipe.model_dump(exclude_unset=True), changes)
+    return _forget_unsaid_files(_type(said, {}, ""))
 
 
 def dump(recipe: Recipe) -> str:
@@ -88,68 +80,14 @@ def _find_recipe(name: str | Path) -> Path:
     )
 
 
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the recipe: {error.strerror}", where=str(path), cure="Check the file."
-        ) from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"the byte {content[error.start]:#04x} is not UTF-8",
-            where=f"{path}, line {line}",
-            cure="Save the recipe as UTF-8 text.",
-        ) from None
-    if len(content) > MAX_BYTES:
-        raise UsageError(
-            f"more than {MAX_BYTES // 1024} KiB, too much for a recipe",
-            where=str(path),
-            cure="Is this the data? A recipe is a short YAML file that names it.",
-        )
-    return text
-
-
 def _type(data: Any, lines: Mapping[KeyPath, int], where: str) -> Recipe:
     """The values as a recipe whose parts fit together."""
-    if faults := find_faults(Recipe, data):
-        raise explain_faults(faults, Recipe, lines, where)
-    recipe = Recipe.model_validate(data)
-    refuse_flags(data, recipe, lines, where)
+    recipe = type_values(Recipe, data, lines, where)
     try:
         recipe.task.build()
     except UsageError as error:
         raise (error.located(where) if where else error) from None
     return recipe
-
-
-def _blame(paths: Iterable[str], data: Any) -> list[str]:
-    """Those of the dotted paths under which the values cannot be typed."""
-    faults = [".".join(map(str, fault.path)) + "." for fault in find_faults(Recipe, data)]
-    return [path for path in paths if any(fault.startswith(path + ".") for fault in faults)]
-
-
-def _change(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with the values at dotted paths replaced; mappings on the way are made."""
-    changed = copy.deepcopy(dict(data))
-    for path, value in changes.items():
-        *around, last = path.split(".")
-        inner: dict[Any, Any] = changed
-        for name in around:
-            key = _same_key(inner, name)
-            if not isinstance(inner.get(key), dict):
-                inner[key] = {}
-            inner = inner[key]
-        inner[_same_key(inner, last)] = value
-    return changed
-
-
-def _same_key(mapping: Mapping[Any, Any], name: str) -> Any:
-    """The key that reads like the name: labels may be numbers."""
-    return next((key for key in mapping if str(key) == name), name)
 
 
 def _place_files(recipe: Recipe, folder: Path) -> Recipe:
