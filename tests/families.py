@@ -8,7 +8,10 @@ matrix of its own (gpt_neox, llama, mistral).
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +158,30 @@ def _byte_bpe(marks: set[str]) -> Tokenizer:
 
 def _word_bpe() -> Tokenizer:
     """BPE over lower-cased words with `</w>` at their ends, as GPT-1 has it; the rest is <unk>."""
-    core = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    vocabulary, merges = _learn(" ".join(SENTENCES).lower(), 120)
+    pieces = models.BPE(
+        vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>"
+    )
+    core = Tokenizer(pieces)
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.BPEDecoder(suffix="</w>")
-    trainer = trainers.BpeTrainer(
-        vocab_size=250, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
-    )
-    core.train_from_iterator(SENTENCES, trainer)
     return core
+
+
+def _learn(text: str, count: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary and its merges; unlike the library's trainer, always in the same order."""
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word in re.findall(r"\w+|[^\w\s]", text)]
+    letters = sorted({letter for word in text.split() for letter in word})
+    known = ["<unk>", *letters, *(f"{letter}</w>" for letter in letters)]
+    merges = []
+    while len(merges) < count:
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((left, right))
+        known.append(left + right)
+        for word in words:
+            for k in range(len(word) - 2, -1, -1):
+                if word[k : k + 2] == [left, right]:
+                    word[k : k + 2] = [left + right]
+    return {token: k for k, token in enumerate(dict.fromkeys(known))}, merges

@@ -1,5 +1,7 @@
 """Three layouts, any micro-batches, any padding: one result."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import samples
@@ -166,8 +168,7 @@ def test_four_times_eight_is_thirty_two(name: str, layout, bases) -> None:
     # Unequal micro-batches too: the sum is of shares, not a mean of means.
     for cuts in ((0, 8, 16, 24, 32), (0, 1, 20, 32)):
         parts = [
-            collate(many[at:end], layout, base.lexicon.pad, totals)
-            for at, end in zip(cuts, cuts[1:], strict=False)
+            collate(many[at:end], layout, base.lexicon.pad, totals) for at, end in pairwise(cuts)
         ]
         found = samples.run(model, parts)
         torch.testing.assert_close(found.losses, whole.losses, rtol=1e-5, atol=1e-6)
