@@ -1,7 +1,7 @@
 """Finding the files of a split in a local folder, in a known layout or simply by their names."""
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,34 +13,37 @@ from task_formats import UsageError
 _SHARDS = "{split}-*-of-*.parquet"
 
 
-def find_split(folder: Path, name: str | None, split: str) -> FileRows:
+def find_split(folder: Path, name: str | None, split: str, *, below: bool = False) -> FileRows:
     """The rows of a split in a folder: a data set's own, or one that holds several.
 
     `name` is the configuration of the hub's data set, by which a layout is known; without it
-    the folder's name tells. Raises UsageError that lists what is there.
+    the folder's name tells. With `below` the folder itself is not looked at, only those in it.
+    Raises UsageError that lists what is there.
     """
-    layouts = _known_layouts(folder, name)
-    searched = [(layout, home) for layout in layouts for home in _homes(folder, layout.folders)]
-    for layout, home in searched:
+    layouts = _known_layouts(folder, name, below)
+    known = [(layout, home) for layout in layouts for home in _homes(folder, layout.folders, below)]
+    for layout, home in known:
         if files := _layout_files(home, layout, split):
             return FileRows(files, layout.reading)
-    plain = [inner for home in _homes(folder, (simplify(name or ""),)) for inner in _inner(home)]
+    homes = _homes(folder, (simplify(name or ""),), below)
+    plain = [inner for home in homes for inner in (home, *_children(home, ("data",)))]
     for home in plain:
         if files := _plain_files(home, split):
             return FileRows(files, Reading(format_of(files[0])))
-    nearest = searched[0][1] if searched else plain[0]
+    nearest = [home for _, home in known] + plain
     what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
-    raise UsageError(what, where=str(folder), cure=_list(nearest))
+    raise UsageError(what, where=str(folder), cure=_list(nearest[0] if nearest else folder))
 
 
-def _known_layouts(folder: Path, name: str | None) -> list[Layout]:
+def _known_layouts(folder: Path, name: str | None, below: bool) -> list[Layout]:
     """The layouts a folder may have; UsageError where it is another data set's own."""
     called = simplify(folder.resolve().name)
     own = [layout for layout in LAYOUTS if called in layout.folders]
     if name is None:
         return own
     wanted = [layout for layout in LAYOUTS if simplify(name) in layout.names]
-    if own and wanted and not {layout.title for layout in own} & {item.title for item in wanted}:
+    titles = {layout.title for layout in wanted}
+    if own and wanted and not below and not titles.intersection(layout.title for layout in own):
         raise UsageError(
             f"this folder holds {own[0].title}, and the recipe reads {wanted[0].title}",
             where=str(folder),
@@ -49,16 +52,11 @@ def _known_layouts(folder: Path, name: str | None) -> list[Layout]:
     return wanted
 
 
-def _homes(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+def _homes(folder: Path, names: Sequence[str], below: bool) -> list[Path]:
     """Folders of these names inside a folder or its collections, then the folder itself."""
-    for place in (folder, *_children(folder, COLLECTIONS)):
-        yield from _children(place, names)
-    yield folder
-
-
-def _inner(home: Path) -> Iterator[Path]:
-    yield home
-    yield from _children(home, ("data",))
+    places = (folder, *_children(folder, COLLECTIONS))
+    inner = [child for place in places for child in _children(place, names)]
+    return inner if below else [*inner, folder]
 
 
 def _children(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -27,7 +27,9 @@ def open_rows(part: DataPart, split: str) -> Rows:
     folder = Path(part.path).expanduser()
     if folder.is_dir():
         saved = [home for home in (folder / (name or ""), folder) if is_saved(home)]
-        return open_saved(saved[0], split) if saved else find_split(folder, name, split)
+        if saved:
+            return open_saved(saved[0], split)
+        return find_split(folder, name, split, below=bool(other))
     if folder.exists():
         raise UsageError(
             "is a file, and data.path (--data) is a folder or a data set of the hub",
