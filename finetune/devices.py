@@ -22,7 +22,9 @@ def start_processes(precision: Precision, device: str | None = None) -> Accelera
     mixed = "bf16" if precision == "bf16" else "no"
     if device is not None and device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"no device {device!r} here", cure="Leave the device out, or name cpu.")
-    return Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    # Only when it is told that it has but a CPU does accelerate look for peers there.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    return Accelerator(mixed_precision=mixed, cpu=cpu)
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16"]) -> Precision:
