@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -24,17 +23,11 @@ from transformers.utils import logging
 from finetune import attention
 from finetune.adapters import adapt
 from finetune.network import hub_answers
+from finetune.new_tokens import DELIMITER, EXTRACT, START, add_tokens, extend
 from finetune.recipe import BasePart
 from task_formats import Specials, UsageError
 
-START, DELIMITER, EXTRACT, PAD = "<|start|>", "<|delimiter|>", "<|extract|>", "<|pad|>"
 SHIPPED = ("tiny",)
-
-_NOISE = 0.1
-"""Spread of new rows round the mean of the old ones, as a part of the old ones' own spread.
-
-What counts is that they differ from each other while their logits stay where an average word's
-are (facts, trap 5)."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +53,14 @@ class Base:
     @property
     def positions(self) -> int | None:
         """The longest view the decoder can read; None where it sets no limit."""
-        config = self.decoder.config.get_text_config()
-        value = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "n_positions", None
-        )
-        return int(value) if value else None
+        return count_positions(self.decoder)
+
+
+def count_positions(decoder: PreTrainedModel) -> int | None:
+    """The longest text a decoder can read, in tokens; None where it sets no limit."""
+    config = decoder.config.get_text_config()
+    value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(value) if value else None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -96,10 +92,25 @@ def load_decoder(part: BasePart, seed: int = 0) -> Base:
     torch.manual_seed(seed)
     decoder = _decoder(path, part, config, options)
     drawn = part.from_scratch or config.model_type == "openai-gpt"
-    _extend(decoder, lexicon.tokenizer, fresh, drawn)
+    extend(decoder, lexicon.tokenizer, fresh, drawn)
     if part.lora:
         decoder = adapt(decoder, part.lora, list(lexicon.specials))
     return Base(decoder, lexicon)
+
+
+def load_plain(part: BasePart) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A decoder and its tokenizer as they are, in float32, none of our tokens added.
+
+    So it predicts plain text: a token more would take probability from all others.
+    UsageError as in `load_decoder`.
+    """
+    path = locate(part.path)
+    options = _options(part, path)
+    config = _config(path, part, options)
+    tokenizer = cast(
+        PreTrainedTokenizerBase, _load(AutoTokenizer.from_pretrained, path, part, options)
+    )
+    return _decoder(path, part, config, options), tokenizer
 
 
 def load_tokenizer(part: BasePart) -> Lexicon:
@@ -111,13 +122,13 @@ def load_tokenizer(part: BasePart) -> Lexicon:
 def _lexicon(path: str, part: BasePart, options: dict[str, Any]) -> tuple[Lexicon, list[str]]:
     """The lexicon with all our tokens in it, and the names of those that are new."""
     tokenizer = _load(AutoTokenizer.from_pretrained, path, part, options)
-    fresh = _add_tokens(tokenizer)
+    fresh = add_tokens(tokenizer)
     ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))
     return Lexicon(tokenizer, Specials(*ids), cast(int, tokenizer.pad_token_id)), fresh
 
 
 def locate(path: str) -> str:
-    """A shipped base's folder, a local folder as it is, or a hub id."""
+    """A shipped base's folder, a local folder or the model of the run in it, or a hub id."""
     if path in SHIPPED and not Path(path).exists():
         return str(files("finetune") / "shipped" / path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or os.sep * 2 in path
@@ -127,7 +138,11 @@ def locate(path: str) -> str:
             where="base.path",
             cure="Give a folder made by save_pretrained, a hub id such as gpt2, or tiny.",
         )
-    return str(Path(path).expanduser()) if looks_local else path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    is_run = (folder / "model" / "config.json").is_file() and not (folder / "config.json").exists()
+    return str(folder / "model" if is_run else folder)
 
 
 def _options(part: BasePart, path: str) -> dict[str, Any]:
@@ -215,9 +230,7 @@ def _decoder(
         found = _load(AutoModelForCausalLM.from_pretrained, path, part, {**options, **wanted})
         decoder, info = cast(tuple[PreTrainedModel, dict[str, Any]], found)
         _check_complete(part, sorted(info["missing_keys"]))
-    if takes_sight(decoder):
-        decoder.set_attn_implementation(attention.NAME)
-    return decoder
+    return with_sight(decoder)
 
 
 def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
@@ -230,55 +243,15 @@ def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
         )
 
 
+def with_sight(decoder: PreTrainedModel) -> PreTrainedModel:
+    """The decoder, with our attention where it can be given it."""
+    if takes_sight(decoder):
+        decoder.set_attn_implementation(attention.NAME)
+    return decoder
+
+
 def takes_sight(decoder: PreTrainedModel) -> bool:
     """True when the decoder's layers can be given our attention, and so any layout."""
     body = inspect.signature(decoder.base_model.forward).parameters
     hands_down = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in body.values())
     return bool(getattr(decoder, "_supports_attention_backend", False)) and hands_down
-
-
-def _add_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Adds what is missing of our tokens; gives the names of the new ones."""
-    known = tokenizer.get_vocab()
-    fresh = [token for token in (START, DELIMITER, EXTRACT) if token not in known]
-    if fresh:
-        tokenizer.add_tokens(fresh, special_tokens=True)
-    # A pad token that doubles as another one would be read as text (facts, trap 1).
-    others = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
-    if tokenizer.pad_token is None or tokenizer.pad_token in others:
-        fresh += [] if PAD in known else [PAD]
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    return fresh
-
-
-def _extend(
-    decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fresh: list[str], drawn: bool
-) -> None:
-    """Gives every token a row, and the new ones their first values."""
-    rows = cast(nn.Embedding, decoder.get_input_embeddings()).weight.shape[0]
-    ids = cast(list[int], tokenizer.convert_tokens_to_ids(fresh))
-    old = min(ids, default=rows)
-    if len(tokenizer) > rows:
-        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for weight in _tables(decoder):
-        _initialize(weight.data, ids, old, drawn)
-
-
-def _tables(decoder: PreTrainedModel) -> list[Tensor]:
-    """The embedding and, where it is not the same tensor, the output layer with its bias."""
-    embedding = cast(nn.Embedding, decoder.get_input_embeddings()).weight
-    output = decoder.get_output_embeddings()
-    if output is None or output.weight is embedding:
-        return [embedding]
-    bias = getattr(output, "bias", None)
-    return [embedding, cast(Tensor, output.weight)] + ([] if bias is None else [bias])
-
-
-def _initialize(table: Tensor, ids: list[int], old: int, drawn: bool) -> None:
-    """(V, D) or (V,): rows `ids` drawn from N(0, 0.02), or near the mean of the first `old`."""
-    for row in ids:
-        if drawn and table.dim() > 1:
-            table[row] = 0.02 * torch.randn_like(table[row])
-        else:
-            mean, spread = table[:old].mean(0), table[:old].std(0)
-            table[row] = mean + _NOISE * spread * torch.randn_like(mean)

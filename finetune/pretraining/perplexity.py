@@ -1,0 +1,47 @@
+"""How well plain text is predicted: perplexity per token, and bits per byte."""
+
+import math
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune.batch import Batch
+from finetune.losses import Outputs, token_losses
+from finetune.model import Reader
+
+
+class TextScorer(nn.Module):
+    """A decoder that gives the negative log-likelihood of every example as its one number."""
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.reader = Reader(decoder)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """(N, 1) nats, summed over the targets of each example."""
+        weight, bias = self.reader.output_layer()
+        states = self.reader.states(batch)[batch.source]
+        nats = token_losses(states, weight, bias, batch.target)
+        owner = batch.example.flatten()[batch.source]
+        sums = nats.new_zeros(len(batch.last)).index_add(0, owner, nats)
+        return Outputs(sums[:, None], nats.new_zeros(()))
+
+
+class Perplexity(NamedTuple):
+    """A text's prediction, per token and per byte. `loss` is in nats per token."""
+
+    perplexity: float
+    bits_per_byte: float
+    """Does not depend on the tokenizer, so that models with different ones compare."""
+    loss: float
+
+
+def measure_perplexity(nats: float, targets: int, text_bytes: int) -> Perplexity:
+    """From the negative log-likelihood of a whole text.
+
+    >>> measure_perplexity(8 * math.log(2), targets=4, text_bytes=16).bits_per_byte
+    0.5
+    """
+    loss = nats / targets
+    return Perplexity(math.exp(loss), nats / math.log(2) / text_bytes, loss)

@@ -1,0 +1,75 @@
+"""Plans as files: found, read, changed by flags, and written with every value."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.pretraining.plan import Plan
+from finetune.recipe_yaml import parse_document, write_document
+from finetune.typed_files import change, read_text, type_values
+from task_formats import UsageError, nearest
+
+
+def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Plan:
+    """A shipped plan, or a YAML file, with some values changed by their dotted paths.
+
+    Files that the plan names are looked for beside it, those of `overrides` where the program
+    runs. Raises UsageError for a name nobody knows and every fault of the file, with its line.
+    """
+    path = _find_plan(name_or_path)
+    plan = _place_files(parse_plan(read_text(path), str(path)), path.resolve().parent)
+    said = plan.model_dump(exclude_unset=True)
+    return type_values(Plan, change(Plan, said, overrides), {}, "")
+
+
+def parse_plan(text: str, where: str = "") -> Plan:
+    """The plan that a YAML text holds; file names in it stay as they are."""
+    document = parse_document(text, where)
+    return type_values(Plan, document.data, document.lines, where)
+
+
+def dump_plan(plan: Plan) -> str:
+    """The plan as YAML with every value written out; it loads back equal."""
+    return write_document(plan.model_dump())
+
+
+def shipped_plans() -> dict[str, Path]:
+    """The plans that come with the package, by name."""
+    inside = Path(__file__).parents[1] / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted((folder / "pretrain").glob("*.yaml"))}
+
+
+def _find_plan(name: str | Path) -> Path:
+    known = shipped_plans()
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UsageError(f"no plan file {name}", cure="Check the path.")
+    raise UsageError(
+        f"unknown plan {str(name)!r}",
+        cure=f"{nearest(str(name), known)} A plan of your own is named with its .yaml.",
+    )
+
+
+def _place_files(plan: Plan, folder: Path) -> Plan:
+    """Files and folders that the plan names, as they lie from the plan."""
+    corpus, said = plan.corpus, plan.corpus.model_fields_set
+    names = {"train", "evaluate"} & said if corpus.path is None else set()
+    texts = {name: tuple(str(folder / path) for path in getattr(corpus, name)) for name in names}
+    changes: dict[str, Any] = {"corpus": corpus.model_copy(update=texts)} if texts else {}
+    if plan.base and _lies_beside(plan.base, folder):
+        changes["base"] = str(folder / plan.base)
+    given = plan.tokenizer.path
+    if given and _lies_beside(given, folder):
+        path = str(folder / given)
+        changes["tokenizer"] = plan.tokenizer.model_copy(update={"path": path})
+    return plan.model_copy(update=changes) if changes else plan
+
+
+def _lies_beside(path: str, folder: Path) -> bool:
+    """`openai-community/gpt2` is a hub id unless such a folder lies beside the plan."""
+    return path.startswith(".") or (folder / path).is_dir()
