@@ -1,6 +1,7 @@
 """Rows of the hub's data sets and of their saved copies: the one door to `datasets`."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from finetune.network import hub_answers
 from task_formats import Row, UsageError, nearest
 
 _BATCH = 1000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,11 @@ def open_hub(path: str, name: str | None, split: str, revision: str | None) -> H
             raise UsageError(
                 f"the data set cannot be loaded: {_first_line(error)}",
                 where=origin,
-                cure=_cure(reached, error),
+                cure=_cure(reached),
             ) from error
+    if not reached and revision and _is_other(table, revision):
+        what = f"the cache holds another revision than {revision}"
+        raise UsageError(what, where=origin, cure=_cure(reached))
     return HubRows(origin, table)
 
 
@@ -102,13 +107,19 @@ def _without_waiting() -> Iterator[bool]:
         huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _cure(reached: bool, error: Exception) -> str:
-    if not reached:
-        return (
-            "The hub is out of reach and the data set is not in the cache. Give a local copy with "
-            "--data DIR, or set HF_HOME to a cache that has it."
-        )
-    return "Look at data.path, data.name, data.revision and the split, or give --data DIR."
+def _is_other(table: Any, revision: str) -> bool:
+    """True where a commit was asked for, and the cached files, named by theirs, are another's."""
+    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
+    return bool(_COMMIT.fullmatch(revision)) and folders != {revision}
+
+
+def _cure(reached: bool) -> str:
+    if reached:
+        return "Look at data.path, data.name, data.revision and the split, or give --data DIR."
+    return (
+        "The hub is out of reach, and the cache does not have it. Give a local copy with "
+        "--data DIR, or set HF_HOME to a cache that has it."
+    )
 
 
 def _first_line(error: Exception) -> str:
