@@ -1,0 +1,84 @@
+"""How long saving a state stalls training: gpt2-small with AdamW, in seconds a save.
+
+Windows of updates with a save at their beginning stand beside windows without one. A save costs
+the time of the copy, and whatever the updates beside it take longer than the median of the others.
+
+    python benchmarks/checkpoint_cost.py --rounds 5 --seconds 20
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from finetune.checkpoint import Saver, latest
+from finetune.state import capture
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20, help="length of a window")
+    parser.add_argument("--folder", help="where the states go; without it a temporary folder")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = GPT2LMHeadModel(GPT2Config(loss_type="ForCausalLM")).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    updates = train(model, optimizer, device)
+    next(updates)
+    size = sum(tensor.nbytes for tensor in capture(model, optimizer).values())
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        saver = Saver(folder)
+        saver.save(0, capture(model, optimizer), {})  # the first one also finds its memory
+        saver.wait()
+        costs = []
+        for number in range(1, options.rounds + 1):
+            alone = statistics.median(window(updates, options.seconds))
+            copied = clock(lambda n=number: saver.save(n, capture(model, optimizer), {}))
+            beside = sum(took - alone for took in window(updates, options.seconds))
+            saver.wait()
+            costs.append(copied + beside)
+            print(
+                f"update {alone:.2f} s; save: copy {copied:.2f} s, updates beside {beside:+.2f} s"
+            )
+        saver.close()
+        read = clock(lambda: latest(folder))
+    cost = statistics.median(costs)
+    print(f"{size / 1e9:.2f} GB on {device}; checked and read in {read:.1f} s")
+    print(f"a save costs {cost:.2f} s: {cost / 60:.1%} of training at one a minute")
+
+
+def train(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, device: str) -> Iterator[None]:
+    """Updates on random tokens, for ever."""
+    tokens = torch.randint(50_000, (1, 64), device=device)
+    while True:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        yield
+
+
+def window(updates: Iterator[None], seconds: float) -> list[float]:
+    """Seconds of each update in so many seconds of training."""
+    took: list[float] = []
+    while sum(took) < seconds:
+        took.append(clock(lambda: next(updates)))
+    return took
+
+
+def clock(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
