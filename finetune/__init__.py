@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.classifier import Classifier
-    from finetune.events import Result
+    from finetune.news import Result
     from finetune.prediction import Predictor, load
     from finetune.recipe import Recipe
     from finetune.recipe_files import load_recipe
@@ -18,7 +18,7 @@ _HOMES = {
     "Classifier": "classifier",
     "Predictor": "prediction",
     "Recipe": "recipe",
-    "Result": "events",
+    "Result": "news",
     "events": "training",
     "load": "prediction",
     "load_recipe": "recipe_files",

@@ -7,9 +7,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from finetune.evaluation import Round
-from finetune.events import Evaluated, Event, Finished, Interrupted, Notice
 from finetune.ledger import Ledger, agree
 from finetune.loop import Step, optimize
+from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.progress import Clock, Progress
 from finetune.signals import StopRequest
 from finetune.verdict import conclude
@@ -49,6 +49,14 @@ def pursue(
         yield job.started(progress.update)
         yield from _train(job, ledger, request, progress)
         yield from conclude(job, ledger, progress)
+
+
+def finish(events: Iterable[Event]) -> Result:
+    """The result of a run, when all its events have come."""
+    for event in events:
+        if isinstance(event, Finished):
+            return event.result
+    raise RuntimeError("the run ended without a result")
 
 
 def _train(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> Iterator[Event]:

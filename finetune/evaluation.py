@@ -16,7 +16,6 @@ from finetune.metrics import score
 from finetune.sampling import group, measure
 from task_formats import Encoded, Prediction, Task
 
-
 WINDOW = 4096
 """Rows that are sorted by length together."""
 

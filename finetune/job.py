@@ -18,10 +18,10 @@ from finetune.batch import Batch, collate, total
 from finetune.data.store import EncodedStore
 from finetune.devices import choose_budget, choose_layout
 from finetune.evaluation import Reading, Round, evaluate, read_rounds
-from finetune.events import Notice, Started
 from finetune.loop import Settings
 from finetune.losses import objective
 from finetune.model import TaskModel
+from finetune.news import Notice, Started
 from finetune.optimizer import build_optimizer
 from finetune.progress import evaluation_updates, selection_value
 from finetune.recipe import Recipe

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from finetune import checkpoint, files
-from finetune.events import Result
 from finetune.loop import Step
+from finetune.news import Result
 from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from finetune.course import pursue
+from finetune.course import finish, pursue
 from finetune.devices import choose_precision, start_processes
-from finetune.events import Event, Finished, Result
 from finetune.job import prepare_job
+from finetune.news import Event, Result
 from finetune.recipe import Recipe
 from task_formats import Task
 
@@ -25,10 +25,7 @@ def train(
     `task` replaces the one the recipe describes, for rows that need code.
     Raises UsageError for anything wrong with recipe, data, base or folder.
     """
-    for event in events(recipe, folder, resume=resume, overwrite=overwrite, task=task):
-        if isinstance(event, Finished):
-            return event.result
-    raise RuntimeError("training ended without a result")
+    return finish(events(recipe, folder, resume=resume, overwrite=overwrite, task=task))
 
 
 def events(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from finetune.events import Event, Finished, Notice, Result
 from finetune.ledger import Ledger
+from finetune.news import Event, Finished, Notice, Result
 from finetune.progress import Progress
 from finetune.work import Work
 

@@ -10,8 +10,8 @@ from torch.optim import AdamW
 
 from finetune.batch import Batch
 from finetune.evaluation import Reading, Round
-from finetune.events import Notice, Started
 from finetune.loop import Settings
+from finetune.news import Notice, Started
 from finetune.sampling import Order
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.cli.standing import Standing, say_losses, say_scores, say_time
-from finetune.events import Evaluated, Event, Finished, Notice, Result, Started
 from finetune.loop import Step
+from finetune.news import Evaluated, Event, Finished, Notice, Result, Started
 
 _LIVE_SECONDS = 0.25
 _FEWEST_SECONDS, _MOST_SECONDS = 2.0, 30.0

@@ -84,7 +84,7 @@ def _train(
     """Trains before the user's eyes; stopped by a signal, ends with that signal's exit code."""
     quiet_libraries()
     from finetune.cli.display import conclude, follow
-    from finetune.events import Interrupted
+    from finetune.news import Interrupted
     from finetune.training import events
 
     about = f"Training {folder.name} from {recipe.base.path}"

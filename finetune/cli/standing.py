@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from finetune.events import Evaluated, Started
 from finetune.loop import Step
+from finetune.news import Evaluated, Started
 
 _WINDOW = 30.0
 """Seconds of updates over which speed is measured."""
