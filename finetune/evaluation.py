@@ -93,7 +93,7 @@ def evaluate(
     """
     logits = gather(rounds, len(examples), accelerator)
     predictions = [
-        task.labels.decode(example.id, row[np.isfinite(row)].tolist())
+        task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
         for example, row in zip(examples, logits, strict=True)
     ]
     labels = [example.label for example in examples]

@@ -59,7 +59,7 @@ class Predictor:
         rounds = read_rounds(self.model, encoded, self._reading, self._accelerator)
         logits = gather(rounds, len(encoded), self._accelerator)
         return [
-            self.task.labels.decode(example.id, row[np.isfinite(row)].tolist())
+            self.task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
             for example, row in zip(encoded, logits, strict=True)
         ]
 

@@ -53,7 +53,8 @@ class Task:
                 )
         for name, column in self.columns.items():
             _check(name, column)
-        read = {part for column in self.columns.values() for part in _named(column)}
+        texts = [column for name, column in self.columns.items() if name != LABEL]
+        read = {part for column in texts for part in _named(column)}
         for name in sorted(set(self.values) - read):
             raise UsageError(
                 f"task.values has {name!r}, which nothing reads", cure=nearest(name, read)
