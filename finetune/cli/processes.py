@@ -98,11 +98,11 @@ def _passed_on(children: Sequence[Child]) -> Iterator[None]:
 
 def _wait(children: Sequence[Child]) -> None:
     """Until all have ended well, or one has not and the others have had time to say why."""
-    while any(child.poll() is None for child in children):
-        if any(child.returncode for child in children):
+    deadline = None
+    while None in (codes := [child.poll() for child in children]):
+        if deadline is None and any(codes):
             deadline = time.monotonic() + _FAREWELL
-            while time.monotonic() < deadline and any(child.poll() is None for child in children):
-                time.sleep(_POLL)
+        if deadline is not None and time.monotonic() > deadline:
             return
         time.sleep(_POLL)
 
