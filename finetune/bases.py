@@ -107,10 +107,14 @@ def load_plain(part: BasePart) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     path = locate(part.path)
     options = _options(part, path)
     config = _config(path, part, options)
-    tokenizer = cast(
-        PreTrainedTokenizerBase, _load(AutoTokenizer.from_pretrained, path, part, options)
-    )
-    return _decoder(path, part, config, options), tokenizer
+    return _decoder(path, part, config, options), load_plain_tokenizer(part)
+
+
+def load_plain_tokenizer(part: BasePart) -> PreTrainedTokenizerBase:
+    """A base's tokenizer as it is. UsageError as in `load_decoder`."""
+    path = locate(part.path)
+    options = _options(part, path)
+    return cast(PreTrainedTokenizerBase, _load(AutoTokenizer.from_pretrained, path, part, options))
 
 
 def load_tokenizer(part: BasePart) -> Lexicon:

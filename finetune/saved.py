@@ -5,6 +5,8 @@ from typing import cast
 
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from finetune.adapters import merged
 from finetune.bases import Base, load_decoder
@@ -21,11 +23,21 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
     Adapters are merged into the weights, so the folder is a base like any other.
     """
     task_model = cast(TaskModel, model)
-    decoder = merged(task_model.reader.decoder)
-    decoder.save_pretrained(folder)
-    base.lexicon.tokenizer.save_pretrained(folder)
+    save_plain(folder, merged(task_model.reader.decoder), base.lexicon.tokenizer)
     head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
     save_file(head, folder / HEAD)
+
+
+def save_plain(folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a decoder and its tokenizer as transformers has them, without its progress bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        decoder.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_model(

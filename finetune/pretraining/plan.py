@@ -36,6 +36,8 @@ class CorpusPart(Part):
     """The revision of a hub data set."""
     column: str = "text"
     """The column of a data set that holds the text; every row is a document."""
+    shards: str | None = None
+    """A folder that keeps tokenizer and token shards for other runs; else the run's own does."""
     unwrap: bool = False
     """Undo hard line breaks inside paragraphs (corpus.py says exactly which)."""
 

@@ -1,6 +1,6 @@
 """New decoders: a style and a size to a transformers model with freshly drawn weights."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -24,17 +24,21 @@ def draw_decoder(
 
     `end` is the id of the end-of-text token. Raises UsageError for what a style cannot be.
     """
-    config = _CONFIGURATIONS[shape.style](shape, vocabulary)
-    config.initializer_range = spread
-    config.bos_token_id = config.eos_token_id = end
-    config.pad_token_id = None
-    config.tie_word_embeddings = shape.tied
+    config = _CONFIGURATIONS[shape.style](
+        shape,
+        vocab_size=vocabulary,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=None,
+        initializer_range=spread,
+        tie_word_embeddings=shape.tied,
+    )
     set_dropout(config, dropout)
     torch.manual_seed(seed)
     return with_sight(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
 
 
-def _gpt1(shape: ShapePart, vocabulary: int) -> PreTrainedConfig:
+def _gpt1(shape: ShapePart, **common: Any) -> PreTrainedConfig:
     if shape.feed_forward not in (None, 4 * shape.width):
         raise UsageError(
             f"feed_forward {shape.feed_forward} is not 4 · width",
@@ -42,34 +46,34 @@ def _gpt1(shape: ShapePart, vocabulary: int) -> PreTrainedConfig:
             cure="gpt1 knows no other; take style: gpt2.",
         )
     return OpenAIGPTConfig(
-        vocab_size=vocabulary,
         n_positions=shape.positions,
         n_embd=shape.width,
         n_layer=shape.layers,
         n_head=shape.heads,
+        **common,
     )
 
 
-def _gpt2(shape: ShapePart, vocabulary: int) -> PreTrainedConfig:
+def _gpt2(shape: ShapePart, **common: Any) -> PreTrainedConfig:
     return GPT2Config(
-        vocab_size=vocabulary,
         n_positions=shape.positions,
         n_embd=shape.width,
         n_layer=shape.layers,
         n_head=shape.heads,
         n_inner=shape.feed_forward,
+        **common,
     )
 
 
-def _llama(shape: ShapePart, vocabulary: int) -> PreTrainedConfig:
+def _llama(shape: ShapePart, **common: Any) -> PreTrainedConfig:
     return LlamaConfig(
-        vocab_size=vocabulary,
         max_position_embeddings=shape.positions,
         hidden_size=shape.width,
         intermediate_size=shape.feed_forward or -(-8 * shape.width // 3 // 64) * 64,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads or shape.heads,
+        **common,
     )
 
 

@@ -1,0 +1,206 @@
+"""One pre-training job on this process: decoder, tokenizer, text, and any update's batches."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+from torch.optim import AdamW
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.bases import load_plain
+from finetune.batch import Batch, Totals, collate
+from finetune.evaluation import Reading, Round, gather, read_rounds
+from finetune.loop import Settings
+from finetune.model import LanguageModel
+from finetune.news import Notice, Started
+from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.perplexity import TextScorer, measure_perplexity
+from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan_files import dump_plan, parse_plan
+from finetune.recipe import BasePart
+from finetune.sampling import Order, Sizes, deal, group
+from finetune.saved import save_plain
+from finetune.schedule import schedule
+from finetune.work import Judgement, Rhythm, Source
+
+_FREE = {"tokens_per_forward", "checkpoint_minutes", "checkpoint_updates", "store"}
+"""What may differ when a run is resumed: it does not change what the run computes."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The blocks of one split, and what bits per byte are counted over."""
+
+    blocks: Blocks
+    text_bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """All parts of a pre-training run, ready for its first update (a `work.Work`)."""
+
+    plan: Plan
+    decoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    model: LanguageModel
+    wrapped: nn.Module
+    optimizer: AdamW
+    accelerator: Accelerator
+    reading: Reading
+    train: Text
+    evaluated: Text | None
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of the training blocks."""
+        return self.train.blocks.measure()
+
+    @cached_property
+    def order(self) -> Order:
+        """Which blocks every update reads; the rest of an epoch that fills no batch waits."""
+        part, rows = self.plan.train, len(self.train.blocks)
+        batch_size = min(part.batch_size, rows)
+        per_epoch = rows // batch_size
+        epochs = part.updates / per_epoch if part.updates else part.epochs
+        return Order(rows, batch_size, epochs, part.seed, drop_incomplete=True)
+
+    @property
+    def settings(self) -> Settings:
+        """Linear warm-up to the peak rate, then a cosine to 0 (GPT-1, section 4.1)."""
+        part, updates = self.plan.train, self.order.updates
+        # A run shorter than the paper's warm-up climbs during its first tenth.
+        warmup = part.warmup_updates / updates if part.warmup_updates < updates else 0.1
+        factor = schedule(updates, warmup, "cosine")
+        return Settings(
+            lambda update: part.learning_rate * factor(update),
+            part.epsilon,
+            1.0,
+            part.max_grad_norm,
+            part.seed,
+            self.reading.budget,
+        )
+
+    @property
+    def rhythm(self) -> Rhythm:
+        """Validations evenly over the run, the last one at its end."""
+        part, updates = self.plan.train, self.order.updates
+        due = {-(-updates * k // part.evaluations) for k in range(1, part.evaluations + 1)}
+        return Rhythm(due, None, part.checkpoint_minutes, part.checkpoint_updates)
+
+    def forwards(self, update: int, budget: int | None) -> list[Batch]:
+        """The forward passes of an update on this process."""
+        indices = self.order.indices(update)
+        targets = int((self.sizes.tokens[indices] - 1).sum())
+        totals = Totals(0, 0, targets)
+        own = deal(indices, self.sizes, self.accelerator.num_processes)
+        mine = own[self.accelerator.process_index]
+        if not len(mine):
+            idle = self._collate(indices[:1], totals)
+            return [idle._replace(weight=idle.weight * 0)]
+        groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
+        return [self._collate(rows, totals) for rows in groups]
+
+    def _collate(self, rows: np.ndarray, totals: Totals) -> Batch:
+        examples = [self.train.blocks[n] for n in rows.tolist()]
+        return collate(examples, self.reading.layout, self.reading.pad, totals)
+
+    def culprits(self, update: int) -> list[str]:
+        """Ids of the update's blocks whose loss is not finite; all of them where none is."""
+        found, scorer = [], TextScorer(self.decoder)
+        examples = [self.train.blocks[n] for n in self.order.indices(update).tolist()]
+        for example in examples:
+            batch = collate([example], self.reading.layout, self.reading.pad)
+            with torch.no_grad(), self.accelerator.autocast():
+                nats = scorer(send_to_device(batch, self.accelerator.device)).logits
+            found += [] if nats.isfinite().all() else [example.id]
+        return found or [example.id for example in examples]
+
+    def started(self, done: int) -> Started:
+        """What there is to say before the first update."""
+        return Started(
+            updates=self.order.updates,
+            done=done,
+            examples=len(self.train.blocks),
+            evaluated=len(self.evaluated.blocks) if self.evaluated else 0,
+            parameters=sum(part.numel() for part in self.model.parameters()),
+            device=str(self.accelerator.device),
+            precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            layout=self.reading.layout,
+            processes=self.accelerator.num_processes,
+            cut=0,
+            skipped=0,
+        )
+
+    def notices(self) -> Iterator[str]:
+        """What a person should know of the corpus."""
+        for name, text in self._texts():
+            yield (
+                f"{name}: {text.blocks.targets:,} tokens in {len(text.blocks):,} blocks, "
+                f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes a token"
+            )
+        if self.plan.train.warmup_updates >= self.order.updates:
+            updates, warmup = self.order.updates, self.plan.train.warmup_updates
+            yield f"{updates} updates are fewer than {warmup} of warm-up: it takes a tenth of them"
+
+    def _texts(self) -> Iterator[tuple[str, Text]]:
+        yield "train", self.train
+        if self.evaluated:
+            yield "evaluate", self.evaluated
+
+    def told(self) -> str:
+        """The plan with every value written out."""
+        return dump_plan(self.plan)
+
+    def decisions(self, told: str | None = None) -> dict[str, Any]:
+        """Dotted keys of all that decides what a run computes."""
+        plan = self.plan if told is None else parse_plan(told)
+        parts = plan.model_dump(include={"tokenizer", "shape", "train"})
+        return {
+            f"{part}.{key}": value
+            for part, values in parts.items()
+            for key, value in values.items()
+            if key not in _FREE
+        }
+
+    def sources(self) -> dict[str, Source]:
+        """What was read, by split."""
+        return {name: Source(text.fingerprint, len(text.blocks)) for name, text in self._texts()}
+
+    def rounds(self) -> Iterator[Round] | None:
+        """The validation text, a forward pass at a time."""
+        return self._read(self.decoder) if self.evaluated else None
+
+    def _read(self, decoder: PreTrainedModel) -> Iterator[Round]:
+        blocks = cast(Text, self.evaluated).blocks
+        return read_rounds(TextScorer(decoder), blocks, self.reading, self.accelerator)
+
+    def judge(self, rounds: Iterable[Round]) -> Judgement:
+        """Perplexity per token, bits per byte, and nats per token, which decide."""
+        text = cast(Text, self.evaluated)
+        nats = gather(rounds, len(text.blocks), self.accelerator).sum(dtype=np.float64)
+        found = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
+        return Judgement(found._asdict(), -found.loss)
+
+    def save_model(self, folder: Path) -> None:
+        """A plain transformers folder: decoder and tokenizer, nothing of ours."""
+        halves = self.plan.train.store == "bf16"
+        decoder = copy.deepcopy(self.decoder).bfloat16() if halves else self.decoder
+        save_plain(folder, decoder, self.tokenizer)
+
+    def final_scores(self, folder: Path) -> Iterator[Notice | tuple[str, dict[str, float]]]:
+        """The validation text read by the model that was saved."""
+        if self.evaluated is None:
+            yield Notice("no validation text: nothing to score")
+            return
+        decoder, _ = load_plain(BasePart(path=str(folder.absolute()), dropout=None))
+        rounds = self._read(decoder.to(self.accelerator.device))
+        yield "evaluate", self.judge(rounds).scores

@@ -1,0 +1,146 @@
+"""Everything that pre-training needs before its first update: decoder, tokenizer, shards."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import cast
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.bases import count_positions, load_plain, load_plain_tokenizer, tokenize
+from finetune.devices import choose_budget, choose_layout
+from finetune.evaluation import Reading
+from finetune.files import replace_folder, write_atomically
+from finetune.model import LanguageModel
+from finetune.optimizer import build_optimizer
+from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.job import Pretraining, Text
+from finetune.pretraining.plan import Plan
+from finetune.pretraining.shape import draw_decoder
+from finetune.pretraining.shards import Manifest, write_shards
+from finetune.pretraining.sources import Corpus, open_corpus
+from finetune.pretraining.tokenizer import learn_tokenizer
+from finetune.recipe import BasePart, TrainPart
+from task_formats import UsageError
+
+
+def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> Pretraining:
+    """Reads, tokenises and builds everything. UsageError for whatever does not fit."""
+    home = Path(plan.corpus.shards) if plan.corpus.shards else folder / "corpus"
+    # One process writes tokenizer and shards; the others then find them there.
+    with accelerator.main_process_first():
+        corpora = {
+            name: open_corpus(plan.corpus, paths)
+            for name, paths in (("train", plan.corpus.train), ("evaluate", plan.corpus.evaluate))
+            if paths
+        }
+        decoder, tokenizer = _load(plan, corpora["train"], home)
+        texts = {
+            name: _encode(plan, corpus, tokenizer, home, name, _context(plan, decoder))
+            for name, corpus in corpora.items()
+        }
+    model = LanguageModel(decoder.to(accelerator.device))
+    part = TrainPart(**plan.train.model_dump(include=_SHARED))
+    sizes = texts["train"].blocks.measure()
+    # Blocks of one length stand best in rows of their own; short documents are packed.
+    even = sizes.tokens.mean() > 0.9 * sizes.tokens.max()
+    layout = choose_layout(part, decoder, chooses=False)
+    reading = Reading("separate" if even else layout, 0, choose_budget(part, accelerator.device))
+    return Pretraining(
+        plan,
+        decoder,
+        tokenizer,
+        model,
+        cast(nn.Module, accelerator.prepare_model(model)),
+        build_optimizer(model.parameters(), part),
+        accelerator,
+        reading,
+        texts["train"],
+        texts.get("evaluate"),
+    )
+
+
+_SHARED = {"learning_rate", "weight_decay", "betas", "epsilon", "tokens_per_forward"}
+"""What pre-training and fine-tuning tell the optimizer and the device alike."""
+
+
+def _load(
+    plan: Plan, corpus: Corpus, home: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The decoder to train with its tokenizer: an old one, or a new one of the plan's shape."""
+    if plan.base is not None:
+        return load_plain(BasePart(path=plan.base, dropout=plan.train.dropout))
+    if plan.tokenizer.path is not None:
+        tokenizer = load_plain_tokenizer(BasePart(path=plan.tokenizer.path))
+    else:
+        tokenizer = _learn(plan, corpus, home / "tokenizer")
+    decoder = draw_decoder(
+        plan.shape,
+        len(tokenizer),
+        _end(tokenizer),
+        dropout=plan.train.dropout,
+        spread=plan.train.initial_spread,
+        seed=plan.train.seed,
+    )
+    return decoder, tokenizer
+
+
+def _learn(plan: Plan, corpus: Corpus, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, learned from the corpus unless that has been done already."""
+    key = f"{corpus.fingerprint()} {plan.tokenizer.vocabulary} {plan.shape.positions}\n"
+    note = folder / "learned_from.txt"
+    if not note.exists() or note.read_text("utf-8") != key:
+        texts = (piece for document in corpus.read() for piece in document.pieces)
+        learned = learn_tokenizer(texts, plan.tokenizer.vocabulary, plan.shape.positions)
+        with replace_folder(folder) as partial_folder:
+            learned.save_pretrained(partial_folder)
+            write_atomically(partial_folder / note.name, key)
+    return load_plain_tokenizer(BasePart(path=str(folder.absolute())))
+
+
+def _encode(
+    plan: Plan,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    home: Path,
+    name: str,
+    context: int,
+) -> Text:
+    """The blocks of a split; its shards are written unless they are there already."""
+    content = corpus.fingerprint()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    tokens = hashlib.sha256(backend.to_str().encode()).hexdigest() if backend else None
+    key = json.dumps([content, tokens])
+    start = Manifest(key, len(tokenizer), _end(tokenizer))
+    shards = write_shards(
+        corpus.read(), lambda texts: tokenize(tokenizer, texts), home / name, start
+    )
+    blocks = Blocks(shards, context, name, plan.train.mix_documents)
+    return Text(blocks, shards.manifest.text_bytes, content)
+
+
+def _context(plan: Plan, decoder: PreTrainedModel) -> int:
+    """Tokens of a block."""
+    positions = count_positions(decoder)
+    context = plan.train.context or positions
+    if context is None or (positions is not None and context > positions):
+        raise UsageError(
+            f"the base reads {positions or 'any number of'} tokens and train.context is {context}",
+            where="train.context",
+            cure="Set it to what the base reads, or less.",
+        )
+    return context
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the end of text."""
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise UsageError(
+            "the tokenizer has no end-of-text token",
+            where="tokenizer.path",
+            cure="Give it an eos_token, or learn a new one.",
+        )
+    return end

@@ -1,0 +1,30 @@
+"""Pre-training from a plan to a folder that is a base: a generator of events, and its consumer."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from finetune.course import finish, pursue
+from finetune.devices import choose_precision, start_processes
+from finetune.news import Event, Result
+from finetune.pretraining.plan import Plan
+from finetune.pretraining.preparation import prepare_pretraining
+
+
+def pretrain(
+    plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
+) -> Result:
+    """Trains to the end and gives the result; `folder` is then a base.
+
+    Raises UsageError for anything wrong with plan, corpus or folder.
+    """
+    return finish(events(plan, folder, resume=resume, overwrite=overwrite))
+
+
+def events(
+    plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[Event]:
+    """Trains, validates and saves; yields every update and validation as it is done."""
+    accelerator = start_processes(choose_precision(plan.train.precision))
+    prepare = partial(prepare_pretraining, plan, Path(folder))
+    yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)
