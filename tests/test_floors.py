@@ -44,7 +44,7 @@ DOORS = {
     "tokenizers": "pretraining.tokenizer",
     "torch": "adapters attention bases batch checkpoint devices evaluation job ledger loop losses "
     "model new_tokens optimizer pretraining prompting run saved state tensor_file training work",
-    "transformers": "adapters attention bases devices model new_tokens pretraining prompting",
+    "transformers": "adapters attention bases devices model new_tokens pretraining prompting saved",
     "typer": "cli",
     "yaml": "recipe_yaml",
 }
