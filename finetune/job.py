@@ -255,5 +255,6 @@ def _freeze_unread(model: TaskModel, lm_coefficient: float) -> None:
     """Without an LM loss an output layer of its own gets no gradient: it must not wait for one."""
     embedding = model.reader.decoder.get_input_embeddings().weight
     for part in model.reader.output_layer():
-        if part is not None and part is not embedding and lm_coefficient == 0:
+        # What is no leaf is computed from trained rows (adapters), which the embedding reads too.
+        if part is not None and part is not embedding and part.is_leaf and lm_coefficient == 0:
             part.requires_grad_(False)
