@@ -1,4 +1,4 @@
-"""Small and read-only disks for tests: tmpfs where the tests may mount one."""
+"""Disks for tests: what lies on them, and small and read-only ones where a tmpfs may be mounted."""
 
 import os
 import shutil
@@ -34,3 +34,8 @@ def make_read_only(disk: Path) -> None:
 
 def _run(*words: str | Path) -> int:
     return subprocess.run(words, capture_output=True, check=False).returncode
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in the folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())

@@ -7,7 +7,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from disks import make_read_only, small_disk
+from disks import make_read_only, names, small_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +17,6 @@ from task_formats import UsageError
 
 class Killed(BaseException):
     """Stands for a kill: nothing may catch it."""
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff" * 1000, "Grüße\n"])
