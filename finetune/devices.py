@@ -1,5 +1,6 @@
 """What this machine computes with: processes, device, precision and layout."""
 
+import os
 from typing import Literal
 
 import torch
@@ -22,6 +23,10 @@ def start_processes(precision: Precision, device: str | None = None) -> Accelera
     mixed = "bf16" if precision == "bf16" else "no"
     if device is not None and device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"no device {device!r} here", cure="Leave the device out, or name cpu.")
+    place, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if device != "cpu" and 0 < devices <= place:
+        what = f"process {place + 1} of this machine finds only {devices} device(s)"
+        raise UsageError(what, cure=f"Start {devices} with --num-processes {devices}.")
     # Only when it is told that it has but a CPU does accelerate look for peers there.
     cpu = device == "cpu" or not torch.accelerator.is_available()
     return Accelerator(mixed_precision=mixed, cpu=cpu)
