@@ -115,5 +115,11 @@ def write_new(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
+        refuse_present(path)
+
+
+def refuse_present(path: Path) -> None:
+    """UsageError where a file is there already."""
+    if path.exists():
         cure = "Remove it, or choose another name with -o."
-        raise UsageError(f"{path} is already there", cure=cure) from None
+        raise UsageError(f"{path} is already there", cure=cure)

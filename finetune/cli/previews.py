@@ -29,7 +29,7 @@ def preview(
     """
     from finetune.bases import load_tokenizer
     from finetune.cli.dissection import dissect, list_templates
-    from finetune.cli.sources import find
+    from finetune.cli.sources import find, split_of
     from finetune.data import open_rows, read_examples
     from task_formats import ViewEncoder
 
@@ -39,7 +39,7 @@ def preview(
     encoder = ViewEncoder(built.format, lexicon.tokenize, lexicon.specials, recipe.train.max_tokens)
     found, _ = read_examples(
         built,
-        open_rows(recipe.data, split),
+        open_rows(recipe.data, split_of(recipe.data, split)),
         split,
         labelled=False,
         on_bad_row=recipe.data.on_bad_row,

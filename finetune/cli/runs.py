@@ -92,7 +92,7 @@ def _train(
         happening = events(recipe, folder, resume=resume, overwrite=overwrite, task=task)
         result = follow(happening, about, console())
     except Interrupted as stop:
-        print_line(("stopped: ", "yellow"), str(stop))
+        print_line((str(stop), "yellow"))
         raise typer.Exit(stop.exit_code) from None
     if result is not None:
         conclude(result, console())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from finetune import recipe_files
 from finetune.cli.overrides import Changes
-from finetune.recipe import CustomFormat, Recipe, TaskPart
+from finetune.recipe import CustomFormat, DataPart, Recipe, TaskPart
 from task_formats import FORMATS, Range, Task, UsageError, nearest
 
 _LOCAL = ("data.path", "base.path")
@@ -82,6 +82,14 @@ def seen_from_here(key: str, value: Any) -> Any:
     if key in _LOCAL and isinstance(value, str) and Path(value).expanduser().exists():
         return str(Path(value).expanduser().resolve())
     return value
+
+
+def split_of(data: DataPart, name: str) -> str:
+    """The split or file that a name stands for: train, evaluate, predict, or an extra one."""
+    said = getattr(data, name) if name in ("train", "evaluate", "predict") else name
+    if said is None:
+        raise UsageError(f"the recipe has no data.{name}", cure=f"Name it: --set data.{name}=FILE.")
+    return data.extra.get(said, str(said))
 
 
 def kind(recipe: Recipe) -> str:
