@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data import BadRow, Place, Report, open_file, open_rows, read_examples
+from finetune.data import BadRow, Place, Report, open_file, read_examples
 from finetune.data.places import Scanned, stop_at_faults
-from finetune.recipe import DataPart, TaskPart
-from finetune.recipe_files import load_recipe, shipped
+from finetune.recipe import TaskPart
 from task_formats import Example, Row, RowError, Task, UsageError
 
 TASK = TaskPart(
@@ -172,25 +171,3 @@ def test_a_task_that_reads_rows_by_code() -> None:
     examples, report = read_examples(task, Given([("a", "1"), ("b", "-")]), "train")
     assert [example.fields["text"] for example in examples] == ["aa"]
     assert report.unlabelled == 1
-
-
-@pytest.mark.parametrize("name", sorted(shipped()))
-def test_every_shipped_recipe_reads_its_local_rows(shared: Path, name: str) -> None:
-    """Every row that is there becomes an example, but for splits that the copy lacks."""
-    recipe = load_recipe(name)
-    task = recipe.task.build()
-    data = DataPart(path=str(shared / "data"), name=recipe.data.name)
-    wanted = {recipe.data.train: True, recipe.data.evaluate: True, recipe.data.predict: False}
-    wanted |= {split: split != "ax/test" for split in recipe.data.extra.values()}
-    found = 0
-    for split, labelled in wanted.items():
-        try:
-            rows = open_rows(data, str(split))
-        except UsageError:
-            continue
-        examples, report = read_examples(task, rows, str(split), labelled=labelled)
-        count = sum(1 for _ in examples)
-        assert count == report.rows > 0
-        found += count
-    absent = {"scitail", "storycloze", "demo"}
-    assert (found == 0) == (name in absent)
