@@ -231,3 +231,15 @@ def test_added_columns_are_new(original: list[str]) -> None:
     else:
         names = [added.label, *added.scores]
         assert len({*names, *original}) == len(names) + len(original)
+
+
+def test_deep_values_are_refused(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for name in ("deep.jsonl", "deep.csv"):
+        with (
+            pytest.raises(RowError, match="nested too deeply"),
+            write_rows(tmp_path / name, ["a"]) as sink,
+        ):
+            sink.write({"a": deep})

@@ -133,7 +133,10 @@ class _Text:
                     raise self.broken(f"not JSON: {getattr(error, 'msg', error)}") from None
         text, self._at = self._window[self._at : end], end
         self.line += text.count("\n")
-        return _checked(row, text, place)
+        try:
+            return _checked(row, text, place)
+        except RecursionError:
+            return RowError("nested too deeply", where=str(place))
 
     def _fill(self) -> bool:
         """Let the window reach further; False at the end of the stream."""

@@ -165,8 +165,15 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool | int | float | list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _as_json(value)
     return str(value)
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        raise RowError("a value is nested too deeply", cure="Leave its column out.") from None
 
 
 class JsonSink:
@@ -179,7 +186,7 @@ class JsonSink:
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one row; a column it lacks is left out."""
         kept = {name: row[name] for name in self._columns if name in row}
-        text = json.dumps(kept, ensure_ascii=False, default=str)
+        text = _as_json(kept)
         before = ("[" if self._first else ",\n") if self._as_list else ""
         self._first = False
         self._stream.write(f"{before}{text}{'' if self._as_list else chr(10)}".encode())
