@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan_files import dump_plan, load_plan, parse_plan, shipped_plans
+from task_formats import UsageError
 
 CORPUS = {"train": "books"}
 
@@ -44,3 +46,62 @@ def test_what_does_not_fit_is_refused(changes, message):
 def test_a_base_brings_its_own_positions():
     plan = Plan.model_validate({"corpus": CORPUS, "base": "gpt2", "train": {"context": 1024}})
     assert plan.train.context == 1024
+
+
+def test_every_shipped_plan_loads_and_comes_back_from_what_a_run_writes():
+    assert "tiny" in shipped_plans()
+    for name in shipped_plans():
+        plan = load_plan(name)
+        assert plan.about
+        assert parse_plan(dump_plan(plan)) == plan
+
+
+def test_the_shipped_base_fits_its_ten_megabytes():
+    """GPT-2's numbers: 12 · layers · width² and the tables, 2 bytes each; 300 kB of tokenizer."""
+    plan = load_plan("tiny")
+    shape = plan.shape
+    blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
+    tables = (plan.tokenizer.vocabulary + shape.positions) * shape.width
+    assert 2 * (blocks + tables + 2 * shape.width) + 300_000 < 10_000_000
+    assert plan.train.store == "bf16"
+
+
+def test_files_lie_beside_the_plan_and_flags_where_the_program_runs(tmp_path):
+    (tmp_path / "old").mkdir()
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "corpus: {train: [a, b/*.txt], evaluate: v}\nbase: old\ntokenizer: {path: gpt2}"
+    )
+    plan = load_plan(path)
+    assert plan.corpus.train == (str(tmp_path / "a"), str(tmp_path / "b/*.txt"))
+    assert plan.corpus.evaluate == (str(tmp_path / "v"),)
+    assert (plan.base, plan.tokenizer.path) == (str(tmp_path / "old"), "gpt2")
+    changed = load_plan(path, {"corpus.train": "[here]", "train.learning_rate": "3e-4"})
+    assert changed.corpus.train == ("here",)
+    assert changed.corpus.evaluate == plan.corpus.evaluate
+    assert changed.train.learning_rate == 3e-4
+    path.write_text("corpus: {path: some/set, train: train}")
+    assert load_plan(path).corpus.train == ("train",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpus: {train: a}\ntrian: {}", r"mine.yaml, line 2: unknown key 'trian'"),
+        ("corpus: {train: a}\ntrain:\n  epoch: 3", r"line 3: unknown key 'train.epoch'\n.*epochs"),
+        ("train: {}", "corpus is missing"),
+        ("corpus: {train: a}\nshape: {width: 10, heads: 3}", "line 2: shape: width 10 is not"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_plan(path)
+
+
+def test_an_unknown_plan_names_the_nearest():
+    with pytest.raises(UsageError, match=r"'tinny'.*\n.*'tiny'"):
+        load_plan("tinny")
+    with pytest.raises(UsageError, match="no plan file"):
+        load_plan("tiny.yaml")

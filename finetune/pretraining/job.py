@@ -29,7 +29,7 @@ from finetune.recipe import BasePart
 from finetune.sampling import Order, Sizes, deal, group
 from finetune.saved import save_plain
 from finetune.schedule import schedule
-from finetune.work import Judgement, Rhythm, Source
+from finetune.work import Judgement, Rhythm, Source, Watch
 
 _FREE = {"tokens_per_forward", "checkpoint_minutes", "checkpoint_updates", "store"}
 """What may differ when a run is resumed: it does not change what the run computes."""
@@ -196,11 +196,13 @@ class Pretraining:
         decoder = copy.deepcopy(self.decoder).bfloat16() if halves else self.decoder
         save_plain(folder, decoder, self.tokenizer)
 
-    def final_scores(self, folder: Path) -> Iterator[Notice | tuple[str, dict[str, float]]]:
+    def final_scores(
+        self, folder: Path, watch: Watch
+    ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
         """The validation text read by the model that was saved."""
         if self.evaluated is None:
             yield Notice("no validation text: nothing to score")
             return
         decoder, _ = load_plain(BasePart(path=str(folder.absolute()), dropout=None))
         rounds = self._read(decoder.to(self.accelerator.device))
-        yield "evaluate", self.judge(rounds).scores
+        yield "evaluate", self.judge(watch(rounds)).scores
