@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from finetune.evaluation import Round
 from finetune.ledger import Ledger, agree
-from finetune.loop import Step, optimize
+from finetune.loop import optimize
 from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.progress import Clock, Progress
 from finetune.signals import StopRequest
 from finetune.verdict import conclude
-from finetune.work import Work
+from finetune.work import Watch, Work
 from task_formats import UsageError
 
 MOST_REFUSED = 10
@@ -39,7 +40,7 @@ def pursue(
             Ledger.open(folder, accelerator, resume=resume, overwrite=overwrite)
         )
         if finished := ledger.finished():
-            yield Notice(f"{folder} is finished already")
+            yield Notice(f"{folder} is finished already: nothing was trained")
             yield Finished(finished)
             return
         request = stack.enter_context(StopRequest())
@@ -47,8 +48,9 @@ def pursue(
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)
         yield job.started(progress.update)
-        yield from _train(job, ledger, request, progress)
-        yield from conclude(job, ledger, progress)
+        watch = partial(_watch, job=job, ledger=ledger, request=request, progress=progress)
+        yield from _train(job, ledger, request, progress, watch)
+        yield from conclude(job, ledger, progress, watch)
 
 
 def finish(events: Iterable[Event]) -> Result:
@@ -59,39 +61,47 @@ def finish(events: Iterable[Event]) -> Result:
     raise RuntimeError("the run ended without a result")
 
 
-def _train(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> Iterator[Event]:
+def _train(
+    job: Work, ledger: Ledger, request: StopRequest, progress: Progress, watch: Watch
+) -> Iterator[Event]:
     """Updates, and evaluations and checkpoints when they are due."""
     due = job.rhythm.due
     clock = Clock(job.rhythm)
     # A run that was stopped between an update and its evaluation begins with that evaluation.
     if progress.update in due and progress.evaluated < progress.update:
-        yield from _evaluate(job, ledger, request, progress)
+        yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
     settings = job.settings._replace(budget=progress.budget or job.reading.budget)
     steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
     for step in () if _worn_out(job, progress) else steps:
-        yield from _record(job, ledger, progress, step)
+        progress.advance(step)
+        ledger.log_step(step)
+        yield step
+        yield from _explain(job, ledger, progress)
         wish = agree(job.accelerator, request.take())
         if wish == "stop":
-            ledger.save(job, progress)
+            yield from _save(job, ledger, progress)
             raise Interrupted(ledger.folder, progress.update, request.exit_code)
         if step.number in due:
-            yield from _evaluate(job, ledger, request, progress)
-        at_epoch = step.number % job.order.per_epoch == 0
+            yield from _evaluate(job, ledger, progress, watch)
+        at_epoch = job.rhythm.keeps_states and step.number % job.order.per_epoch == 0
         if wish == "save" or clock.due(step.number) or at_epoch:
-            ledger.save(job, progress)
+            yield from _save(job, ledger, progress)
         if _worn_out(job, progress):
             yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
             return
 
 
-def _record(job: Work, ledger: Ledger, progress: Progress, step: Step) -> Iterator[Event]:
-    """Logs an update. One that was refused is explained, and too many in a row end the run."""
-    progress.advance(step)
-    ledger.log_step(step)
-    yield step
-    refused = ledger.refused()
-    for number in refused:
+def _save(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
+    """Writes a whole state, once everything before it is in the log."""
+    ledger.flush()
+    yield from _explain(job, ledger, progress)
+    ledger.save(job, progress)
+
+
+def _explain(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
+    """Names the rows behind updates that were refused; too many in a row end the run."""
+    for number in ledger.refused():
         rows = ", ".join(job.culprits(number))
         ledger.log("refused", {"update": number, "rows": rows})
         yield Notice(f"update {number} was refused: not finite, in rows {rows}")
@@ -104,15 +114,15 @@ def _record(job: Work, ledger: Ledger, progress: Progress, step: Step) -> Iterat
         )
 
 
-def _evaluate(
-    job: Work, ledger: Ledger, request: StopRequest, progress: Progress
-) -> Iterator[Event]:
+def _evaluate(job: Work, ledger: Ledger, progress: Progress, watch: Watch) -> Iterator[Event]:
     """Scores the evaluation split; the best state so far is saved as the run's model."""
+    ledger.flush()
+    yield from _explain(job, ledger, progress)
     rounds = job.rounds()
     if rounds is None:
         progress.evaluated = progress.update
         return
-    judgement = job.judge(_watch(rounds, job, ledger, request, progress))
+    judgement = job.judge(watch(rounds))
     best = progress.note(progress.update, judgement.value)
     if best:
         ledger.save_model(job)

@@ -30,7 +30,7 @@ from finetune.sampling import Order, Sizes, deal, group, measure
 from finetune.saved import load_model, save_model
 from finetune.schedule import schedule
 from finetune.splits import Split, check_positions, encode_split
-from finetune.work import Judgement, Rhythm, Source
+from finetune.work import Judgement, Rhythm, Source, Watch
 from task_formats import Task, UsageError
 
 _FREE = {"tokens_per_forward", "layout", "checkpoint_minutes", "checkpoint_updates", "patience"}
@@ -193,7 +193,9 @@ class Job:
         """Decoder, tokenizer and head."""
         save_model(folder, self.model, self.base)
 
-    def final_scores(self, folder: Path) -> Iterator[Notice | tuple[str, dict[str, float]]]:
+    def final_scores(
+        self, folder: Path, watch: Watch
+    ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
         """What `gptft predict` will use, on the evaluation split and the extra ones."""
         model, _ = load_model(folder, self.task)
         model.to(self.accelerator.device)
@@ -202,11 +204,13 @@ class Job:
                 yield Notice(f"{name} has no labels: nothing to score")
                 continue
             rounds = read_rounds(model, split.examples, self.reading, self.accelerator)
-            yield name, self._score(rounds, split.examples)
+            yield name, self._score(watch(rounds), split.examples)
 
     def _labelled_splits(self) -> Iterator[tuple[str, Split]]:
         if self.evaluated is not None:
-            yield self.recipe.data.evaluate or "evaluate", self.evaluated
+            data = self.recipe.data
+            # A split of a data set has a name; a file has a path, which says little in a table.
+            yield (data.path and data.evaluate) or "evaluate", self.evaluated
         for name, source in self.recipe.data.extra.items():
             yield name, encode_split(self.recipe, self.task, self.base, source, labelled=False)
 

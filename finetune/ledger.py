@@ -59,7 +59,7 @@ class Ledger:
         with ExitStack() as stack:
             if self._run:
                 stack.callback(self._run.close)
-            self._flush()
+            self.flush()
 
     def finished(self) -> Result | None:
         """The result of a run that has one already."""
@@ -84,7 +84,9 @@ class Ledger:
         if self._run:
             self._run.save_recipe(job.told())
         self._accelerator.wait_for_everyone()
-        return Progress.of(state.facts["progress"]) if state else Progress(), notices
+        progress = Progress.of(state.facts["progress"]) if state else Progress()
+        self.refused_in_a_row = progress.refused
+        return progress, notices
 
     def _check_recipe(self, job: Work) -> None:
         """UsageError where a resumed run is told something else than it was."""
@@ -100,7 +102,7 @@ class Ledger:
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
         """Appends an event to metrics.jsonl."""
-        self._flush()
+        self.flush()
         if self._run:
             self._run.log(kind, values)
 
@@ -108,9 +110,10 @@ class Ledger:
         """Notes an update; it is written when the device has surely done it."""
         self._pending.append(step)
         if len(self._pending) >= _LAG.get(self._accelerator.device.type, 1):
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes the updates that were only noted; waits for the device."""
         pending, self._pending = self._pending, []
         for step in pending:
             bad = bool(step.refused)
@@ -126,7 +129,7 @@ class Ledger:
 
     def save(self, job: Work, progress: Progress) -> None:
         """Writes a whole state in the background."""
-        self._flush()
+        self.flush()
         if self._run:
             facts = {"progress": progress.facts(), "made_with": made_with(job)}
             self._run.save(progress.update, capture(job.model, job.optimizer), facts)

@@ -50,6 +50,8 @@ class Progress:
     def note(self, update: int, value: float) -> bool:
         """Counts an evaluation; True where it is the best so far (the first wins a tie)."""
         self.evaluated = update
+        # Nothing is more than a NaN: as the best it would stay for ever.
+        value = -math.inf if math.isnan(value) else value
         better = value > self.best or self.best_update == 0
         self.best, self.best_update = (value, update) if better else (self.best, self.best_update)
         self.stale = 0 if better else self.stale + 1

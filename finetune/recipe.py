@@ -217,7 +217,7 @@ class TrainPart(Part):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
     checkpoint_minutes: float | None = Field(10, gt=0)
-    """Minutes between checkpoints for exact resume; null writes none."""
+    """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
     checkpoint_updates: Positive | None = None
     """Updates between checkpoints, instead of or besides the minutes."""
 

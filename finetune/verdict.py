@@ -5,22 +5,23 @@ from collections.abc import Iterator
 from finetune.ledger import Ledger
 from finetune.news import Event, Finished, Notice, Result
 from finetune.progress import Progress
-from finetune.work import Work
+from finetune.work import Watch, Work
 
 
-def conclude(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
+def conclude(job: Work, ledger: Ledger, progress: Progress, watch: Watch) -> Iterator[Event]:
     """Scores what will be used later: the saved model, not the one in memory."""
     if progress.best_update == 0:
         ledger.save_model(job)
         progress.best_update = progress.update
     scores: dict[str, dict[str, float]] = {}
-    for found in job.final_scores(ledger.folder / "model"):
+    for found in job.final_scores(ledger.folder / "model", watch):
         if isinstance(found, Notice):
             yield found
         else:
             name, values = found
             scores[name] = values
-    ledger.save(job, progress)
+    if job.rhythm.keeps_states:
+        ledger.save(job, progress)
     result = Result(
         scores, progress.best_update, job.order.updates, progress.tokens, progress.seconds,
         ledger.folder,

@@ -1,6 +1,6 @@
 """What the course of a run needs to know of a job, whatever is trained."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,9 @@ from finetune.loop import Settings
 from finetune.news import Notice, Started
 from finetune.sampling import Order
 
+Watch = Callable[[Iterable[Round]], Iterator[Round]]
+"""The rounds of an evaluation as they come, left between two when a signal asks for the end."""
+
 
 class Rhythm(NamedTuple):
     """When a run pauses between two updates."""
@@ -24,6 +27,11 @@ class Rhythm(NamedTuple):
     """Evaluations without a better score after which to stop."""
     checkpoint_minutes: float | None
     checkpoint_updates: int | None
+
+    @property
+    def keeps_states(self) -> bool:
+        """False where only a signal has a whole state saved."""
+        return bool(self.checkpoint_minutes or self.checkpoint_updates)
 
 
 class Source(NamedTuple):
@@ -105,5 +113,7 @@ class Work(Protocol):
     def save_model(self, folder: Path) -> None:
         """Writes the model as it is now."""
 
-    def final_scores(self, folder: Path) -> Iterator[Notice | tuple[str, dict[str, float]]]:
+    def final_scores(
+        self, folder: Path, watch: Watch
+    ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
         """The scores, by split, of the model that was saved in a folder."""

@@ -42,6 +42,15 @@ def test_the_best_state_is_saved_though_it_is_not_the_last(bases, tmp_path, monk
     assert scores == {name: at_best[name] for name in scores}
 
 
+def test_states_are_kept_only_where_wanted(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", checkpoint_minutes=None)
+    jobs.train(recipe, tmp_path / "none")
+    assert not (tmp_path / "none" / "checkpoints").exists()
+    jobs.train(jobs.change(recipe, "train", checkpoint_updates=4), tmp_path / "some")
+    found = sorted(path.name for path in (tmp_path / "some" / "checkpoints").iterdir())
+    assert found == ["update-00000004", "update-00000006"]
+
+
 def test_extra_splits_are_scored_at_the_end(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     hard = jobs.rows("entailment", 7, seed=5)

@@ -1,0 +1,272 @@
+"""A run that was stopped goes on to the very same bits, wherever it was stopped."""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import jobs
+import pytest
+import warm
+
+import finetune
+import finetune.job
+from finetune import checkpoint
+from finetune.loop import Step
+from finetune.news import Evaluated, Finished, Interrupted, Notice, Started
+from finetune.recipe import Recipe
+from finetune.training import events
+from task_formats import UsageError
+
+NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
+UPDATES = 6
+"""Of the job below: two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
+
+
+@pytest.fixture(scope="module")
+def job(bases, tmp_path_factory) -> Recipe:
+    folder = tmp_path_factory.mktemp("resume")
+    return jobs.recipe("multiple_choice", bases("gpt2"), folder, **NOISY)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory) -> Path:
+    return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def stop_at(recipe: Recipe, run: Path, update: int, number: int = signal.SIGTERM) -> Interrupted:
+    """Trains until an update is done, and then asks this process to end."""
+
+    def watch() -> None:
+        for event in events(recipe, run, resume=True):
+            if isinstance(event, Step) and event.number == update:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as stop:
+        watch()
+    return stop.value
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert jobs.distance(jobs.weights(run), jobs.weights(other)) == 0
+    assert jobs.log(run) == jobs.log(other)
+    assert jobs.result(run) == jobs.result(other)
+
+
+# -- a signal ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", range(1, UPDATES + 1))
+def test_a_run_goes_on_from_any_update(update: int, job, undisturbed, tmp_path) -> None:
+    """Mid-epoch, at the end of one, and between an update and its evaluation."""
+    run = tmp_path / "run"
+    stop = stop_at(job, run, update)
+    assert (stop.folder, stop.update, stop.exit_code) == (run, update, 143)
+    assert not (run / "result.json").exists()
+    seen = list(events(job, run, resume=True))
+    assert [event.done for event in seen if isinstance(event, Started)] == [update]
+    assert [event.number for event in seen if isinstance(event, Step)] == [
+        *range(update + 1, UPDATES + 1)
+    ]
+    assert_same(run, undisturbed)
+
+
+def test_a_run_can_be_stopped_again_and_again(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    for update, number in zip((1, 2, 4, 5), itertools.cycle((signal.SIGINT, signal.SIGTERM))):
+        assert stop_at(job, run, update, number).exit_code == 128 + number
+    jobs.train(job, run, resume=True)
+    assert_same(run, undisturbed)
+    rows = jobs.rows("multiple_choice", 7, seed=9)
+    assert finetune.load(run).predict(rows) == finetune.load(undisturbed).predict(rows)
+
+
+@pytest.mark.parametrize("evaluation", [1, 4, 5])
+def test_a_signal_ends_an_evaluation(evaluation, job, undisturbed, tmp_path, monkeypatch) -> None:
+    """The fifth is that of the saved model, after all updates."""
+    read, count = finetune.job.read_rounds, itertools.count(1)
+
+    def interrupt(*arguments):
+        number = next(count)
+        for found in read(*arguments):
+            if number == evaluation:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield found
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.job, "read_rounds", interrupt)
+        with pytest.raises(Interrupted) as stop:
+            finetune.train(job, run)
+    assert stop.value.update == [2, 3, 5, 6, 6][evaluation - 1]
+    jobs.train(job, run, resume=True)
+    assert_same(run, undisturbed)
+
+
+def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    saved = []
+    for event in events(job, run):
+        if isinstance(event, Step):
+            saved.append(checkpoint.latest(run / "checkpoints")[0])
+            if event.number == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    assert saved[0] is None
+    assert saved[-1].facts["progress"]["update"] >= 1
+    assert_same(run, undisturbed)
+
+
+def test_closing_the_generator_leaves_a_run_that_goes_on(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    watched = events(jobs.change(job, "train", checkpoint_updates=1), run)
+    for event in watched:
+        if isinstance(event, Step) and event.number == 5:
+            break
+    watched.close()
+    jobs.train(job, run, resume=True)
+    assert_same(run, undisturbed)
+
+
+def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
+    seen = list(events(job, undisturbed, resume=True))
+    assert [type(event) for event in seen] == [Notice, Finished]
+    assert seen[0].text.endswith("is finished already: nothing was trained")
+    assert seen[-1].result.scores == jobs.result(undisturbed)["scores"]
+
+
+# -- a kill ------------------------------------------------------------------------------------
+
+
+def die_at(recipe: Recipe, run: Path, kind: str, moment: int) -> None:
+    """Trains, and is killed at the n-th event or the n-th operation on files."""
+    count = itertools.count(1)
+
+    def pass_by() -> None:
+        if next(count) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kind == "file":
+        for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
+            setattr(os, name, _after(pass_by, getattr(os, name)))
+    for _ in events(recipe, run, resume=True):
+        if kind == "event":
+            pass_by()
+
+
+def _after(first, second):
+    def both(*arguments, **options):
+        first()
+        return second(*arguments, **options)
+
+    return both
+
+
+def survive(recipe: Recipe, run: Path, moments: list[tuple[str, int]]) -> int:
+    """Starts the run until it ends by itself; how often it was killed."""
+    for kills, moment in enumerate(moments):
+        (code,) = warm.join([warm.start(die_at, recipe, run, *moment)])
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL
+    jobs.train(recipe, run, resume=True)
+    return len(moments)
+
+
+def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
+    """A short torture: 15 kills at random events and amid random operations on files."""
+    draw = random.Random(0)
+    often = jobs.change(job, "train", checkpoint_updates=1)
+    kills = 0
+    for k in itertools.count():
+        kinds = [draw.choice(["event", "file", "file"]) for _ in range(min(5, 15 - kills))]
+        most = {"event": 5, "file": 60}
+        moments = [(kind, draw.randint(1, most[kind])) for kind in kinds]
+        run = tmp_path / f"run-{k}"
+        kills += survive(often, run, moments)
+        assert_same(run, undisturbed)
+        shutil.rmtree(run)
+        if kills >= 15:
+            return
+
+
+# -- another machine, another recipe, other data -------------------------------------------------
+
+
+def test_another_recipe_is_refused(job, tmp_path) -> None:
+    run = tmp_path / "run"
+    stop_at(job, run, 2)
+    for part, values, named in [
+        ("train", {"learning_rate": 0.5}, r"another train\.learning_rate: 0\.001, not 0\.5"),
+        ("train", {"seed": 1}, r"another train\.seed: 42, not 1"),
+        ("base", {"dropout": 0.2}, r"another base\.dropout"),
+        ("task", {"metrics": ("macro_f1",)}, r"another task\.metrics"),
+    ]:
+        with pytest.raises(UsageError, match=named):
+            finetune.train(jobs.change(job, part, **values), run, resume=True)
+
+
+def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path) -> None:
+    quiet = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epsilon=1e-3)
+    whole = jobs.train(quiet, tmp_path / "whole")
+    run = tmp_path / "run"
+    stop_at(quiet, run, 4)
+    smaller = {"tokens_per_forward": 70, "layout": "shared", "checkpoint_updates": 1}
+    jobs.train(jobs.change(quiet, "train", **smaller), run, resume=True)
+    assert jobs.distance(jobs.weights(whole), jobs.weights(run)) < 1e-5
+
+
+def test_changed_data_is_told(job, tmp_path) -> None:
+    run, copy = tmp_path / "run", tmp_path / "held-out.jsonl"
+    rows = jobs.rows("multiple_choice", 9, seed=1)
+    mine = jobs.change(job, "data", evaluate=jobs.write_rows(copy, rows))
+    stop_at(mine, run, 2)
+    jobs.write_rows(copy, rows[:8])
+    notices = [e.text for e in events(mine, run, resume=True) if isinstance(e, Notice)]
+    assert [text.split(" was ")[0] for text in notices] == [
+        "resumed with other data: evaluate",
+        "resumed with other rows: evaluate",
+    ]
+
+
+def test_other_versions_are_told(job, tmp_path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    stop_at(job, run, 2)
+    monkeypatch.setattr(finetune.ledger, "_version", lambda _: "0.0")
+    notices = [e.text for e in events(job, run, resume=True) if isinstance(e, Notice)]
+    assert len(notices) == 6
+    assert all(text.endswith("is 0.0") for text in notices)
+
+
+def test_nothing_to_resume_is_told(job, tmp_path) -> None:
+    first = next(iter(events(job, tmp_path / "run", resume=True)))
+    assert "nothing to resume here" in first.text
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "manifest.json"])
+def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
+    broken = run / "checkpoints" / "update-00000005" / name
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2] ^= 4
+    broken.write_bytes(content)
+    seen = list(events(job, run, resume=True))
+    (warning,) = [event.text for event in seen if isinstance(event, Notice)]
+    assert str(broken) in warning
+    assert "this state is not used" in warning
+    assert [event.done for event in seen if isinstance(event, Started)] == [4]
+    assert_same(run, undisturbed)
+
+
+def test_with_every_state_damaged_the_run_starts_anew(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
+    for path in run.glob("checkpoints/*/tensors.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    seen = list(events(job, run, resume=True))
+    assert len([event for event in seen if isinstance(event, Notice)]) == 2
+    assert [event.done for event in seen if isinstance(event, Started)] == [0]
+    assert len([event for event in seen if isinstance(event, Evaluated)]) == 4
+    assert_same(run, undisturbed)
