@@ -64,10 +64,11 @@ def resume(
     Example: gptft resume runs/rte
     """
     from finetune.cli.sources import find
-    from finetune.recipe_files import parse
+    from finetune.recipe_files import load_recipe
     from finetune.run import read_recipe
 
-    recipe = parse(read_recipe(run))
+    read_recipe(run)  # Says what kind of folder this is, where it is no run's.
+    recipe = load_recipe(run / "recipe.yaml")
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     _train(recipe, run, find(task, {}).task if task else None, resume=True)

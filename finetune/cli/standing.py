@@ -23,6 +23,8 @@ class Standing:
     _then: float = 0.0
     _spent: deque[tuple[float, int]] = field(default_factory=deque)
     """(seconds, tokens) of the last updates."""
+    _seconds: float = 0.0
+    _tokens: int = 0
 
     def start(self, event: Started) -> None:
         """The run has been prepared."""
@@ -30,21 +32,21 @@ class Standing:
 
     def take(self, step: Step) -> None:
         """An update has been made."""
-        processes = self.started.processes if self.started else 1
         now = self.clock()
-        self._spent.append((now - self._then, step.tokens * processes))
+        self._count(now - self._then, step.tokens)
         self.step, self._then = step, now
         while len(self._spent) > 1 and self._seconds > _WINDOW:
-            self._spent.popleft()
+            seconds, tokens = self._spent.popleft()
+            self._seconds, self._tokens = self._seconds - seconds, self._tokens - tokens
+
+    def _count(self, seconds: float, tokens: int) -> None:
+        self._spent.append((seconds, tokens))
+        self._seconds, self._tokens = self._seconds + seconds, self._tokens + tokens
 
     def evaluate(self, event: Evaluated) -> None:
         """The model has been scored."""
         self._then = self.clock()
         self.best = event if event.best else self.best
-
-    @property
-    def _seconds(self) -> float:
-        return sum(seconds for seconds, _ in self._spent)
 
     @property
     def update(self) -> int:
@@ -59,7 +61,7 @@ class Standing:
     @property
     def tokens_per_second(self) -> float:
         """Over the last updates, all processes together."""
-        return sum(tokens for _, tokens in self._spent) / max(self._seconds, 1e-9)
+        return self._tokens / max(self._seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float | None:
