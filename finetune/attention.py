@@ -1,7 +1,7 @@
 """Who sees whom: the one place that knows a row may hold several views or several examples."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,26 @@ Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 Pieces = list[tuple[Span | None, int]]
 """A row cut into spans and gaps (padding), each with its number of columns."""
+
+
+class Memory:
+    """Keys and values of a text that was read once, for batches that continue it.
+
+    The first batch read with it is remembered: one row, one span. Later ones see all of it, and
+    the places of their tokens go on where it ended.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.full = False
+        """True when the text has been read through all layers."""
+
+    def pass_by(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The (1, H, P, d) keys and values remembered; None while these are being remembered."""
+        if self.full:
+            return self._layers[layer]
+        self._layers[layer] = (key, value)
+        return None
 
 
 class Sight:
@@ -45,16 +65,23 @@ class Sight:
         """True when plain causal attention over the span's columns is its whole rule."""
         return len(span.endings) <= 1 and (window is None or span.longest <= window)
 
-    def mask(self, span: Span, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(L, L) additive mask over the span's columns: 0 where seen, the dtype's lowest where not.
+    def mask(
+        self, span: Span, window: int | None, dtype: torch.dtype, remembered: int = 0
+    ) -> Tensor:
+        """(L, P + L) additive mask over P tokens remembered and the span's columns.
 
-        Additive because a boolean mask is silently wrong under eager attention (facts, trap 11).
+        0 where seen, the dtype's lowest where not. Additive because a boolean mask is silently
+        wrong under eager attention (facts, trap 11).
         """
         key = (span, window, dtype)
         if key not in self._masks:
             columns = slice(span.start, span.stop)
             place, ending = self._place[span.row, columns], self._ending[span.row, columns]
-            self._masks[key] = _additive(_seen(place, ending, window), dtype)
+            before = torch.arange(remembered, device=place.device)
+            back = place[:, None] - before[None, :]
+            near = back >= 0 if window is None else (back >= 0) & (back < window)
+            seen = torch.cat([near, _seen(place, ending, window)], dim=1)
+            self._masks[key] = _additive(seen, dtype)
         return self._masks[key]
 
 
@@ -89,6 +116,7 @@ def attend(
     attention_mask: Tensor | None,
     *,
     sight: Sight,
+    memory: Memory | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -104,10 +132,15 @@ def attend(
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     core = _core(dropout, scaling, softcap)
-    if sight.rowwise and (sliding_window is None or sight.longest <= sliding_window):
+    past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
+    if (
+        past is None
+        and sight.rowwise
+        and (sliding_window is None or sight.longest <= sliding_window)
+    ):
         return core(query, key, value, None).transpose(1, 2).contiguous(), None
     rows = [
-        _attend_row(core, sight, pieces, sliding_window, row)
+        _attend_row(core, sight, pieces, sliding_window, row, past)
         for pieces, *row in zip(
             sight.pieces, *(x.split(1) for x in (query, key, value)), strict=True
         )
@@ -116,7 +149,12 @@ def attend(
 
 
 def _attend_row(
-    core: Core, sight: Sight, pieces: Pieces, window: int | None, row: list[Tensor]
+    core: Core,
+    sight: Sight,
+    pieces: Pieces,
+    window: int | None,
+    row: list[Tensor],
+    past: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """(1, H, T, d) of one row. One split and one concatenation: cheap to differentiate."""
     lengths = [length for _, length in pieces]
@@ -124,6 +162,11 @@ def _attend_row(
     for (span, _), q, k, v in zip(pieces, *(x.split(lengths, dim=2) for x in row), strict=True):
         if span is None:
             outputs.append(torch.zeros_like(v))
+            continue
+        if past is not None:
+            mask = sight.mask(span, window, q.dtype, past[0].shape[2])
+            joined = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
+            outputs.append(core(q, *joined, mask))
             continue
         causal = sight.is_causal(span, window)
         outputs.append(core(q, k, v, None if causal else sight.mask(span, window, q.dtype)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.attention import NAME, Sight
+from finetune.attention import NAME, Memory, Sight
 from finetune.batch import Batch
 from finetune.losses import Outputs, lm_loss, token_losses
 from task_formats import Format, Labels
@@ -45,12 +45,13 @@ class Reader(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def states(self, batch: Batch) -> Tensor:
-        """(R·T, D) last hidden states."""
+    def states(self, batch: Batch, memory: Memory | None = None) -> Tensor:
+        """(R·T, D) last hidden states; with a full `memory`, of texts that continue it."""
         body = plain(self.decoder).base_model
         arguments = {"input_ids": batch.tokens, "position_ids": batch.place}
         if self.decoder.config._attn_implementation == NAME:
-            found = body(**arguments, sight=Sight(batch), use_cache=False)
+            extra = {"memory": memory} if memory else {}
+            found = body(**arguments, sight=Sight(batch), use_cache=False, **extra)
         else:
             found = body(**arguments, **_padding_mask(batch))
         return cast(Tensor, found.last_hidden_state).flatten(0, 1)
@@ -109,13 +110,17 @@ class LanguageModel(nn.Module):
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """(N, K) log-probabilities of the endings in nats, or with `lm` the LM loss instead."""
         states = self.reader.states(batch)
+        if not lm:
+            return Outputs(self.score_endings(states, batch), states.new_zeros(()))
         weight, bias = self.reader.output_layer()
         logits = batch.share.new_full(batch.last.shape, -torch.inf)
-        if lm:
-            loss = lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
-            return Outputs(logits, loss)
+        loss = lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
+        return Outputs(logits, loss)
+
+    def score_endings(self, states: Tensor, batch: Batch) -> Tensor:
+        """(N, K) log-probabilities in nats of what the batch's targets say; -inf where absent."""
+        weight, bias = self.reader.output_layer()
         asked = batch.view >= 0
         nll = token_losses(states[batch.source[asked]], weight, bias, batch.target[asked])
         sums = nll.new_zeros(batch.last.numel()).index_add(0, batch.view[asked], nll)
-        scores = -sums.view_as(batch.last)
-        return Outputs(torch.where(batch.last >= 0, scores, logits), states.new_zeros(()))
+        return (-sums.view_as(batch.last)).masked_fill(batch.last < 0, -torch.inf)
