@@ -1,10 +1,11 @@
 """From examples to token sequences: the input transforms of GPT-1 (section 3.3, figure 1)."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from task_formats.errors import UsageError
 from task_formats.example import Encoded, Example, Specials
-from task_formats.formats import Format
+from task_formats.formats import Format, View
 from task_formats.truncation import fit
 
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
@@ -31,7 +32,7 @@ class ViewEncoder:
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """All examples, tokenised in one call; every text of an example is tokenised once."""
         layouts = [self.format.lay_out(example) for example in examples]
-        texts = list(dict.fromkeys(text for views in layouts for view in views for text in view))
+        texts = list(dict.fromkeys(chain.from_iterable(map(_texts, chain.from_iterable(layouts)))))
         ids = dict(zip(texts, self.tokenize(texts), strict=True)) if texts else {}
         return [
             self._encode(example, views, ids)
@@ -39,12 +40,16 @@ class ViewEncoder:
         ]
 
     def _encode(
-        self, example: Example, layout: list[tuple[str, ...]], ids: dict[str, Sequence[int]]
+        self, example: Example, layout: list[View], ids: dict[str, Sequence[int]]
     ) -> Encoded:
-        lengths = {text: len(ids[text]) for view in layout for text in view}
+        texts = [_texts(view) for view in layout]
+        lengths = {text: len(ids[text]) for view in texts for text in view}
         room = [self.max_tokens - len(view) - 1 for view in layout]
-        kept = fit(lengths, layout, room)
-        views = [self._view([ids[text][: kept[text]] for text in view]) for view in layout]
+        kept = fit(lengths, texts, room)
+        views = [
+            self._view([[t for text in pieces for t in ids[text][: kept[text]]] for pieces in view])
+            for view in layout
+        ]
         prefix, endings = split_common_prefix(views)
         cut = sum(lengths[text] - kept[text] for text in lengths)
         return Encoded(example.id, prefix, endings, example.label, cut)
@@ -59,6 +64,11 @@ class ViewEncoder:
         return view
 
 
+def _texts(view: View) -> list[str]:
+    """All pieces of a view, in order."""
+    return [text for pieces in view for text in pieces]
+
+
 def split_common_prefix(
     views: Sequence[Sequence[int]],
 ) -> tuple[Sequence[int], tuple[Sequence[int], ...]]:
@@ -67,8 +77,10 @@ def split_common_prefix(
     >>> split_common_prefix([[1, 5, 6, 9], [1, 5, 7, 7, 9]])
     ([1, 5], ([6, 9], [7, 7, 9]))
     """
-    shortest = min(len(view) for view in views) - 1
     first = views[0]
+    if len(views) == 1:
+        return first[:-1], (first[-1:],)
+    shortest = min(len(view) for view in views) - 1
     common = next(
         (t for t in range(shortest) if any(view[t] != first[t] for view in views[1:])), shortest
     )

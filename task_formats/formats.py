@@ -8,6 +8,9 @@ from task_formats.errors import UsageError, nearest
 from task_formats.example import Example
 
 CHOICE = "choice"
+
+View = tuple[tuple[str, ...], ...]
+"""One view in words: its segments, and the pieces of each."""
 RESERVED = frozenset({"choices", "label"})
 """Columns with a meaning of their own: no view may read them as texts."""
 
@@ -53,8 +56,11 @@ class Format:
         found = [name for view in self.views for text in view for name in templates.names(text)]
         return tuple(dict.fromkeys(name for name in found if name != CHOICE))
 
-    def lay_out(self, example: Example) -> list[tuple[str, ...]]:
-        """The segments of every view, in words: K tuples of texts."""
+    def lay_out(self, example: Example) -> list[View]:
+        """The K views in words: the segments of each, and their pieces, one for every hole.
+
+        A piece is what truncation cuts: a long article is cut, not the question behind it.
+        """
         if not self.chooses:
             return [_fill(view, example, ()) for view in self.views]
         return [_fill(self.views[0], example, (choice,)) for choice in example.choices]
@@ -65,9 +71,9 @@ def mentions_choice(view: Sequence[str]) -> bool:
     return any(CHOICE in templates.names(segment) for segment in view)
 
 
-def _fill(view: Sequence[str], example: Example, choice: tuple[str, ...]) -> tuple[str, ...]:
+def _fill(view: Sequence[str], example: Example, choice: tuple[str, ...]) -> View:
     values = {**example.fields, **dict(zip((CHOICE,), choice, strict=False))}
-    return tuple(templates.fill(segment, values) for segment in view)
+    return tuple(templates.fill_pieces(segment, values) for segment in view)
 
 
 FORMATS = {

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from task_formats.errors import UsageError, nearest
@@ -47,6 +48,20 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         return values[name]
 
     return _PIECE.sub(replace, template)
+
+
+def fill_pieces(template: str, values: Mapping[str, str]) -> tuple[str, ...]:
+    r"""The filled template, cut so that every hole stands in a piece of its own.
+
+    What stands before a hole goes with it; what stands behind the last one is a piece itself.
+    The pieces joined are what `fill` gives.
+
+    >>> fill_pieces("{story}\n{question}", {"story": "Once.", "question": "When?"})
+    ('Once.', '\\nWhen?')
+    """
+    ends = [0, *(piece.end() for piece in _PIECE.finditer(template) if piece.group(1)), None]
+    parts = (template[start:end] for start, end in pairwise(ends))
+    return tuple(fill(part, values) for part in parts if part)
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:

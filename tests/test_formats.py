@@ -21,14 +21,17 @@ def test_only_a_format_that_mentions_a_choice_chooses() -> None:
 
 
 def test_similarity_reads_the_pair_in_both_orders() -> None:
-    assert FORMATS["similarity"].lay_out(PAIR) == [("one", "two"), ("two", "one")]
+    assert FORMATS["similarity"].lay_out(PAIR) == [
+        (("one",), ("two",)),
+        (("two",), ("one",)),
+    ]
 
 
 @pytest.mark.parametrize("choices", [("a",), ("a", "b"), ("a", "b", "a", "c", "d")])
 def test_a_view_per_choice_however_many_there_are(choices) -> None:
     example = Example("a/0", {"context": "why"}, choices)
     views = FORMATS["multiple_choice"].lay_out(example)
-    assert views == [("why", choice) for choice in choices]
+    assert views == [(("why",), (choice,)) for choice in choices]
 
 
 def test_views_of_ones_own_mix_fields_and_words() -> None:
@@ -36,7 +39,10 @@ def test_views_of_ones_own_mix_fields_and_words() -> None:
     assert own.fields == ("title", "body")
     assert not own.chooses
     example = Example("a/0", {"title": "{body}", "body": "B"})
-    assert own.lay_out(example) == [("{body}: B", "B", "is it {body}?"), ("B",)]
+    assert own.lay_out(example) == [
+        (("{body}", ": B"), ("B",), ("is it {body}", "?")),
+        (("B",),),
+    ]
 
 
 def test_a_choice_can_stand_within_a_text() -> None:
@@ -44,7 +50,7 @@ def test_a_choice_can_stand_within_a_text() -> None:
     assert own.chooses
     assert own.fields == ("question",)
     views = own.lay_out(Example("a/0", {"question": "?"}, ("x", "y")))
-    assert views == [("Q: ?", "A: x."), ("Q: ?", "A: y.")]
+    assert views == [(("Q: ?",), ("A: x", ".")), (("Q: ?",), ("A: y", "."))]
 
 
 @pytest.mark.parametrize(

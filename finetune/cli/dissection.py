@@ -8,6 +8,7 @@ from finetune.bases import Lexicon
 from finetune.batch import collate
 from finetune.cli.tokens import Segment, Token, View
 from task_formats import Encoded, Example, Format, Task
+from task_formats.formats import View as Words
 
 
 class Mark(NamedTuple):
@@ -48,16 +49,14 @@ def _colors(format: Format, k: int) -> list[int]:
     return [templates.index(segment) for segment in view]
 
 
-def _cut(
-    marks: Sequence[Mark], texts: Sequence[str], colors: Sequence[int], lexicon: Lexicon
-) -> View:
-    """One view, cut at its delimiters, each piece laid over its own text."""
+def _cut(marks: Sequence[Mark], texts: Words, colors: Sequence[int], lexicon: Lexicon) -> View:
+    """One view, cut at its delimiters, each stretch laid over its own text."""
     last = len(marks) - 1
     bounds = [0, *(n for n in range(last) if marks[n].id == lexicon.specials.delimiter), last]
     inner = [marks[start + 1 : stop] for start, stop in itertools.pairwise(bounds)]
     segments = [
-        _lay_over(piece, spell(lexicon, text), color, lexicon)
-        for piece, text, color in zip(inner, texts, colors, strict=True)
+        _lay_over(stretch, pieces, color, lexicon)
+        for stretch, pieces, color in zip(inner, texts, colors, strict=True)
     ]
     start, *delimiters, extract = (
         Token("D" if 0 < at < last else "E" if at else "S", marks[at].lm, read=marks[at].read)
@@ -69,13 +68,22 @@ def _cut(
 def _lay_over(
     marks: Sequence[Mark], pieces: Sequence[str], color: int, lexicon: Lexicon
 ) -> Segment:
-    kept = len(marks)
+    """The kept tokens of a text's pieces; what was cut from any of them is gathered at the end."""
     unknown = lexicon.tokenizer.unk_token_id
-    tokens = tuple(
-        Token(piece, mark.lm, mark.id == unknown, mark.read)
-        for mark, piece in zip(marks, pieces[:kept], strict=True)
-    )
-    return Segment(tokens, len(pieces) - kept, "".join(pieces[kept:]), color)
+    tokens: list[Token] = []
+    lost: list[str] = []
+    for piece, ids in zip(pieces, lexicon.tokenize(pieces), strict=True):
+        spelled = spell(lexicon, piece)
+        rest = marks[len(tokens) :]
+        kept = next(
+            (n for n, token in enumerate(ids) if n >= len(rest) or rest[n].id != token), len(ids)
+        )
+        tokens += [
+            Token(text, mark.lm, mark.id == unknown, mark.read)
+            for mark, text in zip(rest, spelled[:kept], strict=False)
+        ]
+        lost += spelled[kept:]
+    return Segment(tuple(tokens), len(lost), "".join(lost), color)
 
 
 def spell(lexicon: Lexicon, text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from finetune import recipe_files
 from finetune.cli.overrides import Changes
 from finetune.recipe import CustomFormat, DataPart, Recipe, TaskPart
-from task_formats import FORMATS, Range, Task, UsageError, nearest
+from task_formats import FORMATS, Format, Range, Task, UsageError, nearest
 
 _LOCAL = ("data.path", "base.path")
 """Values that may name a folder: said on the command line, it is seen from the current one."""
@@ -95,7 +95,9 @@ def split_of(data: DataPart, name: str) -> str:
 def kind(recipe: Recipe) -> str:
     """The name of a recipe's format, for tables."""
     found = recipe.task.format
-    return found if isinstance(found, str) else "custom views"
+    if isinstance(found, str):
+        return found
+    return "multiple_choice" if Format(found.views).chooses else "custom views"
 
 
 def label_names(part: TaskPart) -> str:
