@@ -165,8 +165,8 @@ def _attend_row(
             continue
         if past is not None:
             mask = sight.mask(span, window, q.dtype, past[0].shape[2])
-            joined = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
-            outputs.append(core(q, *joined, mask))
+            keys, values = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+            outputs.append(core(q, keys, values, mask))
             continue
         causal = sight.is_causal(span, window)
         outputs.append(core(q, k, v, None if causal else sight.mask(span, window, q.dtype)))
