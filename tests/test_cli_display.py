@@ -8,9 +8,9 @@ from rich.console import Console
 
 from finetune.cli.display import conclude, follow, score_table
 from finetune.cli.standing import Standing, say_losses, say_time
-from finetune.news import Evaluated, Finished, Notice, Result, Started
 from finetune.loop import Step
 from finetune.losses import Losses
+from finetune.news import Evaluated, Finished, Notice, Result, Started
 
 
 class Clock:

@@ -138,7 +138,7 @@ def test_a_file_that_makes_no_task_is_refused_with_a_cure(rows, options, what):
     assert caught.value.cure
 
 
-@given(st.text(min_size=1).filter(lambda text: "\ud800" > text or text > "\udfff"))
+@given(st.text(min_size=1).filter(lambda text: text < "\ud800" or text > "\udfff"))
 def test_any_text_is_quoted_so_that_it_comes_back(text):
     assert parse_document(f"a: {quote(text)}", "").data == {"a": text}
     assert parse_document(f"{quote(text)}: 1", "").data == {text: 1}

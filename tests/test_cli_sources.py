@@ -8,7 +8,7 @@ from finetune.cli.sources import find, label_names, recipe_of, split_of
 from finetune.recipe import DataPart
 from task_formats import FORMATS, Classes, Format, Range, Task, UsageError
 
-MODULE = '''
+MODULE = """
 from task_formats import FORMATS, Classes, Task
 
 reviews = Task(
@@ -18,7 +18,7 @@ reviews = Task(
     read=lambda row: {**row, "body": row["title"] + ": " + row["body"]},
 )
 answer = 42
-'''
+"""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from finetune.bases import Lexicon
 from finetune.batch import collate
-from finetune.cli.tokens import Segment, Token, View
+from finetune.cli.tokens import Piece, Segment, Token, View
 from task_formats import Encoded, Example, Format, Task
 from task_formats.formats import View as Words
 
@@ -65,25 +65,36 @@ def _cut(marks: Sequence[Mark], texts: Words, colors: Sequence[int], lexicon: Le
     return View(start, tuple(segments), tuple(delimiters), extract)
 
 
-def _lay_over(
-    marks: Sequence[Mark], pieces: Sequence[str], color: int, lexicon: Lexicon
-) -> Segment:
-    """The kept tokens of a text's pieces; what was cut from any of them is gathered at the end."""
-    unknown = lexicon.tokenizer.unk_token_id
-    tokens: list[Token] = []
-    lost: list[str] = []
-    for piece, ids in zip(pieces, lexicon.tokenize(pieces), strict=True):
-        spelled = spell(lexicon, piece)
-        rest = marks[len(tokens) :]
-        kept = next(
-            (n for n, token in enumerate(ids) if n >= len(rest) or rest[n].id != token), len(ids)
-        )
-        tokens += [
-            Token(text, mark.lm, mark.id == unknown, mark.read)
-            for mark, text in zip(rest, spelled[:kept], strict=False)
-        ]
-        lost += spelled[kept:]
-    return Segment(tuple(tokens), len(lost), "".join(lost), color)
+def _lay_over(marks: Sequence[Mark], texts: Sequence[str], color: int, lexicon: Lexicon) -> Segment:
+    """The tokens between two delimiters, each with the part of the text that it stands for."""
+    ids = lexicon.tokenize(texts)
+    kept = split([mark.id for mark in marks], ids)
+    rest, pieces = iter(marks), []
+    for text, count in zip(texts, kept, strict=True):
+        words = spell(lexicon, text)
+        pairs = zip(words[:count], itertools.islice(rest, count), strict=True)
+        unknown = lexicon.tokenizer.unk_token_id
+        tokens = tuple(Token(word, mark.lm, mark.id == unknown, mark.read) for word, mark in pairs)
+        pieces.append(Piece(tokens, len(words) - count, "".join(words[count:])))
+    return Segment(tuple(pieces), color)
+
+
+def split(ids: Sequence[int], whole: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens were kept of every piece, so that the kept ones joined are `ids`.
+
+    >>> split([1, 2, 5], [[1, 2, 3], [5, 6]])
+    [2, 1]
+    """
+    if not whole:
+        return []
+    first, *others = whole
+    common = next((n for n, (a, b) in enumerate(zip(ids, first, strict=False)) if a != b), None)
+    most = min(len(ids), len(first)) if common is None else common
+    for count in range(most, -1, -1):
+        rest = split(ids[count:], others)
+        if count + sum(rest) == len(ids):
+            return [count, *rest]
+    return [most, *split(ids[most:], others)]
 
 
 def spell(lexicon: Lexicon, text: str) -> list[str]:

@@ -22,14 +22,25 @@ class Token(NamedTuple):
     """True where the head reads."""
 
 
-class Segment(NamedTuple):
-    """The kept tokens of one text, how many were cut from its end, and their text."""
+class Piece(NamedTuple):
+    """The kept tokens of a text, how many were cut from its end, and what these said."""
 
     tokens: tuple[Token, ...]
     cut: int = 0
     cut_text: str = ""
+
+
+class Segment(NamedTuple):
+    """The pieces that stand between two delimiters."""
+
+    pieces: tuple[Piece, ...]
     color: int = 0
     """Place of its template in the format: a text has one colour in mirrored views."""
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The kept tokens of all pieces."""
+        return tuple(token for piece in self.pieces for token in piece.tokens)
 
 
 class View(NamedTuple):
@@ -57,13 +68,18 @@ def render(view: View, colors: bool) -> Text:
     for k, segment in enumerate(view.segments):
         if k:
             _special(text, view.delimiters[k - 1], colors)
-        for n, token in enumerate(segment.tokens):
-            text.append("|" if n and not colors else "")
-            text.append(_visible(token.text), _style(token, segment.color, n) if colors else "")
-        if segment.cut:
-            text.append(_cut(segment), "red strike" if colors else "")
+        for piece in segment.pieces:
+            _append(text, piece, segment.color, colors)
     _special(text, view.extract, colors)
     return text
+
+
+def _append(text: Text, piece: Piece, color: int, colors: bool) -> None:
+    for n, token in enumerate(piece.tokens):
+        text.append("|" if n and not colors else "")
+        text.append(_visible(token.text), _style(token, color, n) if colors else "")
+    if piece.cut:
+        text.append(_cut(piece), "red strike" if colors else "")
 
 
 def summary(view: View) -> str:
@@ -71,7 +87,7 @@ def summary(view: View) -> str:
     tokens = view.tokens
     read = next((n + 1 for n, token in enumerate(tokens) if token.read), 0)
     lm = sum(token.lm for token in tokens)
-    cut = sum(segment.cut for segment in view.segments)
+    cut = sum(piece.cut for segment in view.segments for piece in segment.pieces)
     parts = [f"{len(tokens)} tokens", f"head reads token {read}", f"LM loss on {lm}"]
     return ", ".join(parts + ([f"{cut} cut"] if cut else []))
 
@@ -115,10 +131,10 @@ def _style(token: Token, color: int, n: int) -> str:
     return ("bright_" if n % 2 else "") + name + (" underline" if token.lm else "")
 
 
-def _cut(segment: Segment) -> str:
-    shown = " ".join(segment.cut_text.split())
+def _cut(piece: Piece) -> str:
+    shown = " ".join(piece.cut_text.split())
     more = "..." if len(shown) > _LONGEST_CUT else ""
-    return f' <-{segment.cut}: "{shown[:_LONGEST_CUT]}{more}"> '
+    return f' <-{piece.cut}: "{shown[:_LONGEST_CUT]}{more}"> '
 
 
 def _visible(text: str) -> str:
