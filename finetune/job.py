@@ -14,11 +14,11 @@ from torch import nn
 from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
-from finetune.batch import Batch, collate, total
+from finetune.batch import Batch, Totals, collate, total
 from finetune.data.store import EncodedStore
 from finetune.devices import choose_budget, choose_layout
 from finetune.evaluation import Reading, Round, evaluate, read_rounds
-from finetune.loop import Settings
+from finetune.loop import Passes, Settings
 from finetune.losses import objective
 from finetune.model import TaskModel
 from finetune.news import Notice, Started
@@ -86,24 +86,15 @@ class Job:
         due = evaluation_updates(self.order, part.evaluations)
         return Rhythm(due, part.patience, part.checkpoint_minutes, part.checkpoint_updates)
 
-    def forwards(self, update: int, budget: int | None) -> list[Batch]:
-        """The forward passes of an update on this process: its rows, sorted by length and cut."""
+    def forwards(self, update: int, budget: int | None) -> Passes:
+        """An update's rows on this process, sorted by length and cut; the size of all of it."""
         indices = self.order.indices(update)
-        totals = total([self.train.examples[n] for n in indices])
         own = deal(indices, self.sizes, self.accelerator.num_processes)
         mine = own[self.accelerator.process_index]
-        if not len(mine):
-            return [self._idle(indices[:1])]
         groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
-        return [
-            collate(
-                [self.train.examples[n] for n in rows],
-                self.reading.layout,
-                self.reading.pad,
-                totals,
-            )
-            for rows in groups
-        ]
+        totals = total([self.train.examples[n] for n in indices])
+        batches = [self._collate(rows, totals) for rows in groups] or [self._idle(indices[:1])]
+        return Passes(batches, len(indices), int(self.sizes.tokens[indices].sum()))
 
     def started(self, done: int) -> Started:
         """What there is to say before the first update."""
@@ -216,10 +207,12 @@ class Job:
 
     def _idle(self, indices: np.ndarray) -> Batch:
         """A row that weighs nothing: every process must take part in the exchange of gradients."""
-        batch = collate(
-            [self.train.examples[n] for n in indices], self.reading.layout, self.reading.pad
-        )
+        batch = self._collate(indices)
         return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
+
+    def _collate(self, indices: np.ndarray, totals: Totals | None = None) -> Batch:
+        examples = [self.train.examples[n] for n in indices]
+        return collate(examples, self.reading.layout, self.reading.pad, totals)
 
 
 def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:

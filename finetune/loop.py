@@ -16,8 +16,18 @@ from finetune.batch import Batch
 from finetune.losses import Losses, objective
 from finetune.optimizer import pace
 
-Forwards = Callable[[int, int | None], Sequence[Batch]]
-"""The forward passes of one update on this process, given its number and a token budget."""
+
+class Passes(NamedTuple):
+    """One update: its forward passes on this process, and what all processes read together."""
+
+    batches: Sequence[Batch]
+    examples: int
+    tokens: int
+    """With every prefix counted once, so that layouts and processes make no difference."""
+
+
+Forwards = Callable[[int, int | None], Passes]
+"""The passes of an update, given its number and a budget of tokens for each of them."""
 
 
 class Settings(NamedTuple):
@@ -44,6 +54,7 @@ class Step(NamedTuple):
     """1 where a loss or gradient was not finite and the weights were left alone, else 0."""
     learning_rate: float
     examples: int
+    """Of all processes, as are the tokens."""
     tokens: int
     seconds: float
     budget: int | None
@@ -68,7 +79,7 @@ def optimize(
     for number in updates:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        losses, sizes, budget = _accumulate(model, forwards, number, budget, settings, accelerator)
+        losses, passes, budget = _accumulate(model, forwards, number, budget, settings, accelerator)
         norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm, foreach=True)
         refused = (~(norm.isfinite() & losses.total.isfinite())).float()
         rate = settings.rate(number)
@@ -78,7 +89,8 @@ def optimize(
         optimizer.found_inf = refused  # type: ignore[attr-defined]
         optimizer.step()
         seconds = time.perf_counter() - began
-        yield Step(number, losses, norm, refused, rate, *sizes, seconds, budget)
+        read = (passes.examples, passes.tokens)
+        yield Step(number, losses, norm, refused, rate, *read, seconds, budget)
 
 
 def _accumulate(
@@ -88,24 +100,21 @@ def _accumulate(
     budget: int | None,
     settings: Settings,
     accelerator: Accelerator,
-) -> tuple[Losses, tuple[int, int], int | None]:
+) -> tuple[Losses, Passes, int | None]:
     """Gradients of one update; with less memory than needed, in smaller and smaller pieces."""
     while True:
-        batches = forwards(number, budget)
+        passes = forwards(number, budget)
+        batches = passes.batches
         try:
             reseed(settings.seed, number, accelerator.process_index)
-            losses = _backward(model, batches, settings, accelerator)
+            return _backward(model, batches, settings, accelerator), passes, budget
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error) or accelerator.num_processes > 1:
                 raise
-            smaller = max(map(tokens_read, batches)) // 2
             if len(batches) == sum(len(batch.last) for batch in batches):
                 raise  # Every example already goes alone.
-            budget = smaller
+            budget = max(map(tokens_read, batches)) // 2
             model.zero_grad(set_to_none=True)
-            continue
-        examples = sum(len(batch.last) for batch in batches)
-        return losses, (examples, sum(map(tokens_read, batches))), budget
 
 
 def _backward(

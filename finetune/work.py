@@ -1,6 +1,6 @@
 """What the course of a run needs to know of a job, whatever is trained."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -8,9 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import AdamW
 
-from finetune.batch import Batch
 from finetune.evaluation import Reading, Round
-from finetune.loop import Settings
+from finetune.loop import Passes, Settings
 from finetune.news import Notice, Started
 from finetune.sampling import Order
 
@@ -83,8 +82,8 @@ class Work(Protocol):
     def rhythm(self) -> Rhythm:
         """When to evaluate, to save and to give up."""
 
-    def forwards(self, update: int, budget: int | None) -> Sequence[Batch]:
-        """The forward passes of an update on this process."""
+    def forwards(self, update: int, budget: int | None) -> Passes:
+        """The forward passes of an update on this process, and the size of the whole update."""
 
     def culprits(self, update: int) -> list[str]:
         """Ids of the update's examples whose loss is not finite; all of them where none is."""

@@ -10,7 +10,7 @@ from reference import Head, Moments, Shape
 from samples import KINDS
 
 from finetune.batch import collate, total
-from finetune.loop import Settings, optimize
+from finetune.loop import Passes, Settings, optimize
 from finetune.optimizer import build_optimizer
 from finetune.recipe import TrainPart
 from finetune.schedule import schedule
@@ -26,7 +26,9 @@ def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[fl
     totals = total(many)
 
     def forwards(update: int, budget: int | None):
-        return [collate(group, layout, base.lexicon.pad, totals) for group in (many[:1], many[1:])]
+        groups = (many[:1], many[1:])
+        batches = [collate(group, layout, base.lexicon.pad, totals) for group in groups]
+        return Passes(batches, len(many), sum(example.tokens for example in many))
 
     optimizer = build_optimizer(model.parameters(), part)
     numbers = range(1, UPDATES + 1)

@@ -36,8 +36,9 @@ def paper_gradients(job: Job, weights: dict[str, np.ndarray], update: int):
     return loss.total.item(), {name: value.grad.numpy() for name, value in tensors.items()}
 
 
-@pytest.mark.parametrize("kind", ["similarity", "multiple_choice"])
-@pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])
+@pytest.mark.parametrize(
+    ("kind", "family"), [("similarity", "gpt2"), ("multiple_choice", "openai-gpt")]
+)
 def test_several_updates_are_the_papers(kind: str, family: str, bases, tmp_path) -> None:
     """Schedule, clipping, decay and Adam, in float64 against the reference's own."""
     settings = {"warmup": 0.4, "max_grad_norm": 0.5, "weight_decay": 0.1, "batch_size": 6}

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune.bases import load_plain
 from finetune.batch import Batch, Totals, collate
 from finetune.evaluation import Reading, Round, gather, read_rounds
-from finetune.loop import Settings
+from finetune.loop import Passes, Settings
 from finetune.model import LanguageModel
 from finetune.news import Notice, Started
 from finetune.pretraining.blocks import Blocks
@@ -96,18 +96,19 @@ class Pretraining:
         due = {-(-updates * k // part.evaluations) for k in range(1, part.evaluations + 1)}
         return Rhythm(due, None, part.checkpoint_minutes, part.checkpoint_updates)
 
-    def forwards(self, update: int, budget: int | None) -> list[Batch]:
-        """The forward passes of an update on this process."""
+    def forwards(self, update: int, budget: int | None) -> Passes:
+        """The forward passes of an update on this process, and the size of the whole update."""
         indices = self.order.indices(update)
-        targets = int((self.sizes.tokens[indices] - 1).sum())
-        totals = Totals(0, 0, targets)
+        tokens = int(self.sizes.tokens[indices].sum())
+        totals = Totals(0, 0, tokens - len(indices))
         own = deal(indices, self.sizes, self.accelerator.num_processes)
         mine = own[self.accelerator.process_index]
         if not len(mine):
             idle = self._collate(indices[:1], totals)
-            return [idle._replace(weight=idle.weight * 0)]
+            return Passes([idle._replace(weight=idle.weight * 0)], len(indices), tokens)
         groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
-        return [self._collate(rows, totals) for rows in groups]
+        batches = [self._collate(rows, totals) for rows in groups]
+        return Passes(batches, len(indices), tokens)
 
     def _collate(self, rows: np.ndarray, totals: Totals) -> Batch:
         examples = [self.train.blocks[n] for n in rows.tolist()]
