@@ -99,11 +99,15 @@ def evaluate(
     labels = [example.label for example in examples]
     known = [n for n, label in enumerate(labels) if label is not None]
     gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
-    if positive is None and task.labels.width == 2:
-        positive = str(task.labels.name(1))
+    positive = counted_class(task, positive)
     scores = score(task.metrics, [predictions[n].label for n in known], gold, positive)
     loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
     return Evaluation({**scores, "loss": float(loss.mean())}, predictions)
+
+
+def counted_class(task: Task, positive: str | None) -> str | None:
+    """The class that F1 counts: the named one, or the last of two."""
+    return positive or (str(task.labels.name(1)) if task.labels.width == 2 else None)
 
 
 def gather(rounds: Iterable[Round], rows: int, accelerator: Accelerator) -> np.ndarray:

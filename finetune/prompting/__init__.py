@@ -1,1 +1,20 @@
-"""Tasks asked in words, without training: zero-, one- and few-shot (GPT-2, GPT-3)."""
+"""Tasks asked in words, without training: zero-, one- and few-shot (GPT-2, GPT-3).
+
+`ask(recipe, shots, seeds)` gives scores. It is looked up when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.prompting.asking import Asked, Asker, Manner, ask
+
+_HOME = "finetune.prompting.asking"
+
+__all__ = ["Asked", "Asker", "Manner", "ask"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'finetune.prompting' has no attribute {name!r}")
+    return getattr(import_module(_HOME), name)

@@ -1,0 +1,23 @@
+"""How a base's tokenizer begins a text, and where it ends a context."""
+
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from finetune.bases import tokenize
+from task_formats import Boundary
+
+
+def find_boundary(tokenizer: PreTrainedTokenizerBase) -> Boundary:
+    """How a tokenizer's contexts and answers are told apart, as lm-evaluation-harness does.
+
+    Tokens that it puts before every text (llama's <s>) stand before every context; one without
+    text is its start or end-of-text token.
+    """
+    plain = tokenize(tokenizer, ["a"])[0]
+    usual: list[int] = tokenizer("a")["input_ids"]
+    before = len(usual) - len(plain)
+    start = usual[:before] if before > 0 and usual[before:] == plain else []
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
+    empty = next(token for token in ends if isinstance(token, int))
+    return Boundary(partial(tokenize, tokenizer), tuple(start), empty)
