@@ -78,14 +78,15 @@ def _train(
         ledger.log_step(step)
         yield step
         yield from _explain(job, ledger, progress)
-        wish = agree(job.accelerator, request.take())
+        own = request.take() or ("save" if clock.due(step.number) else None)
+        wish, code = agree(job.accelerator, own, request.exit_code)
         if wish == "stop":
             yield from _save(job, ledger, progress)
-            raise Interrupted(ledger.folder, progress.update, request.exit_code)
+            raise Interrupted(ledger.folder, progress.update, code)
         if step.number in due:
             yield from _evaluate(job, ledger, progress, watch)
         at_epoch = job.rhythm.keeps_states and step.number % job.order.per_epoch == 0
-        if wish == "save" or clock.due(step.number) or at_epoch:
+        if wish == "save" or at_epoch:
             yield from _save(job, ledger, progress)
         if _worn_out(job, progress):
             yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
@@ -138,9 +139,10 @@ def _watch(
     """The rounds of an evaluation, left between two of them when a signal asks for the end."""
     for found in rounds:
         yield found
-        if agree(job.accelerator, request.wanted) == "stop":
+        wish, code = agree(job.accelerator, request.wanted, request.exit_code)
+        if wish == "stop":
             ledger.save(job, progress)
-            raise Interrupted(ledger.folder, progress.update, request.exit_code)
+            raise Interrupted(ledger.folder, progress.update, code)
 
 
 def _worn_out(job: Work, progress: Progress) -> bool:

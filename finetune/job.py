@@ -1,7 +1,7 @@
 """One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -217,6 +217,8 @@ class Job:
 
 def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
+    # A Task from Python may leave its metrics to the recipe, which decides by them.
+    task = replace(task, metrics=recipe.task.metrics)
     base = load_decoder(recipe.base, recipe.train.seed)
     check_positions(recipe.train.max_tokens, base)
     # One process reads and writes the cache; the others then find it there.

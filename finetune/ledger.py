@@ -198,10 +198,14 @@ def load_run_recipe(folder: Path) -> Recipe:
     return load_recipe(folder / "recipe.yaml")
 
 
-def agree(accelerator: Accelerator, wish: Wish | None) -> Wish | None:
-    """The strongest wish of any process, so that all do the same after the same update."""
+def agree(accelerator: Accelerator, wish: Wish | None, code: int) -> tuple[Wish | None, int]:
+    """The strongest wish of any process and the highest exit code.
+
+    So all do the same after the same update, and all say that they were stopped.
+    """
     if accelerator.num_processes == 1:
-        return wish
+        return wish, code
     ranks: tuple[Wish | Literal["save", "stop"] | None, ...] = (None, "save", "stop")
-    own = torch.tensor([ranks.index(wish)], device=accelerator.device)
-    return ranks[int(accelerator.gather(own).max())]
+    own = torch.tensor([[ranks.index(wish), code]], device=accelerator.device)
+    strongest, highest = accelerator.gather(own).amax(0).tolist()
+    return ranks[strongest], highest

@@ -94,7 +94,7 @@ def load(
         raise UsageError(
             "this run has no model yet", where=str(folder), cure=f"gptft resume {folder}"
         )
-    task = task or recipe.task.build()
+    task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
     accelerator = start_processes(choose_precision(recipe.train.precision), device)
     trust = recipe.base.trust_remote_code
     model, base = load_model(folder / "model", task, trust_remote_code=trust)

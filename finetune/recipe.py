@@ -1,11 +1,12 @@
 """What a run is told: the typed parts of a recipe, with the paper's values as defaults."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from task_formats import (
+    FORMATS,
     Classes,
     Format,
     Prompt,
@@ -105,6 +106,24 @@ class TaskPart(Part):
                     cure="Name it with positive, or take macro_f1.",
                 )
         return self
+
+    @classmethod
+    def of(cls, task: Task) -> "TaskPart":
+        """How a recipe says what a Task is; without its prompt, and without its code."""
+        named = next((name for name, known in FORMATS.items() if known == task.format), None)
+        bounds = (task.labels.low, task.labels.high) if isinstance(task.labels, Range) else None
+        return cls(
+            format=named or CustomFormat(views=task.format.views),
+            columns={
+                name: column if isinstance(column, str) else tuple(column)
+                for name, column in task.columns.items()
+            },
+            values={column: dict(words) for column, words in task.values.items()},
+            labels=dict(task.labels.raw) if isinstance(task.labels, Classes) else None,
+            range=bounds,
+            metrics=cast(Any, task.metrics) or (("pearson",) if bounds else ("accuracy",)),
+            unlabelled=tuple(sorted(task.unlabelled)),
+        )
 
     def build(self, read: Callable[[Row], Row] | None = None) -> Task:
         """The task itself; UsageError where the parts do not fit together."""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from finetune import recipe_files
 from finetune.cli.overrides import Changes
-from finetune.recipe import CustomFormat, DataPart, Recipe, TaskPart
-from task_formats import FORMATS, Format, Range, Task, UsageError, nearest
+from finetune.recipe import DataPart, Recipe, TaskPart
+from task_formats import Format, Task, UsageError, nearest
 
 _LOCAL = ("data.path", "base.path")
 """Values that may name a folder: said on the command line, it is seen from the current one."""
@@ -48,33 +48,17 @@ def import_task(module: str, name: str) -> Task:
     names = [key for key, value in vars(found).items() if isinstance(value, Task)]
     task = getattr(found, name, None)
     if task is None:
-        raise UsageError(f"no {name!r} in {found.__file__}", cure=nearest(name, names))
+        cure = nearest(name, names) if names else "It holds no task_formats.Task at all."
+        raise UsageError(f"no {name!r} in {found.__file__}", cure=cure)
     if not isinstance(task, Task):
-        kind = type(task).__name__
-        raise UsageError(
-            f"{module}:{name} is a {kind}, not a task_formats.Task", cure=f"Tasks there: {names}."
-        )
+        what = f"{module}:{name} is of type {type(task).__name__}, not a task_formats.Task"
+        raise UsageError(what, cure=f"Tasks there: {', '.join(names) or 'none'}.")
     return task
 
 
 def recipe_of(task: Task) -> Recipe:
     """A recipe around a Task, with the paper's values; the data are named by overrides."""
-    named = next((name for name, known in FORMATS.items() if known == task.format), None)
-    labels = task.labels
-    bounds = (labels.low, labels.high) if isinstance(labels, Range) else None
-    part = TaskPart(
-        format=named or CustomFormat(views=task.format.views),
-        columns={name: _column(column) for name, column in task.columns.items()},
-        labels=None if isinstance(labels, Range) else dict(labels.raw),
-        range=bounds,
-        metrics=task.metrics or (("pearson",) if bounds else ("accuracy",)),
-        unlabelled=tuple(sorted(task.unlabelled)),
-    )
-    return Recipe(task=part)
-
-
-def _column(column: Any) -> str | tuple[str, ...]:
-    return column if isinstance(column, str) else tuple(column)
+    return Recipe(task=TaskPart.of(task))
 
 
 def seen_from_here(key: str, value: Any) -> Any:
@@ -85,11 +69,18 @@ def seen_from_here(key: str, value: Any) -> Any:
 
 
 def split_of(data: DataPart, name: str) -> str:
-    """The split or file that a name stands for: train, evaluate, predict, or an extra one."""
-    said = getattr(data, name) if name in ("train", "evaluate", "predict") else name
-    if said is None:
+    """The split or file that a name stands for: train, evaluate, predict, or an extra one.
+
+    Raises UsageError where the recipe has none, or where the name can be neither split nor file.
+    """
+    roles = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
+    found = roles[name] if name in roles else data.extra.get(name, name)
+    if found is None:
         raise UsageError(f"the recipe has no data.{name}", cure=f"Name it: --set data.{name}=FILE.")
-    return data.extra.get(said, str(said))
+    known = {role: said for role, said in {**roles, **data.extra}.items() if said}
+    if data.path is None and found not in known.values() and not Path(found).exists():
+        raise UsageError(f"neither a split nor a file: {name!r}", cure=nearest(name, known))
+    return found
 
 
 def kind(recipe: Recipe) -> str:
