@@ -10,8 +10,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from finetune.batch import Batch, Span
+from finetune.kernels import Block, attend_blocks
 
 NAME = "gptft"
+
+_QUERIES = 128
+"""Rows of a block: a long sequence's early queries need not meet its late keys."""
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention over one block: queries, keys, values, and a mask where it is not plain causal."""
@@ -51,6 +55,7 @@ class Sight:
         self.spans = batch.spans
         self._place, self._ending = batch.place, batch.ending
         self._masks: dict[Any, Tensor] = {}
+        self._blocks: dict[Any, list[Block]] = {}
         # One causal call serves all rows when each starts with the one view it holds: what stands
         # to the right of it is padding, and nobody looks right.
         self.rowwise = all(
@@ -60,6 +65,21 @@ class Sight:
         self.pieces = [
             _pieces(self.spans, r, batch.tokens.shape[1]) for r in range(len(batch.tokens))
         ]
+
+    def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
+        """All spans, cut into blocks of neighbouring queries with their masks."""
+        key = (window, dtype)
+        if key not in self._blocks:
+            triangle = _triangle(max(s.stop - s.start for s in self.spans), dtype)
+            self._blocks[key] = [
+                block
+                for span in self.spans
+                for block in _cut(
+                    span,
+                    triangle if self.is_causal(span, window) else self.mask(span, window, dtype),
+                )
+            ]
+        return self._blocks[key]
 
     def is_causal(self, span: Span, window: int | None) -> bool:
         """True when plain causal attention over the span's columns is its whole rule."""
@@ -95,12 +115,27 @@ def _pieces(spans: tuple[Span, ...], row: int, width: int) -> Pieces:
     return pieces + ([(None, width - at)] if at < width else [])
 
 
+def _cut(span: Span, mask: Tensor) -> list[Block]:
+    """A span's blocks; of the (L, L) mask each takes its rows and no column after the last."""
+    found = []
+    for first in range(span.start, span.stop, _QUERIES):
+        stop = min(first + _QUERIES, span.stop)
+        part = mask[first - span.start : stop - span.start, : stop - span.start]
+        found.append(Block(span.row, span.start, first, stop, part))
+    return found
+
+
 def _seen(place: Tensor, ending: Tensor, window: int | None) -> Tensor:
     """(L, L) boolean: may the token of a row see the token of a column?"""
     back = place[:, None] - place[None, :]
     same = (ending[None, :] == -1) | (ending[None, :] == ending[:, None])
     near = back >= 0 if window is None else (back >= 0) & (back < window)
     return near & same
+
+
+def _triangle(length: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """(L, L) additive mask of plain causal attention."""
+    return _additive(torch.ones(length, length, dtype=torch.bool, device=device).tril_(), dtype)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,8 +166,12 @@ def attend(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    core = _core(dropout, scaling, softcap)
     past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
+    if past is None and dropout > 0 and softcap is None and query.device.type == "cpu":
+        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+        blocks = sight.blocks(sliding_window, wide)
+        return attend_blocks(query, key, value, blocks, dropout, scaling), None
+    core = _core(dropout, scaling, softcap)
     if (
         past is None
         and sight.rowwise
@@ -183,9 +222,7 @@ def _core(dropout: float, scaling: float, softcap: float | None) -> Core:
 
     def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            length = q.shape[-2]
-            seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
-            mask = _additive(seen, q.dtype)
+            mask = _triangle(q.shape[-2], q.dtype, q.device)
         scores = (q * scaling) @ k.transpose(-1, -2)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from finetune import attention
 from finetune.adapters import adapt
+from finetune.fusions import quicken
 from finetune.network import hub_answers
 from finetune.new_tokens import DELIMITER, EXTRACT, START, add_tokens, extend
 from finetune.recipe import BasePart
@@ -234,7 +235,7 @@ def _decoder(
         found = _load(AutoModelForCausalLM.from_pretrained, path, part, {**options, **wanted})
         decoder, info = cast(tuple[PreTrainedModel, dict[str, Any]], found)
         _check_complete(part, sorted(info["missing_keys"]))
-    return with_sight(decoder)
+    return equip(decoder)
 
 
 def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
@@ -247,8 +248,9 @@ def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
         )
 
 
-def with_sight(decoder: PreTrainedModel) -> PreTrainedModel:
-    """The decoder, with our attention where it can be given it."""
+def equip(decoder: PreTrainedModel) -> PreTrainedModel:
+    """The decoder with quicker parts, and with our attention where it can be given it."""
+    quicken(decoder)
     if takes_sight(decoder):
         decoder.set_attn_implementation(attention.NAME)
     return decoder

@@ -14,8 +14,8 @@ FLOORS = {
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch sampling",
     # Tools: each does one thing, for whoever needs it.
-    3: "data adapters attention bases checkpoint devices evaluation loop losses model new_tokens "
-    "optimizer run state tensor_file",
+    3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels loop "
+    "losses model new_tokens optimizer run state tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
     "training verdict work",
@@ -42,9 +42,11 @@ DOORS = {
     "scipy": "metrics",
     "sklearn": "metrics classifier",
     "tokenizers": "pretraining.tokenizer",
-    "torch": "adapters attention bases batch checkpoint devices evaluation job ledger loop losses "
-    "model new_tokens optimizer pretraining prompting run saved state tensor_file training work",
-    "transformers": "adapters attention bases devices model new_tokens pretraining prompting saved",
+    "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions job "
+    "kernels ledger loop losses model new_tokens optimizer pretraining prompting run saved state "
+    "tensor_file training work",
+    "transformers": "adapters attention bases devices fusions model new_tokens pretraining prompting "
+    "saved",
     "typer": "cli",
     "yaml": "recipe_yaml",
 }

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune.bases import set_dropout, with_sight
+from finetune.bases import equip, set_dropout
 from finetune.pretraining.plan import ShapePart
 from task_formats import UsageError
 
@@ -35,7 +35,7 @@ def draw_decoder(
     )
     set_dropout(config, dropout)
     torch.manual_seed(seed)
-    return with_sight(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
+    return equip(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
 
 
 def _gpt1(shape: ShapePart, **common: Any) -> PreTrainedConfig:

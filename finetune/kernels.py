@@ -1,0 +1,99 @@
+"""Attention over many sequences of a row, on a CPU, with dropout and a gradient of its own.
+
+PyTorch's kernel falls back to slow arithmetic where weights are dropped out, and with a node for
+every step of every sequence the graph costs as much as the arithmetic. Here all of a layer's
+attention is one node, which keeps nothing but the weights and what was dropped of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from finetune.dropout import draw_kept
+
+
+class Block(NamedTuple):
+    """Neighbouring queries of a sequence, and all keys of it up to the last of them."""
+
+    row: int
+    start: int
+    """Column of the first key."""
+    first: int
+    """Column of the first query."""
+    stop: int
+    """Column after the last query and the last key."""
+    mask: Tensor
+    """(stop − first, stop − start) additive, float32 or float64."""
+
+
+def attend_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Sequence[Block],
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """(R, H, T, d) queries, keys and values to (R, T, H, d); zeros in columns of no block.
+
+    Computed in the type of the masks, whatever comes in: products this small are slower in
+    bfloat16.
+    """
+    return _Attend.apply(query, key, value, blocks, dropout, scaling)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Sequence[Block],
+        dropout: float,
+        scaling: float,
+    ) -> Tensor:
+        rows, heads, columns, width = query.shape
+        q, k, v = (part.to(blocks[0].mask.dtype) for part in (query, key, value))
+        cells = heads * sum(block.mask.numel() for block in blocks)
+        weights, (kept, factor) = q.new_empty(cells), draw_kept(cells, dropout)
+        out = query.new_zeros(rows, columns, heads, width)
+        for row, own, seen, mask, p, keep in _pieces(blocks, heads, weights, kept):
+            keys = k[row, :, seen].transpose(1, 2)
+            torch.baddbmm(mask, q[row, :, own], keys, alpha=scaling, out=p)
+            torch.softmax(p, -1, out=p)
+            found = torch.bmm(p * keep, v[row, :, seen]).mul_(factor)
+            out[row, own] = found.transpose(0, 1)
+        ctx.save_for_backward(query, key, value, weights, kept)
+        ctx.rest = blocks, factor, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights, kept = ctx.saved_tensors
+        blocks, factor, scaling = ctx.rest
+        rows, heads, columns, width = query.shape
+        q, k, v, slope = (part.to(weights.dtype) for part in (query, key, value, outer[0]))
+        dq, dk, dv = q.new_zeros(3, rows, columns, heads, width).transpose(2, 3).unbind()
+        for row, own, seen, _, p, keep in _pieces(blocks, heads, weights, kept):
+            above = slope[row, own].transpose(0, 1) * factor
+            dv[row, :, seen].add_(torch.bmm((p * keep).transpose(1, 2), above))
+            dp = torch.bmm(above, v[row, :, seen].transpose(1, 2)).mul_(keep)
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scaling)
+            dq[row, :, own] = torch.bmm(ds, k[row, :, seen])
+            dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[row, :, own]))
+        dtype = query.dtype
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
+
+
+def _pieces(
+    blocks: Sequence[Block], heads: int, weights: Tensor, kept: Tensor
+) -> Iterator[tuple[int, slice, slice, Tensor, Tensor, Tensor]]:
+    """Of every block: row, queries, keys, mask, and its (H, Q, K) parts of two flat tensors."""
+    sizes = [heads * block.mask.numel() for block in blocks]
+    for block, p, keep in zip(blocks, weights.split(sizes), kept.split(sizes), strict=True):
+        own, seen = slice(block.first, block.stop), slice(block.start, block.stop)
+        shape = (heads, *block.mask.shape)
+        yield block.row, own, seen, block.mask, p.view(shape), keep.view(shape)
