@@ -43,7 +43,7 @@ def test_a_task_of_a_module_in_the_current_folder(module):
     ("name", "what"),
     [
         ("{}:review", r"no 'review' in .*\n.*'reviews'"),
-        ("{}:answer", "is a int, not a task_formats.Task"),
+        ("{}:answer", "is of type int, not a task_formats.Task"),
         ("no_such_module_here:reviews", "no Python module 'no_such_module_here'"),
     ],
 )

@@ -39,7 +39,7 @@ def evaluate(
     """
     predictor = _load(run, task, device)
     from finetune.cli.display import score_table
-    from finetune.cli.sources import seen_from_here
+    from finetune.cli.sources import seen_from_here, split_of
     from finetune.recipe_files import override
     from finetune.run import read_result
 
@@ -48,7 +48,8 @@ def evaluate(
         recipe = override(recipe, {"data.path": seen_from_here("data.path", data)})
     names = split or list(read_result(run)["scores"]) or ["evaluate"]
     with console(stderr=True).status(Text(f" scoring {', '.join(names)}")):
-        scores = {name: predictor.evaluate(name, recipe.data) for name in names}
+        splits = {name: split_of(recipe.data, name) for name in names}
+        scores = {name: predictor.evaluate(split, recipe.data) for name, split in splits.items()}
     console().print(score_table(scores))
 
 

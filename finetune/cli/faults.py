@@ -56,7 +56,13 @@ def explain(error: BaseException) -> Fault:
         return Fault("stopped from the keyboard", "", INTERRUPTED, "", time.time())
     what, cure, code = _words(error)
     trace = "".join(traceback.format_exception(error))
-    return Fault(what, cure, code, trace, time.time())
+    return Fault(_seen_from_here(what), _seen_from_here(cure), code, trace, time.time())
+
+
+def _seen_from_here(text: str) -> str:
+    """The text with paths below the current folder written from there."""
+    here = str(Path.cwd())
+    return text.replace(here + os.sep, "").replace(repr(here), "'.'")
 
 
 def _words(error: BaseException) -> tuple[str, str, int]:
