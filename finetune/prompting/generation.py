@@ -1,0 +1,155 @@
+"""Free text from any decoder, through transformers' own generate."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any, cast
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    TextIteratorStreamer,
+)
+
+from finetune.bases import count_positions, load_plain
+from finetune.devices import choose_precision, start_processes
+from finetune.recipe import BasePart
+from task_formats import UsageError
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 100
+    temperature: float = 0.0
+    """0 takes the likeliest token; else the logits are divided by this and one is drawn."""
+    top_k: int = 0
+    """Draw from so many likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this probability together."""
+    beams: int = 1
+    """Beam search of this width (GPT-3, section 2.4: 4)."""
+    length_penalty: float = 0.6
+    """A beam's log-likelihood is divided by its length to this power (GPT-3: 0.6)."""
+    seed: int = 0
+    """What is drawn depends on it and on the texts of a batch."""
+
+    def __post_init__(self) -> None:
+        bad = {
+            "max_new_tokens": self.max_new_tokens < 1,
+            "temperature": self.temperature < 0,
+            "top_k": self.top_k < 0,
+            "top_p": not 0 < self.top_p <= 1,
+            "beams": self.beams < 1,
+        }
+        for name, value in bad.items():
+            if value:
+                raise UsageError(f"{name} cannot be {getattr(self, name)}")
+        if self.beams > 1 and self.temperature > 0:
+            raise UsageError("beam search draws nothing", cure="Leave out temperature, or beams.")
+
+
+class Writer:
+    """A decoder that goes on with texts."""
+
+    def __init__(self, base: BasePart, device: str | None = None) -> None:
+        """Loads the decoder in float32, or bfloat16 where that is faster. UsageError as usual."""
+        accelerator = start_processes("fp32", device)
+        decoder, tokenizer = load_plain(base.model_copy(update={"dropout": None}))
+        # Its own attention: ours holds no cache that grows by a token.
+        decoder.set_attn_implementation("sdpa" if decoder._supports_sdpa else "eager")
+        fast = accelerator.device.type != "cpu" and choose_precision("auto") == "bf16"
+        self._decoder = cast(Any, decoder).to(
+            accelerator.device, torch.bfloat16 if fast else torch.float32
+        )
+        self._decoder.eval()
+        self._tokenizer = tokenizer
+
+    def write(self, texts: Sequence[str], manner: Manner = Manner()) -> list[str]:
+        """What comes after each text, read together in one batch."""
+        inputs, longest = self._inputs(texts, manner)
+        torch.manual_seed(manner.seed)
+        with torch.inference_mode():
+            found = self._decoder.generate(**inputs, generation_config=self._settings(manner))
+        return self._tokenizer.batch_decode(found[:, longest:], skip_special_tokens=True)
+
+    def stream(self, text: str, manner: Manner = Manner()) -> Iterator[str]:
+        """What comes after a text, piece by piece as it is written; no beams."""
+        if manner.beams > 1:
+            yield from self.write([text], manner)
+            return
+        inputs, _ = self._inputs([text], manner)
+        pieces = TextIteratorStreamer(
+            cast(Any, self._tokenizer), skip_prompt=True, skip_special_tokens=True
+        )
+        failures: list[BaseException] = []
+        thread = Thread(target=self._run, args=(inputs, manner, pieces, failures), daemon=True)
+        thread.start()
+        yield from pieces
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    def _run(
+        self,
+        inputs: dict[str, torch.Tensor],
+        manner: Manner,
+        pieces: TextIteratorStreamer,
+        failures: list[BaseException],
+    ) -> None:
+        try:
+            torch.manual_seed(manner.seed)
+            with torch.inference_mode():
+                settings = self._settings(manner)
+                self._decoder.generate(**inputs, generation_config=settings, streamer=pieces)
+        except BaseException as error:  # It belongs to whoever reads the pieces.
+            failures.append(error)
+            pieces.end()
+
+    def _inputs(self, texts: Sequence[str], manner: Manner) -> tuple[dict[str, torch.Tensor], int]:
+        """Texts padded on the left, so that all go on at the same column; and that column."""
+        rows = [
+            ids or [_empty(self._tokenizer)] for ids in self._tokenizer(list(texts))["input_ids"]
+        ]
+        longest = max(map(len, rows))
+        limit = count_positions(self._decoder)
+        if limit is not None and longest + manner.max_new_tokens > limit:
+            raise UsageError(
+                f"a text of {longest} tokens and {manner.max_new_tokens} more are over "
+                f"the base's {limit} positions",
+                cure="Shorten the text, or ask for fewer with --max-new-tokens.",
+            )
+        pad = _pad(self._tokenizer)
+        tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        seen = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        device = self._decoder.device
+        return {"input_ids": tokens.to(device), "attention_mask": seen.to(device)}, longest
+
+    def _settings(self, manner: Manner) -> GenerationConfig:
+        draws = manner.temperature > 0
+        chosen: dict[str, Any] = {"num_beams": manner.beams, "do_sample": draws}
+        if draws:
+            chosen |= {"temperature": manner.temperature, "top_p": manner.top_p}
+            chosen |= {"top_k": manner.top_k}
+        if manner.beams > 1:
+            chosen |= {"length_penalty": manner.length_penalty}
+        return GenerationConfig(
+            max_new_tokens=manner.max_new_tokens,
+            eos_token_id=self._tokenizer.eos_token_id,
+            pad_token_id=_pad(self._tokenizer),
+            **chosen,
+        )
+
+
+def _empty(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands for a text without tokens."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ends if isinstance(token, int))
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token: the mask hides it."""
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ends if isinstance(token, int))

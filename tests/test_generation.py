@@ -1,0 +1,92 @@
+"""Free text: transformers' own generate, token for token, alone or in a batch."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from finetune.prompting.generation import Manner, Writer
+from finetune.recipe import BasePart
+from task_formats import UsageError
+
+TEXTS = ["It rained all", "Who wrote the letter that she found between the", "He"]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "openai-gpt"])
+def pair(request, bases):
+    folder = bases(request.param)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Writer(BasePart(path=str(folder)), "cpu"), model, AutoTokenizer.from_pretrained(folder)
+
+
+def expected(pair, text: str, **settings) -> str:
+    """One text through transformers alone."""
+    _, model, tokenizer = pair
+    tokens = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        found = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=12,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=0,
+            **settings,
+        )
+    return tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("manner", "settings"),
+    [
+        (Manner(12), {"do_sample": False}),
+        (Manner(12, beams=4), {"do_sample": False, "num_beams": 4, "length_penalty": 0.6}),
+        (
+            Manner(12, beams=3, length_penalty=2.0),
+            {"do_sample": False, "num_beams": 3, "length_penalty": 2.0},
+        ),
+    ],
+)
+def test_greedy_and_beams_are_transformers_own(pair, manner, settings):
+    alone = [expected(pair, text, **settings) for text in TEXTS]
+    assert [pair[0].write([text], manner)[0] for text in TEXTS] == alone
+    assert pair[0].write(TEXTS, manner) == alone
+
+
+def test_drawing_is_transformers_own_and_seeded(pair):
+    manner = Manner(12, temperature=0.8, top_k=20, top_p=0.9, seed=3)
+    torch.manual_seed(3)
+    alone = expected(pair, TEXTS[0], do_sample=True, temperature=0.8, top_k=20, top_p=0.9)
+    assert pair[0].write(TEXTS[:1], manner) == [alone]
+    assert pair[0].write(TEXTS, manner) == pair[0].write(TEXTS, manner)
+    drawn = {pair[0].write(TEXTS[:1], Manner(12, temperature=2.0, seed=n))[0] for n in range(4)}
+    assert len(drawn) > 1
+
+
+def test_what_is_streamed_is_what_is_written(pair):
+    for manner in (Manner(12), Manner(12, temperature=0.7, seed=1), Manner(12, beams=2)):
+        pieces = list(pair[0].stream(TEXTS[1], manner))
+        assert "".join(pieces) == pair[0].write([TEXTS[1]], manner)[0]
+
+
+def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
+    writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
+    assert writer.write(["", "He"], Manner(5))[0] == writer.write([""], Manner(5))[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens cannot be 0"),
+        ({"top_p": 0.0}, "top_p cannot be 0.0"),
+        ({"beams": 0}, "beams cannot be 0"),
+        ({"beams": 2, "temperature": 1.0}, "beam search draws nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Manner(**settings)
+
+
+def test_more_than_the_positions_are_refused(bases):
+    writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
+    with pytest.raises(UsageError, match="96 positions"):
+        writer.write(["He"], Manner(96))
