@@ -29,8 +29,23 @@ def find(text: str, changes: Changes) -> Source:
     module, colon, name = text.rpartition(":")
     if colon and not Path(text).exists() and not Path(module).is_absolute():
         task = import_task(module, name)
-        return Source(name, recipe_files.override(recipe_of(task), changes), task)
-    return Source(Path(text).stem, recipe_files.load_recipe(text, changes), None)
+        recipe = recipe_files.override(recipe_of(task), changes)
+        return Source(name, _place_files(recipe, changes), task)
+    recipe = recipe_files.load_recipe(text, changes)
+    return Source(Path(text).stem, _place_files(recipe, changes), None)
+
+
+def _place_files(recipe: Recipe, changes: Changes) -> Recipe:
+    """The recipe with whole paths for files of the current folder: it may be used from others."""
+    files = {key: value for key, value in changes.items() if key.startswith("data.")}
+    if recipe.data.path is not None:
+        return recipe
+    whole = {
+        key: str(Path(value).expanduser().resolve())
+        for key, value in files.items()
+        if isinstance(value, str) and Path(value).expanduser().is_file()
+    }
+    return recipe_files.override(recipe, whole)
 
 
 def import_task(module: str, name: str) -> Task:
