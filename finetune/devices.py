@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from transformers import PreTrainedModel
 
 from finetune.attention import NAME
@@ -18,9 +19,30 @@ TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of a forward pass where the recipe names none, by kind of device."""
 
 
-def start_processes(precision: Precision, device: str | None = None) -> Accelerator:
+class Place(Accelerator):
+    """This process among its peers, with a precision of its own.
+
+    accelerate has one precision for all that a Python process ever does. Here a run in bfloat16
+    can be followed by one in float32, and each predictor keeps to its own.
+    """
+
+    def __init__(self, precision: Precision, cpu: bool) -> None:
+        super().__init__(mixed_precision="no", cpu=cpu)
+        self.precision = precision
+
+    @property
+    def mixed_precision(self) -> str:
+        """In accelerate's words."""
+        return "bf16" if self.precision == "bf16" else "no"
+
+    def autocast(self, autocast_handler: None = None) -> torch.autocast:
+        """Computes in bfloat16 within the block, over float32 weights, where that is wanted."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+def start_processes(precision: Precision, device: str | None = None) -> Place:
     """This process's place among its peers, on the device it is given or the best there is."""
-    mixed = "bf16" if precision == "bf16" else "no"
     if device is not None and device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"no device {device!r} here", cure="Leave the device out, or name cpu.")
     place, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
@@ -29,7 +51,16 @@ def start_processes(precision: Precision, device: str | None = None) -> Accelera
         raise UsageError(what, cure=f"Start {devices} with --num-processes {devices}.")
     # Only when it is told that it has but a CPU does accelerate look for peers there.
     cpu = device == "cpu" or not torch.accelerator.is_available()
-    return Accelerator(mixed_precision=mixed, cpu=cpu)
+    _forget_device(cpu)
+    return Place(precision, cpu)
+
+
+def _forget_device(cpu: bool) -> None:
+    """Lets a single process choose anew between CPU and GPU; what was placed before stays there."""
+    state = AcceleratorState._shared_state
+    if state and state["num_processes"] == 1 and cpu != (state["device"].type == "cpu"):
+        # New dictionaries: those who share the old ones keep them.
+        AcceleratorState._shared_state, PartialState._shared_state = {}, {}
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16"]) -> Precision:

@@ -32,7 +32,8 @@ class Head(nn.Module):
             ones = features.new_ones(features.shape[0], 1, features.shape[2])
             features = features * nn.functional.dropout(ones, self.dropout)
         # In float32 whatever the decoder computed in: it is small, and its sums decide.
-        scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
+        with torch.autocast(features.device.type, enabled=False):
+            scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
         if self.chooses:
             return (scores[..., 0] + self.bias).masked_fill(~present, -torch.inf)
         return scores.masked_fill(~present[..., None], 0).sum(1) + self.bias

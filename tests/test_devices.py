@@ -1,0 +1,72 @@
+"""Precision and device belong to a job, not to the Python process that does it."""
+
+import jobs
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import finetune
+from finetune.devices import choose_precision, start_processes
+from finetune.model import Head
+from finetune.news import Started
+from finetune.training import events
+from task_formats import UsageError
+
+
+def product(place) -> torch.dtype:
+    with place.autocast():
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_every_place_keeps_its_precision() -> None:
+    wide, narrow = start_processes("fp32"), start_processes("bf16")
+    assert (wide.mixed_precision, narrow.mixed_precision) == ("no", "bf16")
+    found = [product(place) for place in (wide, narrow, wide)]
+    assert found == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_runs_of_both_precisions_follow_each_other(bases, tmp_path) -> None:
+    recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data")
+    predictors, started = {}, []
+    for precision in ("fp32", "bf16", "fp32"):
+        run = tmp_path / f"{precision}-{len(started)}"
+        told = events(jobs.change(recipe, "train", precision=precision), run)
+        started += [event.precision for event in told if isinstance(event, Started)]
+        predictors[run] = finetune.load(run)
+    assert started == ["fp32", "bf16", "fp32"]
+    for run, predictor in predictors.items():
+        assert predictor.evaluate() == jobs.result(run)["scores"]["evaluate"]
+    first, narrow, last = predictors
+    assert jobs.distance(jobs.weights(first), jobs.weights(last)) == 0
+    # Coarser numbers, and not too coarse; weights are kept in full.
+    assert 1e-6 < jobs.distance(jobs.weights(first), jobs.weights(narrow)) < 1e-2
+    assert {tensor.dtype for tensor in jobs.weights(narrow).values()} == {torch.float32}
+
+
+def test_the_head_computes_in_float32() -> None:
+    head = Head(8, 3, chooses=False).eval()
+    features, present = torch.randn(2, 1, 8), torch.ones(2, 1, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(features.bfloat16(), present)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, head(features.bfloat16(), present), rtol=0, atol=0)
+
+
+def test_a_device_that_is_not_there_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match="no device 'tpu' here"):
+        start_processes("fp32", "tpu")
+
+
+def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
+    old = start_processes("fp32", "cpu")
+    # As if it had been a GPU.
+    shared = {**AcceleratorState._shared_state, "device": torch.device("cuda")}
+    monkeypatch.setattr(AcceleratorState, "_shared_state", shared)
+    old.state.__dict__ = shared
+    new = start_processes("fp32", "cpu")
+    assert (old.device.type, new.device.type) == ("cuda", "cpu")
+
+
+def test_precision_is_what_is_asked_for() -> None:
+    assert [choose_precision(asked) for asked in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert choose_precision("auto") in ("fp32", "bf16")
