@@ -137,15 +137,19 @@ class LiveView:
         left = Text(f"{say_time(standing.seconds_left)} left", "cyan")
         percent = Text(f"{100 * done // max(whole, 1):>3}%")
         bar.add_row(
-            self._spinner, Text(f"update {done}/{whole}"), ProgressBar(whole, done), percent, left
+            self._spinner,
+            Text(f"update {done}/{whole}"),
+            ProgressBar(whole, done, complete_style="cyan", finished_style="green"),
+            percent,
+            left,
         )
         lines: list[Text] = []
         if standing.step is not None:
             words = f"  {say_losses(standing.step)}  {standing.tokens_per_second:,.0f} tokens/s"
-            lines.append(Text(words, overflow="ellipsis", no_wrap=True))
+            lines.append(Text(words))
         if standing.best is not None:
             best = f"  best {say_scores(standing.best.scores)}  at update {standing.best.update}"
-            lines.append(Text(best, "green", overflow="ellipsis", no_wrap=True))
+            lines.append(Text(best, "green"))
         return Group(bar, *lines)
 
 
