@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 
+import families
 import pytest
+from jobs import recipe as job
 
 from finetune.cli import main, processes
 from finetune.cli.faults import Fault
 from finetune.cli.processes import run_processes
+from finetune.recipe_files import dump
+from finetune.run import read_result
 
 
 @pytest.fixture
@@ -128,3 +132,19 @@ def test_the_latest_error_loses_whatever_its_rank(tmp_path, capfd):
         (tmp_path / f"{rank}.json").write_text(json.dumps(fault._asdict()))
     assert processes._conclude([1, 1, 1], tmp_path) == 1
     assert capfd.readouterr().err == "error: process 1: of 1\n"
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_scores_of_one(tmp_path, capfd):
+    base = families.make("gpt2", tmp_path / "base")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(dump(job("entailment", base, tmp_path / "rows")))
+    scores = []
+    for count in ("1", "2"):
+        run = tmp_path / count
+        words = ["train", "--task", str(recipe), "-o", str(run), "--num-processes", count]
+        assert main(words) == 0
+        assert ("2 processes" in capfd.readouterr().out) == (count == "2")
+        [found] = read_result(run)["scores"].values()
+        scores.append(found)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
