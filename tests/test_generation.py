@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.prompting.generation import Manner, Writer
+from finetune.prompting.generation import Decoding, Writer
 from finetune.recipe import BasePart
 from task_formats import UsageError
 
@@ -35,41 +35,41 @@ def expected(pair, text: str, **settings) -> str:
 
 
 @pytest.mark.parametrize(
-    ("manner", "settings"),
+    ("decoding", "settings"),
     [
-        (Manner(12), {"do_sample": False}),
-        (Manner(12, beams=4), {"do_sample": False, "num_beams": 4, "length_penalty": 0.6}),
+        (Decoding(12), {"do_sample": False}),
+        (Decoding(12, beams=4), {"do_sample": False, "num_beams": 4, "length_penalty": 0.6}),
         (
-            Manner(12, beams=3, length_penalty=2.0),
+            Decoding(12, beams=3, length_penalty=2.0),
             {"do_sample": False, "num_beams": 3, "length_penalty": 2.0},
         ),
     ],
 )
-def test_greedy_and_beams_are_transformers_own(pair, manner, settings):
+def test_greedy_and_beams_are_transformers_own(pair, decoding, settings):
     alone = [expected(pair, text, **settings) for text in TEXTS]
-    assert [pair[0].write([text], manner)[0] for text in TEXTS] == alone
-    assert pair[0].write(TEXTS, manner) == alone
+    assert [pair[0].write([text], decoding)[0] for text in TEXTS] == alone
+    assert pair[0].write(TEXTS, decoding) == alone
 
 
 def test_drawing_is_transformers_own_and_seeded(pair):
-    manner = Manner(12, temperature=0.8, top_k=20, top_p=0.9, seed=3)
+    decoding = Decoding(12, temperature=0.8, top_k=20, top_p=0.9, seed=3)
     torch.manual_seed(3)
     alone = expected(pair, TEXTS[0], do_sample=True, temperature=0.8, top_k=20, top_p=0.9)
-    assert pair[0].write(TEXTS[:1], manner) == [alone]
-    assert pair[0].write(TEXTS, manner) == pair[0].write(TEXTS, manner)
-    drawn = {pair[0].write(TEXTS[:1], Manner(12, temperature=2.0, seed=n))[0] for n in range(4)}
+    assert pair[0].write(TEXTS[:1], decoding) == [alone]
+    assert pair[0].write(TEXTS, decoding) == pair[0].write(TEXTS, decoding)
+    drawn = {pair[0].write(TEXTS[:1], Decoding(12, temperature=2.0, seed=n))[0] for n in range(4)}
     assert len(drawn) > 1
 
 
 def test_what_is_streamed_is_what_is_written(pair):
-    for manner in (Manner(12), Manner(12, temperature=0.7, seed=1), Manner(12, beams=2)):
-        pieces = list(pair[0].stream(TEXTS[1], manner))
-        assert "".join(pieces) == pair[0].write([TEXTS[1]], manner)[0]
+    for decoding in (Decoding(12), Decoding(12, temperature=0.7, seed=1), Decoding(12, beams=2)):
+        pieces = list(pair[0].stream(TEXTS[1], decoding))
+        assert "".join(pieces) == pair[0].write([TEXTS[1]], decoding)[0]
 
 
 def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
     writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
-    assert writer.write(["", "He"], Manner(5))[0] == writer.write([""], Manner(5))[0]
+    assert writer.write(["", "He"], Decoding(5))[0] == writer.write([""], Decoding(5))[0]
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
 )
 def test_what_cannot_be_is_refused(settings, message):
     with pytest.raises(UsageError, match=message):
-        Manner(**settings)
+        Decoding(**settings)
 
 
 def test_more_than_the_positions_are_refused(bases):
     writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
     with pytest.raises(UsageError, match="96 positions"):
-        writer.write(["He"], Manner(96))
+        writer.write(["He"], Decoding(96))

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from finetune.cli import answers, catalogue, drafts, faults, previews, runs
+from finetune.cli import (
+    answers,
+    asking,
+    catalogue,
+    drafts,
+    faults,
+    generation,
+    pretraining,
+    previews,
+    runs,
+)
 from finetune.cli.screen import print_line, settle_streams
 
 app = typer.Typer(
@@ -49,10 +59,14 @@ def start(
 
 
 _TRAIN, _USE, _LOOK = "Train", "Use a run", "Look around"
+_LANGUAGE = "The language model alone"
 app.command(rich_help_panel=_TRAIN)(runs.train)
 app.command(rich_help_panel=_TRAIN)(runs.resume)
 app.command(rich_help_panel=_USE)(answers.evaluate)
 app.command(rich_help_panel=_USE)(answers.predict)
+app.command(rich_help_panel=_LANGUAGE)(pretraining.pretrain)
+app.command(rich_help_panel=_LANGUAGE)(asking.ask)
+app.command(rich_help_panel=_LANGUAGE)(generation.generate)
 app.command(rich_help_panel=_LOOK)(catalogue.tasks)
 app.command(rich_help_panel=_LOOK)(catalogue.show)
 app.command(rich_help_panel=_LOOK)(previews.preview)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.cli.options import Processes
 from finetune.cli.overrides import Changes, with_overrides
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, print_line, quiet_libraries
@@ -12,10 +13,6 @@ from finetune.cli.screen import console, print_line, quiet_libraries
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
     from task_formats import Task
-
-Processes = Annotated[
-    int, typer.Option("--num-processes", min=1, metavar="N", help="Processes here, one per GPU.")
-]
 
 
 @with_overrides
@@ -63,14 +60,19 @@ def resume(
 
     Example: gptft resume runs/rte
     """
+    from finetune.cli.pretraining import follow_pretraining
     from finetune.cli.sources import find
+    from finetune.pretraining.plan_files import is_plan, parse_plan
     from finetune.recipe_files import load_recipe
     from finetune.run import read_recipe
 
-    read_recipe(run)  # Says what kind of folder this is, where it is no run's.
-    recipe = load_recipe(run / "recipe.yaml")
+    told = read_recipe(run)  # Says what kind of folder this is, where it is no run's.
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+    if is_plan(told):
+        follow_pretraining(parse_plan(told), run, resume=True)
+        return
+    recipe = load_recipe(run / "recipe.yaml")
     _train(recipe, run, find(task, {}).task if task else None, resume=True)
 
 

@@ -28,6 +28,11 @@ def parse_plan(text: str, where: str = "") -> Plan:
     return type_values(Plan, document.data, document.lines, where)
 
 
+def is_plan(text: str) -> bool:
+    """True for a plan's text, False for a recipe's."""
+    return "corpus" in parse_document(text, "").data
+
+
 def dump_plan(plan: Plan) -> str:
     """The plan as YAML with every value written out; it loads back equal."""
     return write_document(plan.model_dump())

@@ -19,7 +19,7 @@ from task_formats import UsageError
 
 
 @dataclass(frozen=True)
-class Manner:
+class Decoding:
     """How the next token is chosen."""
 
     max_new_tokens: int = 100
@@ -67,25 +67,25 @@ class Writer:
         self._decoder.eval()
         self._tokenizer = tokenizer
 
-    def write(self, texts: Sequence[str], manner: Manner = Manner()) -> list[str]:
+    def write(self, texts: Sequence[str], decoding: Decoding = Decoding()) -> list[str]:
         """What comes after each text, read together in one batch."""
-        inputs, longest = self._inputs(texts, manner)
-        torch.manual_seed(manner.seed)
+        inputs, longest = self._inputs(texts, decoding)
+        torch.manual_seed(decoding.seed)
         with torch.inference_mode():
-            found = self._decoder.generate(**inputs, generation_config=self._settings(manner))
+            found = self._decoder.generate(**inputs, generation_config=self._settings(decoding))
         return self._tokenizer.batch_decode(found[:, longest:], skip_special_tokens=True)
 
-    def stream(self, text: str, manner: Manner = Manner()) -> Iterator[str]:
+    def stream(self, text: str, decoding: Decoding = Decoding()) -> Iterator[str]:
         """What comes after a text, piece by piece as it is written; no beams."""
-        if manner.beams > 1:
-            yield from self.write([text], manner)
+        if decoding.beams > 1:
+            yield from self.write([text], decoding)
             return
-        inputs, _ = self._inputs([text], manner)
+        inputs, _ = self._inputs([text], decoding)
         pieces = TextIteratorStreamer(
             cast(Any, self._tokenizer), skip_prompt=True, skip_special_tokens=True
         )
         failures: list[BaseException] = []
-        thread = Thread(target=self._run, args=(inputs, manner, pieces, failures), daemon=True)
+        thread = Thread(target=self._run, args=(inputs, decoding, pieces, failures), daemon=True)
         thread.start()
         yield from pieces
         thread.join()
@@ -95,29 +95,31 @@ class Writer:
     def _run(
         self,
         inputs: dict[str, torch.Tensor],
-        manner: Manner,
+        decoding: Decoding,
         pieces: TextIteratorStreamer,
         failures: list[BaseException],
     ) -> None:
         try:
-            torch.manual_seed(manner.seed)
+            torch.manual_seed(decoding.seed)
             with torch.inference_mode():
-                settings = self._settings(manner)
+                settings = self._settings(decoding)
                 self._decoder.generate(**inputs, generation_config=settings, streamer=pieces)
         except BaseException as error:  # It belongs to whoever reads the pieces.
             failures.append(error)
             pieces.end()
 
-    def _inputs(self, texts: Sequence[str], manner: Manner) -> tuple[dict[str, torch.Tensor], int]:
+    def _inputs(
+        self, texts: Sequence[str], decoding: Decoding
+    ) -> tuple[dict[str, torch.Tensor], int]:
         """Texts padded on the left, so that all go on at the same column; and that column."""
         rows = [
             ids or [_empty(self._tokenizer)] for ids in self._tokenizer(list(texts))["input_ids"]
         ]
         longest = max(map(len, rows))
         limit = count_positions(self._decoder)
-        if limit is not None and longest + manner.max_new_tokens > limit:
+        if limit is not None and longest + decoding.max_new_tokens > limit:
             raise UsageError(
-                f"a text of {longest} tokens and {manner.max_new_tokens} more are over "
+                f"a text of {longest} tokens and {decoding.max_new_tokens} more are over "
                 f"the base's {limit} positions",
                 cure="Shorten the text, or ask for fewer with --max-new-tokens.",
             )
@@ -127,16 +129,16 @@ class Writer:
         device = self._decoder.device
         return {"input_ids": tokens.to(device), "attention_mask": seen.to(device)}, longest
 
-    def _settings(self, manner: Manner) -> GenerationConfig:
-        draws = manner.temperature > 0
-        chosen: dict[str, Any] = {"num_beams": manner.beams, "do_sample": draws}
+    def _settings(self, decoding: Decoding) -> GenerationConfig:
+        draws = decoding.temperature > 0
+        chosen: dict[str, Any] = {"num_beams": decoding.beams, "do_sample": draws}
         if draws:
-            chosen |= {"temperature": manner.temperature, "top_p": manner.top_p}
-            chosen |= {"top_k": manner.top_k}
-        if manner.beams > 1:
-            chosen |= {"length_penalty": manner.length_penalty}
+            chosen |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+            chosen |= {"top_k": decoding.top_k}
+        if decoding.beams > 1:
+            chosen |= {"length_penalty": decoding.length_penalty}
         return GenerationConfig(
-            max_new_tokens=manner.max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
             eos_token_id=self._tokenizer.eos_token_id,
             pad_token_id=_pad(self._tokenizer),
             **chosen,

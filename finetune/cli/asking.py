@@ -1,0 +1,145 @@
+"""The verb ask, and its table."""
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from finetune.cli.options import Precision, Settings
+from finetune.cli.overrides import collect
+from finetune.cli.screen import console, quiet_libraries
+from task_formats import UsageError
+
+if TYPE_CHECKING:
+    from finetune.prompting import Asked
+
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="A hub id, a local folder, a run's folder, or tiny."),
+]
+
+
+def ask(
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="A shipped recipe, a YAML file, or module:name.")
+    ],
+    base: Base = None,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(min=0, metavar="K ...", help="Solved examples before a question."),
+    ] = None,
+    more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7.")
+    ] = "0",
+    shared: Annotated[
+        bool, typer.Option("--shared", help="The same solved examples for all questions.")
+    ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
+    ] = False,
+    normalization: Annotated[
+        Literal["none", "token", "byte", "prior"] | None,
+        typer.Option(help="Of log-likelihoods; else as the task's prompt says."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
+    precision: Precision = None,
+    settings: Settings = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="Every answer, as rows.")
+    ] = None,
+) -> None:
+    """Ask a task in words, without training: zero-, one- and few-shot.
+
+    Example: gptft ask --task rte --base gpt2 --shots 0 4 32
+    """
+    quiet_libraries()
+    from finetune import prompting
+    from finetune.cli.sources import find
+
+    flags = {
+        "base.path": base,
+        "data.path": data,
+        "data.limit": limit,
+        "train.precision": precision,
+    }
+    source = find(task, collect(flags, settings or []))
+    counts = [*(shots or [0]), *(more or [])]
+    found: list[Asked] = []
+    with console(stderr=True).status(Text(" loading")) as status:
+        asking = prompting.ask(
+            source.recipe,
+            counts,
+            parse_numbers(seeds),
+            task=source.task,
+            shared=shared,
+            calibrated=calibrated,
+            normalization=normalization,
+        )
+        for asked in asking:
+            found.append(asked)
+            status.update(Text(f" asked with {asked.manner.shots} shots"))
+    if output is not None:
+        _write_answers(found, output)
+    console().print(shots_table(found))
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Whole numbers from `0-4` or `0,3,7`.
+
+    >>> parse_numbers("0-2,7")
+    [0, 1, 2, 7]
+    """
+    try:
+        bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{text!r} are no seeds", cure="Write them as 0-4 or 0,3,7.") from None
+    return [number for ends in bounds for number in range(ends[0], ends[-1] + 1)]
+
+
+def shots_table(found: "Sequence[Asked]") -> Table:
+    """A row per number of shots, a column per metric with its spread over rows or seeds."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("shots", justify="right", style="cyan")
+    table.add_column("shown", justify="right")
+    metrics = list(found[0].scores)
+    for metric in metrics:
+        table.add_column(Text(metric), justify="right")
+        table.add_column("95 %" if len(found) == len(_by_shots(found)) else "over seeds")
+    for count, group in _by_shots(found).items():
+        shown = sum(asked.shown for asked in group) / len(group)
+        cells = [cell for metric in metrics for cell in _cells(group, metric)]
+        table.add_row(str(count), f"{shown:.4g}", *cells)
+    return table
+
+
+def _cells(group: "Sequence[Asked]", metric: str) -> tuple[str, str]:
+    values = [asked.scores[metric] for asked in group]
+    low, high = (min(values), max(values)) if len(group) > 1 else group[0].intervals[metric]
+    return f"{median(values):.4f}", f"{low:.4f} to {high:.4f}"
+
+
+def _by_shots(found: "Iterable[Asked]") -> "dict[int, list[Asked]]":
+    groups: dict[int, list[Asked]] = {}
+    for asked in found:
+        groups.setdefault(asked.manner.shots, []).append(asked)
+    return groups
+
+
+def _write_answers(found: "Sequence[Asked]", output: str) -> None:
+    from finetune.data import write_rows
+
+    columns = ["shots", "seed", "id", "label", "probabilities"]
+    with write_rows(output, columns, format=None) as sink:
+        for asked in found:
+            for answer in asked.predictions:
+                values = (asked.manner.shots, asked.manner.seed, answer.id, answer.label)
+                row = dict(zip(columns, (*values, list(answer.scores)), strict=True))
+                sink.write(row)

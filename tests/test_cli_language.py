@@ -1,0 +1,137 @@
+"""The verbs pretrain, ask and generate, as they are typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jobs import TASKS, rows
+
+from finetune.cli import main
+from finetune.cli.asking import parse_numbers
+from finetune.pretraining.plan_files import is_plan, parse_plan
+from finetune.recipe import DataPart, Recipe
+from finetune.recipe_files import dump
+from finetune.run import read_log, read_result
+from task_formats import UsageError
+
+WORDS = "It rained all night, and in the morning the street was covered with leaves. "
+PLAN = {
+    "tokenizer": {"vocabulary": 280},
+    "shape": {"style": "gpt2", "layers": 1, "width": 16, "heads": 2, "positions": 32},
+    "train": {"batch_size": 4, "warmup_updates": 1, "evaluations": 1, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A base made by the command line, from a plan and a folder of texts."""
+    home = tmp_path_factory.mktemp("pretrain")
+    for name in ("train", "valid"):
+        (home / "books" / name).mkdir(parents=True)
+        (home / "books" / name / "book.txt").write_text(WORDS * 30)
+    plan = home / "small.yaml"
+    plan.write_text(yaml.safe_dump({"corpus": {"train": "elsewhere"}, **PLAN}))
+    words = ["pretrain", str(plan), "--corpus", str(home / "books"), "--updates", "4"]
+    assert main([*words, "--learning-rate", "1e-2", "-o", str(home / "run")]) == 0
+    return home / "run"
+
+
+@pytest.fixture
+def task(base, tmp_path) -> Path:
+    for name, seed in (("train", 1), ("dev", 2)):
+        made = "".join(json.dumps(row) + "\n" for row in rows("entailment", 12, seed))
+        (tmp_path / f"{name}.jsonl").write_text(made)
+    prompt = {"text": "{premise} {hypothesis}", "answers": {"yes": " yes", "no": " no"}}
+    part = {**TASKS["entailment"].model_dump(), "prompt": prompt}
+    files = DataPart(train="train.jsonl", evaluate="dev.jsonl")
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump(Recipe.model_validate({"task": part, "data": files})))
+    return path
+
+
+def test_a_plan_and_a_folder_of_texts_make_a_base(base):
+    told = parse_plan((base / "recipe.yaml").read_text())
+    assert told.corpus.train == (str(base.parent / "books" / "train"),)
+    assert told.corpus.evaluate == (str(base.parent / "books" / "valid"),)
+    assert (told.train.updates, told.train.learning_rate) == (4, 1e-2)
+    assert read_result(base)["scores"]["evaluate"]["bits_per_byte"] > 0
+    assert sum(event["event"] == "train" for event in read_log(base)) == 4
+
+
+def test_a_finished_run_says_so_and_a_plan_is_told_from_a_recipe(base, task, capsys):
+    assert main(["resume", str(base)]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert is_plan((base / "recipe.yaml").read_text())
+    assert not is_plan(task.read_text())
+
+
+def test_a_base_goes_on_with_from(base, tmp_path, capsys):
+    plan = base.parent / "small.yaml"
+    corpus = str(base.parent / "books")
+    words = ["pretrain", str(plan), "--corpus", corpus, "--updates", "1", "--from", str(base)]
+    assert main([*words, "-o", str(tmp_path / "further")]) == 0
+    out = capsys.readouterr().out
+    assert "bits_per_byte" in out
+    assert f"--base {tmp_path / 'further'}" in out
+
+
+def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    words = ["ask", "--task", str(task), "--base", str(base), "--shots", "0", "1", "2"]
+    assert main([*words, "--seeds", "0-1", "--precision", "fp32", "-o", str(out)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert table[0][:3] == ["shots", "shown", "accuracy"]
+    assert [line[0] for line in table[2:]] == ["0", "1", "2"]
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    manners = list(dict.fromkeys((answer["shots"], answer["seed"]) for answer in answers))
+    assert manners == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert len(answers) == 5 * 12
+    assert all(sum(answer["probabilities"]) == pytest.approx(1) for answer in answers)
+    assert {answer["label"] for answer in answers} <= {"yes", "no"}
+
+
+def test_a_text_is_shown_with_what_follows_it(base, capsys):
+    assert main(["generate", "It rained", "--base", str(base), "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("It rained")
+
+
+def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"n": 1, "say": "It"}\n{"n": 2, "say": "and in"}\n{"n": 3, "say": "a"}\n')
+    out = tmp_path / "out.csv"
+    words = ["generate", "-f", str(texts), "--column", "say", "--base", str(base)]
+    assert main([*words, "--max-new-tokens", "3", "--batch-size", "2", "-o", str(out)]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[0] == "n,say,generated"
+    assert main([*words, "--max-new-tokens", "3", "--beams", "2"]) == 0
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["n"] for row in written] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrain", "tinny"], "unknown plan 'tinny'"),
+        (["pretrain", "tiny", "--set", "train.lr=1"], "unknown key 'train.lr'"),
+        (["pretrain", "tiny", "--corpus", "nowhere"], "no text files under 'nowhere'"),
+        (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
+        (["ask", "--task", "rtee"], "unknown task 'rtee'"),
+        (["generate", "--base", "{base}"], "nothing to go on with"),
+        (["generate", "x", "--base", "{base}", "--max-new-tokens", "99"], "32 positions"),
+        (["generate", "x", "--beams", "2", "--temperature", "1"], "beam search draws nothing"),
+        (["generate", "-f", "{base}/metrics.jsonl", "--base", "{base}"], "no column 'text'"),
+    ],
+)
+def test_a_mistake_is_told_with_exit_code_2(base, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([word.replace("{base}", str(base)) for word in words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_seeds_are_ranges_and_lists():
+    assert parse_numbers("0-4") == [0, 1, 2, 3, 4]
+    assert parse_numbers("7") == [7]
+    assert parse_numbers("0-1,5,8-9") == [0, 1, 5, 8, 9]
+    with pytest.raises(UsageError):
+        parse_numbers("")
