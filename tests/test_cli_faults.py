@@ -78,7 +78,7 @@ def test_a_closed_pipe_is_no_message(failing, capsys):
 @pytest.mark.parametrize(
     ("words", "what", "cure"),
     [
-        (["trian"], "no such command 'trian'. Did you mean 'train'?", "gptft --help"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'", "gptft --help"),
         (["train", "--task", "rte", "--epoch", "3"], "--epoch", "gptft train --help"),
         (["train", "--task", "rte", "--epochs", "x"], "'--epochs'", "gptft train --help"),
         (["train"], "--task", "gptft train --help"),
