@@ -21,6 +21,23 @@ Base = Annotated[
     str | None,
     typer.Option("--base", help="A hub id, a local folder, a run's folder, or tiny."),
 ]
+Shots = Annotated[
+    list[int] | None,
+    typer.Option(min=0, metavar="K ...", help="Solved examples before a question."),
+]
+Seeds = Annotated[
+    str, typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7.")
+]
+Normalization = Annotated[
+    Literal["none", "token", "byte", "prior"] | None,
+    typer.Option(help="Of log-likelihoods; else as the task's prompt says."),
+]
+Data = Annotated[
+    str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="OUT", help="Every answer, as rows.")
+]
 
 
 def ask(
@@ -28,33 +45,21 @@ def ask(
         str, typer.Option("--task", "-t", help="A shipped recipe, a YAML file, or module:name.")
     ],
     base: Base = None,
-    shots: Annotated[
-        list[int] | None,
-        typer.Option(min=0, metavar="K ...", help="Solved examples before a question."),
-    ] = None,
+    shots: Shots = None,
     more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
-    seeds: Annotated[
-        str, typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7.")
-    ] = "0",
+    seeds: Seeds = "0",
     shared: Annotated[
         bool, typer.Option("--shared", help="The same solved examples for all questions.")
     ] = False,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
     ] = False,
-    normalization: Annotated[
-        Literal["none", "token", "byte", "prior"] | None,
-        typer.Option(help="Of log-likelihoods; else as the task's prompt says."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
-    ] = None,
+    normalization: Normalization = None,
+    data: Data = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
     precision: Precision = None,
     settings: Settings = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT", help="Every answer, as rows.")
-    ] = None,
+    output: Output = None,
 ) -> None:
     """Ask a task in words, without training: zero-, one- and few-shot.
 
