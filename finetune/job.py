@@ -28,7 +28,7 @@ from finetune.recipe import Recipe
 from finetune.recipe_files import dump, parse
 from finetune.sampling import Order, Sizes, deal, group, measure
 from finetune.saved import load_model, save_model
-from finetune.schedule import schedule
+from finetune.schedule import plan_rates
 from finetune.splits import Split, check_positions, encode_split
 from finetune.work import Judgement, Rhythm, Source, Watch
 from task_formats import Task, UsageError
@@ -69,7 +69,7 @@ class Job:
     def settings(self) -> Settings:
         """What the loop needs to know."""
         part = self.recipe.train
-        factor = schedule(self.order.updates, part.warmup)
+        factor = plan_rates(self.order.updates, part.warmup)
         return Settings(
             lambda update: part.learning_rate * factor(update),
             part.epsilon,

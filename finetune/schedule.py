@@ -23,6 +23,6 @@ def rate_factor(update: int, updates: int, warmup: float, decay: Decay = "linear
     return climb if x <= warmup else (1 + math.cos(math.pi * (x - warmup) / (1 - warmup))) / 2
 
 
-def schedule(updates: int, warmup: float, decay: Decay = "linear") -> Callable[[int], float]:
+def plan_rates(updates: int, warmup: float, decay: Decay = "linear") -> Callable[[int], float]:
     """`rate_factor` with everything but the update filled in."""
     return lambda update: rate_factor(update, updates, warmup, decay)

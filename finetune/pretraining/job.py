@@ -28,7 +28,7 @@ from finetune.pretraining.plan_files import dump_plan, parse_plan
 from finetune.recipe import BasePart
 from finetune.sampling import Order, Sizes, deal, group
 from finetune.saved import save_plain
-from finetune.schedule import schedule
+from finetune.schedule import plan_rates
 from finetune.work import Judgement, Rhythm, Source, Watch
 
 _FREE = {"tokens_per_forward", "checkpoint_minutes", "checkpoint_updates", "store"}
@@ -79,7 +79,7 @@ class Pretraining:
         part, updates = self.plan.train, self.order.updates
         # A run shorter than the paper's warm-up climbs during its first tenth.
         warmup = part.warmup_updates / updates if part.warmup_updates < updates else 0.1
-        factor = schedule(updates, warmup, "cosine")
+        factor = plan_rates(updates, warmup, "cosine")
         return Settings(
             lambda update: part.learning_rate * factor(update),
             part.epsilon,
