@@ -45,8 +45,8 @@ DOORS = {
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions job "
     "kernels ledger loop losses model new_tokens optimizer pretraining prompting run saved state "
     "tensor_file training work",
-    "transformers": "adapters attention bases devices fusions model new_tokens pretraining prompting "
-    "saved",
+    "transformers": "adapters attention bases devices fusions model new_tokens pretraining "
+    "prompting saved",
     "typer": "cli",
     "yaml": "recipe_yaml",
 }
