@@ -63,11 +63,13 @@ def _forget_device(cpu: bool) -> None:
         AcceleratorState._shared_state, PartialState._shared_state = {}, {}
 
 
-def choose_precision(asked: Literal["auto", "fp32", "bf16"]) -> Precision:
+def choose_precision(
+    asked: Literal["auto", "fp32", "bf16"], device: str | None = None
+) -> Precision:
     """bf16 where the hardware is made for it: recent GPUs, and CPUs with AMX or AVX-512 BF16."""
     if asked != "auto":
         return asked
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     made_for_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16" if made_for_it else "fp32"

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from finetune import files
 from finetune.bases import Base
 from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
 from finetune.evaluation import WINDOW, Reading, evaluate, gather, read_rounds
 from finetune.ledger import load_run_recipe
 from finetune.model import TaskModel
 from finetune.recipe import DataPart, Recipe
-from finetune.saved import load_model
+from finetune.recipe_files import dump
+from finetune.saved import load_model, save_model
 from finetune.splits import build_encoder, encode_split
 from task_formats import Prediction, Row, Task, UsageError
 from task_formats.task import LABEL
@@ -63,6 +65,11 @@ class Predictor:
             for example, row in zip(encoded, logits, strict=True)
         ]
 
+    def save(self, folder: Path) -> None:
+        """Writes what `load` reads, without the history of the run."""
+        files.write_atomically(folder / "recipe.yaml", dump(self.recipe))
+        save_model(folder / "model", self.model, self._base)
+
     def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:
         """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
 
@@ -95,7 +102,7 @@ def load(
             "this run has no model yet", where=str(folder), cure=f"gptft resume {folder}"
         )
     task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
-    accelerator = start_processes(choose_precision(recipe.train.precision), device)
+    accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
     model, base = load_model(folder / "model", task, trust_remote_code=trust)
     model.to(accelerator.device)

@@ -33,8 +33,8 @@ class Order:
 
     @property
     def updates(self) -> int:
-        """Updates in all (the original: floor(n / 32) · 3)."""
-        return round(self.per_epoch * self.epochs)
+        """Updates in all (the original: floor(n / 32) · 3); one at least, if an epoch has any."""
+        return max(min(self.per_epoch, 1), round(self.per_epoch * self.epochs))
 
     def epoch(self, update: int) -> float:
         """How many epochs are done after update 1, 2, ..."""

@@ -19,13 +19,16 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     task: Task | None = None,
+    device: str | None = None,
 ) -> Result:
     """Trains to the end and gives the result; `events` lets you watch.
 
-    `task` replaces the one the recipe describes, for rows that need code.
+    `task` replaces the one the recipe describes, for rows that need code; `device` is cpu, cuda
+    or the like, and otherwise the best there is.
     Raises UsageError for anything wrong with recipe, data, base or folder.
     """
-    return finish(events(recipe, folder, resume=resume, overwrite=overwrite, task=task))
+    options = {"resume": resume, "overwrite": overwrite}
+    return finish(events(recipe, folder, **options, task=task, device=device))
 
 
 def events(
@@ -35,12 +38,13 @@ def events(
     resume: bool = False,
     overwrite: bool = False,
     task: Task | None = None,
+    device: str | None = None,
 ) -> Iterator[Event]:
     """Trains, evaluates and saves; yields every update and evaluation as it is done.
 
     Closing the generator ends the run with its folder in order. Interrupted is raised when a
     signal asked for the end, after a whole state was saved.
     """
-    accelerator = start_processes(choose_precision(recipe.train.precision))
+    accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     prepare = partial(prepare_job, recipe, task or recipe.task.build())
     yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)

@@ -12,7 +12,7 @@ FLOORS = {
     # The ground: pure functions and plain files.
     1: "task_formats metrics schedule files json_text lock network signals",
     # What flows.
-    2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch sampling",
+    2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch samples sampling",
     # Tools: each does one thing, for whoever needs it.
     3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels loop "
     "losses model new_tokens optimizer run state tensor_file",
@@ -32,7 +32,7 @@ DOORS = {
     "huggingface_hub": "network data.hub",
     "matplotlib": "reports",
     "numpy": "batch classifier data evaluation job loop metrics prediction pretraining prompting "
-    "sampling",
+    "samples sampling",
     "peft": "adapters",
     "pyarrow": "data.parquet",
     "pydantic": "recipe recipe_faults typed_files pretraining.plan",
