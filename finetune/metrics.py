@@ -73,7 +73,7 @@ def _correlate(
     predicted: np.ndarray,
     gold: np.ndarray,
 ) -> float:
-    if len(gold) < 2:
+    if len(gold) < 2 or not np.isfinite((predicted, gold)).all():
         return 0.0
     # scipy warns of constant and of almost constant input; what it then gives is checked below.
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -13,7 +13,7 @@ from finetune.batch import collate, total
 from finetune.loop import Passes, Settings, optimize
 from finetune.optimizer import build_optimizer
 from finetune.recipe import TrainPart
-from finetune.schedule import schedule
+from finetune.schedule import plan_rates
 
 UPDATES, RATE = 3, 0.01
 
@@ -21,7 +21,7 @@ UPDATES, RATE = 3, 0.01
 def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[float], list[float]]:
     """Three updates over the same examples, each in two forward passes of unequal size."""
     part = TrainPart(learning_rate=RATE)
-    factor = schedule(UPDATES, part.warmup)
+    factor = plan_rates(UPDATES, part.warmup)
     settings = Settings(lambda update: RATE * factor(update), part.epsilon, part.lm_coefficient)
     totals = total(many)
 

@@ -136,8 +136,10 @@ def test_every_row_is_encoded(shared, name, split, rows, labels):
 
 def test_race_asks_after_the_article(shared):
     example = read("race", shared / "data" / "race", "validation", labelled=True)[0]
-    assert example.fields["context"] == f"{example.fields['article']}\n{example.fields['question']}"
+    views = load_recipe("race").task.build().format.lay_out(example)
+    context = f"{example.fields['article']}\n{example.fields['question']}"
     assert len(example.choices) == 4
+    assert ["".join(view[0]) for view in views] == [context] * 4
 
 
 def test_copa_asks_for_a_cause_or_an_effect(shared):
