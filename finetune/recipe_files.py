@@ -43,6 +43,20 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return _forget_unsaid_files(_type(said, {}, ""))
 
 
+def settle(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with whole paths for the data and the base that it names as seen from a folder.
+
+    So a run made by `Recipe(...)` in Python can be read from anywhere. Splits that are not said
+    are those of a data set, and without one there are none.
+    """
+    recipe = _place_files(_forget_unsaid_files(recipe), folder)
+    base = folder / recipe.base.path
+    if not base.is_dir():  # a hub id, or a name
+        return recipe
+    part = recipe.base.model_copy(update={"path": str(base.resolve())})
+    return recipe.model_copy(update={"base": part})
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every value written out; it loads back equal."""
     return write_document(recipe.model_dump())
@@ -100,12 +114,16 @@ def _place_files(recipe: Recipe, folder: Path) -> Recipe:
             changes["path"] = str((folder / part.path).resolve())
     else:
         said = {name: getattr(part, name) for name in _SPLITS if name in part.model_fields_set}
-        changes = {name: file and str(folder / file) for name, file in said.items()}
+        changes = {name: _place(file, folder) for name, file in said.items()}
         if part.extra:
-            changes["extra"] = {name: str(folder / file) for name, file in part.extra.items()}
+            changes["extra"] = {name: _place(file, folder) for name, file in part.extra.items()}
     return (
         recipe.model_copy(update={"data": part.model_copy(update=changes)}) if changes else recipe
     )
+
+
+def _place(file: str | None, folder: Path) -> str | None:
+    return file if file in (None, "", "-") else str(folder / str(file))
 
 
 def _forget_unsaid_files(recipe: Recipe) -> Recipe:

@@ -9,6 +9,7 @@ from finetune.devices import choose_precision, start_processes
 from finetune.job import prepare_job
 from finetune.news import Event, Result
 from finetune.recipe import Recipe
+from finetune.recipe_files import settle
 from task_formats import Task
 
 
@@ -45,6 +46,7 @@ def events(
     Closing the generator ends the run with its folder in order. Interrupted is raised when a
     signal asked for the end, after a whole state was saved.
     """
+    recipe = settle(recipe, Path.cwd())
     accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     prepare = partial(prepare_job, recipe, task or recipe.task.build())
     yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)

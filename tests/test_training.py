@@ -19,6 +19,7 @@ from finetune.devices import start_processes
 from finetune.evaluation import gather, read_rounds
 from finetune.job import prepare_job
 from finetune.metrics import score
+from finetune.recipe import DataPart, Recipe
 from task_formats import UsageError
 
 KINDS = sorted(jobs.TASKS)
@@ -136,6 +137,24 @@ def test_another_process_computes_the_same_bits(finished, tmp_path) -> None:
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout.splitlines()[-1]) == [logits(run)] * 2
     assert jobs.log(run) == jobs.log(tmp_path / "again")
+
+
+def test_a_run_of_relative_paths_can_be_read_from_anywhere(bases, tmp_path, monkeypatch) -> None:
+    full = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    base = os.path.relpath(bases("gpt2"))
+    recipe = Recipe(
+        task=full.task,
+        base=jobs.change(full, "base", path=base).base,
+        data=DataPart(train="train.jsonl"),
+        train=full.train,
+    )
+    finetune.train(recipe, "../run")
+    monkeypatch.chdir(tmp_path)
+    predictor = finetune.load("run")
+    assert predictor.recipe.base.path == str(bases("gpt2").resolve())
+    assert (predictor.recipe.data.train, predictor.recipe.data.evaluate) == (full.data.train, None)
+    assert "accuracy" in predictor.evaluate("train")
 
 
 # -- the same result whatever the way to it ----------------------------------------------------

@@ -1,0 +1,58 @@
+"""One floor down: the parts of the library, and a training loop of your own around them.
+
+Run: python examples/library.py --base gpt2
+"""
+
+import argparse
+
+from finetune.bases import load_decoder
+from finetune.batch import collate
+from finetune.devices import start_processes
+from finetune.evaluation import Reading, evaluate, read_rounds
+from finetune.loop import Passes, Settings, optimize
+from finetune.model import TaskModel
+from finetune.optimizer import build_optimizer
+from finetune.recipe import BasePart, TrainPart
+from finetune.schedule import plan_rates
+from task_formats import FORMATS, Classes, Task, ViewEncoder
+
+RAIN = ["It rains again.", "The street is wet.", "Take an umbrella.", "Clouds, and a storm."]
+SUN = ["The sky is blue.", "The grass is dry.", "Take your sunglasses.", "A hot, bright noon."]
+ROWS = [{"text": text, "label": "rain" if text in RAIN else "sun"} for text in [*RAIN, *SUN]]
+TASK = Task(
+    FORMATS["classification"],
+    {"text": "text", "label": "label"},
+    Classes.of(["rain", "sun"]),
+    metrics=("accuracy",),
+)
+
+
+def main() -> None:
+    """Row -> Example -> Encoded -> Batch -> logits, and twenty updates."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="gpt2", help="a hub id, a folder, or tiny")
+    base = load_decoder(BasePart(path=parser.parse_args().base))
+    encoder = ViewEncoder(TASK.format, base.lexicon.tokenize, base.lexicon.specials, max_tokens=48)
+    encoded = encoder.encode([TASK.example(row, f"train/{n}") for n, row in enumerate(ROWS)])
+    view = [*encoded[0].prefix, *encoded[0].endings[0]]
+    print(" ".join(base.lexicon.tokenizer.convert_ids_to_tokens(view)))
+
+    place = start_processes("fp32")
+    part = TrainPart(learning_rate=1e-3)
+    model = TaskModel(base.decoder, TASK.format, TASK.labels, dropout=0.1).to(place.device)
+    factor = plan_rates(updates=20, warmup=0.1)
+    settings = Settings(lambda update: part.learning_rate * factor(update))
+    optimizer = build_optimizer(model.parameters(), part)
+
+    def forwards(update: int, budget: int | None) -> Passes:
+        batch = collate(encoded, "separate", base.lexicon.pad)
+        return Passes([batch], len(encoded), sum(example.tokens for example in encoded))
+
+    for step in optimize(model, optimizer, range(1, 21), forwards, settings, place):
+        print(f"update {step.number}: {', '.join(f'{loss:.3f}' for loss in step.losses)}")
+    rounds = read_rounds(model, encoded, Reading("separate", base.lexicon.pad, 2048), place)
+    print(evaluate(rounds, encoded, TASK, place).scores)
+
+
+if __name__ == "__main__":
+    main()
