@@ -87,6 +87,11 @@ class PromptEncoder:
         """The questions with as many of their solved examples as fit."""
         return self._encode([self._ask(e, self.prompt.question(e), None) for e in examples])
 
+    def write(self, example: Example) -> tuple[str, tuple[str, ...]]:
+        """The context in words, none of its solved examples dropped, and the answers."""
+        asked = self._ask(example, self.prompt.question(example), None)
+        return asked.context(self.prompt.separator), asked.answers
+
     def encode_content_free(
         self, examples: Sequence[Example], questions: Sequence[Question], word: str
     ) -> list[Question]:

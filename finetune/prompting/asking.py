@@ -80,9 +80,9 @@ class Asker:
         self.recipe, self.task = recipe, task or recipe.task.build()
         accelerator = start_processes(choose_precision(recipe.train.precision))
         decoder, tokenizer = load_plain(recipe.base.model_copy(update={"dropout": None}))
-        self._questions = self._read(_named(recipe.data.evaluate, "evaluate"), labelled=False)
+        self.questions = self._read(_named(recipe.data.evaluate, "evaluate"), labelled=False)
         self._pool: list[Example] | None = None
-        self._boundary = find_boundary(tokenizer)
+        self.boundary = find_boundary(tokenizer)
         self._max_tokens = count_positions(decoder) or _UNLIMITED
         layout = choose_layout(recipe.train, decoder, chooses=True)
         budget = choose_budget(recipe.train, accelerator.device)
@@ -91,10 +91,10 @@ class Asker:
 
     def ask(self, manner: Manner = Manner()) -> Asked:
         """Asks every question of the evaluation split."""
-        pool = self._solved() if manner.shots else []
+        pool = self.solved() if manner.shots else []
         demonstrations = Demonstrations(pool, manner.shots, manner.seed, manner.shared)
-        encoder = PromptEncoder(self.task, self._boundary, self._max_tokens, demonstrations)
-        questions = encoder.encode(self._questions)
+        encoder = PromptEncoder(self.task, self.boundary, self._max_tokens, demonstrations)
+        questions = encoder.encode(self.questions)
         predictions = self._decide(questions, self._weigh(encoder, questions, manner))
         scores, intervals = self._judge(questions, predictions)
         return Asked(
@@ -125,14 +125,14 @@ class Asker:
         scores = self.likelihoods(questions)
         how = manner.normalization or encoder.prompt.normalization
         if how == "prior":
-            priors = self.likelihoods(encoder.encode_prior(self._questions))
+            priors = self.likelihoods(encoder.encode_prior(self.questions))
             scores = normalization.against(scores, priors)
         normalize = partial(_normalize, how=how, questions=questions)
         if not manner.calibrated:
             return normalize(scores)
         empty = [
             normalize(
-                self.likelihoods(encoder.encode_content_free(self._questions, questions, word))
+                self.likelihoods(encoder.encode_content_free(self.questions, questions, word))
             )
             for word in CONTENT_FREE
         ]
@@ -165,7 +165,8 @@ class Asker:
 
         return judge(predicted, gold), bootstrap(judge, predicted, gold)
 
-    def _solved(self) -> list[Example]:
+    def solved(self) -> list[Example]:
+        """Labelled examples of the training split, read when they are first wanted."""
         if self._pool is None:
             self._pool = self._read(_named(self.recipe.data.train, "train"), labelled=True)
         return self._pool

@@ -1,0 +1,104 @@
+"""Questions a second: asking against lm-evaluation-harness, the same model, requests and machine.
+
+Both score the log-likelihood of every answer, tokenising included, loading not; runs alternate,
+medians count. The peer gets `--peer-limit` of the questions, because it reads every solved example
+again and again. Log-likelihoods of those must be equal to 1e-4.
+
+    python -m venv peer && peer/bin/pip install -e . lm_eval
+    peer/bin/python benchmarks/asking.py --data ../shared/data --tokenizer MODEL
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from finetune.prompting import Asker
+from finetune.recipe_files import load_recipe
+from task_formats import Demonstrations, Example, PromptEncoder
+
+CASES = {"rte, 0 shots": ("rte", 0), "rte, 32 shared shots": ("rte", 32), "race": ("race", 0)}
+POSITIONS = 8192
+"""Room for all solved examples: where they do not fit we drop some whole, and the peer cuts."""
+FOLDERS = {"rte": "glue", "race": "race"}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with glue and race")
+    parser.add_argument("--tokenizer", required=True, help="a base; its weights are not used")
+    parser.add_argument("--layers", type=int, default=12, help="of gpt2-small's shape")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=277, help="questions for us")
+    parser.add_argument("--peer-limit", type=int, default=16, help="questions for the peer")
+    parser.add_argument("--peer-batch", type=int, default=8)
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder), options)
+        peer = HFLM(pretrained=folder, dtype="float32", batch_size=options.peer_batch, device="cpu")
+        for case in options.cases:
+            compare(case, folder, peer, options)
+
+
+def draw(folder: Path, options: argparse.Namespace) -> None:
+    """A decoder of gpt2-small's shape with room for 32 solved examples, random weights."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    config = GPT2Config(n_positions=POSITIONS, n_layer=options.layers)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.model_max_length = POSITIONS
+    tokenizer.save_pretrained(folder)
+
+
+def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> None:
+    """One case: rates of both, and the largest difference of their log-likelihoods."""
+    name, shots = CASES[case]
+    changes = {
+        "base.path": folder,
+        "data.path": str(options.data / FOLDERS[name]),
+        "data.limit": None if shots else options.limit,
+        "train.precision": "fp32",
+    }
+    asker = Asker(load_recipe(name, {k: v for k, v in changes.items() if v is not None}))
+    pool = asker.solved() if shots else []
+    examples = asker.questions[: options.limit]
+    encoder = PromptEncoder(asker.task, asker.boundary, POSITIONS, Demonstrations(pool, shots, 0, True))
+    few = examples[: options.peer_limit]
+    ours, theirs = [], []
+    for _ in range(options.rounds):
+        began = time.perf_counter()
+        found = asker.likelihoods(encoder.encode(examples))
+        ours.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        expected = score_with(peer, encoder, few)
+        theirs.append(time.perf_counter() - began)
+    answers = np.concatenate([row[np.isfinite(row)] for row in found[: len(few)]])
+    rate, other = len(examples) / statistics.median(ours), len(few) / statistics.median(theirs)
+    print(
+        f"{case}: {rate:.2f} questions/s against {other:.2f}, ratio {rate / other:.1f}; "
+        f"largest difference {np.abs(answers - expected).max():.1e}"
+    )
+
+
+def score_with(peer: HFLM, encoder: PromptEncoder, examples: list[Example]) -> np.ndarray:
+    """Log-likelihoods of all answers in order, by the harness."""
+    pairs = [encoder.write(example) for example in examples]
+    requests = [
+        Instance("loglikelihood", {}, (context, answer), 0)
+        for context, answers in pairs
+        for answer in answers
+    ]
+    return np.array([value for value, _ in peer.loglikelihood(requests, disable_tqdm=True)])
+
+
+if __name__ == "__main__":
+    main()
