@@ -71,7 +71,8 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
     asker = Asker(load_recipe(name, {k: v for k, v in changes.items() if v is not None}))
     pool = asker.solved() if shots else []
     examples = asker.questions[: options.limit]
-    encoder = PromptEncoder(asker.task, asker.boundary, POSITIONS, Demonstrations(pool, shots, 0, True))
+    shown = Demonstrations(pool, shots, shared=True)
+    encoder = PromptEncoder(asker.task, asker.boundary, POSITIONS, shown)
     few = examples[: options.peer_limit]
     ours, theirs = [], []
     for _ in range(options.rounds):
