@@ -141,3 +141,10 @@ def numbers(run: Path) -> list[float]:
         values = {**event, **event.get("scores", {})}
         found += [value for name, value in values.items() if isinstance(value, float)]
     return found
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """To the bit: the saved model, the log and the result."""
+    assert distance(weights(run), weights(other)) == 0
+    assert log(run) == log(other)
+    assert result(run) == result(other)

@@ -3,13 +3,12 @@
 import itertools
 import os
 import random
-import shutil
 import signal
 from pathlib import Path
 
 import jobs
 import pytest
-import warm
+import torture
 
 import finetune
 import finetune.job
@@ -49,12 +48,6 @@ def stop_at(recipe: Recipe, run: Path, update: int, number: int = signal.SIGTERM
     return stop.value
 
 
-def assert_same(run: Path, other: Path) -> None:
-    assert jobs.distance(jobs.weights(run), jobs.weights(other)) == 0
-    assert jobs.log(run) == jobs.log(other)
-    assert jobs.result(run) == jobs.result(other)
-
-
 # -- a signal ----------------------------------------------------------------------------------
 
 
@@ -70,7 +63,7 @@ def test_a_run_goes_on_from_any_update(update: int, job, undisturbed, tmp_path) 
     assert [event.number for event in seen if isinstance(event, Step)] == [
         *range(update + 1, UPDATES + 1)
     ]
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
 
 
 def test_a_run_can_be_stopped_again_and_again(job, undisturbed, tmp_path) -> None:
@@ -78,7 +71,7 @@ def test_a_run_can_be_stopped_again_and_again(job, undisturbed, tmp_path) -> Non
     for update, number in zip((1, 2, 4, 5), itertools.cycle((signal.SIGINT, signal.SIGTERM))):
         assert stop_at(job, run, update, number).exit_code == 128 + number
     jobs.train(job, run, resume=True)
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
     rows = jobs.rows("multiple_choice", 7, seed=9)
     assert finetune.load(run).predict(rows) == finetune.load(undisturbed).predict(rows)
 
@@ -102,7 +95,7 @@ def test_a_signal_ends_an_evaluation(evaluation, job, undisturbed, tmp_path, mon
             finetune.train(job, run)
     assert stop.value.update == [2, 3, 5, 6, 6][evaluation - 1]
     jobs.train(job, run, resume=True)
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
 
 
 def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
@@ -115,7 +108,7 @@ def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
                 os.kill(os.getpid(), signal.SIGUSR1)
     assert saved[0] is None
     assert saved[-1].facts["progress"]["update"] >= 1
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
 
 
 def test_closing_the_generator_leaves_a_run_that_goes_on(job, undisturbed, tmp_path) -> None:
@@ -126,7 +119,7 @@ def test_closing_the_generator_leaves_a_run_that_goes_on(job, undisturbed, tmp_p
             break
     watched.close()
     jobs.train(job, run, resume=True)
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
 
 
 def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
@@ -139,56 +132,18 @@ def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
 # -- a kill ------------------------------------------------------------------------------------
 
 
-def die_at(recipe: Recipe, run: Path, kind: str, moment: int) -> None:
-    """Trains, and is killed at the n-th event or the n-th operation on files."""
-    count = itertools.count(1)
-
-    def pass_by() -> None:
-        if next(count) == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    if kind == "file":
-        for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
-            setattr(os, name, _after(pass_by, getattr(os, name)))
-    for _ in events(recipe, run, resume=True):
-        if kind == "event":
-            pass_by()
-
-
-def _after(first, second):
-    def both(*arguments, **options):
-        first()
-        return second(*arguments, **options)
-
-    return both
-
-
-def survive(recipe: Recipe, run: Path, moments: list[tuple[str, int]]) -> int:
-    """Starts the run until it ends by itself; how often it was killed."""
-    for kills, moment in enumerate(moments):
-        (code,) = warm.join([warm.start(die_at, recipe, run, *moment)])
-        if code == 0:
-            return kills
-        assert code == -signal.SIGKILL
-    jobs.train(recipe, run, resume=True)
-    return len(moments)
-
-
 def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
-    """A short torture: 15 kills at random events and amid random operations on files."""
-    draw = random.Random(0)
+    """A short torture, 20 kills; benchmarks/torture.py makes it 200."""
+    draw, kills, begun = random.Random(0), 0, itertools.count()
     often = jobs.change(job, "train", checkpoint_updates=1)
-    kills = 0
-    for k in itertools.count():
-        kinds = [draw.choice(["event", "file", "file"]) for _ in range(min(5, 15 - kills))]
-        most = {"event": 5, "file": 60}
-        moments = [(kind, draw.randint(1, most[kind])) for kind in kinds]
-        run = tmp_path / f"run-{k}"
-        kills += survive(often, run, moments)
-        assert_same(run, undisturbed)
-        shutil.rmtree(run)
-        if kills >= 15:
-            return
+    while kills < 20:
+        run = tmp_path / f"{next(begun)}"
+        while code := torture.strike(
+            often, run, torture.draw_moment(draw, UPDATES), signal.SIGKILL
+        ):
+            assert code == -signal.SIGKILL
+            kills += 1
+        jobs.assert_same(run, undisturbed)
 
 
 # -- another machine, another recipe, other data -------------------------------------------------
@@ -257,7 +212,7 @@ def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path
     assert str(broken) in warning
     assert "this state is not used" in warning
     assert [event.done for event in seen if isinstance(event, Started)] == [4]
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
 
 
 def test_with_every_state_damaged_the_run_starts_anew(job, undisturbed, tmp_path) -> None:
@@ -269,4 +224,4 @@ def test_with_every_state_damaged_the_run_starts_anew(job, undisturbed, tmp_path
     assert len([event for event in seen if isinstance(event, Notice)]) == 2
     assert [event.done for event in seen if isinstance(event, Started)] == [0]
     assert len([event for event in seen if isinstance(event, Evaluated)]) == 4
-    assert_same(run, undisturbed)
+    jobs.assert_same(run, undisturbed)
