@@ -102,8 +102,7 @@ def _real_path(fault: ErrorDetails, data: Any) -> Path:
     """The path as the recipe has it: pydantic's also names the branches of a union."""
     path: list[Any] = []
     for part in fault["loc"]:
-        key = _find_key(data, part)
-        if key is not None:
+        for key in _find_keys(data, part):
             path.append(key)
             data = data[key]
     if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
@@ -111,13 +110,13 @@ def _real_path(fault: ErrorDetails, data: Any) -> Path:
     return tuple(path)
 
 
-def _find_key(data: Any, part: int | str) -> Any:
-    """The key or index of `data` that pydantic means; it shows the keys of mappings as text."""
+def _find_keys(data: Any, part: int | str) -> list[Any]:
+    """The key or index of `data` that pydantic means, if any; it shows all keys as text."""
     if isinstance(data, Mapping):
-        return next((key for key in data if key == part or str(key) == part), None)
+        return [key for key in data if key == part or str(key) == part][:1]
     if isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
-        return part
-    return None
+        return [part]
+    return []
 
 
 def _rank(fault: ErrorDetails) -> int:

@@ -147,6 +147,26 @@ def test_a_fault_is_one_sentence_with_its_line_and_cure(tmp_path, old, new, line
     assert "\n" not in error.headline
 
 
+PIECES = ["null", "true", "3e-5", "[", "]", "{", "}", ": ", ", ", "- ", "\n", "  ", "'", '"', "&a",
+          "*a", "!!x", "0", "-1", ".inf", "task", "train", "{x}", "#", "|", "? ", ""]  # fmt: skip
+
+
+@given(
+    st.sampled_from(sorted(shipped())),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(PIECES)), max_size=3),
+)
+def test_a_damaged_recipe_is_read_or_refused_in_one_sentence(name, damages):
+    text = shipped()[name].read_text(encoding="utf-8")
+    for place, length, piece in damages:
+        start = int(place * len(text))
+        text = text[:start] + piece + text[start + length :]
+    try:
+        said = parse(text, "a.yaml")
+    except UsageError as error:
+        said = error.headline
+    assert "\n" not in said if isinstance(said, str) else parse(dump(said)) == said
+
+
 def test_a_missing_part_says_what_it_is_for():
     with pytest.raises(UsageError, match=r"task is missing\nHow a row becomes an example"):
         parse("about: x")
