@@ -60,7 +60,7 @@ def explain_faults(
         return UsageError(f"{name}: {what}", where=place, cure=cure)
     alike = [other for there, other in faults if there == path and _rank(other) == _rank(worst)]
     wanted = " or ".join(dict.fromkeys(map(_expected, alike)))
-    subject = f"a key of {name}" if "[key]" in worst["loc"] else name
+    subject = f"a key of {show_path(path[:-1])}" if "[key]" in worst["loc"] else name
     return UsageError(
         f"{subject} is {describe_value(worst['input'])}, and should be {wanted}",
         where=place,
