@@ -2,48 +2,30 @@
 
 import copy
 import enum
-import pickle  # noqa: TID251  (what scikit-learn's users do)
+import functools
 from collections import OrderedDict
 
 import jobs
 import numpy as np
 import pytest
+import weather
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks as checks
+from weather import LABELS, PAIRS, TEXTS
 
 import finetune
 from finetune.recipe import BasePart, Recipe
-from finetune.run import read_result
-from task_formats import FORMATS, Classes, Range, Task, UsageError
-
-QUICK = {
-    "learning_rate": 1e-2,
-    "batch_size": 6,
-    "epochs": 4,
-    "max_tokens": 48,
-    "head_dropout": 0,
-    "precision": "fp32",
-}
-WET = ["It rained all night.", "The street was wet.", "Rain, rain and rain.", "A wet morning."]
-DRY = ["He rides a horse.", "A horse on the grass.", "The old atlas.", "A man and his horse."]
-TEXTS = [*WET, *DRY] * 2
-LABELS = (["wet"] * 4 + ["dry"] * 4) * 2
-PAIRS = [(text, "It is wet.") for text in TEXTS]
+from task_formats import FORMATS, Classes, Task
 
 
 @pytest.fixture(scope="module")
 def make(bases):
-    """A classifier over a tiny base without dropout, quick to fit."""
-
-    def with_settings(**settings):
-        base = {"path": str(bases("gpt2")), "dropout": 0}
-        return finetune.Classifier(**{"base": base, **QUICK, **settings})
-
-    return with_settings
+    """Makes a classifier over a tiny base, quick to fit."""
+    return functools.partial(weather.classifier, bases("gpt2"))
 
 
 @pytest.fixture(scope="module")
@@ -194,73 +176,11 @@ def test_settings_are_the_recipes_unless_said(make, tmp_path, bases) -> None:
     assert said.base == BasePart(path=str(bases("gpt2")), dropout=0)
 
 
-# -- mistakes ----------------------------------------------------------------------------------
-
-SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
-
-
-@pytest.mark.parametrize(
-    ("settings", "X", "y", "said"),
-    [
-        ({}, TEXTS[:3], [0, 1], "X has 3 samples and y has 2 labels"),
-        ({}, [], [], "X has no samples"),
-        ({}, "a text", ["a"], r"X is 'a text', not a list of samples\nFor one sample write \[X\]"),
-        ({}, 5, [1], "X is 5, not a list"),
-        ({}, ["a", "b", " "], [0, 1, 0], r"X\[2\]: empty text for 'text'"),
-        ({}, ["a", None], [0, 1], r"X\[1\] is None\nA sample is a text, a pair of texts, or"),
-        ({}, ["a", 5], [0, 1], r"X\[1\] is 5"),
-        ({}, ["a", b"b"], [0, 1], r"X\[1\] is b'b'"),
-        ({}, ["a", ("a", "b")], [0, 1], r"X\[1\] is a pair and X\[0\] is a text"),
-        ({}, [("a", "b", "c")], [0], r"X\[0\] is \('a', 'b', 'c'\)"),
-        ({}, [("a", "b"), ("a", "")], [0, 1], r"X\[1\]: empty text for 'hypothesis'"),
-        ({}, ["a", "b"], [1, 1], "all labels are 1, and one class is nothing to learn"),
-        ({}, ["a", "b"], [1, None], r"y\[1\] is None: no label"),
-        ({}, ["a", "b"], [1, float("nan")], r"y\[1\] is nan: no label"),
-        ({}, ["a", "b"], [1, "1"], "cannot be put in an order.*\nGive labels of one kind"),
-        ({}, ["a", "b"], [[1], [2]], "unhashable"),
-        ({}, ["a", "b"], [0.5, 1.25], "Unknown label type: continuous"),
-        ({}, ["a", "b"], None, "requires y to be passed, but the target y is None"),
-        ({}, [{"text": "a"}, {"text": "b"}], [0, 1], "nothing says how to read it"),
-        ({"format": "entailment"}, ["a", "b"], [0, 1], "entailment does not read a text"),
-        ({"format": "classification"}, [("a", "b")] * 2, [0, 1], "does not read a pair"),
-        ({"format": "multiple_choice"}, [{"context": "a"}] * 2, [0, 1], "does not read a row"),
-        ({"format": "entailmnt"}, PAIRS, LABELS, "Did you mean 'entailment'"),
-        ({"task": "rte"}, TEXTS, LABELS, r"a task reads mappings, and X\[0\] is a text"),
-        ({"task": "rtee"}, [{"a": 1}] * 2, [0, 1], "unknown task 'rtee'\nDid you mean 'rte'"),
-        ({"task": "rte", "format": "entailment"}, [{}] * 2, [0, 1], "Leave one out"),
-        ({"task": "rte"}, [{"sentence1": "a"}] * 2, [0, 1], r"X\[0\]: no column 'sentence2'"),
-        ({"task": SCORES}, [{"text": "a"}] * 2, [0, 1], "scores, not classes"),
-        ({"learning_rate": -1}, TEXTS, LABELS, r"train\.learning_rate"),
-        ({"layout": "sideways"}, TEXTS, LABELS, r"train\.layout"),
-        ({"base": "/no/such/folder"}, TEXTS, LABELS, "no such folder"),
-        ({"base": {"dropuot": 0}}, TEXTS, LABELS, "dropout"),
-        ({"device": "tpu"}, TEXTS, LABELS, "no device 'tpu'"),
-    ],
-)
-def test_a_mistake_is_one_clear_sentence(settings, X, y, said, make) -> None:
-    with pytest.raises(ValueError, match=said) as error:
-        make(**settings).fit(X, y)
-    assert str(error.value).count("\n") <= 1 or "Unknown label type" in said
-
-
-def test_a_label_that_the_task_does_not_know(make) -> None:
-    rows = [{"sentence1": one, "sentence2": other} for one, other in PAIRS]
-    for labels, said in [
-        (["entailmnt", "not_entailment"], "y: unknown label 'entailmnt'\nDid you mean"),
-        (["0", "entailment"], "two labels for one class"),
-    ]:
-        with pytest.raises(UsageError, match=said):
-            make(task="rte").fit(rows[:2], labels)
-
-
-def test_what_was_not_fitted_cannot_predict(make, fitted) -> None:
-    for ask in ("predict", "predict_proba"):
-        with pytest.raises(NotFittedError):
-            getattr(make(), ask)(TEXTS)
-    with pytest.raises(UsageError, match=r"X\[0\] is a pair, and `fit` had seen a text"):
-        fitted.predict(PAIRS)
-    with pytest.raises(UsageError, match=r"X\[1\]: empty text"):
-        fitted.predict(["a", ""])
+def test_a_recipe_of_ones_own_task_keeps_its_base(bases) -> None:
+    recipe = Recipe(task=jobs.TASKS["classification"], base=BasePart(path=str(bases("gpt2"))))
+    rows = [{"text": text} for text in TEXTS]
+    model = finetune.Classifier(task=recipe, epochs=0.1, max_tokens=48)
+    assert model.fit(rows, [0, 1] * 8).predict(rows).shape == (16,)
 
 
 # -- scikit-learn's manners --------------------------------------------------------------------
@@ -342,53 +262,3 @@ def test_cross_validation_and_grid_search(make) -> None:
     assert search.predict(rows).tolist() == LABELS
     scored = cross_validate(make(), TEXTS, LABELS, cv=2, scoring="roc_auc", error_score="raise")
     assert scored["test_score"].tolist() == [1.0, 1.0]
-
-
-def test_a_fitted_one_can_be_pickled_and_copied(fitted) -> None:
-    expected = fitted.predict_proba(TEXTS)
-    for other in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):  # noqa: S301
-        np.testing.assert_array_equal(other.predict_proba(TEXTS), expected)
-        assert other.get_params() == fitted.get_params()
-    unfitted = pickle.loads(pickle.dumps(clone(fitted)))  # noqa: S301
-    assert unfitted.fit(TEXTS, LABELS).score(TEXTS, LABELS) == 1.0
-
-
-# -- what is left on the disk --------------------------------------------------------------------
-
-
-def test_nothing_is_left_behind(make, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))
-    model = pickle.loads(pickle.dumps(make().fit(TEXTS, LABELS)))  # noqa: S301
-    assert model.score(TEXTS, LABELS) == 1.0
-    with pytest.raises(UsageError):
-        make(max_tokens=10_000).fit(TEXTS, LABELS)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_is_kept_where_it_is_wanted(make, tmp_path) -> None:
-    run = tmp_path / "runs" / "weather"
-    model = make(folder=run).fit(TEXTS, LABELS)
-    predictor = finetune.load(run)
-    found = predictor.predict([{"text": text} for text in TEXTS])
-    np.testing.assert_array_equal([p.scores for p in found], model.predict_proba(TEXTS))
-    assert [p.label for p in found] == LABELS
-    assert predictor.evaluate("train")["accuracy"] == 1.0
-    assert read_result(run)["updates"] == 12
-    model.set_params(epochs=1).fit(TEXTS, LABELS)
-    assert read_result(run)["updates"] == 3
-    assert not (run / "checkpoints").exists()
-
-
-def test_a_folder_of_something_else_is_refused(make, tmp_path) -> None:
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="holds files that are no run's"):
-        make(folder=tmp_path).fit(TEXTS, LABELS)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tex"] == ["thesis.tex"]
-
-
-def test_a_recipe_of_ones_own_task_keeps_its_base(bases) -> None:
-    recipe = Recipe(task=jobs.TASKS["classification"], base=BasePart(path=str(bases("gpt2"))))
-    rows = [{"text": text} for text in TEXTS]
-    model = finetune.Classifier(task=recipe, epochs=0.1, max_tokens=48)
-    assert model.fit(rows, [0, 1] * 8).predict(rows).shape == (16,)
