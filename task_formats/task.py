@@ -62,8 +62,8 @@ class Task:
         if self.format.chooses and isinstance(self.labels, Range):
             raise UsageError("a choice cannot have a range", cure="Give the labels of the choices.")
         if self.prompt:
-            texts = sorted(set(self.columns) - {CHOICES, LABEL})
-            fitted = self.prompt.fit(self.format.chooses, self.labels, texts)
+            fields = sorted(set(self.columns) - {CHOICES, LABEL})
+            fitted = self.prompt.fit(self.format.chooses, self.labels, fields)
             object.__setattr__(self, "prompt", fitted)
 
     def example(self, row: Row, id: str, *, labelled: bool = True) -> Example:
