@@ -41,7 +41,8 @@ def attend_blocks(
     Computed in the type of the masks, whatever comes in: products this small are slower in
     bfloat16.
     """
-    return _Attend.apply(query, key, value, blocks, dropout, scaling)
+    with torch.autocast(query.device.type, enabled=False):
+        return _Attend.apply(query, key, value, blocks, dropout, scaling)
 
 
 class _Attend(torch.autograd.Function):

@@ -52,8 +52,8 @@ def token_losses(states: Tensor, weight: Tensor, bias: Tensor | None, target: Te
 
     Never more than CHUNK rows of V logits exist at a time.
     """
-    with torch.no_grad():
-        table = weight.to(_compute_dtype(states))
+    table = weight.to(_compute_dtype(states))
+    with torch.no_grad(), _as_written(states):
         rooms = _Rooms.build(states, table)
         parts = [
             _likelihoods(rooms.logits(rows.to(table.dtype), table, bias), goal)
@@ -71,7 +71,9 @@ def lm_loss(
     holding M × V logits. PyTorch's own chunked `linear_cross_entropy` knows no share per target:
     with one, it has to make the logits a second time in the backward pass.
     """
-    return _LmLoss.apply(states, weight, bias, target, share)
+    dtype = _compute_dtype(states)
+    with _as_written(states):
+        return _LmLoss.apply(states, weight, bias, target, share, dtype)
 
 
 class _LmLoss(torch.autograd.Function):
@@ -85,9 +87,10 @@ class _LmLoss(torch.autograd.Function):
         bias: Tensor | None,
         target: Tensor,
         share: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
-        table = weight.to(_compute_dtype(states))
+        table = weight.to(dtype)
         rooms = _Rooms.build(states, table)
         d_states = torch.empty_like(states) if wanted[0] else None
         d_weight = torch.zeros_like(weight) if wanted[1] else None
@@ -97,7 +100,7 @@ class _LmLoss(torch.autograd.Function):
         for rows, goal, part in rooms.split(states, target, share):
             logits = rooms.logits(rows.to(table.dtype), table, bias)
             nll = _likelihoods(logits, goal)
-            loss += part[:, 0] @ nll
+            loss += part[:, 0].dot(nll)
             # What were logits are probabilities by now: one less at the target is their slope.
             logits.scatter_(1, goal[:, None], torch.expm1(-nll)[:, None])
             slope = rooms.narrow(logits)[:, : len(table)]
@@ -115,7 +118,7 @@ class _LmLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
         parts = (None if part is None else part.mul_(scale) for part in ctx.saved_tensors)
-        return (*parts, None, None)
+        return (*parts, None, None, None)
 
 
 class _Rooms(NamedTuple):
@@ -174,6 +177,11 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
 def wide(values: Tensor) -> Tensor:
     """In float32, or in float64 where that is what is computed in."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _as_written(states: Tensor) -> torch.autocast:
+    """Autocast would narrow every product, also those that are meant to be exact."""
+    return torch.autocast(states.device.type, enabled=False)
 
 
 def _compute_dtype(states: Tensor) -> torch.dtype:

@@ -131,7 +131,8 @@ def test_attention_in_blocks_takes_bfloat16_and_gives_it_back():
     batch = collate([Encoded("a", [1] * 6, ([2] * 3,), 0)], "packed")
     blocks = Sight(batch).blocks(None, torch.float32)
     parts = [torch.randn(1, 2, 9, 4).bfloat16().requires_grad_() for _ in range(3)]
-    found = attend_blocks(*parts, blocks, 0.0, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend_blocks(*parts, blocks, 0.0, 0.5)
     exact = attend_blocks(*(part.float() for part in parts), blocks, 0.0, 0.5)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, exact.bfloat16())
