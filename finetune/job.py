@@ -15,6 +15,7 @@ from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
 from finetune.batch import Batch, Totals, collate, total
+from finetune.data.sources import open_rows
 from finetune.data.store import EncodedStore
 from finetune.devices import choose_budget, choose_layout
 from finetune.evaluation import Reading, Round, evaluate, read_rounds
@@ -219,6 +220,9 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
     # A Task from Python may leave its metrics to the recipe, which decides by them.
     task = replace(task, metrics=recipe.task.metrics)
+    # A base may take minutes to fetch: that there are rows at all is looked up first.
+    for split in filter(None, (recipe.data.train, recipe.data.evaluate)):
+        open_rows(recipe.data, split)
     base = load_decoder(recipe.base, recipe.train.seed)
     check_positions(recipe.train.max_tokens, base)
     # One process reads and writes the cache; the others then find it there.

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from finetune.attention import NAME, Memory, Sight
 from finetune.batch import Batch
 from finetune.losses import Outputs, lm_loss, token_losses
-from task_formats import Format, Labels
+from task_formats import Format, Labels, UsageError
 
 
 class Head(nn.Module):
@@ -63,6 +63,21 @@ class Reader(nn.Module):
         return cast(Tensor, layer.weight), cast("Tensor | None", getattr(layer, "bias", None))
 
 
+_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def _refuse_scaled(decoder: PreTrainedModel) -> None:
+    """UsageError where a family's logits are more than a linear map of its last state."""
+    config = decoder.config.get_text_config()
+    for name in _SCALES:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UsageError(
+                f"{config.model_type} scales or caps its logits ({name}), which is not supported",
+                where="base.path",
+                cure="Take a base whose logits are plain; this setting would be ignored silently.",
+            )
+
+
 def plain(decoder: PreTrainedModel) -> PreTrainedModel:
     """The transformers model itself, without a wrapper of adapters."""
     return cast(PreTrainedModel, getattr(decoder, "get_base_model", lambda: decoder)())
@@ -85,7 +100,7 @@ class TaskModel(nn.Module):
     ) -> None:
         super().__init__()
         self.reader = Reader(decoder)
-        width = self.reader.output_layer()[0].shape[1]
+        width = decoder.get_output_embeddings().weight.shape[1]
         self.head = Head(width, labels.width, format.chooses, dropout)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
@@ -95,6 +110,7 @@ class TaskModel(nn.Module):
         logits = self.head(features, batch.last >= 0)
         if not lm:
             return Outputs(logits, logits.new_zeros(()))
+        _refuse_scaled(self.reader.decoder)
         weight, bias = self.reader.output_layer()
         return Outputs(
             logits, lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
@@ -106,6 +122,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
+        _refuse_scaled(decoder)
         self.reader = Reader(decoder)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:

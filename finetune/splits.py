@@ -61,8 +61,10 @@ def encode_split(
     data = data or recipe.data
     rows = open_rows(data, name)
     fingerprint = rows.fingerprint()
+    # A file's rows are known by its name; its folder is the same for all of them.
+    called = name if data.path else Path(name).name
     examples, report = read_examples(
-        task, rows, name, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
+        task, rows, called, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
     )
     encoder = build_encoder(recipe, task, base)
     key = _key(recipe, base, fingerprint, name, labelled) if task.read is None else None
