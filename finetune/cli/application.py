@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from finetune.allocator import keep_freed_memory
 from finetune.cli import (
     answers,
     asking,
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C gives 130.
     """
     settle_streams()
+    keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
