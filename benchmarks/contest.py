@@ -108,6 +108,7 @@ def _play(contest: Contest, name: str, scale: Scale) -> Found:
     command += ["--material", str(scale.material), "--data", str(scale.data)]
     command += ["--quick"] if scale.quick else []
     around = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(scale.threads)}
+    around["GPTFT_CACHE"] = str(scale.material / "cache")
     done = subprocess.run(
         command, check=False, cwd=ROOT, env=around, capture_output=True, text=True
     )
