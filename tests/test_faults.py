@@ -47,7 +47,7 @@ def test_an_update_that_is_not_finite_leaves_the_weights_alone(bases, tmp_path, 
     bad = [update for update in range(1, 7) if 7 in order.indices(update)]
     assert len(bad) == 2  # once an epoch
     notices = [event.text for event in events(job, run) if isinstance(event, Notice)]
-    row = f"{tmp_path}/d/train.jsonl/7"
+    row = "train.jsonl/7"
     assert notices == [f"update {u} was refused: not finite, in rows {row}" for u in bad]
     log = jobs.log(run)
     assert [e for e in log if e["event"] == "refused"] == [

@@ -193,7 +193,7 @@ MISTAKES = {
         f"{TRAIN} --on-bad-row skip", "none of 8 rows", "task.columns",
         rows(ROWS.replace("text,", "txt,")),
     ),
-    "no such data folder": Mistake(f"{RTE} --data ./glue", "./glue", "--data"),
+    "no such data folder": Mistake(f"{RTE} --data ./glue", "glue: no such folder", "--data"),
     "a data folder without the task": Mistake(
         f"{RTE} --data empty", "'train'", "'empty'", folder("empty/readme.txt")
     ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -62,7 +63,7 @@ def explain(error: BaseException) -> Fault:
 def _seen_from_here(text: str) -> str:
     """The text with paths below the current folder written from there."""
     here = str(Path.cwd())
-    return text.replace(here + os.sep, "").replace(repr(here), "'.'")
+    return re.sub(re.escape(here) + r"(?![\w.-])", ".", text.replace(here + os.sep, ""))
 
 
 def _words(error: BaseException) -> tuple[str, str, int]:
