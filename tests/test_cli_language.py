@@ -76,7 +76,8 @@ def test_a_base_goes_on_with_from(base, tmp_path, capsys):
     assert f"--base {tmp_path / 'further'}" in out
 
 
-def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys):
+def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     out = tmp_path / "answers.jsonl"
     words = ["ask", "--task", str(task), "--base", str(base), "--shots", "0", "1", "2"]
     assert main([*words, "--seeds", "0-1", "--precision", "fp32", "-o", str(out)]) == 0

@@ -202,7 +202,7 @@ def test_every_row_is_trained_on_once_an_epoch(bases, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(finetune.job, "collate", note)
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", tokens_per_forward=50)
     jobs.train(recipe, tmp_path / "run")
-    every = sorted(f"{recipe.data.train}/{n}" for n in range(20))
+    every = sorted(f"train.jsonl/{n}" for n in range(20))
     assert sorted(read[:20]) == sorted(read[20:]) == every
     assert read[:20] != read[20:]
 
