@@ -16,7 +16,9 @@ from task_formats import UsageError
 Precision = Literal["fp32", "bf16"]
 
 TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a forward pass where the recipe names none, by kind of device."""
+"""Tokens of a forward pass of gpt2-small where the recipe names none, by kind of device."""
+GPT2_SMALL = 12 * 768
+"""Layers times width."""
 
 
 class Place(Accelerator):
@@ -89,6 +91,14 @@ def choose_layout(part: TrainPart, decoder: PreTrainedModel, chooses: bool) -> L
     return "packed" if free else "separate"
 
 
-def choose_budget(part: TrainPart, device: torch.device) -> int:
-    """Most tokens in a forward pass."""
-    return part.tokens_per_forward or TOKENS.get(device.type, TOKENS["cpu"])
+def choose_budget(part: TrainPart, decoder: PreTrainedModel, device: torch.device) -> int:
+    """Most tokens in a forward pass: as many of gpt2-small's as the device takes at its best.
+
+    A smaller decoder takes more of them, since what it must remember of each is less.
+    """
+    if part.tokens_per_forward:
+        return part.tokens_per_forward
+    config = decoder.config.get_text_config()
+    scale = GPT2_SMALL / (config.num_hidden_layers * config.hidden_size)
+    most = TOKENS.get(device.type, TOKENS["cpu"])
+    return int(most * min(max(scale, 0.5), 4.0))

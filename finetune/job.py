@@ -236,7 +236,9 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     _freeze_unread(model, recipe.train.lm_coefficient)
     optimizer = build_optimizer(model.parameters(), recipe.train)
     layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
-    reading = Reading(layout, base.lexicon.pad, choose_budget(recipe.train, accelerator.device))
+    reading = Reading(
+        layout, base.lexicon.pad, choose_budget(recipe.train, base.decoder, accelerator.device)
+    )
     wrapped = cast(nn.Module, accelerator.prepare_model(model))
     job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, train, evaluated, reading)
     if job.order.updates < 1:

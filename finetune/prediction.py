@@ -34,7 +34,7 @@ class Predictor:
         self.recipe, self.task = recipe, task
         self.model, self._base, self._accelerator = model, base, accelerator
         layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
-        budget = choose_budget(recipe.train, accelerator.device)
+        budget = choose_budget(recipe.train, base.decoder, accelerator.device)
         self._reading = Reading(layout, base.lexicon.pad, budget)
         self._encoder = build_encoder(recipe, task, base)
         # Whatever the rows say of their label is nothing to a prediction.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -63,17 +63,11 @@ class Sizes(NamedTuple):
     longest: np.ndarray
     """(N,) tokens of the longest view."""
 
-    def cells(self, chosen: np.ndarray, layout: Layout) -> int:
-        """Tokens that a forward pass over the chosen examples computes, padding included."""
-        if layout == "packed":
-            return int(self.tokens[chosen].sum())
-        if layout == "shared":
-            return len(chosen) * int(self.tokens[chosen].max())
-        return int(self.views[chosen].sum() * self.longest[chosen].max())
-
 
 def measure(examples: Sequence[Encoded]) -> Sizes:
-    """The sizes of all examples."""
+    """The sizes of all examples; a store that knows them is asked, and reads none."""
+    if known := getattr(examples, "measure", None):
+        return cast(Sizes, known())
     found = [
         (e.tokens, max(len(e.endings), 1), len(e.prefix) + max(map(len, e.endings), default=0))
         for e in examples
@@ -90,15 +84,35 @@ def deal(indices: np.ndarray, sizes: Sizes, processes: int) -> list[np.ndarray]:
 
 
 def group(indices: np.ndarray, sizes: Sizes, layout: Layout, budget: int) -> list[np.ndarray]:
-    """Examples sorted by length and cut where a forward pass would exceed `budget` tokens.
+    """Examples sorted by length and cut into forward passes of at most `budget` tokens.
 
-    Neighbours in length waste least padding. One example always goes, however long it is.
+    Padding counts. Neighbours in length waste least of it, and of as few passes as the budget
+    allows none is much larger than the others. One example always goes, however long it is.
     """
-    ranked = indices[np.argsort(-sizes.tokens[indices], kind="stable")]
-    groups, at = [], 0
-    for end in range(1, len(ranked) + 1):
-        if end < len(ranked) and sizes.cells(ranked[at : end + 1], layout) <= budget:
-            continue
-        groups.append(ranked[at:end])
-        at = end
-    return groups
+    if not len(indices):
+        return []
+    length = sizes.longest if layout == "separate" else sizes.tokens
+    ranked = indices[np.argsort(-length[indices], kind="stable")]
+    # A pass from the a-th to the b-th computes (filled[b] − filled[a]) · width[a] tokens: rows of
+    # the first one's length, or just the tokens where nothing is padded.
+    one = np.ones(len(ranked), np.int64)
+    fill = {"packed": sizes.tokens[ranked], "shared": one, "separate": sizes.views[ranked]}[layout]
+    filled = np.concatenate([[0], np.cumsum(fill)])
+    width = one if layout == "packed" else length[ranked]
+    fewest = len(_cut(filled, width, budget))
+    # The least budget with which there are no more passes makes them as even as they can be.
+    low, high = 0, budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_cut(filled, width, middle)) == fewest else (middle, high)
+    return np.split(ranked, _cut(filled, width, high)[1:])
+
+
+def _cut(filled: np.ndarray, width: np.ndarray, budget: int) -> list[int]:
+    """Where passes begin."""
+    begins, at = [], 0
+    while at < len(width):
+        begins.append(at)
+        room = filled[at] + budget // width[at]
+        at = max(at + 1, int(np.searchsorted(filled, room, "right")) - 1)
+    return begins

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.sampling import Sizes
 from task_formats import Encoded, Label
 
 Array = NDArray[Any]
@@ -106,6 +107,10 @@ class EncodedStore(Sequence[Encoded]):
     def views(self) -> Array:
         """(N,) views K of every example."""
         return np.diff(self.arrays.examples) - 1
+
+    def measure(self) -> Sizes:
+        """What forward passes are planned by."""
+        return Sizes(self.lengths, np.maximum(self.views, 1), self.longest)
 
     @property
     def cuts(self) -> Array:

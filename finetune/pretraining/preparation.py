@@ -47,7 +47,9 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
     # Blocks of one length stand best in rows of their own; short documents are packed.
     even = sizes.tokens.mean() > 0.9 * sizes.tokens.max()
     layout = choose_layout(part, decoder, chooses=False)
-    reading = Reading("separate" if even else layout, 0, choose_budget(part, accelerator.device))
+    reading = Reading(
+        "separate" if even else layout, 0, choose_budget(part, decoder, accelerator.device)
+    )
     return Pretraining(
         plan,
         decoder,

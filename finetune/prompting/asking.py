@@ -85,7 +85,7 @@ class Asker:
         self.boundary = find_boundary(tokenizer)
         self._max_tokens = count_positions(decoder) or _UNLIMITED
         layout = choose_layout(recipe.train, decoder, chooses=True)
-        budget = choose_budget(recipe.train, accelerator.device)
+        budget = choose_budget(recipe.train, decoder, accelerator.device)
         reading = Reading(layout, tokenizer.pad_token_id or 0, budget)
         self._scorer = AnswerScorer(decoder.to(accelerator.device), reading, accelerator)
 
