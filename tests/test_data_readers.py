@@ -179,7 +179,7 @@ BAD_FILES = {
     "swallowed.csv": ('a,b\n"x,1\ny,2\n', "a quote that is never closed"),
     "merged.csv": ('a,b\n"x,1\n"y,2\n', "a stray quote"),
     "utf16.csv": ("a,b\n1,2\n".encode("utf-16"), "this looks like UTF-16"),
-    "packed.csv": (gzip.compress(b"a,b\n1,2\n"), "this looks like gzip"),
+    "packed.csv": (gzip.compress(b"a,b\n1,2\n", mtime=0), "this looks like gzip"),
     "torn.csv.gz": (None, "cannot be read"),
     "not.csv.gz": (None, "cannot be read"),
     "mac.tsv": ("a\tb\r1\t2\r", "a carriage return inside the header"),
