@@ -30,7 +30,7 @@ from finetune.recipe_files import dump, parse
 from finetune.sampling import Order, Sizes, deal, group, measure
 from finetune.saved import load_model, save_model
 from finetune.schedule import plan_rates
-from finetune.splits import Split, check_positions, encode_split
+from finetune.splits import Split, check_positions, encode_split, encode_training_split
 from finetune.work import Judgement, Rhythm, Source, Watch
 from task_formats import Task, UsageError
 
@@ -227,7 +227,7 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     check_positions(recipe.train.max_tokens, base)
     # One process reads and writes the cache; the others then find it there.
     with accelerator.main_process_first():
-        train = encode_split(recipe, task, base, _needed(recipe.data.train))
+        train = encode_training_split(recipe, task, base)
         held_out = recipe.data.evaluate
         evaluated = encode_split(recipe, task, base, held_out) if held_out else None
     torch.manual_seed(recipe.train.seed)
@@ -248,12 +248,6 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
             cure="Lower --batch-size, or set train.incomplete_batch to keep.",
         )
     return job
-
-
-def _needed(split: str | None) -> str:
-    if split is None:
-        raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
-    return split
 
 
 def _freeze_unread(model: TaskModel, lm_coefficient: float) -> None:

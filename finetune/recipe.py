@@ -205,6 +205,9 @@ class TrainPart(Part):
     """Examples in one update, over all processes."""
     epochs: float = Field(3, gt=0)
     """Passes over the training split; a part of one is fine."""
+    fraction: float = Field(1, gt=0, le=1)
+    """Part of the labelled training rows: stratified by label and drawn by the seed. With one seed
+    a smaller part lies within every larger one."""
     lm_coefficient: float = Field(0.5, ge=0)
     """λ of L3 = L2 + λ · L1; 0 computes no language-model loss at all."""
     warmup: Fraction = 0.002

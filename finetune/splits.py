@@ -12,6 +12,7 @@ from finetune.data.examples import Report, read_examples
 from finetune.data.preparation import prepare
 from finetune.data.sources import open_rows
 from finetune.data.store import EncodedStore
+from finetune.fractions import draw_part
 from finetune.recipe import DataPart, Recipe
 from task_formats import Row, Task, UsageError, ViewEncoder
 
@@ -70,6 +71,21 @@ def encode_split(
     key = _key(recipe, base, fingerprint, name, labelled) if task.read is None else None
     store = prepare(examples, encoder, cache_folder() if key else None, key or "", report)
     return Split(store, report, rows.origin, fingerprint)
+
+
+def encode_training_split(recipe: Recipe, task: Task, base: Base) -> Split:
+    """The rows that are trained on: `train.fraction` of the split that `data.train` names.
+
+    UsageError where it names none.
+    """
+    if recipe.data.train is None:
+        raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
+    split = encode_split(recipe, task, base, recipe.data.train)
+    if recipe.train.fraction == 1:
+        return split
+    store, part = split.examples, recipe.train
+    rows = draw_part(store.labels, part.fraction, part.seed, classes=store.whole)
+    return split._replace(examples=store.select(rows))
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ FLOORS = {
     # The ground: pure functions and plain files.
     1: "task_formats allocator metrics schedule files json_text lock network signals",
     # What flows.
-    2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch samples sampling",
+    2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
     3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels loop "
     "losses model new_tokens optimizer run state tensor_file",
@@ -20,7 +20,7 @@ FLOORS = {
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
     "training verdict work",
     # Studies of many jobs.
-    5: "scaling reports",
+    5: "comparison scaling reports",
     # The doors: a command line, and a handful of names for Python.
     6: "cli finetune __main__",
 }
@@ -30,9 +30,9 @@ DOORS = {
     "accelerate": "devices evaluation loop job work course ledger prediction pretraining prompting",
     "datasets": "data.hub",
     "huggingface_hub": "network data.hub",
-    "matplotlib": "reports",
-    "numpy": "batch classifier data evaluation job loop metrics prediction pretraining prompting "
-    "samples sampling",
+    "matplotlib": "comparison.curve reports",
+    "numpy": "batch classifier data evaluation fractions job loop metrics prediction pretraining "
+    "prompting samples sampling",
     "peft": "adapters",
     "pyarrow": "data.parquet",
     "pydantic": "recipe recipe_faults typed_files pretraining.plan",

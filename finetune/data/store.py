@@ -108,6 +108,13 @@ class EncodedStore(Sequence[Encoded]):
         """(N,) views K of every example."""
         return np.diff(self.arrays.examples) - 1
 
+    def select(self, rows: Sequence[int] | Array) -> "EncodedStore":
+        """The examples at some indices, in their order, copied into memory."""
+        arrays, _ = flatten([self[int(k)] for k in rows], Totals())
+        begin = {name: np.zeros(1, DTYPES[name]) for name in ("segments", "examples", "id_ends")}
+        bounds = {name: np.concatenate([at, getattr(arrays, name)]) for name, at in begin.items()}
+        return EncodedStore(arrays._replace(**bounds), whole=self.whole)
+
     def measure(self) -> Sizes:
         """What forward passes are planned by."""
         return Sizes(self.lengths, np.maximum(self.views, 1), self.longest)
