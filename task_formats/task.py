@@ -208,7 +208,15 @@ def _plain(value: Any, name: str) -> str:
         raise RowError(f"column {name!r} is empty", cure="Fill it in.")
     if isinstance(value, list | tuple | Mapping | bytes):
         raise RowError(f"column {name!r} holds a {type(value).__name__}, not a text")
-    return str(value).strip()
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"column {name!r} holds half of a surrogate pair at character {error.start + 1}"
+        raise RowError(
+            what, cure="It is no text: read it as UTF-8 with errors='replace'."
+        ) from None
+    return text
 
 
 __all__ = ["CHOICE", "CHOICES", "LABEL", "Column", "Task"]

@@ -42,11 +42,19 @@ def _rows(batch: Any, file: str, before: int) -> Iterator[Scanned]:
         rows = [_row(batch.slice(k, 1)) for k in range(batch.num_rows)]
     for k, row in enumerate(rows, start=before + 1):
         place = Place(file, k, "row")
-        if row is None or any("\0" in value for value in row.values() if isinstance(value, str)):
+        if row is None or _has_nul(row):
             what = "bytes that are not UTF-8" if row is None else "a NUL"
             yield place, RowError(what, where=str(place), cure="Write the text as UTF-8.")
         else:
             yield place, row
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(map(_has_nul, value.values()))
+    return isinstance(value, list) and any(map(_has_nul, value))
 
 
 def _row(batch: Any) -> dict[str, Any] | None:
