@@ -14,7 +14,7 @@ FLOORS = {
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
-    3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels loop "
+    3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels last_block loop "
     "losses model new_tokens optimizer run state tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
@@ -31,8 +31,8 @@ DOORS = {
     "datasets": "data.hub",
     "huggingface_hub": "network data.hub",
     "matplotlib": "comparison.curve reports",
-    "numpy": "batch classifier data evaluation fractions job loop metrics prediction pretraining "
-    "prompting samples sampling",
+    "numpy": "batch classifier comparison data evaluation fractions job loop metrics prediction "
+    "pretraining prompting samples sampling",
     "peft": "adapters",
     "pyarrow": "data.parquet",
     "pydantic": "recipe recipe_faults typed_files pretraining.plan",
@@ -43,9 +43,9 @@ DOORS = {
     "sklearn": "metrics classifier",
     "tokenizers": "pretraining.tokenizer",
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions job "
-    "kernels ledger loop losses model new_tokens optimizer pretraining prompting run saved state "
+    "kernels last_block ledger loop losses model new_tokens optimizer pretraining prompting run saved state "
     "tensor_file training work",
-    "transformers": "adapters attention bases devices fusions model new_tokens pretraining "
+    "transformers": "adapters attention bases devices fusions last_block model new_tokens pretraining "
     "prompting saved",
     "typer": "cli",
     "yaml": "recipe_yaml",

@@ -14,6 +14,7 @@ from finetune.cli import (
     answers,
     asking,
     catalogue,
+    comparing,
     drafts,
     faults,
     generation,
@@ -21,6 +22,7 @@ from finetune.cli import (
     previews,
     runs,
 )
+from finetune.cli.options import Spreading
 from finetune.cli.screen import print_line, settle_streams
 
 app = typer.Typer(
@@ -63,10 +65,11 @@ _TRAIN, _USE, _LOOK = "Train", "Use a run", "Look around"
 _LANGUAGE = "The language model alone"
 app.command(rich_help_panel=_TRAIN)(runs.train)
 app.command(rich_help_panel=_TRAIN)(runs.resume)
+app.command(rich_help_panel=_TRAIN, cls=Spreading)(comparing.compare)
 app.command(rich_help_panel=_USE)(answers.evaluate)
 app.command(rich_help_panel=_USE)(answers.predict)
 app.command(rich_help_panel=_LANGUAGE)(pretraining.pretrain)
-app.command(rich_help_panel=_LANGUAGE)(asking.ask)
+app.command(rich_help_panel=_LANGUAGE, cls=Spreading)(asking.ask)
 app.command(rich_help_panel=_LANGUAGE)(generation.generate)
 app.command(rich_help_panel=_LOOK)(catalogue.tasks)
 app.command(rich_help_panel=_LOOK)(catalogue.show)

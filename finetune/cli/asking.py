@@ -46,7 +46,6 @@ def ask(
     ],
     base: Base = None,
     shots: Shots = None,
-    more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
     seeds: Seeds = "0",
     shared: Annotated[
         bool, typer.Option("--shared", help="The same solved examples for all questions.")
@@ -76,12 +75,11 @@ def ask(
         "train.precision": precision,
     }
     source = find(task, collect(flags, settings or []))
-    counts = [*(shots or [0]), *(more or [])]
     found: list[Asked] = []
     with console(stderr=True).status(Text(" loading")) as status:
         asking = prompting.ask(
             source.recipe,
-            counts,
+            shots or [0],
             parse_numbers(seeds),
             task=source.task,
             shared=shared,

@@ -1,0 +1,217 @@
+"""A study: every cell in a folder of its own, done once, and read the next time.
+
+FOLDER/CELL/recipe.yaml, result.json   and whatever else a run keeps
+FOLDER/table.json, table.md            the table of all cells that are done
+FOLDER/curve.png                       where several parts of the labels were trained on
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune import files
+from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
+from finetune.comparison.majority import guess
+from finetune.comparison.table import Found, Table, tabulate, write_table
+from finetune.devices import Place, choose_precision, start_processes
+from finetune.ledger import load_run_recipe
+from finetune.news import Event, Finished
+from finetune.prompting import Asker, Manner
+from finetune.recipe import Recipe
+from finetune.recipe_files import dump, settle
+from finetune.run import CHECKPOINTS, LOG, MODEL, RECIPE, RESULT, Run, read_result
+from finetune.training import events as train_events
+from task_formats import Task, UsageError
+
+_FREE = {"layout", "tokens_per_forward", "checkpoint_minutes", "checkpoint_updates"}
+"""Values of the train part that do not change what a cell finds."""
+
+
+class CellStarted(NamedTuple):
+    """A cell is about to be worked on."""
+
+    cell: Cell
+    number: int
+    """1, 2, ... of all that were chosen."""
+    cells: int
+
+
+class CellFinished(NamedTuple):
+    """A cell's scores are there."""
+
+    found: Found
+    number: int
+    cells: int
+    read: bool
+    """It was done before, and only read now."""
+
+
+def compare(recipe: Recipe, folder: Path | str, design: Design, **options: Any) -> Table:
+    """Does what is left of a study and gives its table; `options` are those of `events`."""
+    for _ in events(recipe, folder, design, **options):
+        pass
+    return read_table(recipe, folder, design)
+
+
+def events(
+    recipe: Recipe,
+    folder: Path | str,
+    design: Design,
+    *,
+    task: Task | None = None,
+    only: Sequence[str] = (),
+    keep_models: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> Iterator[CellStarted | CellFinished | Event]:
+    """Does the cells of a study, one after the other; yields their beginnings, events and ends.
+
+    A cell that is done is read, one that was interrupted goes on from its last whole state.
+    `only` chooses cells by name or glob, `overwrite` does the chosen ones anew. A trained cell
+    keeps its recipe, log and result, and with `keep_models` its best model.
+    Raises UsageError where a cell in the folder was told something else, and for all that
+    `training.events` and `Asker` do; Interrupted where a signal asked for the end.
+    """
+    study = Study(settle(recipe, Path.cwd()), Path(folder), task, device)
+    cells = plan_cells(study.recipe, design)
+    chosen = select_cells(cells, only)
+    # What was told something else is found before any work is done, chosen or not.
+    known = {cell.name: study.read(cell) for cell in cells if not (overwrite and cell in chosen)}
+    study.accelerator.wait_for_everyone()
+    for number, cell in enumerate(chosen, 1):
+        if found := known.get(cell.name):
+            yield CellFinished(found, number, len(chosen), read=True)
+            continue
+        yield CellStarted(cell, number, len(chosen))
+        yield from study.do(cell, overwrite=overwrite, keep_model=keep_models)
+        yield CellFinished(study.found(cell), number, len(chosen), read=False)
+    if study.accelerator.is_main_process:
+        write_table(study.folder, read_table(recipe, folder, design))
+
+
+def list_cells(
+    recipe: Recipe, folder: Path | str, design: Design
+) -> list[tuple[Cell, Found | None]]:
+    """All cells of a study, each with what it has found if it is done."""
+    study = Study(settle(recipe, Path.cwd()), Path(folder))
+    return [(cell, study.read(cell)) for cell in plan_cells(study.recipe, design)]
+
+
+def read_table(recipe: Recipe, folder: Path | str, design: Design) -> Table:
+    """The table of all cells of a study that are done."""
+    done = [found for _, found in list_cells(recipe, folder, design) if found]
+    return tabulate(recipe, done)
+
+
+class Study:
+    """A folder of cells, and what they have in common: a task, a base, questions."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, task: Task | None = None, device: str | None = None
+    ) -> None:
+        self.recipe, self.folder, self._device = recipe, folder, device
+        self.task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
+        self._own_task = task
+
+    @cached_property
+    def accelerator(self) -> Place:
+        """This process among its peers."""
+        precision = choose_precision(self.recipe.train.precision, self._device)
+        return start_processes(precision, self._device)
+
+    @cached_property
+    def asker(self) -> Asker:
+        """Base, questions and solved examples of all few-shot cells, loaded when first wanted."""
+        return Asker(self.recipe, self.task)
+
+    def read(self, cell: Cell) -> Found | None:
+        """What a cell has found, if it is done; UsageError where it was told something else."""
+        folder = self.folder / cell.name
+        if (folder / RECIPE).exists():
+            _check_same(load_run_recipe(folder), cell.recipe, folder)
+        return self.found(cell) if (folder / RESULT).exists() else None
+
+    def found(self, cell: Cell) -> Found:
+        """What a cell that is done has found."""
+        return Found.of(cell, read_result(self.folder / cell.name))
+
+    def do(self, cell: Cell, *, overwrite: bool, keep_model: bool) -> Iterator[Event]:
+        """Works on a cell to its end; what is left of it, or all of it."""
+        folder = self.folder / cell.name
+        if cell.work == "train":
+            happening = train_events(
+                cell.recipe,
+                folder,
+                resume=not overwrite and _is_begun(folder),
+                overwrite=overwrite,
+                task=self._own_task,
+                device=self._device,
+            )
+            yield from (event for event in happening if not isinstance(event, Finished))
+            if self.accelerator.is_main_process:
+                _tidy(folder, keep_model)
+        else:
+            then = time.perf_counter()
+            values = self._guess(cell) if cell.work == "majority" else self._ask(cell)
+            if self.accelerator.is_main_process:
+                _write(folder, cell, {**values, "seconds": time.perf_counter() - then})
+        self.accelerator.wait_for_everyone()
+
+    def _guess(self, cell: Cell) -> dict[str, Any]:
+        found = guess(cell.recipe, self.task)
+        return {
+            "scores": {"evaluate": found.scores},
+            "intervals": found.intervals,
+            "labels": found.rows,
+            "answer": found.answer,
+        }
+
+    def _ask(self, cell: Cell) -> dict[str, Any]:
+        asked = self.asker.ask(Manner(cell.shots, cell.seed))
+        return {
+            "scores": {"evaluate": asked.scores},
+            "intervals": asked.intervals,
+            "labels": cell.shots,
+            "shown": asked.shown,
+            "cut": asked.cut,
+        }
+
+
+def _write(folder: Path, cell: Cell, values: dict[str, Any]) -> None:
+    """A cell without training as a run that has nothing but a recipe and a result."""
+    with Run.open(folder, overwrite=True) as run:
+        run.save_recipe(dump(cell.recipe))
+        run.write_result(values)
+
+
+def _is_begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (RECIPE, LOG))
+
+
+def _tidy(folder: Path, keep_model: bool) -> None:
+    """A finished cell is not resumed, and its model is mostly not wanted."""
+    files.remove(folder / CHECKPOINTS)
+    if not keep_model:
+        files.remove(folder / MODEL)
+
+
+def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
+    """UsageError where a cell was told something else: its scores are not comparable."""
+    was, is_now = (dict(_values(recipe.model_dump(exclude={"about"}))) for recipe in (old, new))
+    for key in sorted(was.keys() | is_now.keys()):
+        if was.get(key) != is_now.get(key):
+            raise UsageError(
+                f"this cell has another {key}: {was.get(key)!r}, not {is_now.get(key)!r}",
+                where=str(folder),
+                cure="Choose another folder for this study, or --overwrite the cell.",
+            )
+
+
+def _values(recipe: dict[str, dict[str, Any]]) -> Iterable[tuple[str, Any]]:
+    for part, values in recipe.items():
+        for key, value in values.items():
+            if (part, key) not in {("train", free) for free in _FREE}:
+                yield f"{part}.{key}", value

@@ -1,0 +1,165 @@
+"""What a study has found, as a table: medians and intervals over seeds, collapsed runs flagged."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from finetune import files, json_text
+from finetune.comparison.cells import Cell
+from finetune.progress import selection_value
+from finetune.recipe import Recipe
+
+Kind = Literal["majority", "ask", "scratch", "tuned"]
+
+NOTES = (
+    "Of several seeds the median, from the lowest to the highest. (Of five seeds, that interval "
+    "holds the true median in 15 of 16 studies, whatever the distribution.)",
+    "Of a single cell (majority class, zero-shot) its score, and 95 % of bootstrap draws of the "
+    "evaluation rows.",
+    "Trained cells show their best epoch on the evaluation split, so they flatter themselves a "
+    "little; collapsed ones are no better than the majority class.",
+)
+"""What has to be known to read a table."""
+
+
+class Found(NamedTuple):
+    """What a cell has found."""
+
+    cell: Cell
+    scores: dict[str, float]
+    labels: int
+    """Labelled examples that went into it: rows trained on, or solved examples shown."""
+    intervals: dict[str, list[float]] | None
+    seconds: float
+    updates: int | None
+
+    @classmethod
+    def of(cls, cell: Cell, result: Mapping[str, Any]) -> "Found":
+        """From a cell's result.json."""
+        scores = next(iter(result["scores"].values()))
+        wanted = {str(name): float(scores[name]) for name in cell.recipe.task.metrics}
+        labels = result["labels"] if "labels" in result else result["made_with"]["rows"]["train"]
+        seconds, updates = float(result["seconds"]), result.get("updates")
+        return cls(cell, wanted, labels, result.get("intervals"), seconds, updates)
+
+
+class Spread(NamedTuple):
+    """A score of an arm."""
+
+    median: float
+    low: float
+    high: float
+    of: Literal["seeds", "rows"]
+    """Low and high: the lowest and highest seed, or 95 % of bootstrap draws of the rows."""
+    values: tuple[float, ...]
+
+
+class Row(NamedTuple):
+    """An arm: cells that differ in their seed alone."""
+
+    arm: str
+    kind: Kind
+    lm_coefficient: float | None
+    fraction: float
+    labels: int
+    seeds: tuple[int, ...]
+    scores: dict[str, Spread]
+    collapsed: tuple[int, ...]
+    """Seeds of trained cells that are no better than the majority class."""
+    seconds: float
+    """Of all its cells."""
+
+
+class Table(NamedTuple):
+    """A task's arms, in the order they were planned."""
+
+    about: str
+    base: str
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = NOTES
+
+    @property
+    def curves(self) -> bool:
+        """Whether fine-tuning was tried with several numbers of labels."""
+        return len({row.labels for row in self.rows if row.kind == "tuned"}) > 1
+
+
+def tabulate(recipe: Recipe, found: Sequence[Found]) -> Table:
+    """The table of some finished cells."""
+    floor = next((one for one in found if one.cell.work == "majority"), None)
+    arms: dict[str, list[Found]] = {}
+    for one in found:
+        arms.setdefault(one.cell.arm, []).append(one)
+    rows = tuple(_row(recipe, arm, cells, floor) for arm, cells in arms.items())
+    return Table(recipe.about, recipe.base.path, tuple(recipe.task.metrics), rows)
+
+
+def _row(recipe: Recipe, arm: str, cells: Sequence[Found], floor: Found | None) -> Row:
+    first = cells[0].cell
+    trained = first.work == "train"
+    return Row(
+        arm,
+        _kind(first),
+        first.recipe.train.lm_coefficient if trained else None,
+        first.fraction,
+        max(one.labels for one in cells),
+        tuple(one.cell.seed for one in cells),
+        {metric: _spread(metric, cells) for metric in recipe.task.metrics},
+        tuple(one.cell.seed for one in cells if trained and _collapsed(recipe, one, floor)),
+        sum(one.seconds for one in cells),
+    )
+
+
+def _kind(cell: Cell) -> Kind:
+    if cell.work == "train":
+        return "tuned" if cell.tuned else "scratch"
+    return cell.work
+
+
+def _spread(metric: str, cells: Sequence[Found]) -> Spread:
+    values = tuple(one.scores[metric] for one in cells)
+    bounds = cells[0].intervals
+    if len(cells) == 1 and bounds:
+        low, high = bounds[metric]
+        return Spread(values[0], low, high, "rows", values)
+    return Spread(median(values), min(values), max(values), "seeds", values)
+
+
+def _collapsed(recipe: Recipe, one: Found, floor: Found | None) -> bool:
+    """Whether a trained cell is worth no more than the answer that needs no model."""
+    if floor is None:
+        return False
+    reached, guessed = (selection_value(recipe.task, cell.scores) for cell in (one, floor))
+    return reached <= guessed
+
+
+def write_table(folder: Path, table: Table) -> None:
+    """Writes table.json and table.md."""
+    content = {**table._asdict(), "rows": [row._asdict() for row in table.rows]}
+    files.write_atomically(folder / "table.json", json_text.encode(content, indent=2) + b"\n")
+    files.write_atomically(folder / "table.md", write_markdown(table))
+
+
+def write_markdown(table: Table) -> str:
+    """The table as Markdown, and below it what has to be known to read it."""
+    lines = [f"# {table.about}", "", f"Base: {table.base}", ""]
+    header = ["", "labels", "seeds", *(f"{metric} | interval" for metric in table.metrics)]
+    lines += [f"| {' | '.join([*header, 'collapsed'])} |"]
+    lines += ["|" + "---|" * (4 + 2 * len(table.metrics))]
+    lines += [f"| {' | '.join(say_row(row, table.metrics))} |" for row in table.rows]
+    return "\n".join([*lines, "", *(f"* {note}" for note in table.notes), ""])
+
+
+def say_row(row: Row, metrics: Sequence[str]) -> list[str]:
+    """A row as texts: arm, labels, seeds, two for every metric, and the collapsed ones."""
+    spreads = [row.scores[metric] for metric in metrics]
+    numbers = [
+        text
+        for spread in spreads
+        for text in (f"{spread.median:.4f}", f"{spread.low:.4f} to {spread.high:.4f}")
+    ]
+    seeds = str(len(row.seeds)) if spreads[0].of == "seeds" else ""
+    flagged = f"{len(row.collapsed)} of {len(row.seeds)}" if row.collapsed else ""
+    return [row.arm, f"{row.labels:,}", seeds, *numbers, flagged]
