@@ -1,6 +1,6 @@
 """Who sees whom: the one place that knows a row may hold several views or several examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 from finetune.batch import Batch, Span
 from finetune.kernels import Block, attend_blocks
+from finetune.last_block import Ends
 
 NAME = "gptft"
 
@@ -51,8 +52,10 @@ class Sight:
     with a sliding window only those fewer than `window` places back.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, ends_only: bool = False) -> None:
         self.spans = batch.spans
+        self.ends = Ends(batch.spans, batch.tokens.shape[1]) if ends_only else None
+        """Where nothing but the views' last states is read."""
         self._place, self._ending = batch.place, batch.ending
         self._masks: dict[Any, Tensor] = {}
         self._blocks: dict[Any, list[Block]] = {}
@@ -70,16 +73,32 @@ class Sight:
         """All spans, cut into blocks of neighbouring queries with their masks."""
         key = (window, dtype)
         if key not in self._blocks:
-            triangle = _triangle(max(s.stop - s.start for s in self.spans), dtype)
+            masks = self._all_masks(window, dtype)
             self._blocks[key] = [
                 block
-                for span in self.spans
-                for block in _cut(
-                    span,
-                    triangle if self.is_causal(span, window) else self.mask(span, window, dtype),
-                )
+                for span, mask in zip(self.spans, masks, strict=True)
+                for block in _cut(span, mask)
             ]
         return self._blocks[key]
+
+    def last_blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
+        """A block of each span whose queries are its views' last tokens, told off in one row."""
+        assert self.ends is not None
+        found, at = [], 0
+        masks = self._all_masks(window, dtype)
+        for (span, own), mask in zip(self.ends.parts, masks, strict=True):
+            keys = slice(span.start, span.stop)
+            queries = slice(at, at := at + len(own))
+            seen = mask[own, : span.stop - span.start]
+            found.append(Block((span.row, keys), (0, queries), seen))
+        return found
+
+    def _all_masks(self, window: int | None, dtype: torch.dtype) -> Iterator[Tensor]:
+        """For every span a mask whose upper left corner is its own."""
+        longest = max(span.stop - span.start for span in self.spans)
+        triangle = _triangle(longest, dtype, self._place.device)
+        for span in self.spans:
+            yield triangle if self.is_causal(span, window) else self.mask(span, window, dtype)
 
     def is_causal(self, span: Span, window: int | None) -> bool:
         """True when plain causal attention over the span's columns is its whole rule."""
@@ -121,7 +140,8 @@ def _cut(span: Span, mask: Tensor) -> list[Block]:
     for first in range(span.start, span.stop, _QUERIES):
         stop = min(first + _QUERIES, span.stop)
         part = mask[first - span.start : stop - span.start, : stop - span.start]
-        found.append(Block(span.row, span.start, first, stop, part))
+        keys, queries = slice(span.start, stop), slice(first, stop)
+        found.append(Block((span.row, keys), (span.row, queries), part))
     return found
 
 
@@ -166,6 +186,8 @@ def attend(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sight.ends is not None and sight.ends.listening:
+        return _attend_last(query, key, value, sight, dropout, scaling, sliding_window, softcap)
     past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
     if past is None and dropout > 0 and softcap is None and query.device.type == "cpu":
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -185,6 +207,34 @@ def attend(
         )
     ]
     return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+def _attend_last(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sight: Sight,
+    dropout: float,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, None]:
+    """(1, M, H, d) of the (1, H, M, d) last tokens alone, once the keys of all have been seen."""
+    ends = cast(Ends, sight.ends)
+    if ends.memory is None:
+        ends.take(key, value)
+    keys, values = cast(tuple[Tensor, Tensor], ends.memory)
+    eager = dropout > 0 and softcap is None and query.device.type == "cpu"
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    blocks = sight.last_blocks(window, wide if eager else query.dtype)
+    if eager:
+        return attend_blocks(query, keys, values, blocks, dropout, scaling), None
+    core = _core(dropout, scaling, softcap)
+    found = [
+        core(query[:, :, own], keys[row, :, seen][None], values[row, :, seen][None], mask)
+        for (row, seen), (_, own), mask in blocks
+    ]
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _attend_row(

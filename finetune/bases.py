@@ -23,6 +23,7 @@ from transformers.utils import logging
 from finetune import attention
 from finetune.adapters import adapt
 from finetune.fusions import quicken
+from finetune.last_block import narrow
 from finetune.network import hub_answers
 from finetune.new_tokens import DELIMITER, EXTRACT, START, add_tokens, extend
 from finetune.recipe import BasePart
@@ -253,6 +254,7 @@ def equip(decoder: PreTrainedModel) -> PreTrainedModel:
     quicken(decoder)
     if takes_sight(decoder):
         decoder.set_attn_implementation(attention.NAME)
+        narrow(decoder)
     return decoder
 
 

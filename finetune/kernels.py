@@ -17,15 +17,11 @@ from finetune.dropout import draw_kept
 class Block(NamedTuple):
     """Neighbouring queries of a sequence, and all keys of it up to the last of them."""
 
-    row: int
-    start: int
-    """Column of the first key."""
-    first: int
-    """Column of the first query."""
-    stop: int
-    """Column after the last query and the last key."""
+    keys: tuple[int, slice]
+    """Their row, and their columns in it."""
+    queries: tuple[int, slice]
     mask: Tensor
-    """(stop − first, stop − start) additive, float32 or float64."""
+    """(queries, keys) additive, float32 or float64."""
 
 
 def attend_blocks(
@@ -37,6 +33,8 @@ def attend_blocks(
     scaling: float,
 ) -> Tensor:
     """(R, H, T, d) queries, keys and values to (R, T, H, d); zeros in columns of no block.
+
+    Queries may have rows and columns of their own, as blocks say.
 
     Computed in the type of the masks, whatever comes in: products this small are slower in
     bfloat16.
@@ -61,12 +59,12 @@ class _Attend(torch.autograd.Function):
         cells = heads * sum(block.mask.numel() for block in blocks)
         weights, (kept, factor) = q.new_empty(cells), draw_kept(cells, dropout)
         out = query.new_zeros(rows, columns, heads, width)
-        for row, own, seen, mask, p, keep in _pieces(blocks, heads, weights, kept):
+        for (home, own), (row, seen), mask, p, keep in _pieces(blocks, heads, weights, kept):
             keys = k[row, :, seen].transpose(1, 2)
-            torch.baddbmm(mask, q[row, :, own], keys, alpha=scaling, out=p)
+            torch.baddbmm(mask, q[home, :, own], keys, alpha=scaling, out=p)
             torch.softmax(p, -1, out=p)
             found = torch.bmm(p * keep, v[row, :, seen]).mul_(factor)
-            out[row, own] = found.transpose(0, 1)
+            out[home, own] = found.transpose(0, 1)
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.rest = blocks, factor, scaling
         return out
@@ -75,26 +73,29 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, kept = ctx.saved_tensors
         blocks, factor, scaling = ctx.rest
-        rows, heads, columns, width = query.shape
         q, k, v, slope = (part.to(weights.dtype) for part in (query, key, value, outer[0]))
-        dq, dk, dv = q.new_zeros(3, rows, columns, heads, width).transpose(2, 3).unbind()
-        for row, own, seen, _, p, keep in _pieces(blocks, heads, weights, kept):
-            above = slope[row, own].transpose(0, 1) * factor
+        dq, dk, dv = (_zeros(part) for part in (q, k, v))
+        for (home, own), (row, seen), _, p, keep in _pieces(blocks, q.shape[1], weights, kept):
+            above = slope[home, own].transpose(0, 1) * factor
             dv[row, :, seen].add_(torch.bmm((p * keep).transpose(1, 2), above))
             dp = torch.bmm(above, v[row, :, seen].transpose(1, 2)).mul_(keep)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scaling)
-            dq[row, :, own] = torch.bmm(ds, k[row, :, seen])
-            dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[row, :, own]))
+            dq[home, :, own] = torch.bmm(ds, k[row, :, seen])
+            dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[home, :, own]))
         dtype = query.dtype
         return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
 
 
+def _zeros(part: Tensor) -> Tensor:
+    """(R, H, T, d) zeros that lie in memory as (R, T, H, d): as they are wanted next."""
+    return part.new_zeros(part.transpose(1, 2).shape).transpose(1, 2)
+
+
 def _pieces(
     blocks: Sequence[Block], heads: int, weights: Tensor, kept: Tensor
-) -> Iterator[tuple[int, slice, slice, Tensor, Tensor, Tensor]]:
-    """Of every block: row, queries, keys, mask, and its (H, Q, K) parts of two flat tensors."""
+) -> Iterator[tuple[tuple[int, slice], tuple[int, slice], Tensor, Tensor, Tensor]]:
+    """Of every block: queries, keys, mask, and its (H, Q, K) parts of two flat tensors."""
     sizes = [heads * block.mask.numel() for block in blocks]
     for block, p, keep in zip(blocks, weights.split(sizes), kept.split(sizes), strict=True):
-        own, seen = slice(block.first, block.stop), slice(block.start, block.stop)
         shape = (heads, *block.mask.shape)
-        yield block.row, own, seen, block.mask, p.view(shape), keep.view(shape)
+        yield block.queries, block.keys, block.mask, p.view(shape), keep.view(shape)

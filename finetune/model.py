@@ -46,13 +46,18 @@ class Reader(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def states(self, batch: Batch, memory: Memory | None = None) -> Tensor:
-        """(R·T, D) last hidden states; with a full `memory`, of texts that continue it."""
+    def states(
+        self, batch: Batch, memory: Memory | None = None, *, ends_only: bool = False
+    ) -> Tensor:
+        """(R·T, D) last hidden states; with a full `memory`, of texts that continue it.
+
+        With `ends_only` those of the views' last tokens are right, and all others mean nothing.
+        """
         body = plain(self.decoder).base_model
         arguments = {"input_ids": batch.tokens, "position_ids": batch.place}
         if self.decoder.config._attn_implementation == NAME:
             extra = {"memory": memory} if memory else {}
-            found = body(**arguments, sight=Sight(batch), use_cache=False, **extra)
+            found = body(**arguments, sight=Sight(batch, ends_only), use_cache=False, **extra)
         else:
             found = body(**arguments, **_padding_mask(batch))
         return cast(Tensor, found.last_hidden_state).flatten(0, 1)
@@ -105,7 +110,7 @@ class TaskModel(nn.Module):
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """(N, L) logits, and with `lm` the batch's share of the LM loss."""
-        states = self.reader.states(batch)
+        states = self.reader.states(batch, ends_only=not lm)
         features = states[batch.last.clamp(min=0)]
         logits = self.head(features, batch.last >= 0)
         if not lm:

@@ -102,7 +102,8 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
     for block in blocks:
         size = heads * block.mask.numel()
         part = flat[at : at + size].view(heads, *block.mask.shape).double() * factor
-        kept[block.row, :, block.first : block.stop, block.start : block.stop] = part
+        (row, columns_seen), (_, own) = block.keys, block.queries
+        kept[row, :, own, columns_seen] = part
         at += size
     allowed = seen(batch, window)
     mask = torch.zeros(allowed.shape, dtype=torch.float64).masked_fill_(~allowed, -1e300)
