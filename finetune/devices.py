@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from finetune.attention import NAME
 from finetune.batch import Layout
 from finetune.recipe import TrainPart
+from finetune.sharding import read_request
 from task_formats import UsageError
 
 Precision = Literal["fp32", "bf16"]
@@ -47,6 +48,7 @@ def start_processes(precision: Precision, device: str | None = None) -> Place:
     """This process's place among its peers, on the device it is given or the best there is."""
     if device is not None and device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"no device {device!r} here", cure="Leave the device out, or name cpu.")
+    read_request()  # What is not supported is told before anything is loaded.
     place, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
     if device != "cpu" and 0 < devices <= place:
         what = f"process {place + 1} of this machine finds only {devices} device(s)"

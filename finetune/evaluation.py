@@ -11,9 +11,11 @@ from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
 from finetune.batch import Layout, collate
+from finetune.loop import is_out_of_memory
 from finetune.losses import task_loss
 from finetune.metrics import score
-from finetune.sampling import group, measure
+from finetune.sampling import Sizes, group, measure
+from finetune.sharding import is_sharded, no_gradients
 from task_formats import Encoded, Prediction, Task
 
 WINDOW = 4096
@@ -56,9 +58,41 @@ def read_rounds(
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
-        yield list(
-            zip(mine.tolist(), _logits(model, mine, examples, reading, accelerator), strict=True)
-        )
+        found, reading = _read_group(model, mine, examples, sizes, reading, accelerator)
+        if is_sharded(model) and not len(mine):
+            # A pass is one of all processes, also of those that have nothing to read.
+            _logits(model, groups[0][:1], examples, reading, accelerator)
+        yield found
+
+
+def _read_group(
+    model: nn.Module,
+    indices: np.ndarray,
+    examples: Sequence[Encoded],
+    sizes: Sizes,
+    reading: Reading,
+    accelerator: Accelerator,
+) -> tuple[Round, Reading]:
+    """The indexed rows' logits; out of memory, with half the budget, which then stays."""
+    while True:
+        parts = group(indices, sizes, reading.layout, reading.budget)
+        try:
+            found = [
+                pair
+                for part in parts
+                for pair in zip(
+                    part.tolist(),
+                    _logits(model, part, examples, reading, accelerator),
+                    strict=True,
+                )
+            ]
+            return found, reading
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            # A pass of shards cannot be left by one process alone.
+            if not is_out_of_memory(error) or is_sharded(model) or len(parts) == len(indices):
+                raise
+        largest = max(int(sizes.tokens[part].sum()) for part in parts)
+        reading = reading._replace(budget=min(largest, reading.budget) // 2)
 
 
 def _logits(
@@ -69,12 +103,10 @@ def _logits(
     accelerator: Accelerator,
 ) -> np.ndarray:
     """(N, L) float32 logits of the indexed rows; without dropout, whatever mode the model is in."""
-    if not len(indices):
-        return np.empty((0, 0), np.float32)
     batch = collate([examples[n] for n in indices], reading.layout, reading.pad)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), accelerator.autocast():
+    with no_gradients(model), accelerator.autocast():
         logits = model(send_to_device(batch, accelerator.device)).logits.float().cpu().numpy()
     model.train(was_training)
     return cast(np.ndarray, logits)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
@@ -30,6 +30,7 @@ from finetune.recipe_files import dump, parse
 from finetune.sampling import Order, Sizes, deal, group, measure
 from finetune.saved import load_model, save_model
 from finetune.schedule import plan_rates
+from finetune.sharding import is_sharded, place_model
 from finetune.splits import Split, check_positions, encode_split, encode_training_split
 from finetune.work import Judgement, Rhythm, Source, Watch
 from task_formats import Task, UsageError
@@ -91,11 +92,18 @@ class Job:
         """An update's rows on this process, sorted by length and cut; the size of all of it."""
         indices = self.order.indices(update)
         own = deal(indices, self.sizes, self.accelerator.num_processes)
-        mine = own[self.accelerator.process_index]
-        groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
+        rank, most = self.accelerator.process_index, budget or self.reading.budget
+        # In shards every pass is one of all processes: who has fewer makes idle ones.
+        cuts = [
+            group(rows, self.sizes, self.reading.layout, most)
+            for rows in (own if is_sharded(self.model) else own[rank : rank + 1])
+        ]
+        groups = cuts[rank if len(cuts) > 1 else 0]
         totals = total([self.train.examples[n] for n in indices])
-        batches = [self._collate(rows, totals) for rows in groups] or [self._idle(indices[:1])]
-        return Passes(batches, len(indices), int(self.sizes.tokens[indices].sum()))
+        batches = [self._collate(rows, totals) for rows in groups]
+        idle = partial(self._idle, indices[:1])
+        batches += [idle() for _ in range(max(map(len, cuts)) - len(groups))]
+        return Passes(batches, len(indices), int(self.sizes.tokens[indices].sum()), idle)
 
     def started(self, done: int) -> Started:
         """What there is to say before the first update."""
@@ -123,6 +131,9 @@ class Job:
                 yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
             for row in split.report.skipped:
                 yield f"left out {row.id} ({row.place}): {row.what}"
+        if is_sharded(self.model):
+            count = self.accelerator.num_processes
+            yield f"FSDP2: weights, gradients and moments are cut into {count} shards"
         if self.reading.layout == "separate" and self.recipe.train.layout == "auto":
             kind = self.base.decoder.config.model_type
             yield f"{kind} has an attention of its own: views stand in rows of their own, padded"
@@ -181,16 +192,23 @@ class Job:
         positive = self.recipe.task.positive
         return evaluate(rounds, examples, self.task, self.accelerator, positive).scores
 
-    def save_model(self, folder: Path) -> None:
-        """Decoder, tokenizer and head."""
-        save_model(folder, self.model, self.base)
+    def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Decoder, tokenizer and head; of a model in shards a copy is made for them."""
+        model = self.model if weights is None else self._copy(weights)
+        save_model(folder, model, self.base)
+
+    def _copy(self, weights: dict[str, Tensor]) -> TaskModel:
+        base = load_decoder(self.recipe.base, self.recipe.train.seed)
+        model = TaskModel(base.decoder, self.task.format, self.task.labels)
+        model.load_state_dict(weights)
+        return model
 
     def final_scores(
         self, folder: Path, watch: Watch
     ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
         """What `gptft predict` will use, on the evaluation split and the extra ones."""
         model, _ = load_model(folder, self.task)
-        model.to(self.accelerator.device)
+        place_model(model, self.accelerator)
         for name, split in self._labelled_splits():
             if all(example.label is None for example in split.examples):
                 yield Notice(f"{name} has no labels: nothing to score")
@@ -232,14 +250,15 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
         evaluated = encode_split(recipe, task, base, held_out) if held_out else None
     torch.manual_seed(recipe.train.seed)
     model = TaskModel(base.decoder, task.format, task.labels, recipe.train.head_dropout)
-    model.to(accelerator.device)
     _freeze_unread(model, recipe.train.lm_coefficient)
+    place_model(model, accelerator)
+    # Shards take the place of weights, so the optimizer comes after them.
     optimizer = build_optimizer(model.parameters(), recipe.train)
     layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
     reading = Reading(
         layout, base.lexicon.pad, choose_budget(recipe.train, base.decoder, accelerator.device)
     )
-    wrapped = cast(nn.Module, accelerator.prepare_model(model))
+    wrapped = model if is_sharded(model) else cast(nn.Module, accelerator.prepare_model(model))
     job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, train, evaluated, reading)
     if job.order.updates < 1:
         raise UsageError(

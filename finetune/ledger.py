@@ -7,16 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 
 from finetune import checkpoint, files
 from finetune.loop import Step
 from finetune.news import Result
+from finetune.peers import find_highest
 from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
 from finetune.run import Run, read_recipe, read_result
+from finetune.sharding import gather_weights
 from finetune.signals import Wish
 from finetune.state import capture, restore
 from finetune.work import Work
@@ -130,15 +131,17 @@ class Ledger:
     def save(self, job: Work, progress: Progress) -> None:
         """Writes a whole state in the background."""
         self.flush()
+        tensors = capture(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
             facts = {"progress": progress.facts(), "made_with": made_with(job)}
-            self._run.save(progress.update, capture(job.model, job.optimizer), facts)
+            self._run.save(progress.update, tensors, facts)
 
     def save_model(self, job: Work) -> None:
         """Puts the model as it is now in the place of the best one."""
+        weights = gather_weights(job.model, keep=self._run is not None)
         if self._run:
             with files.replace_folder(self._run.model_folder) as partial:
-                job.save_model(partial)
+                job.save_model(partial, weights)
         self._accelerator.wait_for_everyone()
 
     def write_result(self, job: Work, result: Result) -> None:
@@ -206,6 +209,5 @@ def agree(accelerator: Accelerator, wish: Wish | None, code: int) -> tuple[Wish 
     if accelerator.num_processes == 1:
         return wish, code
     ranks: tuple[Wish | Literal["save", "stop"] | None, ...] = (None, "save", "stop")
-    own = torch.tensor([[ranks.index(wish), code]], device=accelerator.device)
-    strongest, highest = accelerator.gather(own).amax(0).tolist()
+    strongest, highest = find_highest([ranks.index(wish), code], accelerator)
     return ranks[strongest], highest

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch.optim import AdamW
 from finetune.batch import Batch
 from finetune.losses import Losses, objective
 from finetune.optimizer import pace
+from finetune.peers import find_highest
+from finetune.sharding import is_sharded, measure_gradients
 
 
 class Passes(NamedTuple):
@@ -24,6 +28,8 @@ class Passes(NamedTuple):
     examples: int
     tokens: int
     """With every prefix counted once, so that layouts and processes make no difference."""
+    idle: Callable[[], Batch] | None = None
+    """A small batch that weighs nothing, for a process that has none or lacks memory."""
 
 
 Forwards = Callable[[int, int | None], Passes]
@@ -74,13 +80,13 @@ def optimize(
     remembered for a resume. Out of memory, the budget halves and the update is made again.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    budget = settings.budget
+    room = _Room(settings.budget)
     model.train()
     for number in updates:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        losses, passes, budget = _accumulate(model, forwards, number, budget, settings, accelerator)
-        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm, foreach=True)
+        losses, passes = _accumulate(model, forwards, number, room, settings, accelerator)
+        norm = measure_gradients(parameters, settings.max_grad_norm)
         refused = (~(norm.isfinite() & losses.total.isfinite())).float()
         rate = settings.rate(number)
         pace(optimizer, number, rate, settings.epsilon)
@@ -90,50 +96,97 @@ def optimize(
         optimizer.step()
         seconds = time.perf_counter() - began
         read = (passes.examples, passes.tokens)
-        yield Step(number, losses, norm, refused, rate, *read, seconds, budget)
+        yield Step(number, losses, norm, refused, rate, *read, seconds, room.budget)
+
+
+_NO_LIMIT = 2**62
+
+
+@dataclass
+class _Room:
+    """Tokens of a forward pass: how many may be tried, and how many have been seen to fit."""
+
+    budget: int | None
+    proven: int = 0
 
 
 def _accumulate(
     model: nn.Module,
     forwards: Forwards,
     number: int,
-    budget: int | None,
+    room: _Room,
     settings: Settings,
     accelerator: Accelerator,
-) -> tuple[Losses, Passes, int | None]:
-    """Gradients of one update; with less memory than needed, in smaller and smaller pieces."""
+) -> tuple[Losses, Passes]:
+    """Gradients of one update; with less memory than needed, in smaller and smaller pieces.
+
+    An exchange of gradients cannot be broken off. So a pass larger than any before it is made
+    without one, and the exchange is left to an idle pass; then all processes agree whether one
+    of them lacked memory, and make the same update again.
+    """
+    several = accelerator.num_processes > 1
     while True:
-        passes = forwards(number, budget)
-        batches = passes.batches
-        try:
-            reseed(settings.seed, number, accelerator.process_index)
-            return _backward(model, batches, settings, accelerator), passes, budget
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or accelerator.num_processes > 1:
-                raise
-            if len(batches) == sum(len(batch.last) for batch in batches):
-                raise  # Every example already goes alone.
-            budget = max(map(tokens_read, batches)) // 2
-            model.zero_grad(set_to_none=True)
+        passes = forwards(number, room.budget)
+        most = max(map(tokens_read, passes.batches), default=0)
+        # A pass of shards needs all processes: one of them cannot try it alone.
+        tries = not is_sharded(model) and (most > room.proven or not several)
+        reseed(settings.seed, number, accelerator.process_index)
+        run = partial(_backward, model, settings, accelerator)
+        exchanged = bool(passes.batches) and not (several and tries)
+        found = _try(run, passes, exchanged) if tries else run(passes.batches, exchanged)
+        smaller = most // 2 if found is None else _NO_LIMIT
+        if several and not exchanged:
+            run([_idle(passes)], True)
+        lacks, less = find_highest([found is None, -smaller], accelerator)
+        if found is not None and not lacks:
+            room.proven = max(room.proven, most)
+            return Losses(*accelerator.reduce(found, "sum").unbind()), passes
+        room.budget = -less
+        model.zero_grad(set_to_none=True)
+
+
+def _try(run: Callable[..., Tensor], passes: Passes, exchanged: bool) -> Tensor | None:
+    """What the passes give; None where memory is lacking and the passes can be smaller."""
+    try:
+        return run(passes.batches, exchanged)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        alone = len(passes.batches) == sum(len(batch.last) for batch in passes.batches)
+        if not is_out_of_memory(error) or alone:
+            raise
+    return None
 
 
 def _backward(
-    model: nn.Module, batches: Sequence[Batch], settings: Settings, accelerator: Accelerator
-) -> Losses:
-    """Runs all forward passes of an update; gradients are exchanged once, with the last."""
-    found: list[Losses] = []
+    model: nn.Module,
+    settings: Settings,
+    accelerator: Accelerator,
+    batches: Sequence[Batch],
+    exchanged: bool,
+) -> Tensor:
+    """Runs forward passes: (3,) sums of losses. Gradients are exchanged with the last, if at all.
+
+    Shards exchange theirs with every pass: whole gradients would not fit.
+    """
+    found = [torch.zeros(3, device=accelerator.device)]
     for k, batch in enumerate(batches):
-        last = k + 1 == len(batches)
-        with nullcontext() if last else accelerator.no_sync(model):
+        waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
+        with accelerator.no_sync(model) if waits else nullcontext():
             here = send_to_device(batch, accelerator.device, non_blocking=True)
             with accelerator.autocast():
                 outputs = model(here, lm=settings.lm_coefficient > 0)
             losses = objective(outputs, here, settings.lm_coefficient)
             # Data parallelism averages over processes; ours are parts of one sum.
             accelerator.backward(losses.total * accelerator.num_processes)
-        found.append(Losses(*(part.detach() for part in losses)))
-    sums = torch.stack([torch.stack(list(losses)) for losses in found]).sum(0)
-    return Losses(*accelerator.reduce(sums, "sum").unbind())
+        found.append(torch.stack([part.detach() for part in losses]))
+    return torch.stack(found[1:] or found).sum(0)
+
+
+def _idle(passes: Passes) -> Batch:
+    """A batch that weighs nothing: every process must take part in the exchange of gradients."""
+    if passes.idle is not None:
+        return passes.idle()
+    batch = passes.batches[-1]
+    return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
 
 
 def reseed(seed: int, update: int, process: int) -> None:
@@ -147,6 +200,7 @@ def tokens_read(batch: Batch) -> int:
     return sum(span.stop - span.start for span in batch.spans)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """True where an error says that memory is lacking, on whatever device."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text

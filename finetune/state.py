@@ -6,17 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from finetune.sharding import cut_tensor, gather_tensor
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def capture(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Every trained weight with its moments. Frozen weights come from the base again."""
+def capture(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, Tensor]:
+    """Every trained weight with its moments. Frozen weights come from the base again.
+
+    All processes call this together; what is sharded comes whole, where it is kept.
+    """
     found = {}
     for name, parameter in _trained(model):
-        found[f"weight.{name}"] = parameter.detach()
+        found[f"weight.{name}"] = gather_tensor(parameter.detach(), keep)
         for moment in _MOMENTS:
             if moment in optimizer.state.get(parameter, {}):
-                found[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+                found[f"{moment}.{name}"] = gather_tensor(optimizer.state[parameter][moment], keep)
     return found
 
 
@@ -28,10 +33,13 @@ def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -
         raise ValueError(f"the checkpoint holds other weights: {sorted(names ^ saved)[:3]}")
     for name, parameter in _trained(model):
         with torch.no_grad():
-            parameter.copy_(tensors[f"weight.{name}"])
+            parameter.copy_(cut_tensor(tensors[f"weight.{name}"], parameter))
         moments = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
         if moments:
-            optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in moments.items()}
+            optimizer.state[parameter] = {
+                m: cut_tensor(t, parameter) if t.dim() else t.to(parameter.device)
+                for m, t in moments.items()
+            }
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

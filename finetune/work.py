@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from finetune.evaluation import Reading, Round
@@ -109,8 +109,8 @@ class Work(Protocol):
     def judge(self, rounds: Iterable[Round]) -> Judgement:
         """The scores of all rounds."""
 
-    def save_model(self, folder: Path) -> None:
-        """Writes the model as it is now."""
+    def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        """Writes the model as it is now; with `weights`, where it is in shards, those."""
 
     def final_scores(
         self, folder: Path, watch: Watch

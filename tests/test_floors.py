@@ -14,8 +14,8 @@ FLOORS = {
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
-    3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels last_block loop "
-    "losses model new_tokens optimizer run state tensor_file",
+    3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels "
+    "last_block loop losses model new_tokens optimizer peers run sharding state tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
     "training verdict work",
@@ -27,7 +27,8 @@ FLOORS = {
 """A file imports from floors below its own; on its own floor, as long as there is no circle."""
 
 DOORS = {
-    "accelerate": "devices evaluation loop job work course ledger prediction pretraining prompting",
+    "accelerate": "devices evaluation loop job work course ledger peers prediction pretraining "
+    "prompting sharding",
     "datasets": "data.hub",
     "huggingface_hub": "network data.hub",
     "matplotlib": "comparison.curve reports",
@@ -43,10 +44,10 @@ DOORS = {
     "sklearn": "metrics classifier",
     "tokenizers": "pretraining.tokenizer",
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions job "
-    "kernels last_block ledger loop losses model new_tokens optimizer pretraining prompting run saved state "
-    "tensor_file training work",
-    "transformers": "adapters attention bases devices fusions last_block model new_tokens pretraining "
-    "prompting saved",
+    "kernels last_block loop losses model new_tokens optimizer peers pretraining prompting run "
+    "saved sharding state tensor_file training work",
+    "transformers": "adapters attention bases devices fusions last_block model new_tokens "
+    "pretraining prompting saved",
     "typer": "cli",
     "yaml": "recipe_yaml",
 }

@@ -1,7 +1,6 @@
 """Several processes make one job: what one would have made, and nothing half done."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -9,38 +8,11 @@ from pathlib import Path
 
 import jobs
 import pytest
-import warm
+from together import ODD, train_together
 
 import finetune
 from finetune import checkpoint
 from finetune.evaluation import Reading, read_rounds
-from finetune.loop import Step
-from finetune.news import Interrupted
-from finetune.recipe import Recipe
-from finetune.training import events
-
-ODD = {"train": 22, "held_out": 10, "batch_size": 7, "epsilon": 1e-3}
-"""Updates of 7, 7, 7 and 1 rows: neither they nor the evaluation's 10 can be shared evenly."""
-
-
-def train(recipe: Recipe, run: Path, stop: int | None = None) -> int:
-    """Trains in this process; after update `stop` the first process alone gets a signal."""
-    try:
-        for event in events(recipe, run, resume=True):
-            if isinstance(event, Step) and event.number == stop and os.environ["RANK"] == "0":
-                os.kill(os.getpid(), signal.SIGTERM)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    return 0
-
-
-def train_together(count: int, recipe: Recipe, run: Path, stop: int | None = None) -> Path:
-    output = run.with_suffix(".output")
-    codes = warm.join(warm.start_many(count, train, recipe, run, stop, output=output))
-    told = "\n".join(path.read_text() for path in sorted(run.parent.glob("*.output.*")))
-    assert codes == [143 if stop else 0] * count, told
-    return run
-
 
 # -- equal to one --------------------------------------------------------------------------------
 

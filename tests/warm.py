@@ -33,7 +33,11 @@ def start(
 
 
 def start_many(
-    count: int, function: Callable[..., int | None], *arguments: Any, output: Path | None = None
+    count: int,
+    function: Callable[..., int | None],
+    *arguments: Any,
+    environment: dict[str, str] | None = None,
+    output: Path | None = None,
 ) -> list[BaseProcess]:
     """`count` processes that make one job, as torchrun starts them; outputs end in .0, .1, ..."""
     shared = {
@@ -46,7 +50,12 @@ def start_many(
         start(
             function,
             *arguments,
-            environment={**shared, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+            environment={
+                **(environment or {}),
+                **shared,
+                "RANK": f"{rank}",
+                "LOCAL_RANK": f"{rank}",
+            },
             output=output and output.with_suffix(f".{rank}"),
         )
         for rank in range(count)

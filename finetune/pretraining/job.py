@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -103,12 +103,13 @@ class Pretraining:
         totals = Totals(0, 0, tokens - len(indices))
         own = deal(indices, self.sizes, self.accelerator.num_processes)
         mine = own[self.accelerator.process_index]
-        if not len(mine):
-            idle = self._collate(indices[:1], totals)
-            return Passes([idle._replace(weight=idle.weight * 0)], len(indices), tokens)
         groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
         batches = [self._collate(rows, totals) for rows in groups]
-        return Passes(batches, len(indices), tokens)
+        return Passes(batches, len(indices), tokens, partial(self._idle, indices[:1], totals))
+
+    def _idle(self, rows: np.ndarray, totals: Totals) -> Batch:
+        batch = self._collate(rows, totals)
+        return batch._replace(weight=batch.weight * 0)
 
     def _collate(self, rows: np.ndarray, totals: Totals) -> Batch:
         examples = [self.train.blocks[n] for n in rows.tolist()]
@@ -191,7 +192,7 @@ class Pretraining:
         found = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
         return Judgement(found._asdict(), -found.loss)
 
-    def save_model(self, folder: Path) -> None:
+    def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """A plain transformers folder: decoder and tokenizer, nothing of ours."""
         halves = self.plan.train.store == "bf16"
         decoder = copy.deepcopy(self.decoder).bfloat16() if halves else self.decoder

@@ -9,6 +9,8 @@ from finetune.devices import choose_precision, start_processes
 from finetune.news import Event, Result
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.preparation import prepare_pretraining
+from finetune.sharding import read_request
+from task_formats import UsageError
 
 
 def pretrain(
@@ -25,6 +27,8 @@ def events(
     plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[Event]:
     """Trains, validates and saves; yields every update and validation as it is done."""
+    if read_request():
+        raise UsageError("pre-training has no FSDP", cure="Leave --use_fsdp out: it has DDP.")
     accelerator = start_processes(choose_precision(plan.train.precision))
     prepare = partial(prepare_pretraining, plan, Path(folder))
     yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)

@@ -1,0 +1,97 @@
+"""Memory that is not there: on several processes at once, and while reading."""
+
+import os
+
+import jobs
+import pytest
+import torch
+from together import train, train_together
+
+import finetune
+from finetune import checkpoint
+from finetune.loop import tokens_read
+from finetune.model import TaskModel
+
+ODD = {"train": 22, "held_out": 10, "batch_size": 10, "epsilon": 1e-3}
+
+
+def lack_memory(monkeypatch, most: int, when=lambda model: True) -> list[int]:
+    """No forward pass over more than `most` tokens fits; what was tried and fitted."""
+    fitted: list[int] = []
+    forward = TaskModel.forward
+
+    def forward_or_fail(self, batch, lm=False):
+        if when(self) and tokens_read(batch) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        fitted.append(tokens_read(batch))
+        return forward(self, batch, lm)
+
+    monkeypatch.setattr(TaskModel, "forward", forward_or_fail)
+    return fitted
+
+
+def train_in_little(recipe, run, stop=None):
+    """Only the second process lacks memory, for passes of more than 70 tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            lack_memory(patch, 70, lambda model: model.training)
+        return train(recipe, run, stop)
+
+
+def lose_memory_backwards(recipe, run, stop=None):
+    """The second process lacks memory once, in the middle of a backward pass."""
+    if os.environ["RANK"] == "1":
+        calls = []
+
+        def fail(slope):
+            calls.append(1)
+            if len(calls) == 1:
+                raise torch.OutOfMemoryError("out of memory")
+
+        forward = TaskModel.forward
+
+        def watched(self, batch, lm=False):
+            outputs = forward(self, batch, lm)
+            if outputs.logits.requires_grad and len(batch.last) > 1:
+                outputs.logits.register_hook(fail)
+            return outputs
+
+        TaskModel.forward = watched
+    return train(recipe, run, stop)
+
+
+@pytest.mark.parametrize("how", [train_in_little, lose_memory_backwards])
+def test_processes_make_an_update_again_together(how, bases, tmp_path) -> None:
+    """With the same result, however few of them lacked memory; the budget is remembered."""
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
+    one = jobs.train(recipe, tmp_path / "one")
+    two = train_together(2, recipe, tmp_path / "two", how=how)
+    assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(two), rel=1e-4)
+    state, _ = checkpoint.latest(two / "checkpoints")
+    alone, _ = checkpoint.latest(one / "checkpoints")
+    assert state.facts["progress"]["budget"] < alone.facts["progress"]["budget"]
+
+
+def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **ODD)
+    run = jobs.train(recipe, tmp_path / "run")
+    predictor, rows = finetune.load(run), jobs.rows("multiple_choice", 30, seed=3)
+    scores, predictions = predictor.evaluate(), predictor.predict(rows)
+    sizes = [len(example.choices) for example in map(predictor.task.example, rows, map(str, rows))]
+    fitted = lack_memory(monkeypatch, 250)
+    assert predictor.evaluate() == pytest.approx(scores, rel=1e-5)
+    again = predictor.predict(rows)
+    assert [p.id for p in again] == [p.id for p in predictions]
+    assert [len(p.scores) for p in again] == sizes
+    for one, other in zip(predictions, again, strict=True):
+        assert one.scores == pytest.approx(other.scores, rel=1e-4)
+    assert 0 < max(fitted) <= 250
+
+
+def test_a_row_that_does_not_fit_is_an_error(bases, tmp_path, monkeypatch) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    predictor = finetune.load(jobs.train(recipe, tmp_path / "run"))
+    lack_memory(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor.evaluate()

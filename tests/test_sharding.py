@@ -1,0 +1,124 @@
+"""FSDP2: weights in shards train what whole ones train, and states fit everywhere."""
+
+import os
+
+import jobs
+import pytest
+import torch
+from together import ODD, SHARDS, train_together
+
+import finetune
+from finetune.news import Started
+from finetune.sharding import read_request
+from finetune.training import events
+from task_formats import UsageError
+
+
+def train_sharded(count, recipe, run, stop=None):
+    return train_together(count, recipe, run, stop, environment=SHARDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "part", "settings"),
+    [
+        ("score", "gpt2", {}, {"tokens_per_forward": 60}),
+        pytest.param("multiple_choice", "llama", {}, {"lm_coefficient": 0}, marks=pytest.mark.slow),
+        ("entailment", "gpt2", {"lora": {"rank": 2}}, {}),
+    ],
+)
+def test_shards_train_what_whole_weights_train(kind, family, part, settings, bases, tmp_path):
+    """Tied weights and an output matrix of its own; several passes an update; adapters."""
+    recipe = jobs.recipe(
+        kind, bases(family), tmp_path / "data", base_part=part, **{**ODD, **settings}
+    )
+    one = jobs.train(recipe, tmp_path / "one")
+    shards = train_sharded(2, recipe, tmp_path / "shards")
+    assert jobs.distance(jobs.weights(one), jobs.weights(shards)) < 1e-5
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(shards), rel=1e-4)
+    for key in ("update", "examples", "tokens"):
+        assert [e.get(key) for e in jobs.log(one)] == [e.get(key) for e in jobs.log(shards)]
+    alone, together = (jobs.result(run)["scores"]["evaluate"] for run in (one, shards))
+    assert alone == pytest.approx(together, rel=1e-5)
+    assert finetune.load(shards).evaluate() == pytest.approx(together, rel=1e-5)
+
+
+def test_a_state_of_shards_goes_on_whole_and_in_shards_again(bases, tmp_path):
+    """Two shards, then two whole models, three shards, and one process."""
+    recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data", **ODD)
+    one, run = jobs.train(recipe, tmp_path / "one"), tmp_path / "run"
+    train_sharded(2, recipe, run, stop=1)
+    train_together(2, recipe, run, stop=3)
+    train_sharded(3, recipe, run, stop=5)
+    (started,) = [e for e in events(recipe, run, resume=True) if isinstance(e, Started)]
+    assert started.done == 5
+    assert jobs.distance(jobs.weights(one), jobs.weights(run)) < 1e-5
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(run), rel=1e-4)
+
+
+def test_shards_go_on_to_the_same_bits(bases, tmp_path):
+    noisy = {**ODD, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
+    recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **noisy)
+    whole = train_sharded(2, recipe, tmp_path / "whole")
+    run = train_sharded(2, recipe, tmp_path / "run", stop=3)
+    train_sharded(2, recipe, run)
+    jobs.assert_same(whole, run)
+
+
+def count_numbers(recipe, run, stop):
+    """Fails unless this process holds but a part of weights and moments."""
+    from finetune import training
+
+    found = {}
+    prepare = training.prepare_job
+
+    def keep(*arguments):
+        found["job"] = prepare(*arguments)
+        return found["job"]
+
+    training.prepare_job = keep
+    for _ in events(recipe, run):
+        pass
+    job = found["job"]
+    parts = list(job.model.parameters())
+    whole = sum(part.numel() for part in parts)
+    here = sum(part.to_local().numel() for part in parts)
+    moments = [state["exp_avg"].to_local().numel() for state in job.optimizer.state.values()]
+    notice = any("cut into 2 shards" in text for text in job.notices())
+    return 0 if here < 0.6 * whole and sum(moments) == here and notice else 1
+
+
+def test_every_process_holds_its_part_alone(bases, tmp_path):
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
+    train_together(2, recipe, tmp_path / "run", environment=SHARDS, how=count_numbers)
+
+
+def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):
+    for name, value in SHARDS.items():
+        monkeypatch.setenv(name, value)
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    run = jobs.train(recipe, tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in jobs.weights(run).values())
+    assert torch.distributed.is_initialized() is False
+
+
+@pytest.mark.parametrize(
+    ("told", "what"),
+    [
+        ({"FSDP_VERSION": "1"}, "version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--fsdp_activation_checkpointing"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM"),
+    ],
+)
+def test_what_is_not_supported_is_refused(told, what, monkeypatch):
+    for name, value in {**SHARDS, **told}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=what):
+        read_request()
+
+
+def test_nothing_is_asked_for_by_default(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        monkeypatch.delenv(name)
+    assert read_request() is False

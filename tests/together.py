@@ -1,0 +1,50 @@
+"""Training in several processes of this machine, with or without shards."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import warm
+
+from finetune.loop import Step
+from finetune.news import Interrupted
+from finetune.recipe import Recipe
+from finetune.training import events
+
+ODD = {"train": 22, "held_out": 10, "batch_size": 7, "epsilon": 1e-3}
+"""Updates of 7, 7, 7 and 1 rows: neither they nor the evaluation's 10 can be shared evenly."""
+
+SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` tells the processes."""
+
+
+def train(recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    """Trains in this process; after update `stop` the first process alone gets a signal."""
+    try:
+        for event in events(recipe, run, resume=True):
+            if isinstance(event, Step) and event.number == stop and os.environ["RANK"] == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    return 0
+
+
+def train_together(
+    count: int,
+    recipe: Recipe,
+    run: Path,
+    stop: int | None = None,
+    *,
+    environment: dict[str, str] | None = None,
+    how: Callable[..., int] = train,
+) -> Path:
+    """Trains to the end, or to the signal after update `stop`; shows what was said if it fails."""
+    output = run.with_suffix(".output")
+    children = warm.start_many(
+        count, how, recipe, run, stop, environment=environment, output=output
+    )
+    codes = warm.join(children)
+    told = "\n".join(path.read_text() for path in sorted(run.parent.glob("*.output.*")))
+    assert codes == [143 if stop else 0] * count, told
+    return run
