@@ -53,8 +53,8 @@ def _has_nul(value: Any) -> bool:
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, dict):
-        return any(map(_has_nul, value.values()))
-    return isinstance(value, list) and any(map(_has_nul, value))
+        return any(map(_has_nul, (*value, *value.values())))
+    return isinstance(value, list | tuple) and any(map(_has_nul, value))
 
 
 def _row(batch: Any) -> dict[str, Any] | None:
