@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.attention import NAME, Memory, Sight
+from finetune.attention import NAME, Memory
 from finetune.batch import Batch
 from finetune.losses import Outputs, lm_loss, token_losses
+from finetune.sight import Sight
 from task_formats import Format, Labels, UsageError
 
 

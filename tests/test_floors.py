@@ -14,8 +14,9 @@ FLOORS = {
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
-    3: "data adapters attention bases checkpoint devices dropout evaluation fusions kernels "
-    "last_block loop losses model new_tokens optimizer peers run sharding state tensor_file",
+    3: "adapters attention bases checkpoint data devices dropout evaluation fusions "
+    "kernels last_block loop losses model new_tokens optimizer peers rectangles run "
+    "sharding sight state tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
     "training verdict work",
@@ -43,9 +44,9 @@ DOORS = {
     "scipy": "metrics",
     "sklearn": "metrics classifier",
     "tokenizers": "pretraining.tokenizer",
-    "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions job "
-    "kernels last_block loop losses model new_tokens optimizer peers pretraining prompting run "
-    "saved sharding state tensor_file training work",
+    "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions "
+    "job kernels last_block loop losses model new_tokens optimizer peers pretraining "
+    "prompting rectangles run saved sharding sight state tensor_file training work",
     "transformers": "adapters attention bases devices fusions last_block model new_tokens "
     "pretraining prompting saved",
     "typer": "cli",

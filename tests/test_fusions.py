@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from finetune.attention import Sight
 from finetune.batch import collate
 from finetune.dropout import Dropout, draw_kept, drop
 from finetune.fusions import quicken
 from finetune.kernels import attend_blocks
+from finetune.sight import Sight
 from task_formats import Encoded
 
 # -- dropout ---------------------------------------------------------------------------------------

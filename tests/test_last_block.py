@@ -8,10 +8,10 @@ from samples import KINDS
 from test_layouts import FIXED, FREE, LAYOUTS
 from torch import Tensor, nn
 
-from finetune.attention import Sight
 from finetune.batch import Batch, collate
 from finetune.last_block import narrow
 from finetune.model import TaskModel
+from finetune.sight import Sight
 
 
 def widest(model: TaskModel) -> nn.Linear | nn.Module:

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import KINDS
 
+from finetune import attention
 from finetune.attention import NAME
 from finetune.bases import takes_sight
 from finetune.batch import Batch, collate, total
+from finetune.rectangles import arrange
 from task_formats import Encoded
 
 LAYOUTS = ("separate", "shared", "packed")
@@ -253,3 +255,25 @@ def test_attention_dropout_drops_nothing_where_it_may_not(bases) -> None:
             module.attn_dropout.p = 0.5
     found = samples.run_as(model, many, "shared", base.lexicon.pad)
     assert (found.logits - expected.logits)[expected.logits.isfinite()].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FREE)
+def test_sequences_laid_in_rectangles_give_the_same(family, layout, bases, monkeypatch) -> None:
+    """What a GPU is given instead of a call for each sequence."""
+    kind, base = KINDS["multiple_choice"], samples.load(bases(family))
+    many, pad = samples.examples(kind, base, count=7), base.lexicon.pad
+    model = samples.task_model(kind, base)
+    expected = samples.run_as(model, many, layout, pad)
+    monkeypatch.setattr(attention, "likes_rectangles", lambda device: True)
+    assert_same(samples.run_as(model, many, layout, pad), expected)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_every_span_stands_in_one_rectangle_less_than_twice_its_length(lengths) -> None:
+    batch = collate([Encoded("x/0", [1] * n, ()) for n in lengths], "packed")
+    found = arrange(batch.spans, batch.tokens.shape[1], torch.device("cpu"))
+    assert sorted(span for part in found for span in part.spans) == sorted(batch.spans)
+    assert all(part.length < 2 * (s.stop - s.start) for part in found for s in part.spans)
+    flat = torch.cat([part.flat for part in found])
+    assert sorted(flat.tolist()) == list(range(sum(lengths)))
