@@ -12,6 +12,8 @@ from finetune.ledger import Ledger, agree
 from finetune.loop import optimize
 from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.progress import Clock, Progress
+from finetune.recipe_yaml import compare_documents
+from finetune.run import read_recipe
 from finetune.signals import StopRequest
 from finetune.verdict import conclude
 from finetune.work import Watch, Work
@@ -25,15 +27,16 @@ def pursue(
     prepare: Callable[[Accelerator], Work],
     folder: Path,
     accelerator: Accelerator,
+    told: str,
     *,
     resume: bool,
     overwrite: bool,
 ) -> Iterator[Event]:
     """Trains, evaluates and saves; yields every update and evaluation as it is done.
 
-    `prepare` makes the job when the folder is taken. Closing the generator ends the run with its
-    folder in order. Interrupted is raised when a signal asked for the end, after a whole state
-    was saved.
+    `prepare` makes the job when the folder is taken; `told` is what it is told, as YAML. Closing
+    the generator ends the run with its folder in order. Interrupted is raised when a signal asked
+    for the end, after a whole state was saved.
     """
     with ExitStack() as stack:
         ledger = stack.enter_context(
@@ -41,6 +44,8 @@ def pursue(
         )
         if finished := ledger.finished():
             yield Notice(f"{folder} is finished already: nothing was trained")
+            if changes := compare_documents(read_recipe(folder), told):
+                yield Notice(f"ignored, since the run is finished: {'; '.join(changes)}")
             yield Finished(finished)
             return
         request = stack.enter_context(StopRequest())

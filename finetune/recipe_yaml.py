@@ -153,6 +153,28 @@ def write_document(data: Mapping[str, Any]) -> str:
     )
 
 
+def compare_documents(old: str, new: str) -> list[str]:
+    """What two texts say differently: "train.epochs was 3, is 5".
+
+    >>> compare_documents("train: {seed: 1, epochs: 3}", "train: {seed: 1, epochs: 5}")
+    ['train.epochs was 3, is 5']
+    """
+    before, after = (dict(_leaves(parse_document(text, "").data, "")) for text in (old, new))
+    return [
+        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+
+
 def describe_value(value: Any) -> str:
     """A value of YAML in a sentence.
 

@@ -3,18 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from finetune.bases import Base
 from finetune.data.examples import Report, read_examples
+from finetune.data.places import Rows
 from finetune.data.preparation import prepare
 from finetune.data.sources import open_rows
 from finetune.data.store import EncodedStore
 from finetune.fractions import draw_part
 from finetune.recipe import DataPart, Recipe
-from task_formats import Row, Task, UsageError, ViewEncoder
+from task_formats import Example, Row, Task, UsageError, ViewEncoder
 
 Read = Callable[[Row], Row]
 
@@ -61,16 +62,36 @@ def encode_split(
     """
     data = data or recipe.data
     rows = open_rows(data, name)
-    fingerprint = rows.fingerprint()
+    before, fingerprint = _stamp(rows), rows.fingerprint()
     # A file's rows are known by its name; its folder is the same for all of them.
     called = name if data.path else Path(name).name
     examples, report = read_examples(
         task, rows, called, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
     )
+    examples = _watch(examples, rows, before)
     encoder = build_encoder(recipe, task, base)
     key = _key(recipe, base, fingerprint, name, labelled) if task.read is None else None
     store = prepare(examples, encoder, cache_folder() if key else None, key or "", report)
     return Split(store, report, rows.origin, fingerprint)
+
+
+def _stamp(rows: Rows) -> list[tuple[int, ...]] | None:
+    """What the system says of the rows' files, something else once they are written to."""
+    try:
+        found = [os.stat(file) for file in getattr(rows, "files", ()) if file != "-"]
+    except OSError:
+        return None
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
+
+
+def _watch(
+    examples: Iterable[Example], rows: Rows, before: list[tuple[int, ...]] | None
+) -> Iterator[Example]:
+    """The examples; UsageError where their files were written or removed while they were read."""
+    yield from examples
+    if _stamp(rows) != before:
+        cure = "Start again when nobody writes there."
+        raise UsageError("changed while it was read", where=rows.origin, cure=cure)
 
 
 def encode_training_split(recipe: Recipe, task: Task, base: Base) -> Split:
@@ -103,7 +124,7 @@ def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool
         fingerprint,
         name,
         labelled,
-        recipe.task.model_dump_json(exclude={"prompt", "metrics", "select", "positive"}),
+        recipe.task.model_dump_json(exclude={"prompt", "prompts", "metrics", "select", "positive"}),
         hashlib.sha256(backend.to_str().encode()).hexdigest(),
         list(base.lexicon.specials),
         recipe.train.max_tokens,

@@ -9,7 +9,7 @@ from finetune.devices import choose_precision, start_processes
 from finetune.job import prepare_job
 from finetune.news import Event, Result
 from finetune.recipe import Recipe
-from finetune.recipe_files import settle
+from finetune.recipe_files import dump, settle
 from task_formats import Task
 
 
@@ -49,4 +49,5 @@ def events(
     recipe = settle(recipe, Path.cwd())
     accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     prepare = partial(prepare_job, recipe, task or recipe.task.build())
-    yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)
+    told = dump(recipe)
+    yield from pursue(prepare, Path(folder), accelerator, told, resume=resume, overwrite=overwrite)

@@ -8,6 +8,7 @@ from finetune.course import finish, pursue
 from finetune.devices import choose_precision, start_processes
 from finetune.news import Event, Result
 from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan_files import dump_plan
 from finetune.pretraining.preparation import prepare_pretraining
 from finetune.sharding import read_request
 from task_formats import UsageError
@@ -31,4 +32,5 @@ def events(
         raise UsageError("pre-training has no FSDP", cure="Leave --use_fsdp out: it has DDP.")
     accelerator = start_processes(choose_precision(plan.train.precision))
     prepare = partial(prepare_pretraining, plan, Path(folder))
-    yield from pursue(prepare, Path(folder), accelerator, resume=resume, overwrite=overwrite)
+    told = dump_plan(plan)
+    yield from pursue(prepare, Path(folder), accelerator, told, resume=resume, overwrite=overwrite)
