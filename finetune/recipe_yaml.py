@@ -215,7 +215,7 @@ def _parse(text: str, where: str) -> Document:
     except yaml.YAMLError as error:  # a character that YAML does not allow
         what = str(error).splitlines()[0]
         raise UsageError(what, where=where, cure="Remove the character.") from None
-    except ValueError as error:  # "\U00110000", which PyYAML hands to chr()
+    except (ValueError, OverflowError) as error:  # "\U00110000", handed to chr()
         raise UsageError(f"not YAML: {error}", where=where, cure="Look at its escapes.") from None
     finally:
         if loader is not None:
