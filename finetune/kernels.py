@@ -58,13 +58,13 @@ class _Attend(torch.autograd.Function):
         q, k, v = (part.to(blocks[0].mask.dtype) for part in (query, key, value))
         cells = heads * sum(block.mask.numel() for block in blocks)
         weights, (kept, factor) = q.new_empty(cells), draw_kept(cells, dropout)
+        v = v * factor  # Once for all blocks, and below so with what each block is scaled by.
         out = query.new_zeros(rows, columns, heads, width)
         for (home, own), (row, seen), mask, p, keep in _pieces(blocks, heads, weights, kept):
             keys = k[row, :, seen].transpose(1, 2)
             torch.baddbmm(mask, q[home, :, own], keys, alpha=scaling, out=p)
             torch.softmax(p, -1, out=p)
-            found = torch.bmm(p * keep, v[row, :, seen]).mul_(factor)
-            out[home, own] = found.transpose(0, 1)
+            out[home, own] = torch.bmm(p * keep, v[row, :, seen]).transpose(0, 1)
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.rest = blocks, factor, scaling
         return out
@@ -75,14 +75,16 @@ class _Attend(torch.autograd.Function):
         blocks, factor, scaling = ctx.rest
         q, k, v, slope = (part.to(weights.dtype) for part in (query, key, value, outer[0]))
         dq, dk, dv = (_zeros(part) for part in (q, k, v))
+        slope = slope.transpose(1, 2) * factor
         for (home, own), (row, seen), _, p, keep in _pieces(blocks, q.shape[1], weights, kept):
-            above = slope[home, own].transpose(0, 1) * factor
+            above = slope[home, :, own]
             dv[row, :, seen].add_(torch.bmm((p * keep).transpose(1, 2), above))
             dp = torch.bmm(above, v[row, :, seen].transpose(1, 2)).mul_(keep)
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scaling)
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq[home, :, own] = torch.bmm(ds, k[row, :, seen])
             dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[home, :, own]))
         dtype = query.dtype
+        dq, dk = dq.mul_(scaling), dk.mul_(scaling)
         return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
 
 
