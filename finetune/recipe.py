@@ -53,6 +53,9 @@ class PromptPart(Part):
     """How an answer's log-likelihood is normalised (GPT-3, section 2.4)."""
     prior: str = "Answer: "
     """The context of the unconditional probability, for `normalization: prior`."""
+    threshold: Literal["train", "median"] | None = None
+    """For two labels and one answer, a text like "{text}": the last label is meant where it is
+    likelier than this: the best threshold on the training split, or the questions' median."""
 
 
 class TaskPart(Part):
@@ -78,6 +81,8 @@ class TaskPart(Part):
     """Raw labels that mean "no label" in this data set: such rows are left out, and counted."""
     prompt: PromptPart | None = None
     """The task in words; without it there is no zero- or few-shot evaluation."""
+    prompts: dict[str, PromptPart] = {}
+    """Other ways to ask, by name: `gptft ask --prompt gpt1`."""
 
     @model_validator(mode="after")
     def _one_kind_of_label(self) -> "TaskPart":
@@ -124,6 +129,13 @@ class TaskPart(Part):
             metrics=cast(Any, task.metrics) or (("pearson",) if bounds else ("accuracy",)),
             unlabelled=tuple(sorted(task.unlabelled)),
         )
+
+    def with_prompt(self, name: str) -> "TaskPart":
+        """The same task asked with another of its prompts; UsageError where it has none such."""
+        if name not in self.prompts:
+            cure = nearest(name, self.prompts) if self.prompts else "It has none besides its own."
+            raise UsageError(f"the task has no prompt {name!r}", where="task.prompts", cure=cure)
+        return self.model_copy(update={"prompt": self.prompts[name]})
 
     def build(self, read: Callable[[Row], Row] | None = None) -> Task:
         """The task itself; UsageError where the parts do not fit together."""

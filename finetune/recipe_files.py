@@ -99,6 +99,8 @@ def _type(data: Any, lines: Mapping[KeyPath, int], where: str) -> Recipe:
     recipe = type_values(Recipe, data, lines, where)
     try:
         recipe.task.build()
+        for name in recipe.task.prompts:
+            recipe.task.with_prompt(name).build()
     except UsageError as error:
         raise (error.located(where) if where else error) from None
     return recipe

@@ -11,6 +11,7 @@ from task_formats.formats import CHOICE
 from task_formats.labels import Labels, Range
 
 Normalization = Literal["none", "token", "byte", "prior"]
+Threshold = Literal["train", "median"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Prompt:
     `answers` maps label names to words, or for a score some of its values ("0", "2.5"); or it is
     one template with `{choice}`. `normalization` follows GPT-3, section 2.4: "prior" divides by
     p(answer | `prior`).
+
+    With a `threshold` there is but one answer, a template over fields: of two labels the last is
+    meant where it is likelier than the threshold (GPT-1, section 5, for CoLA). "train" takes the
+    threshold that is best on the training split, "median" that of the questions themselves, which
+    needs no label.
     """
 
     text: str
@@ -27,17 +33,30 @@ class Prompt:
     separator: str = "\n\n"
     normalization: Normalization = "none"
     prior: str = "Answer: "
+    threshold: Threshold | None = None
     fields: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.answers:
             raise UsageError("a prompt needs answers", cure="Give a word for every label.")
-        if isinstance(self.answers, str) and CHOICE not in templates.names(self.answers):
+        named = templates.names(self.answers) if isinstance(self.answers, str) else ()
+        if self.threshold:
+            self._check_threshold(named)
+        elif isinstance(self.answers, str) and CHOICE not in named:
             raise UsageError(
                 f"task.prompt.answers {self.answers!r} is one text without {{choice}}",
                 cure='Write answers: " {choice}", or a word for every label.',
             )
-        object.__setattr__(self, "fields", frozenset(templates.names(self.text)))
+        read = {*templates.names(self.text), *(named if self.threshold else ())}
+        object.__setattr__(self, "fields", frozenset(read))
+
+    def _check_threshold(self, named: Sequence[str]) -> None:
+        """A threshold is for one text with fields in it."""
+        if not named or CHOICE in named:
+            raise UsageError(
+                f"task.prompt.answers {self.answers!r} is no text of the fields",
+                cure='With a threshold write answers: "{text}".',
+            )
 
     def fit(self, chooses: bool, labels: Labels, fields: Sequence[str]) -> "Prompt":
         """The prompt with its answers in the order of a task's labels (facts, trap 4).
@@ -46,6 +65,10 @@ class Prompt:
         """
         for name in sorted(self.fields - set(fields)):
             raise _misfit(f"the text names {name!r}", nearest(name, fields))
+        if self.threshold:
+            if chooses or isinstance(labels, Range) or labels.width != 2:
+                raise _misfit("a threshold parts two labels", "Leave task.prompt.threshold out.")
+            return self
         if chooses != isinstance(self.answers, str):
             cure = 'Write answers: " {choice}".' if chooses else "Give a word for every label."
             raise _misfit("the answers do not fit the format", cure)
@@ -59,6 +82,8 @@ class Prompt:
 
     def answer_texts(self, example: Example) -> tuple[str, ...]:
         """The K answers, in the order of the choices, or of `answers` (see `fit`)."""
+        if self.threshold:
+            return (templates.fill(str(self.answers), example.fields),)
         if isinstance(self.answers, str):
             return tuple(templates.fill(self.answers, {CHOICE: text}) for text in example.choices)
         return tuple(self.answers.values())

@@ -32,6 +32,10 @@ Normalization = Annotated[
     Literal["none", "token", "byte", "prior"] | None,
     typer.Option(help="Of log-likelihoods; else as the task's prompt says."),
 ]
+PromptName = Annotated[
+    str | None,
+    typer.Option("--prompt", metavar="NAME", help="Another of its prompts, as gpt1 for cola."),
+]
 Data = Annotated[
     str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
 ]
@@ -54,6 +58,7 @@ def ask(
         bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
     ] = False,
     normalization: Normalization = None,
+    prompt: PromptName = None,
     data: Data = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
     precision: Precision = None,
@@ -75,10 +80,13 @@ def ask(
         "train.precision": precision,
     }
     source = find(task, collect(flags, settings or []))
+    recipe = source.recipe
+    if prompt is not None:
+        recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
     found: list[Asked] = []
     with console(stderr=True).status(Text(" loading")) as status:
         asking = prompting.ask(
-            source.recipe,
+            recipe,
             shots or [0],
             parse_numbers(seeds),
             task=source.task,

@@ -26,8 +26,11 @@ from finetune.run import CHECKPOINTS, LOG, MODEL, RECIPE, RESULT, Run, read_resu
 from finetune.training import events as train_events
 from task_formats import Task, UsageError
 
-_FREE = {"layout", "tokens_per_forward", "checkpoint_minutes", "checkpoint_updates"}
-"""Values of the train part that do not change what a cell finds."""
+_FREE = {
+    "task.prompts", "train.layout", "train.tokens_per_forward", "train.checkpoint_minutes",
+    "train.checkpoint_updates",
+}  # fmt: skip
+"""What does not change what a cell finds."""
 
 
 class CellStarted(NamedTuple):
@@ -213,5 +216,5 @@ def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
 def _values(recipe: dict[str, dict[str, Any]]) -> Iterable[tuple[str, Any]]:
     for part, values in recipe.items():
         for key, value in values.items():
-            if (part, key) not in {("train", free) for free in _FREE}:
+            if f"{part}.{key}" not in _FREE:
                 yield f"{part}.{key}", value

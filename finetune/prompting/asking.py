@@ -15,8 +15,9 @@ from finetune.evaluation import Reading, counted_class
 from finetune.metrics import score
 from finetune.prompting import normalization
 from finetune.prompting.contexts import find_boundary
-from finetune.prompting.intervals import bootstrap
+from finetune.prompting.intervals import Judge, bootstrap
 from finetune.prompting.scoring import AnswerScorer
+from finetune.prompting.threshold import apply_threshold, best_threshold
 from finetune.recipe import Recipe
 from task_formats import (
     Demonstrations,
@@ -90,13 +91,19 @@ class Asker:
         self._scorer = AnswerScorer(decoder.to(accelerator.device), reading, accelerator)
 
     def ask(self, manner: Manner = Manner()) -> Asked:
-        """Asks every question of the evaluation split."""
+        """Asks every question of the evaluation split. UsageError for what has no meaning."""
+        self._check(manner)
         pool = self.solved() if manner.shots else []
         demonstrations = Demonstrations(pool, manner.shots, manner.seed, manner.shared)
         encoder = PromptEncoder(self.task, self.boundary, self._max_tokens, demonstrations)
         questions = encoder.encode(self.questions)
-        predictions = self._decide(questions, self._weigh(encoder, questions, manner))
-        scores, intervals = self._judge(questions, predictions)
+        weights = self._weigh(encoder, self.questions, questions, manner)
+        if encoder.prompt.threshold:
+            threshold = self._find_threshold(encoder, weights[:, 0], manner)
+            predictions = apply_threshold(self.task, questions, weights[:, 0], threshold)
+        else:
+            predictions = self._decide(questions, weights)
+        scores, intervals = self._score(questions, predictions)
         return Asked(
             manner,
             scores,
@@ -118,22 +125,50 @@ class Asker:
             first += len(question.parts)
         return table
 
+    def _check(self, manner: Manner) -> None:
+        """A text that is its own answer has no solved examples, and no bias towards an answer."""
+        prompt = self.task.prompt
+        if prompt and prompt.threshold and (manner.shots or manner.calibrated):
+            raise UsageError(
+                "a prompt with a threshold is asked without solved examples or calibration",
+                where="task.prompt.threshold",
+                cure="Ask with --shots 0, or with another prompt.",
+            )
+
+    def _find_threshold(self, encoder: PromptEncoder, weights: np.ndarray, manner: Manner) -> float:
+        """Of the (N,) weights of the questions, or the best one on the training split."""
+        if encoder.prompt.threshold == "median":
+            return float(np.median(weights))
+        solved = self.solved()
+        questions = encoder.encode(solved)
+        known = self._weigh(encoder, solved, questions, manner)[:, 0]
+        metric = self.task.metrics[0]
+
+        def judge(threshold: float) -> float:
+            return self._judge(questions, apply_threshold(self.task, questions, known, threshold))[
+                metric
+            ]
+
+        return best_threshold(known, judge)
+
     def _weigh(
-        self, encoder: PromptEncoder, questions: list[Question], manner: Manner
+        self,
+        encoder: PromptEncoder,
+        examples: Sequence[Example],
+        questions: list[Question],
+        manner: Manner,
     ) -> np.ndarray:
         """(N, K) comparable numbers, normalised and calibrated as the manner says."""
         scores = self.likelihoods(questions)
         how = manner.normalization or encoder.prompt.normalization
         if how == "prior":
-            priors = self.likelihoods(encoder.encode_prior(self.questions))
+            priors = self.likelihoods(encoder.encode_prior(examples))
             scores = normalization.against(scores, priors)
         normalize = partial(_normalize, how=how, questions=questions)
         if not manner.calibrated:
             return normalize(scores)
         empty = [
-            normalize(
-                self.likelihoods(encoder.encode_content_free(self.questions, questions, word))
-            )
+            normalize(self.likelihoods(encoder.encode_content_free(examples, questions, word)))
             for word in CONTENT_FREE
         ]
         return normalization.against(normalize(scores), normalization.mean_probability(empty))
@@ -152,8 +187,21 @@ class Asker:
         ]
 
     def _judge(
-        self, questions: list[Question], predictions: list[Prediction]
+        self, questions: Sequence[Question], predictions: Sequence[Prediction]
+    ) -> dict[str, float]:
+        judge, predicted, gold = self._judged(questions, predictions)
+        return judge(predicted, gold)
+
+    def _score(
+        self, questions: Sequence[Question], predictions: Sequence[Prediction]
     ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+        judge, predicted, gold = self._judged(questions, predictions)
+        return judge(predicted, gold), bootstrap(judge, predicted, gold)
+
+    def _judged(
+        self, questions: Sequence[Question], predictions: Sequence[Prediction]
+    ) -> tuple[Judge, np.ndarray, np.ndarray]:
+        """The task's metrics as a function, and what it is about: labelled questions only."""
         labelled = [n for n, question in enumerate(questions) if question.label is not None]
         predicted = np.array([predictions[n].label for n in labelled])
         labels = [cast(float, questions[n].label) for n in labelled]
@@ -163,7 +211,7 @@ class Asker:
         def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
             return score(self.task.metrics, predicted.tolist(), gold.tolist(), positive)
 
-        return judge(predicted, gold), bootstrap(judge, predicted, gold)
+        return judge, predicted, gold
 
     def solved(self) -> list[Example]:
         """Labelled examples of the training split, read when they are first wanted."""
