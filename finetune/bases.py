@@ -147,6 +147,12 @@ def locate(path: str) -> str:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return path
+    if (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"{path} holds adapters for another base",  # which transformers would go and look for
+            where="base.path",
+            cure="Merge them with peft's merge_and_unload and save the whole model.",
+        )
     is_run = (folder / "model" / "config.json").is_file() and not (folder / "config.json").exists()
     return str(folder / "model" if is_run else folder)
 

@@ -1,8 +1,8 @@
 """What a run writes, by the one process that writes it; the others go through the motions."""
 
 import importlib.metadata
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from finetune.work import Work
 from task_formats import UsageError
 
 _PACKAGES = ("gptft", "torch", "transformers", "tokenizers", "accelerate", "numpy")
+_RESULT = ("scores", "update", "updates", "tokens", "seconds")
 _LAG = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device: each reading waits for it."""
 
@@ -67,8 +68,13 @@ class Ledger:
         if not (self.folder / "result.json").exists():
             return None
         found = read_result(self.folder)
-        names = ("scores", "update", "updates", "tokens", "seconds")
-        return Result(**{name: found[name] for name in names}, folder=self.folder)
+        if not _is_result(found):
+            raise UsageError(
+                "result.json is not what a run writes",
+                where=str(self.folder),
+                cure="Delete that file, and --resume makes it anew.",
+            )
+        return Result(**{name: found[name] for name in _RESULT}, folder=self.folder)
 
     def begin(self, job: Work) -> tuple[Progress, list[str]]:
         """Goes back to the newest whole state, if there is one; what is worth a notice."""
@@ -80,8 +86,10 @@ class Ledger:
             state, _ = checkpoint.latest(self.folder / "checkpoints")
         if state is not None:
             self._check_recipe(job)
-            restore(job.model, job.optimizer, state.tensors)
-            notices += _changes(state.facts["made_with"], made_with(job))
+            with _fitting(state.path):
+                restore(job.model, job.optimizer, state.tensors)
+                notices += _changes(state.facts["made_with"], made_with(job))
+                Progress.of(state.facts["progress"])
         if self._run:
             self._run.save_recipe(job.told())
         self._accelerator.wait_for_everyone()
@@ -165,6 +173,28 @@ def _readable(step: Step) -> dict[str, Any]:
         "tokens": step.tokens,
         "seconds": {"step": step.seconds},
     }
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """A state may be whole, sealed and yet another run's, or no run's at all."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        what = f"this state does not fit the run: {str(error).splitlines()[0]}"
+        cure = "Delete it, and the state before it is used."
+        raise UsageError(what, where=str(path), cure=cure) from error
+
+
+def _is_result(found: Mapping[str, Any]) -> bool:
+    """Whether the values have the types that `write_result` gives them."""
+    scores = found.get("scores")
+    return (
+        isinstance(scores, dict)
+        and all(isinstance(values, dict) for values in scores.values())
+        and all(isinstance(x, int | float | None) for v in scores.values() for x in v.values())
+        and all(isinstance(found.get(name), int | float) for name in _RESULT[1:])
+    )
 
 
 def made_with(job: Work) -> dict[str, Any]:

@@ -34,8 +34,13 @@ class Progress:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Progress":
-        """What a checkpoint remembered."""
-        return cls(**facts)
+        """What a checkpoint remembered. ValueError or TypeError where that makes no sense."""
+        if not all(value is None or isinstance(value, int | float) for value in facts.values()):
+            raise ValueError("its progress holds something else than numbers")
+        found = cls(**facts)
+        if not all(type(n) is int and n >= 0 for n in (found.update, found.tokens, found.refused)):
+            raise ValueError("its progress counts backwards")
+        return found
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint shall remember."""

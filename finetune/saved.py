@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import cast
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -12,6 +12,7 @@ from finetune.adapters import merged
 from finetune.bases import Base, load_decoder
 from finetune.model import TaskModel
 from finetune.recipe import BasePart
+from finetune.tensor_file import read_tensors
 from task_formats import Task, UsageError
 
 HEAD = "head.safetensors"
@@ -52,5 +53,19 @@ def load_model(
     part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code)
     base = load_decoder(part)
     model = TaskModel(base.decoder, task.format, task.labels)
-    model.head.load_state_dict(load_file(folder / HEAD))
+    _fill_head(model, folder / HEAD)
     return model.eval(), base
+
+
+def _fill_head(model: TaskModel, path: Path) -> None:
+    """UsageError where the file holds another task's head, or none."""
+    found, wanted = read_tensors(path), model.head.state_dict()
+    if {name: part.shape for name, part in found.items()} != {
+        name: part.shape for name, part in wanted.items()
+    }:
+        raise UsageError(
+            "the head is another task's",
+            where=str(path),
+            cure="Model and recipe of a run belong together: were files exchanged?",
+        )
+    model.head.load_state_dict(found)

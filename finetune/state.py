@@ -31,6 +31,7 @@ def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -
     saved = {name.partition(".")[2] for name in tensors}
     if names != saved:
         raise ValueError(f"the checkpoint holds other weights: {sorted(names ^ saved)[:3]}")
+    _check_shapes(model, tensors)
     for name, parameter in _trained(model):
         with torch.no_grad():
             parameter.copy_(cut_tensor(tensors[f"weight.{name}"], parameter))
@@ -40,6 +41,16 @@ def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -
                 m: cut_tensor(t, parameter) if t.dim() else t.to(parameter.device)
                 for m, t in moments.items()
             }
+
+
+def _check_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """A copy would stretch what is too small, and the optimizer trusts its moments blindly."""
+    shapes = {name: parameter.shape for name, parameter in _trained(model)}
+    for name, tensor in tensors.items():
+        kind, _, part = name.partition(".")
+        wanted = torch.Size() if kind == "step" else shapes[part]
+        if tensor.shape != wanted or not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tuple(tensor.shape)} and should be {tuple(wanted)}")
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

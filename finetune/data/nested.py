@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -11,6 +12,7 @@ from task_formats import RowError, UsageError
 
 _CHUNK = 2**20
 _BLANK = " \t\n\r"
+_BLANKS = re.compile(f"[{_BLANK}]*")
 
 
 def scan_json_lines(stream: BinaryIO, file: str) -> Iterator[Scanned]:
@@ -101,8 +103,7 @@ class _Text:
         """The next character that is not blank; nothing at the end."""
         while True:
             start, window = self._at, self._window
-            while self._at < len(window) and window[self._at] in _BLANK:
-                self._at += 1
+            self._at = _BLANKS.match(window, start).end()  # type: ignore[union-attr]
             self.line += window.count("\n", start, self._at)
             if self._at < len(window):
                 return window[self._at]

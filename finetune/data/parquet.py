@@ -9,10 +9,13 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import parquet
 
-from finetune.data.places import MOST_COLUMNS, Place, Scanned
+from finetune.data.lines import too_long
+from finetune.data.places import LONGEST_ROW, MOST_COLUMNS, Place, Scanned
 from task_formats import RowError, UsageError
 
 _BATCH = 1000
+_ROOM = 2**28
+"""Bytes that a batch may take."""
 
 
 def scan_parquet(stream: BinaryIO, file: str) -> Iterator[Scanned]:
@@ -28,11 +31,32 @@ def _scan(source: BinaryIO, file: str) -> Iterator[Scanned]:
             raise UsageError(f"more than {MOST_COLUMNS:,} columns", where=file)
         if len(set(table.schema_arrow.names)) < len(table.schema_arrow):
             raise UsageError("two columns of one name", where=file, cure="Rename one of them.")
-        for k, batch in enumerate(table.iter_batches(batch_size=_BATCH)):
-            yield from _rows(batch, file, k * _BATCH)
+        before = 0
+        for k in range(table.num_row_groups):
+            size = _batch_size(table.metadata.row_group(k))
+            for batch in table.iter_batches(batch_size=size, row_groups=[k]):
+                _check_length(batch, file, before)
+                yield from _rows(batch, file, before)
+                before += batch.num_rows
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         what = f"not a whole Parquet file: {_first_line(error)}"
         raise UsageError(what, where=file, cure="Is it the right file, and whole?") from None
+
+
+def _batch_size(group: Any) -> int:
+    """Rows that are read at once: some hundred bytes can hold one text for a million rows."""
+    columns = (group.column(k) for k in range(group.num_columns))
+    # No value is larger than all that is stored of its column.
+    largest = max((column.total_uncompressed_size for column in columns), default=0)
+    return int(min(max(_ROOM // max(largest, 1), 1), _BATCH))
+
+
+def _check_length(batch: Any, file: str, before: int) -> None:
+    if batch.nbytes > LONGEST_ROW:
+        sizes = (batch.slice(k, 1).nbytes for k in range(batch.num_rows))
+        for k, size in enumerate(sizes, start=before + 1):
+            if size > LONGEST_ROW:
+                raise too_long(f"{file}, row {k}")
 
 
 def _rows(batch: Any, file: str, before: int) -> Iterator[Scanned]:
