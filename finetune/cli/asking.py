@@ -9,9 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.options import Precision, Settings
+from finetune.cli.options import Precision, Processes, Settings
 from finetune.cli.overrides import collect
-from finetune.cli.screen import console, quiet_libraries
+from finetune.cli.processes import is_child, run_processes
+from finetune.cli.screen import console, process, quiet_libraries
 from task_formats import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ Output = Annotated[
 
 
 def ask(
+    context: typer.Context,
     task: Annotated[
         str, typer.Option("--task", "-t", help="A shipped recipe, a YAML file, or module:name.")
     ],
@@ -64,6 +66,7 @@ def ask(
     precision: Precision = None,
     settings: Settings = None,
     output: Output = None,
+    num_processes: Processes = 1,
 ) -> None:
     """Ask a task in words, without training: zero-, one- and few-shot.
 
@@ -83,8 +86,10 @@ def ask(
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
+    if num_processes > 1 and not is_child():
+        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     found: list[Asked] = []
-    with console(stderr=True).status(Text(" loading")) as status:
+    with console(stderr=process() == 0).status(Text(" loading")) as status:
         asking = prompting.ask(
             recipe,
             shots or [0],
@@ -97,7 +102,7 @@ def ask(
         for asked in asking:
             found.append(asked)
             status.update(Text(f" asked with {asked.manner.shots} shots"))
-    if output is not None:
+    if output is not None and process() == 0:
         _write_answers(found, output)
     console().print(shots_table(found))
 

@@ -1,13 +1,16 @@
 """The verb generate."""
 
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from finetune.cli.screen import console, quiet_libraries
+from finetune.cli.options import Processes
+from finetune.cli.processes import is_child, run_processes
+from finetune.cli.screen import console, process, quiet_libraries
 from task_formats import UsageError
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def generate(
+    context: typer.Context,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="Texts to go on with.")
     ] = None,
@@ -37,6 +41,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Decides what is drawn.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows written together.")] = 8,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu or cuda.")] = None,
+    num_processes: Processes = 1,
 ) -> None:
     """Go on with a text.
 
@@ -46,8 +51,12 @@ def generate(
     from finetune.prompting.generation import Decoding, Writer
     from finetune.recipe import BasePart
 
+    if num_processes > 1 and file in (None, "-"):
+        raise UsageError("several processes share the rows of a file", cure="Give --file FILE.")
+    if num_processes > 1 and not is_child():
+        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     decoding = Decoding(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed)
-    with console(stderr=True).status(Text(f" loading {base}")):
+    with console(stderr=process() == 0).status(Text(f" loading {base}")):
         writer = Writer(BasePart(path=base), device)
     if file is not None:
         _generate_rows(writer, decoding, file, column, output, batch_size)
@@ -72,17 +81,19 @@ def _generate_rows(
 ) -> None:
     from finetune.data import format_of, open_file, write_rows
 
-    rows = iter(open_file(file, format="jsonl" if file == "-" else None))
+    rows = (row for _, row in open_file(file, format="jsonl" if file == "-" else None))
     kind = format_of(output, "jsonl" if output == "-" else None)
     first = list(islice(rows, size))
-    columns = list(dict.fromkeys(name for _, row in first for name in row))
+    columns = list(dict.fromkeys(name for row in first for name in row))
     if column not in columns:
         raise UsageError(
             f"no column {column!r} in {file}", cure=f"Name it with --column: {columns}."
         )
+    pairs = writer.write_rows(chain(first, rows), column, decoding, size)
+    if process() > 0:
+        # It has done its share of every batch when the pairs have all come.
+        deque(pairs, maxlen=0)
+        return
     with write_rows(output, [*columns, "generated"], format=kind) as sink:
-        while first:
-            written = writer.write([str(row[column]) for _, row in first], decoding)
-            for (_, row), text in zip(first, written, strict=True):
-                sink.write({**row, "generated": text})
-            first = list(islice(rows, size))
+        for row, text in pairs:
+            sink.write({**row, "generated": text})

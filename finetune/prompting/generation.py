@@ -1,11 +1,13 @@
 """Free text from any decoder, through transformers' own generate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from threading import Thread
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
@@ -15,7 +17,7 @@ from transformers import (
 from finetune.bases import count_positions, load_plain
 from finetune.devices import choose_precision, start_processes
 from finetune.recipe import BasePart
-from task_formats import UsageError
+from task_formats import Row, UsageError
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Writer:
 
     def __init__(self, base: BasePart, device: str | None = None) -> None:
         """Loads the decoder in float32, or bfloat16 where that is faster. UsageError as usual."""
-        accelerator = start_processes("fp32", device)
+        self._accelerator = accelerator = start_processes("fp32", device)
         decoder, tokenizer = load_plain(base.model_copy(update={"dropout": None}))
         # Its own attention: ours holds no cache that grows by a token.
         decoder.set_attn_implementation("sdpa" if decoder._supports_sdpa else "eager")
@@ -74,6 +76,24 @@ class Writer:
         with torch.inference_mode():
             found = self._decoder.generate(**inputs, generation_config=self._settings(decoding))
         return self._tokenizer.batch_decode(found[:, longest:], skip_special_tokens=True)
+
+    def write_rows(
+        self,
+        rows: Iterable[Row],
+        column: str,
+        decoding: Decoding = Decoding(),
+        batch_size: int = 8,
+    ) -> Iterator[tuple[Row, str]]:
+        """Each row with what comes after its text, in order; several processes share the batches.
+
+        A batch is the same rows however many they are, and so is what is drawn for it.
+        """
+        remaining = iter(rows)
+        rank, processes = self._accelerator.process_index, self._accelerator.num_processes
+        while lap := list(islice(remaining, processes * batch_size)):
+            own = lap[rank * batch_size : (rank + 1) * batch_size]
+            found = self.write([str(row[column]) for row in own], decoding) if own else []
+            yield from zip(lap, gather_object(found) if processes > 1 else found, strict=True)
 
     def stream(self, text: str, decoding: Decoding = Decoding()) -> Iterator[str]:
         """What comes after a text, piece by piece as it is written; no beams."""
