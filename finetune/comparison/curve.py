@@ -2,11 +2,18 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune import files
 from finetune.comparison.table import Row, Table
 from task_formats import UsageError
+
+
+class Line(NamedTuple):
+    """Arms that belong together, by their number of labels."""
+
+    name: str
+    rows: list[Row]
 
 
 def check_plots() -> None:
@@ -31,8 +38,8 @@ def draw_curve(table: Table, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes: Any = figure.add_subplot()
-    for name, rows, style in _lines(table):
-        _draw_line(axes, name, rows, table.metrics[0], style)
+    for line, style in zip(find_lines(table), ("o-", "s--"), strict=False):
+        _draw_line(axes, line, table.metrics[0], style)
     for row in table.rows:
         if row.kind == "majority" or row.labels == 0:
             value = row.scores[table.metrics[0]].median
@@ -47,23 +54,28 @@ def draw_curve(table: Table, path: Path) -> None:
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
-def _lines(table: Table) -> list[tuple[str, list[Row], str]]:
-    """Arms that have several numbers of labels: a name, rows by number, and a line's style."""
+def find_lines(table: Table) -> list[Line]:
+    """The arms that are given labels, by their number: fine-tuning, then few-shot."""
     tuned = [row for row in table.rows if row.kind == "tuned"]
-    parts = {row.lm_coefficient for row in tuned if row.fraction < 1}
-    lines = [
-        (f"fine-tuned, λ = {value:g}", [row for row in tuned if row.lm_coefficient == value], "o-")
-        for value in sorted({row.lm_coefficient for row in tuned} & parts, key=str)
-    ]
+    value = next((row.lm_coefficient for row in tuned if row.fraction < 1), None)
     shown = [row for row in table.rows if row.kind == "ask" and row.labels]
-    lines += [("few-shot", shown, "s--")] if shown else []
-    return [(name, sorted(rows, key=lambda row: row.labels), style) for name, rows, style in lines]
+    parts = [row for row in tuned if row.lm_coefficient == value]
+    lines = [] if value is None else [Line(f"fine-tuned, λ = {value:g}", parts)]
+    lines.append(Line("few-shot", shown))
+    return [Line(name, sorted(rows, key=lambda row: row.labels)) for name, rows in lines if rows]
 
 
-def _draw_line(axes: Any, name: str, rows: list[Row], metric: str, style: str) -> None:
-    spreads = [row.scores[metric] for row in rows]
+def _draw_line(axes: Any, line: Line, metric: str, style: str) -> None:
+    spreads = [row.scores[metric] for row in line.rows]
     middle = [spread.median for spread in spreads]
     below = [spread.median - spread.low for spread in spreads]
     above = [spread.high - spread.median for spread in spreads]
-    labels = [row.labels for row in rows]
-    axes.errorbar(labels, middle, [below, above], fmt=style, capsize=3, linewidth=1.5, label=name)
+    axes.errorbar(
+        [row.labels for row in line.rows],
+        middle,
+        [below, above],
+        fmt=style,
+        capsize=3,
+        linewidth=1.5,
+        label=line.name,
+    )
