@@ -1,10 +1,12 @@
 """The plan of a pre-training run: the paper's defaults, and what is refused."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.plan_files import dump_plan, load_plan, parse_plan, shipped_plans
+from finetune.pretraining.shape import draw_decoder
 from task_formats import UsageError
 
 CORPUS = {"train": "books"}
@@ -63,6 +65,18 @@ def test_the_shipped_base_fits_its_ten_megabytes():
     blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
     tables = (plan.tokenizer.vocabulary + shape.positions) * shape.width
     assert 2 * (blocks + tables + 2 * shape.width) + 300_000 < 10_000_000
+    assert plan.train.store == "bf16"
+
+
+def test_the_mini_plan_draws_a_decoder_of_between_20_and_30_million_parameters():
+    plan = load_plan("mini")
+    shape, vocabulary = plan.shape, plan.tokenizer.vocabulary
+    with torch.device("meta"):
+        decoder = draw_decoder(shape, vocabulary, 0, dropout=0.1, spread=0.02, seed=42)
+    count = sum(part.numel() for part in decoder.parameters())
+    blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
+    tables = (vocabulary + shape.positions) * shape.width
+    assert count == blocks + tables + 2 * shape.width == 29_676_544
     assert plan.train.store == "bf16"
 
 
