@@ -1,5 +1,6 @@
 """Recipes as files: found, read, changed by flags, and written with every value."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from finetune.recipe_yaml import parse_document, write_document
 from finetune.typed_files import change, read_text, type_values
 from task_formats import UsageError, nearest
 
+TRUST = "GPTFT_TRUST_REMOTE_CODE"
+"""The variable that says of files and runs what --trust-remote-code says of a command."""
 _SPLITS = ("train", "evaluate", "predict")
 
 
@@ -24,7 +27,19 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
     """
     path = _find_recipe(name_or_path)
     recipe = parse(read_text(path), str(path))
+    _check_trust(recipe, overrides, path)
     return override(_place_files(recipe, path.resolve().parent), overrides)
+
+
+def _check_trust(recipe: Recipe, overrides: Mapping[str, Any], path: Path) -> None:
+    """UsageError where nobody but the file itself says that a base's code can be trusted."""
+    said = "base.trust_remote_code" in overrides or os.environ.get(TRUST) == "1"
+    if recipe.base.trust_remote_code and not said:
+        raise UsageError(
+            "base.trust_remote_code: true would run Python code that comes with the base",
+            where=str(path),
+            cure=f"If you trust its source, pass --trust-remote-code or set {TRUST}=1.",
+        )
 
 
 def parse(text: str, where: str = "") -> Recipe:

@@ -248,6 +248,19 @@ def test_adapters_for_another_base_are_not_followed(bases, tmp_path) -> None:
         load_decoder(BasePart(path=str(folder)))
 
 
+def test_a_file_alone_cannot_ask_for_code_of_a_base_to_be_run(run, tmp_path, monkeypatch) -> None:
+    """Neither a recipe nor the recipe in a stranger's run; the person at the keyboard can."""
+    path = run / "recipe.yaml"
+    path.write_text(path.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    for read in (finetune.load, finetune.load_recipe, resume):
+        with pytest.raises(UsageError, match="would run Python code that comes with the base"):
+            read(run if read is not finetune.load_recipe else path)
+    trusting = finetune.load_recipe(path, {"base.trust_remote_code": True})
+    assert trusting.base.trust_remote_code
+    monkeypatch.setenv("GPTFT_TRUST_REMOTE_CODE", "1")
+    assert finetune.load(run).recipe.base.trust_remote_code
+
+
 def test_a_hostile_recipe_is_one_message(tmp_path, capsys) -> None:
     path = tmp_path / "evil.yaml"
     for text in (
