@@ -205,6 +205,14 @@ def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
 
 def _config(path: str, part: BasePart, options: dict[str, Any]) -> PreTrainedConfig:
     config = cast(PreTrainedConfig, _load(AutoConfig.from_pretrained, path, part, options))
+    # Code of a hub, which transformers would fetch and run: attention: owner/kernel.
+    named = [str(c._attn_implementation) for c in (config, config.get_text_config())]
+    if not part.trust_remote_code and any("/" in name for name in named):
+        raise UsageError(
+            f"the base {part.path!r} asks for attention code of a hub: {named[0]}",
+            where="base.path",
+            cure="Remove attn_implementation from its config.json, or pass --trust-remote-code.",
+        )
     # BERT and its kin can be loaded as decoders, but learned to look both ways.
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", 0)
     if encoder or getattr(config, "is_encoder_decoder", False):

@@ -248,6 +248,16 @@ def test_adapters_for_another_base_are_not_followed(bases, tmp_path) -> None:
         load_decoder(BasePart(path=str(folder)))
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_code_of_a_hub_is_not_fetched(key, bases, tmp_path) -> None:
+    """Otherwise transformers would do so wherever the package kernels is installed."""
+    folder = Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: "evil/kernel"}))
+    with pytest.raises(UsageError, match="asks for attention code of a hub: evil/kernel"):
+        load_decoder(BasePart(path=str(folder)))
+
+
 def test_a_file_alone_cannot_ask_for_code_of_a_base_to_be_run(run, tmp_path, monkeypatch) -> None:
     """Neither a recipe nor the recipe in a stranger's run; the person at the keyboard can."""
     path = run / "recipe.yaml"
