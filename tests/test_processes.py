@@ -1,6 +1,8 @@
 """Several processes make one job: what one would have made, and nothing half done."""
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -8,11 +10,13 @@ from pathlib import Path
 
 import jobs
 import pytest
-from together import ODD, train_together
+from together import ODD, train, train_together
 
 import finetune
+import finetune.job
 from finetune import checkpoint
 from finetune.evaluation import Reading, read_rounds
+from finetune.recipe import Recipe
 
 # -- equal to one --------------------------------------------------------------------------------
 
@@ -102,6 +106,32 @@ def test_two_processes_go_on_to_the_same_bits(bases, tmp_path) -> None:
     assert jobs.distance(jobs.weights(whole), jobs.weights(run)) == 0
     assert jobs.log(whole) == jobs.log(run)
     assert jobs.result(whole) == jobs.result(run)
+
+
+def train_with_a_signal(recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    """As `train`; the second process alone gets a signal, in the second evaluation."""
+    read, count = finetune.job.read_rounds, itertools.count(1)
+
+    def interrupt(*arguments):
+        number = next(count)
+        for found in read(*arguments):
+            if number == 2 and stop and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.job, "read_rounds", interrupt)
+        return train(recipe, run)
+
+
+def test_a_signal_to_one_ends_the_evaluation_of_all(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD, evaluations=2)
+    whole = train_together(2, recipe, tmp_path / "whole")
+    run = train_together(2, recipe, tmp_path / "run", stop=4, how=train_with_a_signal)
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert (state.facts["progress"]["update"], warnings) == (4, [])
+    train_together(2, recipe, run)
+    jobs.assert_same(whole, run)
 
 
 # -- as people start them ----------------------------------------------------------------------
