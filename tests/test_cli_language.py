@@ -97,6 +97,28 @@ def test_a_text_is_shown_with_what_follows_it(base, capsys):
     assert capsys.readouterr().out.startswith("It rained")
 
 
+def test_a_fine_tuned_run_is_a_base_that_answers_and_writes(base, task, tmp_path, capsys):
+    """Its decoder, with the tokens that fine-tuning added, but without its head."""
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    words = ["train", "--task", str(task), "--base", str(base), "--max-tokens", "32"]
+    assert main([*words, "--epochs", "1", "--precision", "fp32", "-o", str(run)]) == 0
+    asked = ["ask", "--task", str(task), "--precision", "fp32", "-o", str(out)]
+    shares = []
+    for path in (run, run / "model", base):
+        assert main([*asked, "--base", str(path)]) == 0
+        shares.append([json.loads(line)["probabilities"] for line in out.read_text().splitlines()])
+    assert shares[0] == shares[1] != shares[2]
+    capsys.readouterr()
+    assert main(["generate", "It rained", "--base", str(run), "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("It rained")
+
+
+def test_rows_of_a_file_may_be_shared_by_processes_and_nothing_else(base, capsys):
+    for words in (["It rained"], ["-f", "-"]):
+        assert main(["generate", *words, "--base", str(base), "--num-processes", "2"]) == 2
+        assert "several processes share the rows of a file" in capsys.readouterr().err
+
+
 def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"n": 1, "say": "It"}\n{"n": 2, "say": "and in"}\n{"n": 3, "say": "a"}\n')
