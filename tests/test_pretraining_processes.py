@@ -1,0 +1,52 @@
+"""Pre-training in several processes: what one would have made, with much memory and with little."""
+
+import os
+
+import pytest
+import torch
+import warm
+from safetensors.torch import load_file
+from test_pretraining import books, plan  # noqa: F401  (a fixture)
+from together import SHARDS
+
+from finetune.loop import tokens_read
+from finetune.model import LanguageModel
+from finetune.pretraining import pretrain
+from finetune.run import read_result
+from task_formats import UsageError
+
+CALM = {"dropout": 0.0, "epsilon": 1e-3, "batch_size": 7}
+
+
+def pretrain_here(told, folder, most: int | None) -> int:
+    """With `most`, the second process has no memory for passes of more tokens."""
+    forward = LanguageModel.forward
+
+    def forward_or_fail(self, batch, lm=False):
+        if self.training and most and os.environ["RANK"] == "1" and tokens_read(batch) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, batch, lm)
+
+    LanguageModel.forward = forward_or_fail
+    pretrain(told, folder)
+    return 0
+
+
+@pytest.mark.parametrize("most", [None, 100])
+def test_two_processes_make_the_base_of_one(most, books, tmp_path) -> None:  # noqa: F811
+    told = plan(books, **CALM)
+    pretrain(told, tmp_path / "one")
+    output = tmp_path / "output"
+    children = warm.start_many(2, pretrain_here, told, tmp_path / "two", most, output=output)
+    assert warm.join(children) == [0, 0], output.with_suffix(".1").read_text()
+    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    alone, together = (read_result(tmp_path / name)["scores"] for name in ("one", "two"))
+    assert together["evaluate"] == pytest.approx(alone["evaluate"], rel=1e-4)
+
+
+def test_shards_are_refused(books, tmp_path, monkeypatch) -> None:  # noqa: F811
+    for name, value in SHARDS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="pre-training has no FSDP"):
+        pretrain(plan(books), tmp_path / "run")
