@@ -137,6 +137,27 @@ def test_another_recipe_is_another_study(study):
     assert plan_cells(other, design)[:4] == plan_cells(recipe, design)[:4]
 
 
+def test_cells_of_other_rows_make_no_table(study, tmp_path):
+    recipe, _, design, _ = study
+    part = recipe.data.model_copy(update={"evaluate": str(tmp_path / "held-out.jsonl")})
+    recipe = recipe.model_copy(update={"data": part})
+    jobs.write_rows(tmp_path / "held-out.jsonl", jobs.rows("entailment", 5, seed=1))
+    compare(recipe, tmp_path / "study", design, only=["majority", "ask-0"])
+    jobs.write_rows(tmp_path / "held-out.jsonl", jobs.rows("entailment", 6, seed=1))
+    with pytest.raises(UsageError, match="majority and scratch-seed-0 were scored on different"):
+        compare(recipe, tmp_path / "study", design, only=["scratch-seed-0"])
+    compare(recipe, tmp_path / "study", design, only=["majority", "ask-0"], overwrite=True)
+
+
+@pytest.mark.parametrize("content", ['{"scores": {}}', '{"scores": {"x": {}}}', "{}", "[1]", "{"])
+def test_a_damaged_result_is_told(study, tmp_path, content):
+    recipe, _, design, _ = study
+    compare(recipe, tmp_path, design, only=["majority"])
+    (tmp_path / "majority" / "result.json").write_text(content)
+    with pytest.raises(UsageError, match="majority"):
+        read_table(recipe, tmp_path, design)
+
+
 def test_seeds_and_parts_may_be_added_later(study):
     recipe, folder, _, _ = study
     wider = Design(seeds=(0, 1, 2), shots=(0, 2, 3), fractions=(0.25, 0.5))
@@ -218,10 +239,10 @@ def test_the_table_is_medians_bounds_and_what_collapsed(values, floor):
     recipe = Recipe(task=jobs.TASKS["classification"])
     seeds = tuple(range(len(values)))
     cells = {cell.name: cell for cell in plan_cells(recipe, Design(seeds, ()))}
-    found = [Found(cells["majority"], {"accuracy": floor}, 9, {"accuracy": [0, 1]}, 1.0, None)]
+    found = [Found(cells["majority"], {"accuracy": floor}, 9, {"accuracy": [0, 1]}, 1.0, "x")]
     for seed, value in zip(seeds, values, strict=True):
         cell = cells[f"lambda-0-seed-{seed}"]
-        found.append(Found(cell, {"accuracy": value}, 9, None, 2.0, 3))
+        found.append(Found(cell, {"accuracy": value}, 9, None, 2.0, "x"))
     majority, tuned = tabulate(recipe, found).rows
     assert majority.scores["accuracy"][:4] == (floor, 0, 1, "rows")
     ranked, half = sorted(values), len(values) // 2

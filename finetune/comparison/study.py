@@ -16,6 +16,7 @@ from finetune import files
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
 from finetune.comparison.majority import guess
 from finetune.comparison.table import Found, Table, tabulate, write_table
+from finetune.data.sources import open_rows
 from finetune.devices import Place, choose_precision, start_processes
 from finetune.ledger import load_run_recipe
 from finetune.news import Event, Finished
@@ -130,6 +131,12 @@ class Study:
         """Base, questions and solved examples of all few-shot cells, loaded when first wanted."""
         return Asker(self.recipe, self.task)
 
+    @cached_property
+    def _evaluated(self) -> str:
+        """The fingerprint of the rows that all cells are scored on."""
+        part = self.recipe.data
+        return open_rows(part, str(part.evaluate)).fingerprint()
+
     def read(self, cell: Cell) -> Found | None:
         """What a cell has found, if it is done; UsageError where it was told something else."""
         folder = self.folder / cell.name
@@ -138,8 +145,13 @@ class Study:
         return self.found(cell) if (folder / RESULT).exists() else None
 
     def found(self, cell: Cell) -> Found:
-        """What a cell that is done has found."""
-        return Found.of(cell, read_result(self.folder / cell.name))
+        """What a cell that is done has found. UsageError where its result is no cell's."""
+        folder = self.folder / cell.name
+        try:
+            return Found.of(cell, read_result(folder))
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            what = f"{RESULT} lacks what a cell writes: {error}"
+            raise UsageError(what, where=str(folder), cure="Do it anew: --overwrite.") from error
 
     def do(self, cell: Cell, *, overwrite: bool, keep_model: bool) -> Iterator[Event]:
         """Works on a cell to its end; what is left of it, or all of it."""
@@ -160,7 +172,9 @@ class Study:
             then = time.perf_counter()
             values = self._guess(cell) if cell.work == "majority" else self._ask(cell)
             if self.accelerator.is_main_process:
-                _write(folder, cell, {**values, "seconds": time.perf_counter() - then})
+                seconds = time.perf_counter() - then
+                made_with = {"data": {"evaluate": self._evaluated}}
+                _write(folder, cell, {**values, "made_with": made_with, "seconds": seconds})
         self.accelerator.wait_for_everyone()
 
     def _guess(self, cell: Cell) -> dict[str, Any]:

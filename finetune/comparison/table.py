@@ -9,6 +9,7 @@ from finetune import files, json_text
 from finetune.comparison.cells import Cell
 from finetune.progress import selection_value
 from finetune.recipe import Recipe
+from task_formats import UsageError
 
 Kind = Literal["majority", "ask", "scratch", "tuned"]
 
@@ -32,7 +33,8 @@ class Found(NamedTuple):
     """Labelled examples that went into it: rows trained on, or solved examples shown."""
     intervals: dict[str, list[float]] | None
     seconds: float
-    updates: int | None
+    evaluated: str
+    """The fingerprint of the rows it was scored on."""
 
     @classmethod
     def of(cls, cell: Cell, result: Mapping[str, Any]) -> "Found":
@@ -40,8 +42,8 @@ class Found(NamedTuple):
         scores = next(iter(result["scores"].values()))
         wanted = {str(name): float(scores[name]) for name in cell.recipe.task.metrics}
         labels = result["labels"] if "labels" in result else result["made_with"]["rows"]["train"]
-        seconds, updates = float(result["seconds"]), result.get("updates")
-        return cls(cell, wanted, labels, result.get("intervals"), seconds, updates)
+        seconds, evaluated = float(result["seconds"]), result["made_with"]["data"]["evaluate"]
+        return cls(cell, wanted, labels, result.get("intervals"), seconds, evaluated)
 
 
 class Spread(NamedTuple):
@@ -87,13 +89,23 @@ class Table(NamedTuple):
 
 
 def tabulate(recipe: Recipe, found: Sequence[Found]) -> Table:
-    """The table of some finished cells."""
+    """The table of some finished cells. UsageError where they were scored on different rows."""
+    _check_rows(found)
     floor = next((one for one in found if one.cell.work == "majority"), None)
     arms: dict[str, list[Found]] = {}
     for one in found:
         arms.setdefault(one.cell.arm, []).append(one)
     rows = tuple(_row(recipe, arm, cells, floor) for arm, cells in arms.items())
     return Table(recipe.about, recipe.base.path, tuple(recipe.task.metrics), rows)
+
+
+def _check_rows(found: Sequence[Found]) -> None:
+    for one in found:
+        if one.evaluated != found[0].evaluated:
+            raise UsageError(
+                f"the cells {found[0].cell.name} and {one.cell.name} were scored on different rows",
+                cure="The data have changed since: --overwrite the older one.",
+            )
 
 
 def _row(recipe: Recipe, arm: str, cells: Sequence[Found], floor: Found | None) -> Row:
