@@ -35,9 +35,9 @@ def test_an_example_is_short_and_is_run_here(path: Path) -> None:
     assert f'example("{path.stem}"' in Path(__file__).read_text(encoding="utf-8").replace("\n", "")
 
 
-def test_train_rte(example, bases, tmp_path) -> None:
-    """On a folder in GLUE's own layout; called again, it goes on with the finished run."""
-    folder = tmp_path / "glue" / "RTE"
+def write_rte(home: Path) -> Path:
+    """Twelve and six rows in GLUE's own layout; the folder."""
+    folder = home / "glue" / "RTE"
     folder.mkdir(parents=True)
     for name, count in (("train", 12), ("dev", 6)):
         rows = jobs.rows("entailment", count)
@@ -47,7 +47,12 @@ def test_train_rte(example, bases, tmp_path) -> None:
         ]
         header = "index\tsentence1\tsentence2\tlabel"
         (folder / f"{name}.tsv").write_text("\n".join([header, *lines, ""]), encoding="utf-8")
-    words = ("--base", bases("gpt2"), "--data", tmp_path / "glue", "--epochs", 1)
+    return home / "glue"
+
+
+def test_train_rte(example, bases, tmp_path) -> None:
+    """On a folder in GLUE's own layout; called again, it goes on with the finished run."""
+    words = ("--base", bases("gpt2"), "--data", write_rte(tmp_path), "--epochs", 1)
     first = example("train_rte", *words)
     assert "12 examples, 1 updates on" in first
     assert "epoch 1: {'accuracy':" in first
@@ -55,6 +60,17 @@ def test_train_rte(example, bases, tmp_path) -> None:
     again = example("train_rte", *words)
     assert "finished already" in again
     assert again.splitlines()[-1] == first.splitlines()[-1]
+
+
+def test_compare_ways(example, bases, tmp_path) -> None:
+    """A table of all ways; called again, everything is only read."""
+    words = ("--base", bases("gpt2"), "--data", write_rte(tmp_path), "--epochs", 1, "--seeds", 1)
+    first = example("compare_ways", *words)
+    assert "| from scratch | 12 | 1 |" in first
+    assert first.splitlines()[-1].endswith("of 1 seeds")
+    again = example("compare_ways", *words).splitlines()
+    assert sum(line.endswith("(done before)") for line in again) == 6
+    assert again[6:] == first.splitlines()[6:]
 
 
 def test_own_csv(example, bases, tmp_path) -> None:
