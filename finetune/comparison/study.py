@@ -2,7 +2,7 @@
 
 FOLDER/CELL/recipe.yaml, result.json   and whatever else a run keeps
 FOLDER/table.json, table.md            the table of all cells that are done
-FOLDER/curve.png                       where several parts of the labels were trained on
+FOLDER/curve.png                       drawn by the command line, where labels were parted
 """
 
 import time
