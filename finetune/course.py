@@ -76,7 +76,9 @@ def _train(
     if progress.update in due and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
-    settings = job.settings._replace(budget=progress.budget or job.reading.budget)
+    settings = job.settings._replace(
+        budget=progress.budget or job.reading.budget, halts=lambda: request.wanted == "stop"
+    )
     steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
     for step in () if _worn_out(job, progress) else steps:
         progress.advance(step)
@@ -96,6 +98,11 @@ def _train(
         if _worn_out(job, progress):
             yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
             return
+    if progress.update < job.order.updates and not _worn_out(job, progress):
+        # Left between two passes of an update: the weights are still those of the one before.
+        _, code = agree(job.accelerator, "stop", request.exit_code)
+        yield from _save(job, ledger, progress)
+        raise Interrupted(ledger.folder, progress.update, code)
 
 
 def _save(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:

@@ -47,6 +47,8 @@ class Settings(NamedTuple):
     seed: int = 0
     budget: int | None = None
     """Most tokens in a forward pass, to begin with."""
+    halts: Callable[[], bool] = bool
+    """Asked before every pass: True ends the loop there, with the weights of the last update."""
 
 
 class Step(NamedTuple):
@@ -78,6 +80,7 @@ def optimize(
 
     Dropout's random numbers are a function of (seed, update, process): nothing needs to be
     remembered for a resume. Out of memory, the budget halves and the update is made again.
+    Ends early, without a Step, where `settings.halts` says so.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     room = _Room(settings.budget)
@@ -85,7 +88,10 @@ def optimize(
     for number in updates:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        losses, passes = _accumulate(model, forwards, number, room, settings, accelerator)
+        made = _accumulate(model, forwards, number, room, settings, accelerator)
+        if made is None:
+            return
+        losses, passes = made
         norm = measure_gradients(parameters, settings.max_grad_norm)
         refused = (~(norm.isfinite() & losses.total.isfinite())).float()
         rate = settings.rate(number)
@@ -117,12 +123,13 @@ def _accumulate(
     room: _Room,
     settings: Settings,
     accelerator: Accelerator,
-) -> tuple[Losses, Passes]:
-    """Gradients of one update; with less memory than needed, in smaller and smaller pieces.
+) -> tuple[Losses, Passes] | None:
+    """Gradients of one update, or None where it was left halfway.
 
-    An exchange of gradients cannot be broken off. So a pass larger than any before it is made
-    without one, and the exchange is left to an idle pass; then all processes agree whether one
-    of them lacked memory, and make the same update again.
+    With less memory than needed they are made in smaller and smaller pieces. An exchange of
+    gradients cannot be broken off. So a pass larger than any before it is made without one, and
+    the exchange is left to an idle pass; then all processes agree whether one of them lacked
+    memory, and make the same update again.
     """
     several = accelerator.num_processes > 1
     while True:
@@ -133,27 +140,32 @@ def _accumulate(
         reseed(settings.seed, number, accelerator.process_index)
         run = partial(_backward, model, settings, accelerator)
         exchanged = bool(passes.batches) and not (several and tries)
-        found = _try(run, passes, exchanged) if tries else run(passes.batches, exchanged)
-        smaller = most // 2 if found is None else _NO_LIMIT
-        if several and not exchanged:
-            run([_idle(passes)], True)
-        lacks, less = find_highest([found is None, -smaller], accelerator)
-        if found is not None and not lacks:
+        found, lacks = _try(run, passes, exchanged, tries)
+        if several and (found is None or not exchanged):
+            _backward(model, settings._replace(halts=bool), accelerator, [_idle(passes)], True)
+        smaller = most // 2 if lacks else _NO_LIMIT
+        left = found is None and not lacks
+        one_left, one_lacks, less = find_highest([left, lacks, -smaller], accelerator)
+        if one_left:
+            return None
+        if found is not None and not one_lacks:
             room.proven = max(room.proven, most)
             return Losses(*accelerator.reduce(found, "sum").unbind()), passes
         room.budget = -less
         model.zero_grad(set_to_none=True)
 
 
-def _try(run: Callable[..., Tensor], passes: Passes, exchanged: bool) -> Tensor | None:
-    """What the passes give; None where memory is lacking and the passes can be smaller."""
+def _try(
+    run: Callable[..., Tensor | None], passes: Passes, exchanged: bool, tries: bool
+) -> tuple[Tensor | None, bool]:
+    """What the passes give, and whether memory was lacking for them and smaller ones may fit."""
     try:
-        return run(passes.batches, exchanged)
+        return run(passes.batches, exchanged), False
     except (torch.OutOfMemoryError, RuntimeError) as error:
         alone = len(passes.batches) == sum(len(batch.last) for batch in passes.batches)
-        if not is_out_of_memory(error) or alone:
+        if not tries or alone or not is_out_of_memory(error):
             raise
-    return None
+    return None, True
 
 
 def _backward(
@@ -162,13 +174,16 @@ def _backward(
     accelerator: Accelerator,
     batches: Sequence[Batch],
     exchanged: bool,
-) -> Tensor:
+) -> Tensor | None:
     """Runs forward passes: (3,) sums of losses. Gradients are exchanged with the last, if at all.
 
-    Shards exchange theirs with every pass: whole gradients would not fit.
+    Shards exchange theirs with every pass: whole gradients would not fit. None where the passes
+    were left halfway, which those of shards cannot be by one process alone.
     """
     found = [torch.zeros(3, device=accelerator.device)]
     for k, batch in enumerate(batches):
+        if settings.halts() and not is_sharded(model):
+            return None
         waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
         with accelerator.no_sync(model) if waits else nullcontext():
             here = send_to_device(batch, accelerator.device, non_blocking=True)

@@ -3,7 +3,7 @@
 | signal | wish | exit code after it |
 |---|---|---|
 | SIGUSR1 | save a state and go on | |
-| SIGTERM | finish the step, save a state, stop | 143 |
+| SIGTERM | finish the forward pass, save a state, stop | 143 |
 | SIGINT (Ctrl-C) | the same | 130 |
 | SIGINT again | stop now (KeyboardInterrupt) | 130 |
 """

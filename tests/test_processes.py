@@ -16,6 +16,7 @@ import finetune
 import finetune.job
 from finetune import checkpoint
 from finetune.evaluation import Reading, read_rounds
+from finetune.model import TaskModel
 from finetune.recipe import Recipe
 
 # -- equal to one --------------------------------------------------------------------------------
@@ -130,6 +131,32 @@ def test_a_signal_to_one_ends_the_evaluation_of_all(bases, tmp_path) -> None:
     run = train_together(2, recipe, tmp_path / "run", stop=4, how=train_with_a_signal)
     state, warnings = checkpoint.latest(run / "checkpoints")
     assert (state.facts["progress"]["update"], warnings) == (4, [])
+    train_together(2, recipe, run)
+    jobs.assert_same(whole, run)
+
+
+def train_with_a_signal_in_a_pass(recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    """As `train`; the second process alone gets a signal, in its fifth forward pass."""
+    forward, count = TaskModel.forward, itertools.count(1)
+
+    def interrupt(self, batch, lm=False):
+        if self.training and next(count) == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch, lm)
+
+    TaskModel.forward = interrupt
+    return train(recipe, run)
+
+
+def test_a_signal_in_a_pass_of_one_ends_the_update_of_all(bases, tmp_path) -> None:
+    """Whatever the others have made of it is forgotten, and made again by the resumed run."""
+    settings = {**ODD, "tokens_per_forward": 40, "head_dropout": 0.1}
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **settings)
+    whole = train_together(2, recipe, tmp_path / "whole")
+    run = train_together(2, recipe, tmp_path / "run", stop=1, how=train_with_a_signal_in_a_pass)
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert state.facts["progress"]["update"] < 2
+    assert warnings == []
     train_together(2, recipe, run)
     jobs.assert_same(whole, run)
 

@@ -14,6 +14,7 @@ import finetune
 import finetune.job
 from finetune import checkpoint
 from finetune.loop import Step
+from finetune.model import TaskModel
 from finetune.news import Evaluated, Finished, Interrupted, Notice, Started
 from finetune.recipe import Recipe
 from finetune.training import events
@@ -74,6 +75,35 @@ def test_a_run_can_be_stopped_again_and_again(job, undisturbed, tmp_path) -> Non
     jobs.assert_same(run, undisturbed)
     rows = jobs.rows("multiple_choice", 7, seed=9)
     assert finetune.load(run).predict(rows) == finetune.load(undisturbed).predict(rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("left", [1, 3, 7])
+def test_a_signal_ends_an_update_between_two_passes(left, number, bases, tmp_path, monkeypatch):
+    """The state is that of the update before, or of none; the passes made so far are forgotten."""
+    small = {"tokens_per_forward": 60, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **small)
+    whole, run = jobs.train(recipe, tmp_path / "whole"), tmp_path / "run"
+    forward, count = TaskModel.forward, itertools.count(1)
+    passes: list[int] = []
+
+    def interrupt(self, batch, lm=False):
+        if self.training:
+            passes.append(next(count))
+            if passes[-1] == left:
+                os.kill(os.getpid(), number)
+        return forward(self, batch, lm)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "forward", interrupt)
+        with pytest.raises(Interrupted) as stop:
+            list(events(recipe, run))
+    assert stop.value.exit_code == 128 + number
+    assert passes == [*range(1, left + 1)]  # not one pass more
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert (state.facts["progress"]["update"], warnings) == (stop.value.update, [])
+    jobs.train(recipe, run, resume=True)
+    jobs.assert_same(run, whole)
 
 
 @pytest.mark.parametrize("evaluation", [1, 4, 5])
