@@ -11,6 +11,7 @@ from finetune.cli import main
 from finetune.cli.options import spread
 from finetune.cli.studies import study_table
 from finetune.comparison import Row, Spread, Table, curve
+from finetune.comparison.table import say_row
 from finetune.recipe import PromptPart
 from finetune.recipe_files import dump
 from task_formats import UsageError
@@ -106,7 +107,10 @@ def arm(name: str, kind: str, labels: int, *values: float, fraction: float = 1.0
     spread = Spread(sorted(values)[len(values) // 2], min(values), max(values), "seeds", values)
     coefficient = 0.5 if kind in ("tuned", "scratch") else None
     seeds = tuple(range(len(values)))
-    return Row(name, kind, coefficient, fraction, labels, seeds, {"accuracy": spread}, (), 1.0)
+    shots = labels if kind == "ask" else 0
+    return Row(
+        name, kind, coefficient, fraction, labels, shots, seeds, {"accuracy": spread}, (), 1.0
+    )
 
 
 TABLE = Table(
@@ -147,6 +151,13 @@ def test_without_matplotlib_there_is_one_clear_error(monkeypatch, words, capsys,
     assert main([*words[:-1], str(tmp_path / "study"), "--fractions", "0.5"]) == 2
     assert "pip install 'gptft[plots]'" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_solved_examples_that_did_not_fit_are_told():
+    row = arm("32-shot", "ask", 32, 0.5)._replace(labels=3.42)
+    assert say_row(row, ["accuracy"])[1] == "3.4 of 32"
+    assert say_row(row._replace(labels=32), ["accuracy"])[1] == "32"
+    assert say_row(arm("tuned", "tuned", 67349, 0.5), ["accuracy"])[1] == "67,349"
 
 
 def test_texts_of_a_table_are_shown_as_they_are():

@@ -29,8 +29,8 @@ def draw_curve(table: Table, path: Path) -> None:
     """Writes a PNG: the first metric of fine-tuning and of few-shot over labelled examples.
 
     Both stand over the labels they were given, on a logarithmic axis: rows trained on, or solved
-    examples shown. What is given none (zero-shot) or does not learn (majority) is a line across.
-    Raises UsageError without matplotlib.
+    examples that fitted. What is given none (zero-shot) or does not learn (majority) is a line
+    across. Raises UsageError without matplotlib.
     """
     check_plots()
     # Figures of their own, not pyplot's: nothing global, no screen, nothing to close.

@@ -191,8 +191,7 @@ class Study:
         return {
             "scores": {"evaluate": asked.scores},
             "intervals": asked.intervals,
-            "labels": cell.shots,
-            "shown": asked.shown,
+            "labels": asked.shown,
             "cut": asked.cut,
         }
 

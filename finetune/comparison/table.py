@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal, NamedTuple
 
 from finetune import files, json_text
@@ -29,8 +29,9 @@ class Found(NamedTuple):
 
     cell: Cell
     scores: dict[str, float]
-    labels: int
-    """Labelled examples that went into it: rows trained on, or solved examples shown."""
+    labels: float
+    """Labelled examples that went into it: rows trained on, or solved examples that fitted before
+    a question, on average."""
     intervals: dict[str, list[float]] | None
     seconds: float
     evaluated: str
@@ -64,7 +65,10 @@ class Row(NamedTuple):
     kind: Kind
     lm_coefficient: float | None
     fraction: float
-    labels: int
+    labels: float
+    """What went into a cell, on average."""
+    shots: int
+    """Solved examples that were asked with; fewer may have fitted."""
     seeds: tuple[int, ...]
     scores: dict[str, Spread]
     collapsed: tuple[int, ...]
@@ -116,7 +120,8 @@ def _row(recipe: Recipe, arm: str, cells: Sequence[Found], floor: Found | None) 
         _kind(first),
         first.recipe.train.lm_coefficient if trained else None,
         first.fraction,
-        max(one.labels for one in cells),
+        fmean(one.labels for one in cells),
+        first.shots,
         tuple(one.cell.seed for one in cells),
         {metric: _spread(metric, cells) for metric in recipe.task.metrics},
         tuple(one.cell.seed for one in cells if trained and _collapsed(recipe, one, floor)),
@@ -174,4 +179,7 @@ def say_row(row: Row, metrics: Sequence[str]) -> list[str]:
     ]
     seeds = str(len(row.seeds)) if spreads[0].of == "seeds" else ""
     flagged = f"{len(row.collapsed)} of {len(row.seeds)}" if row.collapsed else ""
-    return [row.arm, f"{row.labels:,}", seeds, *numbers, flagged]
+    whole = row.labels == int(row.labels)
+    labels = f"{int(row.labels):,}" if whole else f"{row.labels:.1f}"
+    labels += f" of {row.shots}" if row.labels < row.shots else ""
+    return [row.arm, labels, seeds, *numbers, flagged]
