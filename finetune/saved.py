@@ -1,5 +1,9 @@
 """A trained model on disk: a plain transformers folder, and the head beside it."""
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -8,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from finetune import files
 from finetune.adapters import merged
 from finetune.bases import Base, load_decoder
 from finetune.model import TaskModel
@@ -26,19 +31,39 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
     task_model = cast(TaskModel, model)
     save_plain(folder, merged(task_model.reader.decoder), base.lexicon.tokenizer)
     head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
-    save_file(head, folder / HEAD)
+    with _clear_errors(folder):
+        save_file(head, folder / HEAD)
 
 
 def save_plain(folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a decoder and its tokenizer as transformers has them, without its progress bar."""
+    """Writes a decoder and its tokenizer as transformers has them, without its progress bar.
+
+    UsageError on a full, read-only or forbidden disk.
+    """
+    files.require_space(folder, sum(part.nbytes for part in decoder.parameters()))
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        decoder.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with _clear_errors(folder):
+            decoder.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    """As `files.clear_errors`, also for errors of the system that Rust reports in its own way."""
+    with files.clear_errors(folder):
+        try:
+            yield
+        except Exception as error:
+            told = re.search(r"\(os error (\d+)\)", str(error))
+            if told is None or isinstance(error, OSError):
+                raise
+            number = int(told[1])
+            raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def load_model(

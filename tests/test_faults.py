@@ -1,9 +1,12 @@
 """Numbers that are not finite, and memory that is not there."""
 
+import shutil
+
 import jobs
 import numpy as np
 import pytest
 import torch
+from disks import small_disk
 
 import finetune
 import finetune.job
@@ -12,7 +15,7 @@ from finetune.course import MOST_REFUSED
 from finetune.job import Job
 from finetune.loop import Step, tokens_read
 from finetune.model import TaskModel
-from finetune.news import Notice
+from finetune.news import Evaluated, Notice
 from finetune.progress import Progress
 from finetune.training import events
 from task_formats import UsageError
@@ -189,3 +192,37 @@ def test_other_errors_are_not_taken_for_it(bases, tmp_path, monkeypatch) -> None
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     with pytest.raises(RuntimeError, match="something else"):
         finetune.train(job, tmp_path / "run")
+
+
+# -- a full disk -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["30k", "150k"])
+def test_a_disk_that_has_no_room_for_the_best_model_is_told(size, bases, tmp_path) -> None:
+    """Evaluated before the first state is due: the model is what does not fit."""
+    job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", evaluations=3)
+    with small_disk(tmp_path / "disk", size) as disk:
+        with pytest.raises(UsageError, match=r"are free|No space left") as caught:
+            finetune.train(job, disk / "run")
+        assert caught.value.cure == "Free some space, or choose a folder on another disk."
+        assert not list(disk.glob("run/model*"))
+
+
+def test_the_best_model_and_the_states_survive_a_disk_that_fills(bases, tmp_path) -> None:
+    job = jobs.recipe(
+        "entailment", bases("gpt2"), tmp_path / "data", evaluations=3, checkpoint_updates=1
+    )
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        with pytest.raises(UsageError, match=r"are free|No space left"):  # noqa: PT012
+            for event in events(job, disk / "run"):
+                if isinstance(event, Evaluated) and event.update == 2:
+                    rest = shutil.disk_usage(disk).free
+                    (disk / "ballast").write_bytes(bytes(max(rest - 20_000, 0)))
+        state, warnings = checkpoint.latest(disk / "run" / "checkpoints")
+        assert state.facts["progress"]["update"] >= 1
+        assert warnings == []
+        assert finetune.load(disk / "run").evaluate()["accuracy"] >= 0
+        (disk / "ballast").unlink()
+        run = jobs.train(job, disk / "run", resume=True)
+        whole = jobs.train(job, tmp_path / "whole")
+        jobs.assert_same(whole, run)
