@@ -11,10 +11,12 @@ from pathlib import Path
 import jobs
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from together import ODD, SHARDS
 
 from finetune.recipe_files import dump
+from finetune.sharding import read_request
 
 SRUN = """#!/bin/bash
 # One task per machine, two machines, all of them here.
@@ -119,7 +121,8 @@ def test_two_machines_of_torchrun(shards, bases, tmp_path) -> None:
     assert alone == pytest.approx(together, rel=1e-5)
 
 
-def test_accelerate_asks_for_shards_in_the_words_that_are_read() -> None:
+@pytest.mark.filterwarnings("ignore:.*FSDP2:UserWarning")
+def test_accelerate_asks_for_shards_in_the_words_that_are_read(monkeypatch) -> None:
     words = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "train.py"]
     told = launch_command_parser().parse_args(words)
     told.num_machines, told.mixed_precision, told.dynamo_backend = 1, "no", "no"
@@ -127,4 +130,9 @@ def test_accelerate_asks_for_shards_in_the_words_that_are_read() -> None:
     assert {name: environment.get(name) for name in SHARDS} == SHARDS
     assert environment["FSDP_OFFLOAD_PARAMS"] == "false"
     assert environment["FSDP_ACTIVATION_CHECKPOINTING"] == "false"
-    assert environment["FSDP_RESHARD_AFTER_FORWARD"] in ("true", "FULL_SHARD")
+    for name in (name for name in environment if name.startswith(("FSDP_", "ACCELERATE_"))):
+        monkeypatch.setenv(name, environment[name])
+    assert read_request()
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert not plugin.cpu_ram_efficient_loading
