@@ -10,7 +10,9 @@ import warm
 from safetensors.torch import load_file
 from together import train_together
 
-from finetune.comparison import Design, compare
+from finetune.comparison import Design, compare, read_table
+from finetune.comparison import events as compare_events
+from finetune.news import Started
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.training import events
 from finetune.prompting import ask
@@ -185,3 +187,34 @@ def test_two_processes_make_the_table_of_one(bases, tmp_path):
     assert [row._replace(seconds=0) for row in one.rows] == [
         row._replace(seconds=0) for row in two.rows
     ]
+
+
+def stop_comparing(recipe: Recipe, folder: Path) -> int:
+    """Ends itself by a signal after the first update of a trained cell."""
+    import os
+    import signal
+
+    from finetune.loop import Step
+    from finetune.news import Interrupted
+
+    try:
+        for event in compare_events(recipe, folder, DESIGN, only=ONLY):
+            if isinstance(event, Step):
+                os.kill(os.getpid(), signal.SIGTERM)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    return 0
+
+
+def test_a_cell_that_was_stopped_goes_on_from_its_state(bases, tmp_path):
+    recipe = with_prompt(jobs.recipe("entailment", bases("gpt2"), tmp_path / "data"))
+    child = warm.start(stop_comparing, recipe, tmp_path / "run", output=tmp_path / "out")
+    assert warm.join([child]) == [143], (tmp_path / "out").read_text()
+    rest = list(compare_events(recipe, tmp_path / "run", DESIGN, only=ONLY))
+    assert [event.done for event in rest if isinstance(event, Started)] == [1]
+    whole = compare(recipe, tmp_path / "whole", DESIGN, only=ONLY)
+    assert [row.scores for row in read_table(recipe, tmp_path / "run", DESIGN).rows] == [
+        row.scores for row in whole.rows
+    ]
+    cell = "lambda-0.5-seed-0"
+    assert jobs.log(tmp_path / "run" / cell) == jobs.log(tmp_path / "whole" / cell)
