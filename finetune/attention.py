@@ -36,6 +36,7 @@ class Memory:
         return None
 
 
+@torch.compiler.disable
 def attend(
     module: nn.Module,
     query: Tensor,

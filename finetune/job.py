@@ -15,6 +15,7 @@ from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
 from finetune.batch import Batch, Totals, collate, total
+from finetune.compilation import compile_blocks
 from finetune.data.sources import open_rows
 from finetune.data.store import EncodedStore
 from finetune.devices import choose_budget, choose_layout
@@ -243,6 +244,8 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
         open_rows(recipe.data, split)
     base = load_decoder(recipe.base, recipe.train.seed)
     check_positions(recipe.train.max_tokens, base)
+    if recipe.train.compile:
+        compile_blocks(base.decoder)
     # One process reads and writes the cache; the others then find it there.
     with accelerator.main_process_first():
         train = encode_training_split(recipe, task, base)

@@ -60,12 +60,17 @@ def narrow(decoder: PreTrainedModel) -> None:
 
     Weights and names stay. A decoder without a recognisable last block is left alone.
     """
-    count = decoder.config.get_text_config().num_hidden_layers
-    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if len(stacks) == 1 and count:
-        block = stacks[0][-1]
+    if blocks := blocks_of(decoder):
+        block = blocks[-1]
         # A class of the same name: those who choose modules by it (FSDP) find this one, too.
         block.__class__ = _narrowed(type(block))
+
+
+def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList | None:
+    """The decoder's blocks, first to last; None where it is not clear which these are."""
+    count = decoder.config.get_text_config().num_hidden_layers
+    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return stacks[0] if len(stacks) == 1 and count else None
 
 
 def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:

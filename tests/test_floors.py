@@ -14,7 +14,7 @@ FLOORS = {
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
-    3: "adapters attention bases checkpoint data devices dropout evaluation fusions "
+    3: "adapters attention bases checkpoint compilation data devices dropout evaluation fusions "
     "kernels last_block loop losses model new_tokens optimizer peers rectangles run "
     "sharding sight state tensor_file",
     # Jobs.
@@ -47,8 +47,8 @@ DOORS = {
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions "
     "job kernels last_block loop losses model new_tokens optimizer peers pretraining "
     "prompting rectangles run saved sharding sight state tensor_file training work",
-    "transformers": "adapters attention bases devices fusions last_block model new_tokens "
-    "pretraining prompting saved",
+    "transformers": "adapters attention bases compilation devices fusions last_block model "
+    "new_tokens pretraining prompting saved",
     "typer": "cli",
     "yaml": "recipe_yaml",
 }

@@ -56,6 +56,7 @@ FLAGS = (
         "How views fill rows; the result is the same.",
         _TRAINING,
     ),
+    Flag("train.compile", bool, "Compile the blocks: slow to start, then faster.", _TRAINING),
 )
 
 _SET = Annotated[
