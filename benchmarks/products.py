@@ -38,11 +38,15 @@ def _operands(rows: int, columns: int, dtype: torch.dtype) -> tuple[torch.Tensor
 
 def _ours(scale: Scale, **options: object) -> Found:
     found = ours.train_rte(scale, updates=scale.choose(1, 3), **options)
-    tokens = found.facts["tokens"]
-    dense = 6 * LAYERS * sum(rows * columns for rows, columns in DENSE)
-    # Every token of a pair but its first is a target.
-    targets = tokens - found.units if options.get("lm_coefficient") else 0
-    return found._replace(units=(dense * tokens + 6 * WIDTH * VOCABULARY * targets) / 1e9)
+    tokens, pairs = found.facts["tokens"], found.units
+    block = 6 * sum(rows * columns for rows, columns in DENSE)
+    if options.get("lm_coefficient"):
+        # Every token of a pair but its first is a target.
+        work = LAYERS * block * tokens + 6 * WIDTH * VOCABULARY * (tokens - pairs)
+    else:
+        # Of the last block, queries, keys and values of all tokens, and all else of a pair's last.
+        work = ((LAYERS - 1) * block + 6 * 3 * WIDTH**2) * tokens + block * pairs
+    return found._replace(units=work / 1e9)
 
 
 PLAYS: dict[str, Play] = {

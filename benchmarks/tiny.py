@@ -6,19 +6,19 @@ from benchmarks import ours, peers
 from benchmarks.contest import Claim, Contest, Found, Play, Scale, main
 
 
-def _ours(scale: Scale, **options: object) -> Found:
-    return ours.train_rte(scale, shape="tiny", updates=scale.choose(5, 30), **options)
+def _ours(scale: Scale, *, updates: int = 30, **options: object) -> Found:
+    return ours.train_rte(scale, shape="tiny", updates=scale.choose(5, updates), **options)
 
 
-def _peer(scale: Scale, **options: object) -> Found:
-    return peers.train_rte(scale, shape="tiny", updates=scale.choose(5, 30), **options)
+def _peer(scale: Scale, *, updates: int = 30, **options: object) -> Found:
+    return peers.train_rte(scale, shape="tiny", updates=scale.choose(5, updates), **options)
 
 
 PLAYS: dict[str, Play] = {
     "Trainer, pad to 128, fp32": _peer,
     "gptft, fp32": _ours,
-    "full logits, pad to 128, fp32": partial(_peer, naive_lm=True),
-    "gptft with LM loss, fp32": partial(_ours, lm_coefficient=0.5),
+    "full logits, pad to 128, fp32": partial(_peer, updates=8, naive_lm=True),
+    "gptft with LM loss, fp32": partial(_ours, updates=8, lm_coefficient=0.5),
 }
 
 CONTEST = Contest(
