@@ -63,9 +63,8 @@ def attend(
     if sight.ends is not None and sight.ends.listening:
         return _attend_last(query, key, value, sight, dropout, scaling, sliding_window, softcap)
     past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
-    if past is None and dropout > 0 and softcap is None and query.device.type == "cpu":
-        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        blocks = sight.blocks(sliding_window, wide)
+    if past is None and _drops_in_blocks(query, dropout, softcap):
+        blocks = sight.blocks(sliding_window, _widened(query.dtype))
         return attend_blocks(query, key, value, blocks, dropout, scaling), None
     core = _core(dropout, scaling, softcap)
     if (
@@ -91,6 +90,16 @@ def likes_rectangles(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def _drops_in_blocks(query: Tensor, dropout: float, softcap: float | None) -> bool:
+    """True where our own kernel serves: dropout of weights on a CPU."""
+    return dropout > 0 and softcap is None and query.device.type == "cpu"
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    """What that kernel computes in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _attend_last(
     query: Tensor,
     key: Tensor,
@@ -106,11 +115,10 @@ def _attend_last(
     if ends.memory is None:
         ends.take(key, value)
     keys, values = cast(tuple[Tensor, Tensor], ends.memory)
-    eager = dropout > 0 and softcap is None and query.device.type == "cpu"
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    blocks = sight.last_blocks(window, wide if eager else query.dtype)
-    if eager:
+    if _drops_in_blocks(query, dropout, softcap):
+        blocks = sight.last_blocks(window, _widened(query.dtype))
         return attend_blocks(query, keys, values, blocks, dropout, scaling), None
+    blocks = sight.last_blocks(window, query.dtype)
     core = _core(dropout, scaling, softcap)
     found = [
         core(query[:, :, own], keys[row, :, seen][None], values[row, :, seen][None], mask)
@@ -152,15 +160,14 @@ def _core(dropout: float, scaling: float, softcap: float | None) -> Core:
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         )
 
-    def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             mask = triangle(q.shape[-2], q.dtype, q.device)
         scores = (q * scaling) @ k.transpose(-1, -2)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
+        scores = cast(float, softcap) * torch.tanh(scores / cast(float, softcap))
         return drop((scores + mask).softmax(-1, dtype=torch.float32).to(v.dtype), dropout) @ v
 
-    return plain if softcap is not None else fused
+    return fused if softcap is None else capped
 
 
 AttentionInterface.register(NAME, attend)

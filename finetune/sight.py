@@ -1,6 +1,7 @@
 """Who sees whom in a batch: its spans, and the masks, blocks and rectangles made of them."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,9 +40,12 @@ class Sight:
             span.start == 0 and len(span.endings) <= 1 for span in self.spans
         ) and len({span.row for span in self.spans}) == len(self.spans)
         self.longest = max(span.longest for span in self.spans)
-        self.pieces = [
-            _pieces(self.spans, r, batch.tokens.shape[1]) for r in range(len(batch.tokens))
-        ]
+
+    @cached_property
+    def pieces(self) -> list[Pieces]:
+        """Every row cut into spans and gaps; few ways of attending ask for it."""
+        rows, columns = self._place.shape
+        return [_pieces(self.spans, r, columns) for r in range(rows)]
 
     def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
         """All spans, cut into blocks of neighbouring queries with their masks."""

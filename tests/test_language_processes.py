@@ -8,7 +8,7 @@ import jobs
 import pytest
 import warm
 from safetensors.torch import load_file
-from together import train_together
+from together import follow, train_together
 
 from finetune.comparison import Design, compare, read_table
 from finetune.comparison import events as compare_events
@@ -126,19 +126,7 @@ PAIRS = [(a, b) for a in ("house", "river", "queen") for b in ("night", "winter"
 
 
 def pretrain_here(plan: Plan, run: Path, stop: int | None = None) -> int:
-    import os
-    import signal
-
-    from finetune.loop import Step
-    from finetune.news import Interrupted
-
-    try:
-        for event in events(plan, run, resume=True):
-            if isinstance(event, Step) and event.number == stop and os.environ["RANK"] == "0":
-                os.kill(os.getpid(), signal.SIGTERM)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    return 0
+    return follow(events(plan, run, resume=True), stop)
 
 
 def weights(run: Path) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jobs
 import pytest
-from together import ODD, train, train_together
+from together import ODD, assert_same, train, train_together
 
 import finetune
 import finetune.job
@@ -28,13 +28,7 @@ def test_processes_train_what_one_trains(count, kind, bases, tmp_path) -> None:
     recipe = jobs.recipe(kind, bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
     many = train_together(count, recipe, tmp_path / "many")
-    assert jobs.distance(jobs.weights(one), jobs.weights(many)) < 1e-5
-    assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
-    for key in ("update", "examples", "tokens"):
-        assert [e.get(key) for e in jobs.log(one)] == [e.get(key) for e in jobs.log(many)]
-    alone, together = (jobs.result(run)["scores"]["evaluate"] for run in (one, many))
-    assert alone == pytest.approx(together, rel=1e-5)
-    assert finetune.load(many).evaluate() == pytest.approx(together, rel=1e-5)
+    assert_same(one, many)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import os
 import jobs
 import pytest
 import torch
-from together import ODD, SHARDS, train_together
+from together import ODD, SHARDS, assert_same, train_together
 
-import finetune
 from finetune.news import Started
 from finetune.sharding import read_request
 from finetune.training import events
@@ -33,13 +32,7 @@ def test_shards_train_what_whole_weights_train(kind, family, part, settings, bas
     )
     one = jobs.train(recipe, tmp_path / "one")
     shards = train_sharded(2, recipe, tmp_path / "shards")
-    assert jobs.distance(jobs.weights(one), jobs.weights(shards)) < 1e-5
-    assert jobs.numbers(one) == pytest.approx(jobs.numbers(shards), rel=1e-4)
-    for key in ("update", "examples", "tokens"):
-        assert [e.get(key) for e in jobs.log(one)] == [e.get(key) for e in jobs.log(shards)]
-    alone, together = (jobs.result(run)["scores"]["evaluate"] for run in (one, shards))
-    assert alone == pytest.approx(together, rel=1e-5)
-    assert finetune.load(shards).evaluate() == pytest.approx(together, rel=1e-5)
+    assert_same(one, shards)
 
 
 def test_a_state_of_shards_goes_on_whole_and_in_shards_again(bases, tmp_path):

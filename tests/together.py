@@ -2,13 +2,16 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jobs
+import pytest
 import warm
 
+import finetune
 from finetune.loop import Step
-from finetune.news import Interrupted
+from finetune.news import Event, Interrupted
 from finetune.recipe import Recipe
 from finetune.training import events
 
@@ -21,8 +24,13 @@ SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 def train(recipe: Recipe, run: Path, stop: int | None = None) -> int:
     """Trains in this process; after update `stop` the first process alone gets a signal."""
+    return follow(events(recipe, run, resume=True), stop)
+
+
+def follow(happening: Iterator[Event], stop: int | None) -> int:
+    """The exit code of what happens here; after update `stop` the first process gets a signal."""
     try:
-        for event in events(recipe, run, resume=True):
+        for event in happening:
             if isinstance(event, Step) and event.number == stop and os.environ["RANK"] == "0":
                 os.kill(os.getpid(), signal.SIGTERM)
     except Interrupted as interrupted:
@@ -48,3 +56,14 @@ def train_together(
     told = "\n".join(path.read_text() for path in sorted(run.parent.glob("*.output.*")))
     assert codes == [143 if stop else 0] * count, told
     return run
+
+
+def assert_same(one: Path, many: Path) -> None:
+    """The same rows in every update, each row evaluated once, losses and weights to rounding."""
+    assert jobs.distance(jobs.weights(one), jobs.weights(many)) < 1e-5
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
+    for key in ("update", "examples", "tokens"):
+        assert [e.get(key) for e in jobs.log(one)] == [e.get(key) for e in jobs.log(many)]
+    alone, together = (jobs.result(run)["scores"]["evaluate"] for run in (one, many))
+    assert alone == pytest.approx(together, rel=1e-5)
+    assert finetune.load(many).evaluate() == pytest.approx(together, rel=1e-5)
