@@ -19,6 +19,7 @@ from finetune.losses import Losses, objective
 from finetune.optimizer import pace
 from finetune.peers import find_highest
 from finetune.sharding import is_sharded, measure_gradients
+from finetune.tables import clear_gradients, grow_in_place
 
 
 class Passes(NamedTuple):
@@ -84,10 +85,11 @@ def optimize(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     room = _Room(settings.budget)
+    grow_in_place(model, accelerator.num_processes)
     model.train()
     for number in updates:
         began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(model)
         made = _accumulate(model, forwards, number, room, settings, accelerator)
         if made is None:
             return
@@ -152,7 +154,7 @@ def _accumulate(
             room.proven = max(room.proven, most)
             return Losses(*accelerator.reduce(found, "sum").unbind()), passes
         room.budget = -less
-        model.zero_grad(set_to_none=True)
+        clear_gradients(model)
 
 
 def _try(

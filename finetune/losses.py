@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune.batch import NO_LABEL, Batch
+from finetune.tables import grows
 
 CHUNK = 1024
 """Targets whose V logits exist at one time."""
@@ -93,7 +94,7 @@ class _LmLoss(torch.autograd.Function):
         table = weight.to(dtype)
         rooms = _Rooms.build(states, table)
         d_states = torch.empty_like(states) if wanted[0] else None
-        d_weight = torch.zeros_like(weight) if wanted[1] else None
+        d_weight = torch.empty_like(weight) if wanted[1] else None
         d_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
         share = share.to(rooms.exact.dtype)[:, None]
         loss, at = share.new_zeros(()), 0
@@ -107,18 +108,25 @@ class _LmLoss(torch.autograd.Function):
             if d_states is not None:
                 d_states[at : at + len(rows)] = (slope @ table) * part
             if d_weight is not None:
-                _add_product(d_weight, slope.t(), (rows * part).to(table.dtype))
+                _add_product(d_weight, slope.t(), (rows * part).to(table.dtype), first=at == 0)
             if d_bias is not None:
                 d_bias += logits[:, : len(table)].t() @ part[:, 0]
             at += len(rows)
+        if at == 0 and d_weight is not None:
+            d_weight.zero_()
         ctx.save_for_backward(d_states, d_weight, d_bias)
+        ctx.weight = weight
         return loss
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
-        parts = (None if part is None else part.mul_(scale) for part in ctx.saved_tensors)
-        return (*parts, None, None, None)
+        d_states, d_weight, d_bias = ctx.saved_tensors
+        if d_weight is not None and grows(ctx.weight):
+            ctx.weight.grad.add_(d_weight, alpha=float(scale))
+            d_weight = None
+        parts = (d_states, d_weight, d_bias)
+        return (*(None if part is None else part.mul_(scale) for part in parts), None, None, None)
 
 
 class _Rooms(NamedTuple):
@@ -166,10 +174,12 @@ def _likelihoods(logits: Tensor, target: Tensor) -> Tensor:
     return top - logits.amax(-1).log() - picked
 
 
-def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """Adds one @ other to the total, also where the product is made in a narrower type."""
+def _add_product(total: Tensor, one: Tensor, other: Tensor, *, first: bool) -> None:
+    """Adds one @ other to the total, also where it is made in a narrower type; the first is it."""
     if total.dtype == one.dtype:
-        total.addmm_(one, other)
+        torch.addmm(total, one, other, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(one @ other)
     else:
         total += one @ other
 

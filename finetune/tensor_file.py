@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from finetune.files import BLOCK
+from finetune.files import BLOCK, push_out
 from task_formats import UsageError
 
 _DTYPES = {
@@ -32,6 +32,8 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 _METADATA = "__metadata__"
+STRETCH = 64 * 2**20
+"""Bytes after which what was written is pushed out to the disk."""
 
 Same = dict[str, str]
 """Name of a tensor to the name under which its numbers are stored (tied weights)."""
@@ -74,13 +76,16 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], same: Same) -> 
         [memoryview(_header({name: tensors[name] for name in order}, same))],
         (_numbers(tensors[name]) for name in order),
     )
-    digest, size = hashlib.sha256(), 0
+    digest, size, pushed = hashlib.sha256(), 0, 0
     for block in blocks:
-        size += len(block)
         for start in range(0, len(block), BLOCK):
             piece = block[start : start + BLOCK]
             digest.update(piece)
             file.write(piece)
+            size += len(piece)
+            if size - pushed >= STRETCH:
+                push_out(file, pushed, size)
+                pushed = size
     return size, digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ FLOORS = {
     # Tools: each does one thing, for whoever needs it.
     3: "adapters attention bases checkpoint compilation data devices dropout evaluation fusions "
     "kernels last_block loop losses model new_tokens optimizer peers rectangles run "
-    "sharding sight state tensor_file",
+    "sharding sight state tables tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
     "training verdict work",
@@ -46,7 +46,8 @@ DOORS = {
     "tokenizers": "pretraining.tokenizer",
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions "
     "job kernels last_block loop losses model new_tokens optimizer peers pretraining "
-    "prompting rectangles run saved sharding sight state tensor_file training work",
+    "prompting rectangles run saved sharding sight state tables tensor_file training "
+    "work",
     "transformers": "adapters attention bases compilation devices fusions last_block model "
     "new_tokens pretraining prompting saved",
     "typer": "cli",

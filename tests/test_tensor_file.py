@@ -1,7 +1,9 @@
 """Tensors on disk: bit for bit, whatever their type, shape and memory."""
 
 import hashlib
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune import tensor_file
 from finetune.tensor_file import _DTYPES, find_same, read_tensors, write_tensors
 from task_formats import UsageError
 
@@ -54,6 +57,25 @@ def test_tensors_come_back_bit_for_bit(
     assert {name: bits(tensor) for name, tensor in read_tensors(path).items()} == found
     # The library agrees, about types that it knows by the same name.
     assert {name: bits(tensor) for name, tensor in load_file(path).items()} == found
+
+
+def test_written_bytes_leave_for_the_disk_stretch_by_stretch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stretches, push = [], tensor_file.push_out
+
+    def watch(file: BinaryIO, start: int, stop: int) -> None:
+        push(file, start, stop)
+        stretches.append((start, stop))
+        assert os.fstat(file.fileno()).st_size == stop
+
+    monkeypatch.setattr(tensor_file, "STRETCH", 1000)
+    monkeypatch.setattr(tensor_file, "push_out", watch)
+    write(tmp_path / "many", {f"{n:02}": torch.full((100,), n) for n in range(20)})
+    assert [start for start, _ in stretches] == [0, *(stop for _, stop in stretches[:-1])]
+    assert all(1000 <= stop - start < 2000 for start, stop in stretches)
+    assert (tmp_path / "many").stat().st_size - stretches[-1][1] < 1000
+    assert read_tensors(tmp_path / "many")["07"].tolist() == [7] * 100
 
 
 def test_library_writes_the_same_bytes(tmp_path: Path) -> None:
