@@ -1,7 +1,7 @@
 """Encoded examples as tensors: one Batch, filled in three ways that give the same result."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -71,6 +71,21 @@ class Batch(NamedTuple):
     """(N,) long for classes and choices (-100 unlabelled) or float32 for scores (NaN)."""
     spans: tuple[Span, ...]
     """Where the examples stand, on the host: what attention needs without asking the device."""
+
+
+def send(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device.
+
+    On its way to a GPU it lies in pinned memory: only from there does a copy run beside what the
+    GPU computes, without anybody waiting for it.
+    """
+    pins = device.type == "cuda"
+    moved: dict[str, Any] = {
+        name: (part.pin_memory() if pins else part).to(device, non_blocking=True)
+        for name, part in batch._asdict().items()
+        if isinstance(part, Tensor)
+    }
+    return batch._replace(**moved)
 
 
 def total(examples: Sequence[Encoded]) -> Totals:

@@ -1,16 +1,17 @@
 """Scores over all rows, each counted once however many processes share the work."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import nn
 
-from finetune.batch import Layout, collate
+from finetune.batch import Layout, collate, send
 from finetune.loop import is_out_of_memory
 from finetune.losses import task_loss
 from finetune.metrics import score
@@ -58,38 +59,35 @@ def read_rounds(
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
-        found, reading = _read_group(model, mine, examples, sizes, reading, accelerator)
+        read = partial(_logits, model, examples, reading, accelerator)
+        found, reading = read_within(read, mine, sizes, reading, together=is_sharded(model))
         if is_sharded(model) and not len(mine):
             # A pass is one of all processes, also of those that have nothing to read.
-            _logits(model, groups[0][:1], examples, reading, accelerator)
+            read(groups[0][:1])
         yield found
 
 
-def _read_group(
-    model: nn.Module,
+def read_within(
+    read: Callable[[np.ndarray], np.ndarray],
     indices: np.ndarray,
-    examples: Sequence[Encoded],
     sizes: Sizes,
     reading: Reading,
-    accelerator: Accelerator,
+    *,
+    together: bool = False,
 ) -> tuple[Round, Reading]:
-    """The indexed rows' logits; out of memory, with half the budget, which then stays."""
+    """What is read of the indexed rows; out of memory, with half the budget, which then stays.
+
+    `read` gives (n, L) numbers of n rows. A pass of all processes `together` cannot be left by one
+    of them alone.
+    """
     while True:
         parts = group(indices, sizes, reading.layout, reading.budget)
         try:
-            found = [
-                pair
-                for part in parts
-                for pair in zip(
-                    part.tolist(),
-                    _logits(model, part, examples, reading, accelerator),
-                    strict=True,
-                )
-            ]
-            return found, reading
+            return [
+                pair for part in parts for pair in zip(part.tolist(), read(part), strict=True)
+            ], reading
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            # A pass of shards cannot be left by one process alone.
-            if not is_out_of_memory(error) or is_sharded(model) or len(parts) == len(indices):
+            if not is_out_of_memory(error) or together or len(parts) == len(indices):
                 raise
         largest = max(int(sizes.tokens[part].sum()) for part in parts)
         reading = reading._replace(budget=min(largest, reading.budget) // 2)
@@ -97,17 +95,17 @@ def _read_group(
 
 def _logits(
     model: nn.Module,
-    indices: np.ndarray,
     examples: Sequence[Encoded],
     reading: Reading,
     accelerator: Accelerator,
+    indices: np.ndarray,
 ) -> np.ndarray:
     """(N, L) float32 logits of the indexed rows; without dropout, whatever mode the model is in."""
     batch = collate([examples[n] for n in indices], reading.layout, reading.pad)
     was_training = model.training
     model.eval()
     with no_gradients(model), accelerator.autocast():
-        logits = model(send_to_device(batch, accelerator.device)).logits.float().cpu().numpy()
+        logits = model(send(batch, accelerator.device)).logits.float().cpu().numpy()
     model.train(was_training)
     return cast(np.ndarray, logits)
 

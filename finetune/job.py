@@ -9,12 +9,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from finetune.bases import Base, load_decoder
-from finetune.batch import Batch, Totals, collate, total
+from finetune.batch import Batch, Totals, collate, send, total
 from finetune.compilation import compile_blocks
 from finetune.data.sources import open_rows
 from finetune.data.store import EncodedStore
@@ -144,9 +143,8 @@ class Job:
         ids, found = [], []
         for n in self.order.indices(update):
             example = self.train.examples[n]
-            batch = send_to_device(
-                collate([example], "separate", self.reading.pad), self.accelerator.device
-            )
+            batch = collate([example], "separate", self.reading.pad)
+            batch = send(batch, self.accelerator.device)
             with torch.no_grad(), self.accelerator.autocast():
                 lm_coefficient = self.recipe.train.lm_coefficient
                 outputs = self.model(batch, lm=lm_coefficient > 0)

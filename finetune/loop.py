@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.batch import Batch
+from finetune.batch import Batch, send
 from finetune.losses import Losses, objective
 from finetune.optimizer import pace
 from finetune.peers import find_highest
@@ -188,7 +187,7 @@ def _backward(
             return None
         waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
         with accelerator.no_sync(model) if waits else nullcontext():
-            here = send_to_device(batch, accelerator.device, non_blocking=True)
+            here = send(batch, accelerator.device)
             with accelerator.autocast():
                 outputs = model(here, lm=settings.lm_coefficient > 0)
             losses = objective(outputs, here, settings.lm_coefficient)

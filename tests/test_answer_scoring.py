@@ -12,6 +12,8 @@ from finetune.attention import NAME
 from finetune.bases import load_plain
 from finetune.devices import start_processes
 from finetune.evaluation import Reading
+from finetune.loop import tokens_read
+from finetune.model import Reader
 from finetune.prompting import trunks
 from finetune.prompting.batches import collate_answers, trim
 from finetune.prompting.scoring import AnswerScorer
@@ -180,3 +182,25 @@ def test_scores_are_without_dropout_and_alike_every_time(bases):
     asked = requests(200)
     assert np.array_equal(made.score(asked), made.score(asked))
     compare(made.score(asked), one_by_one(bases("gpt2"), asked))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])
+def test_out_of_memory_questions_are_asked_in_pieces(bases, monkeypatch, family: str):
+    asked = [part for n in range(3) for part in requests(200, beginning=n)]
+    made = scorer(bases(family), 2000)
+    expected, read = made.score(asked), Reader.states
+    failed, fitted = [], []
+
+    def read_or_fail(self, batch, *rest):
+        (failed if tokens_read(batch) > 450 else fitted).append(tokens_read(batch))
+        if failed and failed[-1] == tokens_read(batch):
+            raise torch.OutOfMemoryError("out of memory")
+        return read(self, batch, *rest)
+
+    monkeypatch.setattr(Reader, "states", read_or_fail)
+    for _ in range(2):
+        found = made.score(asked)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    # The smaller budget stays: the second time nothing was tried in vain.
+    assert 0 < len(failed) < 3
+    assert len(fitted) >= 6

@@ -14,7 +14,7 @@ from samples import KINDS
 from finetune import attention
 from finetune.attention import NAME
 from finetune.bases import takes_sight
-from finetune.batch import Batch, collate, total
+from finetune.batch import Batch, collate, send, total
 from finetune.rectangles import arrange
 from task_formats import Encoded
 
@@ -136,6 +136,20 @@ def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) 
 
 
 # -- the same result -------------------------------------------------------------------------------
+
+
+def test_a_batch_is_sent_whole(bases) -> None:
+    base = samples.load(bases("gpt2"))
+    batch = collate(samples.examples(KINDS["entailment"], base), "packed", base.lexicon.pad)
+    sent = send(batch, torch.device("meta"))
+    for here, there in zip(batch, sent, strict=True):
+        if isinstance(here, torch.Tensor):
+            assert (there.device.type, there.shape, there.dtype) == ("meta", here.shape, here.dtype)
+        else:
+            assert here == there
+    assert all(
+        one is other for one, other in zip(batch, send(batch, torch.device("cpu")), strict=True)
+    )
 
 
 def test_the_families_that_take_any_layout_are_known(bases) -> None:

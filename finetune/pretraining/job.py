@@ -10,13 +10,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.bases import load_plain
-from finetune.batch import Batch, Totals, collate
+from finetune.batch import Batch, Totals, collate, send
 from finetune.evaluation import Reading, Round, gather, read_rounds
 from finetune.loop import Passes, Settings
 from finetune.model import LanguageModel
@@ -122,7 +121,7 @@ class Pretraining:
         for example in examples:
             batch = collate([example], self.reading.layout, self.reading.pad)
             with torch.no_grad(), self.accelerator.autocast():
-                nats = scorer(send_to_device(batch, self.accelerator.device)).logits
+                nats = scorer(send(batch, self.accelerator.device)).logits
             found += [] if nats.isfinite().all() else [example.id]
         return found or [example.id for example in examples]
 

@@ -1,22 +1,20 @@
 """Log-likelihoods of answers, each context and each common beginning of contexts read once."""
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.attention import NAME, Memory
-from finetune.batch import Batch, collate
-from finetune.evaluation import Reading, Round, gather
+from finetune.batch import collate, send
+from finetune.evaluation import Reading, Round, gather, read_within
 from finetune.model import LanguageModel
 from finetune.prompting.batches import collate_answers, trim
 from finetune.prompting.trunks import Trunk, find_trunks
-from finetune.sampling import group, measure
+from finetune.sampling import Sizes, group, measure
 from task_formats import Encoded
 
 
@@ -47,22 +45,24 @@ class AnswerScorer:
     def _rounds(self, requests: Sequence[Encoded]) -> Iterator[Round]:
         """This process's share, a forward pass at a time."""
         trunks = find_trunks(requests) if self._remembers else [_no_trunk(requests)]
-        passes = [(trunk, rows) for trunk in trunks for rows in self._group(requests, trunk)]
+        passes = [one for trunk in trunks for one in self._group(requests, trunk)]
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         memory, remembered = None, None
-        for trunk, rows in passes[rank::processes]:
-            with torch.inference_mode(), self._accelerator.autocast():
-                if trunk is not remembered:
-                    memory, remembered = self._remember(requests, trunk), trunk
-                scores = self._read([requests[n] for n in rows], trunk.length, memory)
-            yield list(zip(rows.tolist(), scores.float().cpu().numpy(), strict=True))
+        for trunk, sizes, rows in passes[rank::processes]:
+            if trunk is not remembered:
+                memory, remembered = self._remember(requests, trunk), trunk
+            read = partial(self._read, requests, trunk, memory)
+            found, self._reading = read_within(read, rows, sizes, self._reading)
+            yield [(int(trunk.requests[row]), scores) for row, scores in found]
 
-    def _group(self, requests: Sequence[Encoded], trunk: Trunk) -> list[np.ndarray]:
-        """A trunk's requests in forward passes of like lengths."""
-        read = [trim(requests[n], trunk.length) for n in trunk.requests]
+    def _group(
+        self, requests: Sequence[Encoded], trunk: Trunk
+    ) -> Iterator[tuple[Trunk, Sizes, np.ndarray]]:
+        """A trunk's requests in forward passes of like lengths: their places in the trunk."""
+        sizes = measure([trim(requests[n], trunk.length) for n in trunk.requests])
         layout, budget = self._reading.layout, self._reading.budget
-        groups = group(np.arange(len(read)), measure(read), layout, budget)
-        return [trunk.requests[rows] for rows in groups]
+        for rows in group(np.arange(len(trunk.requests)), sizes, layout, budget):
+            yield trunk, sizes, rows
 
     def _remember(self, requests: Sequence[Encoded], trunk: Trunk) -> Memory | None:
         if not trunk.length:
@@ -70,18 +70,22 @@ class AnswerScorer:
         beginning = requests[trunk.requests[0]].prefix[: trunk.length]
         batch = collate([Encoded("", beginning, ())], "packed", self._reading.pad)
         memory = Memory()
-        self._model.reader.states(self._send(batch), memory)
+        with torch.inference_mode(), self._accelerator.autocast():
+            self._model.reader.states(send(batch, self._accelerator.device), memory)
         memory.full = True
         return memory
 
-    def _read(self, requests: Sequence[Encoded], skip: int, memory: Memory | None) -> Tensor:
-        batch = collate_answers(requests, self._reading.layout, self._reading.pad, skip)
-        here = self._send(batch)
-        states = self._model.reader.states(here, memory)
-        return self._model.score_endings(states, here)
-
-    def _send(self, batch: Batch) -> Batch:
-        return cast(Batch, send_to_device(batch, self._accelerator.device))
+    def _read(
+        self, requests: Sequence[Encoded], trunk: Trunk, memory: Memory | None, rows: np.ndarray
+    ) -> np.ndarray:
+        """(n, K) log-probabilities of n of a trunk's requests, by their places in it."""
+        asked = [requests[n] for n in trunk.requests[rows]]
+        batch = collate_answers(asked, self._reading.layout, self._reading.pad, trunk.length)
+        here = send(batch, self._accelerator.device)
+        with torch.inference_mode(), self._accelerator.autocast():
+            states = self._model.reader.states(here, memory)
+            scores = self._model.score_endings(states, here)
+        return scores.float().cpu().numpy()
 
 
 def _key(request: Encoded) -> tuple[tuple[int, ...], ...]:
