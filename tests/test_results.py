@@ -1,0 +1,39 @@
+"""The page of GPT-1's thesis says what its cells have found."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("no_flush")
+
+
+@pytest.fixture
+def results(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(root))
+    return import_module("benchmarks.results")
+
+
+def test_a_small_study_becomes_a_page(results, shared, bases, tmp_path, capsys) -> None:
+    changes = {**results.TRAIN, "train.epochs": 1, "train.max_tokens": 64, "data.limit": 24}
+    plan = results.Plan(
+        str(bases("gpt2")), shared / "data" / "glue", tmp_path, ["sst2"], (0, 1), (1e-3, 1e-3),
+        changes,
+    )  # fmt: skip
+    results.run(plan)
+    assert capsys.readouterr().out.count("accuracy") == 7
+    results.run(plan)
+    assert not capsys.readouterr().out, "what is done is not done again"
+    page = results.write_page(plan).splitlines()
+    (row,) = [line for line in page if line.startswith("| sst2 |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["sst2", "1", "accuracy"]
+    assert cells[-1] == "2"
+    for cell, name in zip(cells[4:7], ("scratch", "lambda-0", "lambda-0.5"), strict=True):
+        found = [tmp_path / "sst2" / f"{name}-seed-{seed}" / "result.json" for seed in plan.seeds]
+        low, high = sorted(
+            json.loads(path.read_text())["scores"]["validation"]["accuracy"] for path in found
+        )
+        assert cell.startswith(f"{(low + high) / 2:.3f} ({low:.3f} to {high:.3f})")
+    assert any("ahead on" in line for line in page)
