@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.contest import ROOT, add_options, compete, render, scale_of
 
 NAMES = (
-    "trainer", "language_loss", "choices", "prediction", "tiny", "products", "preparation",
-    "growth",
+    "trainer", "language_loss", "token_loss", "choices", "prediction", "tiny", "products",
+    "preparation", "growth",
 )  # fmt: skip
 PAGE = ROOT / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")

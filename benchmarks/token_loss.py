@@ -1,0 +1,85 @@
+"""The LM loss alone, forward and backward: all logits, PyTorch's chunks, and ours.
+
+PyTorch's `linear_cross_entropy` knows no share per target, so this contest gives all the same.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import LinearCrossEntropyOptions
+from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+
+from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
+from finetune.allocator import keep_freed_memory
+from finetune.losses import lm_loss
+
+TARGETS, WIDTH, VOCABULARY = 2048, 768, 50_261
+"""Of a forward pass of gpt2-small with our four tokens."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _play(scale: Scale, *, loss: Loss, dtype: torch.dtype = torch.float32) -> Found:
+    keep_freed_memory()
+    torch.manual_seed(0)
+    weight = torch.randn(VOCABULARY, WIDTH).mul_(0.02).requires_grad_()
+    states = torch.randn(TARGETS, WIDTH).requires_grad_()
+    target = torch.randint(0, VOCABULARY, (TARGETS,))
+
+    def steps() -> Iterator[int]:
+        for _ in range(scale.choose(2, 8)):
+            weight.grad = states.grad = None
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                found = loss(states, weight, target)
+            found.backward()
+            yield TARGETS
+
+    return clock(steps())
+
+
+def _all_logits(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(linear(states, weight).float(), target)
+
+
+def _torch(states: Tensor, weight: Tensor, target: Tensor, *, chunk: int | None) -> Tensor:
+    # Autocast does not know it.
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        states, weight = states.to(dtype), weight.to(dtype)
+    method = None if chunk else "auto"
+    options = LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=method)
+    return linear_cross_entropy(states, weight, target, options=options)
+
+
+def _ours(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return lm_loss(states, weight, None, target, torch.full((TARGETS,), 1 / TARGETS))
+
+
+LOSSES: dict[str, Loss] = {
+    "all logits": _all_logits,
+    "linear_cross_entropy": partial(_torch, chunk=None),
+    "linear_cross_entropy, 1,024 a chunk": partial(_torch, chunk=1024),
+    "gptft": _ours,
+}
+PLAYS: dict[str, Play] = {
+    f"{name}, {kind}": partial(_play, loss=loss, dtype=dtype)
+    for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    for name, loss in LOSSES.items()
+}
+
+CONTEST = Contest(
+    "token_loss",
+    "2,048 targets, width 768, vocabulary 50,261",
+    "target",
+    PLAYS,
+    tuple(
+        Claim(f"gptft, {kind}", f"{peer}, {kind}", 1)
+        for kind in ("fp32", "bf16")
+        for peer in list(LOSSES)[:-1]
+    ),
+    rounds=2,
+)
+
+if __name__ == "__main__":
+    main(CONTEST)
