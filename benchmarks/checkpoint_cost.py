@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from finetune.allocator import keep_freed_memory
 from finetune.checkpoint import Saver, latest
 from finetune.state import capture
 
@@ -26,11 +27,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="length of a window")
     parser.add_argument("--folder", help="where the states go; without it a temporary folder")
     options = parser.parse_args()
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT2LMHeadModel(GPT2Config(loss_type="ForCausalLM")).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     updates = train(model, optimizer, device)
-    next(updates)
+    for _ in range(3):
+        next(updates)
     size = sum(tensor.nbytes for tensor in capture(model, optimizer).values())
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         saver = Saver(folder)
@@ -55,7 +58,7 @@ def main() -> None:
 
 def train(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, device: str) -> Iterator[None]:
     """Updates on random tokens, for ever."""
-    tokens = torch.randint(50_000, (1, 64), device=device)
+    tokens = torch.randint(50_000, (8, 64), device=device)
     while True:
         model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()

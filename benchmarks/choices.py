@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2DoubleHeadsModel
 from benchmarks import material, ours
 from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
 
-BATCH, TOGETHER = 8, 2
+BATCH, TOGETHER = 4, 1
 """Questions of an update, and of one of the peer's forward passes: more need too much memory."""
 
 
@@ -75,7 +75,6 @@ CONTEST = Contest(
         Claim("gptft", "gptft, layout separate", 2.5),
         Claim("gptft", "transformers loop, full logits", 6),
     ),
-    rounds=2,
 )
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from finetune.training import events
 
 BATCH, WIDTH = 32, 128
 """Examples of an update, and the longest pair: what run_glue pads to."""
+WARM = 2
+"""Updates that are not timed: until then memory is still being found."""
 
 
 def train_rte(
@@ -25,16 +27,16 @@ def train_rte(
     allocator: bool = True,
     **train: Any,
 ) -> Found:
-    """Updates of 32 RTE pairs after one to warm up; `train` replaces fields of that part."""
+    """Updates of 32 RTE pairs after those to warm up; `train` replaces fields of that part."""
     if allocator:
         keep_freed_memory()
     train = {"lm_coefficient": 0, "precision": "fp32", "max_tokens": WIDTH, **train}
     changes = {
         "base.path": str(material.base(scale, shape)),
         "data.path": str(scale.data / "glue"),
-        "data.limit": BATCH * (updates + 1),
+        "data.limit": BATCH * (updates + WARM),
     }
-    return run(load_recipe("rte", _dotted(changes, train)))
+    return run(load_recipe("rte", _dotted(changes, train)), WARM)
 
 
 def train_choices(scale: Scale, *, updates: int, batch: int, **train: Any) -> Found:
@@ -49,10 +51,10 @@ def train_choices(scale: Scale, *, updates: int, batch: int, **train: Any) -> Fo
         "data.train": str(path),
         "data.predict": None,
     }
-    return run(load_recipe("race", _dotted(changes, {"batch_size": batch, **train})))
+    return run(load_recipe("race", _dotted(changes, {"batch_size": batch, **train})), warm=1)
 
 
-def run(recipe: Recipe, warm: int = 1) -> Found:
+def run(recipe: Recipe, warm: int) -> Found:
     """One epoch's updates through the public generator of events, the first ones not timed."""
     tokens: list[int] = []
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from benchmarks import material
 from benchmarks.contest import Found, Scale, clock
-from benchmarks.ours import BATCH, WIDTH
+from benchmarks.ours import BATCH, WARM, WIDTH
 
 Features = list[dict[str, Any]]
 
@@ -84,9 +84,9 @@ def train_rte(
     scale: Scale, *, shape: str = "small", updates: int, padded: bool = True, bf16: bool = False,
     naive_lm: bool = False,
 ) -> Found:  # fmt: skip
-    """Updates of Trainer over 32 RTE pairs after one to warm up."""
+    """Updates of Trainer over 32 RTE pairs after those to warm up."""
     model = NaiveModel(scale, shape) if naive_lm else classifier(scale, shape)
-    rows = pairs(scale, "train", BATCH * (updates + 1), padded=padded)
+    rows = pairs(scale, "train", BATCH * (updates + WARM), padded=padded)
     tell = _Tell()
 
     def steps() -> Iterator[int]:
@@ -97,11 +97,11 @@ def train_rte(
             )  # fmt: skip
             worker = Thread(target=trainer.train)
             worker.start()
-            for _ in range(updates + 1):
+            for _ in range(updates + WARM):
                 yield tell.done.get()
             worker.join()
 
-    return clock(steps())
+    return clock(steps(), WARM)
 
 
 class NaiveModel(nn.Module):

@@ -7,11 +7,11 @@ from benchmarks.contest import Claim, Contest, Found, Play, Scale, main
 
 
 def _ours(scale: Scale, **options: object) -> Found:
-    return ours.train_rte(scale, updates=scale.choose(1, 2), **options)
+    return ours.train_rte(scale, updates=scale.choose(1, 3), **options)
 
 
 def _peer(scale: Scale, **options: object) -> Found:
-    return peers.train_rte(scale, updates=scale.choose(1, 2), **options)
+    return peers.train_rte(scale, updates=scale.choose(1, 3), **options)
 
 
 PLAYS: dict[str, Play] = {

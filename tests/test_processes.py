@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+import torch
 from together import ODD, assert_same, train, train_together
 
 import finetune
@@ -64,7 +65,7 @@ def test_rounds_cover_every_row_once(processes: int, bases, monkeypatch) -> None
 class _Place:
     """One of several processes, as evaluation sees it."""
 
-    device = "cpu"
+    device = torch.device("cpu")
 
     def __init__(self, process_index: int, num_processes: int) -> None:
         self.process_index, self.num_processes = process_index, num_processes
