@@ -77,7 +77,8 @@ def _train(
         yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
     settings = job.settings._replace(
-        budget=progress.budget or job.reading.budget, halts=lambda: request.wanted == "stop"
+        budget=progress.budget or job.reading.budget,
+        halts=partial(_pause, job, ledger, request, progress),
     )
     steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
     for step in () if _worn_out(job, progress) else steps:
@@ -103,6 +104,19 @@ def _train(
         _, code = agree(job.accelerator, "stop", request.exit_code)
         yield from _save(job, ledger, progress)
         raise Interrupted(ledger.folder, progress.update, code)
+
+
+def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> bool:
+    """Between two passes of an update: whether to leave it there, once a wish to save is done.
+
+    Weights and moments are still those of the update before, and a state holds nothing else. One
+    process writes it, so none waits for another; whoever heard the signal and does not write, or
+    has refused updates to explain first, has all save after the update.
+    """
+    if request.wanted == "save" and ledger.can_write():
+        request.take()
+        ledger.save(job, progress)
+    return request.wanted == "stop"
 
 
 def _save(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
@@ -148,12 +162,13 @@ def _evaluate(job: Work, ledger: Ledger, progress: Progress, watch: Watch) -> It
 def _watch(
     rounds: Iterable[Round], job: Work, ledger: Ledger, request: StopRequest, progress: Progress
 ) -> Iterator[Round]:
-    """The rounds of an evaluation, left between two of them when a signal asks for the end."""
+    """The rounds of an evaluation; between two of them a signal's wish is done."""
     for found in rounds:
         yield found
-        wish, code = agree(job.accelerator, request.wanted, request.exit_code)
-        if wish == "stop":
+        wish, code = agree(job.accelerator, request.take(), request.exit_code)
+        if wish:
             ledger.save(job, progress)
+        if wish == "stop":
             raise Interrupted(ledger.folder, progress.update, code)
 
 

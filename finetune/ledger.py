@@ -136,6 +136,11 @@ class Ledger:
         found, self._refused = self._refused, []
         return found
 
+    def can_write(self) -> bool:
+        """Whether this process writes, and has explained every refused update that it noted."""
+        self.flush()
+        return self._run is not None and not self._refused
+
     def save(self, job: Work, progress: Progress) -> None:
         """Writes a whole state in the background."""
         self.flush()

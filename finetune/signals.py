@@ -2,8 +2,8 @@
 
 | signal | wish | exit code after it |
 |---|---|---|
-| SIGUSR1 | save a state and go on | |
-| SIGTERM | finish the forward pass, save a state, stop | 143 |
+| SIGUSR1 | finish the forward pass, save a state, go on | |
+| SIGTERM | the same, but stop | 143 |
 | SIGINT (Ctrl-C) | the same | 130 |
 | SIGINT again | stop now (KeyboardInterrupt) | 130 |
 """

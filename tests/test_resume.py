@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from finetune.loop import Step
 from finetune.model import TaskModel
 from finetune.news import Evaluated, Finished, Interrupted, Notice, Started
 from finetune.recipe import Recipe
+from finetune.run import Run
 from finetune.training import events
 from task_formats import UsageError
 
@@ -138,6 +140,63 @@ def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
                 os.kill(os.getpid(), signal.SIGUSR1)
     assert saved[0] is None
     assert saved[-1].facts["progress"]["update"] >= 1
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None:
+    """That of the update before; the update goes on with the gradients that it has."""
+    little = jobs.change(job, "train", tokens_per_forward=60)
+    undisturbed, run, other = (tmp_path / name for name in ("undisturbed", "run", "other"))
+    jobs.train(little, undisturbed)
+    forward, save, passes, saved = TaskModel.forward, Run.save, [], []
+
+    def watched(self, batch, lm=False):
+        if self.training:
+            passes.append(batch)
+            if len(passes) == 2 and len(steps) == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, batch, lm)
+
+    def save_and_copy(self, update, tensors, facts):
+        saved.append((update, len(passes)))
+        save(self, update, tensors, facts)
+        if update == 4:
+            self._saver.wait()
+            shutil.copytree(run, other)
+
+    monkeypatch.setattr(TaskModel, "forward", watched)
+    monkeypatch.setattr(Run, "save", save_and_copy)
+    steps = []
+    for event in events(little, run):
+        if isinstance(event, Step):
+            steps.append(event)
+            passes.clear()
+    # At the end of the first epoch, and after two passes of update 5.
+    assert saved[:2] == [(3, 0), (4, 2)]
+    jobs.assert_same(run, undisturbed)
+    jobs.train(little, other, resume=True)
+    jobs.assert_same(other, undisturbed)
+
+
+def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:
+    run, saved = tmp_path / "run", []
+    read, save = finetune.job.read_rounds, Run.save
+
+    def disturb(*arguments):
+        for number, found in enumerate(read(*arguments)):
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield found
+
+    def note(self, update, tensors, facts):
+        saved.append((update, facts["progress"]["evaluated"]))
+        save(self, update, tensors, facts)
+
+    monkeypatch.setattr(finetune.job, "read_rounds", disturb)
+    monkeypatch.setattr(Run, "save", note)
+    jobs.train(job, run)
+    # After an update, and before what was being evaluated is known.
+    assert [update for update, known in saved if known < update] == [2, 3, 5, 6]
     jobs.assert_same(run, undisturbed)
 
 
