@@ -1,7 +1,9 @@
 """What this machine computes with: processes, device, precision and layout."""
 
 import os
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -77,6 +79,34 @@ def choose_precision(
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     made_for_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16" if made_for_it else "fp32"
+
+
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Within the block a GPU computes the same bits every time, at a cost; a CPU always does."""
+    if not wanted:
+        yield
+        return
+    # Read once, when the first matrix product of a process is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cuda: Any = torch.backends.cuda
+    memory: Any = torch.utils.deterministic
+    algorithms = torch.get_deterministic_debug_mode()
+    kernels = cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    filled = memory.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True)
+        # The gradients of these two kernels of attention depend on who comes first.
+        cuda.enable_mem_efficient_sdp(False)
+        cuda.enable_cudnn_sdp(False)
+        # A help for finding mistakes, which costs time: nothing here reads what it did not write.
+        memory.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(algorithms)
+        cuda.enable_mem_efficient_sdp(kernels[0])
+        cuda.enable_cudnn_sdp(kernels[1])
+        memory.fill_uninitialized_memory = filled
 
 
 def choose_layout(part: TrainPart, decoder: PreTrainedModel, chooses: bool) -> Layout:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune.course import finish, pursue
-from finetune.devices import choose_precision, start_processes
+from finetune.devices import choose_precision, repeatable, start_processes
 from finetune.job import prepare_job
 from finetune.news import Event, Result
 from finetune.recipe import Recipe
@@ -50,4 +50,6 @@ def events(
     accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     prepare = partial(prepare_job, recipe, task or recipe.task.build())
     told = dump(recipe)
-    yield from pursue(prepare, Path(folder), accelerator, told, resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite}
+    with repeatable(recipe.train.deterministic):
+        yield from pursue(prepare, Path(folder), accelerator, told, **options)

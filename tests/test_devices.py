@@ -1,5 +1,7 @@
 """Precision and device belong to a job, not to the Python process that does it."""
 
+import os
+
 import jobs
 import pytest
 import torch
@@ -65,6 +67,32 @@ def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
     old.state.__dict__ = shared
     new = start_processes("fp32", "cpu")
     assert (old.device.type, new.device.type) == ("cuda", "cpu")
+
+
+def switches() -> tuple[object, ...]:
+    cuda = torch.backends.cuda
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_deterministic_run_is_the_same_twice(device: str, bases, tmp_path, monkeypatch) -> None:
+    """Nothing of ours lacks a deterministic kernel, and what was switched is switched back."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", head_dropout=0.1)
+    exact, before = jobs.change(recipe, "train", deterministic=True), switches()
+    during = set()
+    for name in ("one", "two"):
+        for _ in events(exact, tmp_path / name, device=device):
+            during.add(switches())
+    assert during == {(True, False, False, False)}
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert switches() == before
+    jobs.assert_same(tmp_path / "one", tmp_path / "two")
 
 
 def test_precision_is_what_is_asked_for() -> None:

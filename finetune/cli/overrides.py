@@ -56,6 +56,7 @@ FLAGS = (
         "How views fill rows; the result is the same.",
         _TRAINING,
     ),
+    Flag("train.deterministic", bool, "The same bits every time, on a GPU too.", _TRAINING),
     Flag("train.compile", bool, "Compile the blocks: slow to start, then faster.", _TRAINING),
 )
 

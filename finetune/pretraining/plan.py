@@ -112,6 +112,8 @@ class SchedulePart(Part):
     """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
+    deterministic: bool = False
+    """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
     evaluations: Positive = 10
     """Validations over the whole run."""
     checkpoint_minutes: float | None = Field(10, gt=0)

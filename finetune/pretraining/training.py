@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune.course import finish, pursue
-from finetune.devices import choose_precision, start_processes
+from finetune.devices import choose_precision, repeatable, start_processes
 from finetune.news import Event, Result
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.plan_files import dump_plan
@@ -33,4 +33,6 @@ def events(
     accelerator = start_processes(choose_precision(plan.train.precision))
     prepare = partial(prepare_pretraining, plan, Path(folder))
     told = dump_plan(plan)
-    yield from pursue(prepare, Path(folder), accelerator, told, resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite}
+    with repeatable(plan.train.deterministic):
+        yield from pursue(prepare, Path(folder), accelerator, told, **options)
