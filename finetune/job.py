@@ -35,7 +35,13 @@ from finetune.splits import Split, check_positions, encode_split, encode_trainin
 from finetune.work import Judgement, Rhythm, Source, Watch
 from task_formats import Task, UsageError
 
-_FREE = {"tokens_per_forward", "layout", "checkpoint_minutes", "checkpoint_updates", "patience"}
+_FREE = {
+    "train.tokens_per_forward",
+    "train.layout",
+    "train.checkpoint_minutes",
+    "train.checkpoint_updates",
+    "train.patience",
+}
 """What may differ when a run is resumed: it does not change what the run computes."""
 
 
@@ -160,13 +166,7 @@ class Job:
     def decisions(self, told: str | None = None) -> dict[str, Any]:
         """Dotted keys of all that decides what a run computes."""
         recipe = self.recipe if told is None else parse(told)
-        parts = recipe.model_dump(include={"task", "base", "train"})
-        return {
-            f"{part}.{key}": value
-            for part, values in parts.items()
-            for key, value in values.items()
-            if key not in _FREE
-        }
+        return recipe.dotted(("task", "base", "train"), _FREE)
 
     def sources(self) -> dict[str, Source]:
         """What was read, by split."""

@@ -1,6 +1,6 @@
 """What a run is told: the typed parts of a recipe, with the paper's values as defaults."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,6 +31,15 @@ class Part(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    def dotted(self, parts: Collection[str], without: Collection[str] = ()) -> dict[str, Any]:
+        """The values of some parts of this one under dotted keys, `without` some of those."""
+        found = {
+            f"{part}.{name}": value
+            for part, values in self.model_dump(include=set(parts)).items()
+            for name, value in values.items()
+        }
+        return {key: value for key, value in found.items() if key not in without}
 
 
 class CustomFormat(Part):

@@ -6,7 +6,7 @@ FOLDER/curve.png                       drawn by the command line, where labels w
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -216,7 +216,8 @@ def _tidy(folder: Path, keep_model: bool) -> None:
 
 def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
     """UsageError where a cell was told something else: its scores are not comparable."""
-    was, is_now = (dict(_values(recipe.model_dump(exclude={"about"}))) for recipe in (old, new))
+    parts = Recipe.model_fields.keys() - {"about"}
+    was, is_now = (recipe.dotted(parts, _FREE) for recipe in (old, new))
     for key in sorted(was.keys() | is_now.keys()):
         if was.get(key) != is_now.get(key):
             raise UsageError(
@@ -224,10 +225,3 @@ def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
                 where=str(folder),
                 cure="Choose another folder for this study, or --overwrite the cell.",
             )
-
-
-def _values(recipe: dict[str, dict[str, Any]]) -> Iterable[tuple[str, Any]]:
-    for part, values in recipe.items():
-        for key, value in values.items():
-            if f"{part}.{key}" not in _FREE:
-                yield f"{part}.{key}", value

@@ -30,7 +30,12 @@ from finetune.saved import save_plain
 from finetune.schedule import plan_rates
 from finetune.work import Judgement, Rhythm, Source, Watch
 
-_FREE = {"tokens_per_forward", "checkpoint_minutes", "checkpoint_updates", "store"}
+_FREE = {
+    "train.tokens_per_forward",
+    "train.checkpoint_minutes",
+    "train.checkpoint_updates",
+    "train.store",
+}
 """What may differ when a run is resumed: it does not change what the run computes."""
 
 
@@ -164,13 +169,7 @@ class Pretraining:
     def decisions(self, told: str | None = None) -> dict[str, Any]:
         """Dotted keys of all that decides what a run computes."""
         plan = self.plan if told is None else parse_plan(told)
-        parts = plan.model_dump(include={"tokenizer", "shape", "train"})
-        return {
-            f"{part}.{key}": value
-            for part, values in parts.items()
-            for key, value in values.items()
-            if key not in _FREE
-        }
+        return plan.dotted(("tokenizer", "shape", "train"), _FREE)
 
     def sources(self) -> dict[str, Source]:
         """What was read, by split."""
