@@ -38,8 +38,10 @@ def main() -> None:
     found: list[list[float]] = []
     for seed in range(said.seeds):
         found.append([_score(said.task, where, seed, precision) for precision in PRECISIONS])
-        print(_row(str(seed), found[-1]), flush=True)
-    print(_row("median", [statistics.median(column) for column in zip(*found, strict=True)]))
+        print(_row(str(seed), found[-1], found[-1][1] - found[-1][0]), flush=True)
+    medians = [statistics.median(column) for column in zip(*found, strict=True)]
+    difference = statistics.median(one[1] - one[0] for one in found)
+    print(_row("median", medians, difference))
 
 
 def _score(task: str, where: dict[str, object], seed: int, precision: str) -> float:
@@ -48,13 +50,13 @@ def _score(task: str, where: dict[str, object], seed: int, precision: str) -> fl
     recipe = finetune.load_recipe(task, changes)
     with tempfile.TemporaryDirectory() as folder:
         result = finetune.train(recipe, Path(folder) / "run")
-    (scores,) = result.scores.values()
+    scores = next(iter(result.scores.values()))
     return scores[recipe.task.metrics[0]]
 
 
-def _row(name: str, scores: list[float]) -> str:
+def _row(name: str, scores: list[float], difference: float) -> str:
     cells = [f"{score:.4f}" for score in scores]
-    return f"| {name} | {' | '.join(cells)} | {scores[1] - scores[0]:+.4f} |"
+    return f"| {name} | {' | '.join(cells)} | {difference:+.4f} |"
 
 
 if __name__ == "__main__":

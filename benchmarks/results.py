@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="try the learning rates")
     parser.add_argument("--write", action="store_true", help="write docs/results.md")
     said = parser.parse_args()
+    if said.epochs and said.write:
+        parser.error("the page tells of TASKS' own epochs: --epochs is to try something")
     changes = {**TRAIN}
     changes |= {"train.epochs": said.epochs} if said.epochs else {}
     changes |= {"data.limit": said.limit} if said.limit else {}

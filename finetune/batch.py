@@ -81,7 +81,7 @@ def send(batch: Batch, device: torch.device) -> Batch:
     """
     pins = device.type == "cuda"
     moved: dict[str, Any] = {
-        name: (part.pin_memory() if pins else part).to(device, non_blocking=True)
+        name: (part.pin_memory() if pins else part).to(device, non_blocking=pins)
         for name, part in batch._asdict().items()
         if isinstance(part, Tensor)
     }

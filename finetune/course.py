@@ -9,11 +9,12 @@ from accelerate import Accelerator
 
 from finetune.evaluation import Round
 from finetune.ledger import Ledger, agree
-from finetune.loop import optimize
+from finetune.loop import is_out_of_memory, optimize
 from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.progress import Clock, Progress
 from finetune.recipe_yaml import compare_documents
 from finetune.run import read_recipe
+from finetune.sharding import is_sharded
 from finetune.signals import StopRequest
 from finetune.verdict import conclude
 from finetune.work import Watch, Work
@@ -111,11 +112,17 @@ def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) 
 
     Weights and moments are still those of the update before, and a state holds nothing else. One
     process writes it, so none waits for another; whoever heard the signal and does not write, or
-    has refused updates to explain first, has all save after the update.
+    has updates to look at first, has all save after the update.
     """
-    if request.wanted == "save" and ledger.can_write():
+    if request.wanted == "save" and not is_sharded(job.model) and ledger.can_write():
         request.take()
-        ledger.save(job, progress)
+        progress.refused = ledger.refused_in_a_row
+        try:
+            ledger.save(job, progress)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            request.repeat()  # There may be room for the copy of a state after the update.
     return request.wanted == "stop"
 
 

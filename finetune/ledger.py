@@ -137,9 +137,14 @@ class Ledger:
         return found
 
     def can_write(self) -> bool:
-        """Whether this process writes, and has explained every refused update that it noted."""
+        """Whether this process may write now: it is the one that does, and no update is refused.
+
+        What was noted is looked at where nobody else has to look at it at the same time.
+        """
+        if self._run is None or (self._pending and self._accelerator.num_processes > 1):
+            return False
         self.flush()
-        return self._run is not None and not self._refused
+        return not self._refused
 
     def save(self, job: Work, progress: Progress) -> None:
         """Writes a whole state in the background."""

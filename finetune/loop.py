@@ -17,7 +17,7 @@ from finetune.batch import Batch, send
 from finetune.losses import Losses, objective
 from finetune.optimizer import pace
 from finetune.peers import find_highest
-from finetune.sharding import is_sharded, measure_gradients
+from finetune.sharding import is_sharded, measure_gradients, reshard
 from finetune.tables import clear_gradients, grow_in_place
 
 
@@ -48,7 +48,8 @@ class Settings(NamedTuple):
     budget: int | None = None
     """Most tokens in a forward pass, to begin with."""
     halts: Callable[[], bool] = bool
-    """Asked before every pass: True ends the loop there, with the weights of the last update."""
+    """Asked before every pass, unless of shards: True ends the loop there, with the weights of the
+    last update."""
 
 
 class Step(NamedTuple):
@@ -88,6 +89,7 @@ def optimize(
     model.train()
     for number in updates:
         began = time.perf_counter()
+        reshard(model)
         clear_gradients(model)
         made = _accumulate(model, forwards, number, room, settings, accelerator)
         if made is None:
@@ -183,7 +185,7 @@ def _backward(
     """
     found = [torch.zeros(3, device=accelerator.device)]
     for k, batch in enumerate(batches):
-        if settings.halts() and not is_sharded(model):
+        if not is_sharded(model) and settings.halts():
             return None
         waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
         with accelerator.no_sync(model) if waits else nullcontext():

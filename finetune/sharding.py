@@ -69,6 +69,16 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def reshard(model: nn.Module) -> None:
+    """Puts shards back in the place of weights that were gathered; does nothing without shards.
+
+    A pass without a backward one leaves the outermost weights gathered, and until the next pass
+    the model's parameters are then others than those that the optimizer knows.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def gather_tensor(tensor: Tensor, keep: bool = True) -> Tensor:
     """The whole of a tensor; of a sharded one on the CPU, and nothing where it is not kept.
 

@@ -85,6 +85,10 @@ class StopRequest:
             self._save = False
         return wish
 
+    def repeat(self) -> None:
+        """The wish to save that was taken could not be done: it is one again."""
+        self._save = True
+
     @property
     def exit_code(self) -> int:
         """0, or 128 + the number of the signal that asked to stop: 130 or 143."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.sharding import cut_tensor, gather_tensor
+from finetune.sharding import cut_tensor, gather_tensor, reshard
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -16,6 +16,7 @@ def capture(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, 
 
     All processes call this together; what is sharded comes whole, where it is kept.
     """
+    reshard(model)
     found = {}
     for name, parameter in _trained(model):
         found[f"weight.{name}"] = gather_tensor(parameter.detach(), keep)

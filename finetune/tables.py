@@ -36,7 +36,11 @@ def grows(weight: Tensor) -> bool:
 
 
 def clear_gradients(model: nn.Module) -> None:
-    """No weight has a gradient any more; what grows in place begins with zeros."""
+    """No weight has a gradient any more; what grows in place begins with zeros.
+
+    A table that no pass reads is a table without gradient elsewhere, which Adam leaves alone; here
+    it decays like one whose gradient happens to be 0.
+    """
     growing = list(_growing(model))
     kept = [weight.grad for weight in growing]
     model.zero_grad(set_to_none=True)

@@ -1,5 +1,6 @@
 """Several processes make one job: what one would have made, and nothing half done."""
 
+import functools
 import itertools
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import jobs
 import pytest
 import torch
-from together import ODD, assert_same, train, train_together
+from together import ODD, SHARDS, assert_same, train, train_together
 
 import finetune
 import finetune.job
@@ -19,6 +20,7 @@ from finetune import checkpoint
 from finetune.evaluation import Reading, read_rounds
 from finetune.model import TaskModel
 from finetune.recipe import Recipe
+from finetune.run import Run
 
 # -- equal to one --------------------------------------------------------------------------------
 
@@ -141,6 +143,39 @@ def train_with_a_signal_in_a_pass(recipe: Recipe, run: Path, stop: int | None = 
 
     TaskModel.forward = interrupt
     return train(recipe, run)
+
+
+def train_with_a_wish(rank: int, recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    """As `train`; one process is asked to save, in its fifth forward pass. Notes every save."""
+    forward, save, count = TaskModel.forward, Run.save, itertools.count(1)
+
+    def wish(self, batch, lm=False):
+        if self.training and next(count) == 5 and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, batch, lm)
+
+    def note(self, update, tensors, facts):
+        with open(run.with_suffix(".saves"), "a") as file:
+            print(update, file=file)
+        save(self, update, tensors, facts)
+
+    TaskModel.forward, Run.save = wish, note
+    return train(recipe, run)
+
+
+@pytest.mark.parametrize(("rank", "environment"), [(0, {}), (1, {}), (0, SHARDS), (1, SHARDS)])
+def test_a_wish_to_save_of_one_holds_nobody_up(rank, environment, bases, tmp_path) -> None:
+    """The first process writes at once, unless in shards; else all save after the update."""
+    settings = {**ODD, "tokens_per_forward": 40, "head_dropout": 0.1}
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **settings)
+    saved = []
+    for asked in (-1, rank):
+        run = tmp_path / f"run{asked}"
+        how = functools.partial(train_with_a_wish, asked)
+        train_together(2, recipe, run, environment=environment, how=how)
+        saved.append(run.with_suffix(".saves").read_text().split())
+    jobs.assert_same(tmp_path / "run-1", tmp_path / f"run{rank}")
+    assert len(saved[1]) == len(saved[0]) + 1
 
 
 def test_a_signal_in_a_pass_of_one_ends_the_update_of_all(bases, tmp_path) -> None:

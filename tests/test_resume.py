@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+import torch
 import torture
 
 import finetune
@@ -176,6 +177,32 @@ def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None
     jobs.assert_same(run, undisturbed)
     jobs.train(little, other, resume=True)
     jobs.assert_same(other, undisturbed)
+
+
+def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypatch) -> None:
+    """It is no pass that was too large: the budget stays, and so do the bits."""
+    little = jobs.change(job, "train", tokens_per_forward=60)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    jobs.train(little, whole)
+    forward, save, passes, tried = TaskModel.forward, Run.save, itertools.count(1), []
+
+    def watched(self, batch, lm=False):
+        if self.training and next(passes) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, batch, lm)
+
+    def save_or_fail(self, update, tensors, facts):
+        tried.append(update)
+        if update == 0:
+            raise torch.OutOfMemoryError("no memory for a copy")
+        save(self, update, tensors, facts)
+
+    monkeypatch.setattr(TaskModel, "forward", watched)
+    monkeypatch.setattr(Run, "save", save_or_fail)
+    jobs.train(little, run)
+    assert tried[0] == 0
+    assert 1 in tried
+    jobs.assert_same(run, whole)
 
 
 def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:

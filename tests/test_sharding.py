@@ -1,12 +1,15 @@
 """FSDP2: weights in shards train what whole ones train, and states fit everywhere."""
 
+import itertools
 import os
 
 import jobs
 import pytest
 import torch
-from together import ODD, SHARDS, assert_same, train_together
+from together import ODD, SHARDS, assert_same, train, train_together
 
+import finetune.job
+from finetune import checkpoint
 from finetune.news import Started
 from finetune.sharding import read_request
 from finetune.training import events
@@ -55,6 +58,30 @@ def test_shards_go_on_to_the_same_bits(bases, tmp_path):
     run = train_sharded(2, recipe, tmp_path / "run", stop=3)
     train_sharded(2, recipe, run)
     jobs.assert_same(whole, run)
+
+
+def train_declining(recipe, run, stop=None):
+    """As `train`, with every evaluation worse than the one before: none but the first is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.job, "selection_value", lambda part, scores: next(falling))
+        falling = itertools.count(0, -1)
+        return train(recipe, run, stop)
+
+
+def test_shards_are_in_place_again_after_every_evaluation(bases, tmp_path):
+    """A pass without a backward one leaves weights gathered that the optimizer does not know."""
+    often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
+    one, many, run = (tmp_path / name for name in ("one", "many", "run"))
+    assert train_declining(recipe, one) == 0
+    train_together(2, recipe, many, environment=SHARDS, how=train_declining)
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
+    alone, shards = (checkpoint.latest(path / "checkpoints")[0].tensors for path in (one, many))
+    assert alone.keys() == shards.keys(), "moments too"
+    torch.testing.assert_close(shards, alone, rtol=1e-4, atol=1e-6)
+    train_together(2, recipe, run, stop=5, environment=SHARDS, how=train_declining)
+    train_together(2, recipe, run, environment=SHARDS, how=train_declining)
+    jobs.assert_same(many, run)
 
 
 def count_numbers(recipe, run, stop):
