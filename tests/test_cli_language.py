@@ -155,6 +155,9 @@ def test_a_mistake_is_told_with_exit_code_2(base, tmp_path, monkeypatch, capsys,
 def test_seeds_are_ranges_and_lists():
     assert parse_numbers("0-4") == [0, 1, 2, 3, 4]
     assert parse_numbers("7") == [7]
+    for wrong in ("4-2", "4294967296", "one"):
+        with pytest.raises(UsageError, match="are no seeds"):
+            parse_numbers(wrong)
     assert parse_numbers("0-1,5,8-9") == [0, 1, 5, 8, 9]
     with pytest.raises(UsageError):
         parse_numbers("")

@@ -115,6 +115,8 @@ def parse_numbers(text: str) -> list[int]:
     """
     try:
         bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
+        if any(not ends[0] <= ends[-1] < 2**32 for ends in bounds):
+            raise ValueError("a range that is empty, or a seed that is too large")
     except ValueError:
         raise UsageError(f"{text!r} are no seeds", cure="Write them as 0-4 or 0,3,7.") from None
     return [number for ends in bounds for number in range(ends[0], ends[-1] + 1)]
