@@ -19,8 +19,11 @@ from task_formats import (
 )
 from task_formats.labels import as_text
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+SEEDS = 2**32
+"""Seeds are below this: scikit-learn's and NumPy's generators take no others."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
 _FOR_SCORES = ("pearson", "spearman", "mse")
 
@@ -251,7 +254,7 @@ class TrainPart(Part):
     """Evaluations per epoch."""
     patience: Positive | None = None
     """Stop after this many evaluations without a better score."""
-    seed: int = Field(42, ge=0, lt=2**32)
+    seed: Seed = 42
     """Decides the head's first weights, the order of examples, and dropout."""
     layout: Literal["auto", "separate", "shared", "packed"] = "auto"
     """How views fill rows. All give the same result; auto takes the fastest the base allows."""

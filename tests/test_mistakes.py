@@ -112,6 +112,13 @@ MISTAKES = {
     "a word for a number": Mistake(
         TRAIN, "train.epochs", "", recipe("epochs: 1", "epochs: many")
     ),
+    "a seed below zero": Mistake(f"{TRAIN} --seed -1", "train.seed is the number -1", ""),
+    "a seed of many bits": Mistake(
+        f"{TRAIN} --seed 18446744073709551616", "should be less than 4294967296", ""
+    ),
+    "a number no computer counts to": Mistake(
+        f"{TRAIN} --batch-size 99999999999999999999", "should be less than 2147483648", ""
+    ),
     "a number out of bounds": Mistake(f"{TRAIN} --batch-size 0", "train.batch_size", ""),
     "labels and a range": Mistake(
         TRAIN, "labels and range", "", recipe("labels:", "range: [0, 1]\n  labels:")

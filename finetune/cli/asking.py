@@ -1,6 +1,7 @@
 """The verb ask, and its table."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,8 @@ from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.prompting import Asked
+
+_MOST_SEEDS = 1000
 
 Base = Annotated[
     str | None,
@@ -108,18 +111,24 @@ def ask(
 
 
 def parse_numbers(text: str) -> list[int]:
-    """Whole numbers from `0-4` or `0,3,7`.
+    """Whole numbers from `0-4` or `0,3,7`, each once.
 
-    >>> parse_numbers("0-2,7")
+    >>> parse_numbers("0-2,7,7")
     [0, 1, 2, 7]
     """
+    from finetune.recipe import SEEDS
+
     try:
         bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
-        if any(not ends[0] <= ends[-1] < 2**32 for ends in bounds):
+        if any(not ends[0] <= ends[-1] < SEEDS for ends in bounds):
             raise ValueError("a range that is empty, or a seed that is too large")
+        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MOST_SEEDS:
+            raise ValueError("a slip of the keyboard")
     except ValueError:
-        raise UsageError(f"{text!r} are no seeds", cure="Write them as 0-4 or 0,3,7.") from None
-    return [number for ends in bounds for number in range(ends[0], ends[-1] + 1)]
+        cure = f"Write them as 0-4 or 0,3,7: up to {_MOST_SEEDS} of them, each below {SEEDS}."
+        raise UsageError(f"{text!r} are no seeds", where="--seeds", cure=cure) from None
+    ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
+    return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
 def shots_table(found: "Sequence[Asked]") -> Table:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe import Fraction, Part, Positive
+from finetune.recipe import Fraction, Part, Positive, Seed
 
 
 def _listed(value: Any) -> Any:
@@ -107,7 +107,7 @@ class SchedulePart(Part):
     """Gradients are clipped to this global norm."""
     initial_spread: float = Field(0.02, gt=0)
     """Weights are drawn from N(0, this)."""
-    seed: int = Field(42, ge=0, lt=2**32)
+    seed: Seed = 42
     tokens_per_forward: Positive | None = None
     """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
