@@ -79,6 +79,7 @@ def predict(
 
     Example: cat pairs.jsonl | gptft predict runs/rte - --input-format jsonl
     """
+    from finetune.cli.row_columns import keep_apart
     from finetune.data import format_of, open_file
 
     if file == "-" and input_format is None:
@@ -86,8 +87,7 @@ def predict(
         raise UsageError("standard input has no name that tells its format", cure=cure)
     rows = open_file(file, format=input_format)
     kind = format_of(output, output_format or (rows.reading.format if output == "-" else None))
-    if output != "-" and file != "-" and Path(output).exists() and Path(output).samefile(file):
-        raise UsageError(f"{output} is the file that is read", cure="Name another one with -o.")
+    keep_apart(file, output)
     predictor = _load(run, task, device)
     from finetune.cli.labelling import label_rows
 
