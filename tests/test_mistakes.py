@@ -229,6 +229,9 @@ MISTAKES = {
         f"{TRAIN} -o thesis", "thesis", "empty folder", folder("thesis/chapter1.txt")
     ),
     "a folder with a run": Mistake(f"{TRAIN} -o RUN", "run", "--overwrite"),
+    "resume and overwrite": Mistake(
+        f"{TRAIN} -o RUN --resume --overwrite", "--resume and --overwrite exclude", "Give --resume"
+    ),
     "resume nothing": Mistake("resume runs/none", "runs/none", "Check the path"),
     "evaluate nothing": Mistake("evaluate runs/none", "runs/none", "Check the path"),
     "evaluate an unknown split": Mistake(
