@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
+from finetune.cli.options import Device
 from finetune.cli.screen import console, print_line, quiet_libraries
 from task_formats import UsageError
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from finetune.prediction import Predictor
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as runs/rte.")]
-Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, cuda or cuda:1; else the best there is.")
-]
 PythonTask = Annotated[
     str | None, typer.Option("--task", "-t", help="Its module:name, if Python made it.")
 ]

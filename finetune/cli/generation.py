@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.text import Text
 
-from finetune.cli.options import Processes
+from finetune.cli.options import Device, Processes
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, process, quiet_libraries
 from task_formats import Row, RowError, UsageError
@@ -58,7 +58,7 @@ def generate(
         int | None,
         typer.Option(min=1, max=2**16, help=f"Rows written together; else {_BATCH_SIZE}."),
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu or cuda.")] = None,
+    device: Device = None,
     num_processes: Processes = 1,
 ) -> None:
     """Go on with a text, or with the rows of a file.
