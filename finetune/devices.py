@@ -77,7 +77,7 @@ def _find_device(name: str | None) -> torch.device:
         found = None
     if best is None or found is None or found.type != best.type or (found.index or 0) >= count:
         known = ["cpu", *(f"{best.type}:{index}" for index in range(count) if best)]
-        cure = f"Leave the device out, or name one of {', '.join(known)}."
+        cure = f"Leave the device out, or say {' or '.join(known)}."
         raise UsageError(f"no device {name!r} here", where="--device", cure=cure)
     if found.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = f"several processes cannot all compute on {name}"

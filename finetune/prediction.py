@@ -85,16 +85,22 @@ class Predictor:
 
 
 def load(
-    folder: Path | str, device: str | None = None, *, task: Task | None = None, **changes: Any
+    folder: Path | str,
+    device: str | None = None,
+    *,
+    task: Task | None = None,
+    trust_remote_code: bool = False,
+    **changes: Any,
 ) -> Predictor:
     """The best model of a run, ready to predict.
 
-    `task` is needed where the run was trained with one of your own; `changes` replace fields of
-    the recipe's train part that do not change results (layout, tokens_per_forward, precision).
+    `task` is needed where the run was trained with one of your own, `trust_remote_code` where its
+    base comes with Python code; `changes` replace fields of the recipe's train part that do not
+    change results (layout, tokens_per_forward, precision).
     Raises UsageError where the folder holds no finished run.
     """
     folder = Path(folder)
-    recipe = load_run_recipe(folder)
+    recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
     if not (folder / "model").is_dir():

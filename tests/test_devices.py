@@ -95,7 +95,7 @@ def test_the_device_is_the_one_that_was_named() -> None:
 def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
     with pytest.raises(UsageError, match=f"no device '{name}' here") as caught:
         start_processes("fp32", name)
-    assert caught.value.cure == "Leave the device out, or name one of cpu, cuda:0, cuda:1."
+    assert caught.value.cure == "Leave the device out, or say cpu or cuda:0 or cuda:1."
 
 
 @pytest.mark.usefixtures("two_gpus")

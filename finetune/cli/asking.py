@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.options import Precision, Processes, Settings
+from finetune.cli.options import Precision, Processes, Settings, Trust
 from finetune.cli.overrides import collect
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, process, quiet_libraries
@@ -67,6 +67,7 @@ def ask(
     data: Data = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
     precision: Precision = None,
+    trust_remote_code: Trust = False,
     settings: Settings = None,
     output: Output = None,
     num_processes: Processes = 1,
@@ -81,6 +82,7 @@ def ask(
 
     flags = {
         "base.path": base,
+        "base.trust_remote_code": trust_remote_code or None,
         "data.path": data,
         "data.limit": limit,
         "train.precision": precision,

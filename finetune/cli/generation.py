@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.text import Text
 
-from finetune.cli.options import Device, Processes
+from finetune.cli.options import Device, Processes, Trust
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, process, quiet_libraries
 from task_formats import Row, RowError, UsageError
@@ -59,6 +59,7 @@ def generate(
         typer.Option(min=1, max=2**16, help=f"Rows written together; else {_BATCH_SIZE}."),
     ] = None,
     device: Device = None,
+    trust_remote_code: Trust = False,
     num_processes: Processes = 1,
 ) -> None:
     """Go on with a text, or with the rows of a file.
@@ -81,7 +82,7 @@ def generate(
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     with console(stderr=process() == 0).status(Text(f" loading {base}")):
-        writer = Writer(BasePart(path=base), device)
+        writer = Writer(BasePart(path=base, trust_remote_code=trust_remote_code), device)
     if page is not None:
         _fill(page, writer, decoding, batch_size or _BATCH_SIZE)
         return

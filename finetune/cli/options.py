@@ -19,6 +19,11 @@ Device = Annotated[
 Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="Number format.")]
 
 
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base.")
+]
+
+
 class Spreading(TyperCommand):
     """A command whose repeatable options take several words: `--shots 0 4 32`."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.options import Precision, Processes, Settings
+from finetune.cli.options import Precision, Processes, Settings, Trust
 from finetune.cli.overrides import collect
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, print_line, quiet_libraries
@@ -35,6 +35,7 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(help="Blocks in one update.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws weights, dropout and the order.")] = None,
     precision: Precision = None,
+    trust_remote_code: Trust = False,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
     overwrite: Annotated[
@@ -50,6 +51,7 @@ def pretrain(
 
     flags = {
         "base": base,
+        "trust_remote_code": trust_remote_code or None,
         "train.learning_rate": learning_rate,
         "train.epochs": epochs,
         "train.updates": updates,

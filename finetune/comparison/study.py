@@ -29,7 +29,7 @@ from task_formats import Task, UsageError
 
 _FREE = {
     "task.prompts", "train.layout", "train.tokens_per_forward", "train.checkpoint_minutes",
-    "train.checkpoint_updates",
+    "train.checkpoint_updates", "base.trust_remote_code",
 }  # fmt: skip
 """What does not change what a cell finds."""
 
@@ -141,7 +141,8 @@ class Study:
         """What a cell has found, if it is done; UsageError where it was told something else."""
         folder = self.folder / cell.name
         if (folder / RECIPE).exists():
-            _check_same(load_run_recipe(folder), cell.recipe, folder)
+            trusted = cell.recipe.base.trust_remote_code
+            _check_same(load_run_recipe(folder, trusted), cell.recipe, folder)
         return self.found(cell) if (folder / RESULT).exists() else None
 
     def found(self, cell: Cell) -> Found:

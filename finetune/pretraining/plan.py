@@ -133,6 +133,8 @@ class Plan(Part):
     tokenizer: TokenizerPart = TokenizerPart()
     base: str | None = None
     """Continue training this decoder, with its own tokenizer and shape, instead of a new one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with `base` or the tokenizer. Only for sources you trust."""
     shape: ShapePart = ShapePart()
     train: SchedulePart = SchedulePart()
 

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.pretraining.plan import Plan
+from finetune.recipe_files import check_trust
 from finetune.recipe_yaml import parse_document, write_document
 from finetune.typed_files import change, read_text, type_values
 from task_formats import UsageError, nearest
+
+_TRUST = "trust_remote_code"
 
 
 def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Plan:
@@ -18,8 +21,21 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
     """
     path = _find_plan(name_or_path)
     plan = _place_files(parse_plan(read_text(path), str(path)), path.resolve().parent)
+    check_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
     said = plan.model_dump(exclude_unset=True)
     return type_values(Plan, change(Plan, said, overrides), {}, "")
+
+
+def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
+    """What a run was told, with the user's own word on code that comes with its base.
+
+    UsageError where the run alone asks for that code to be run.
+    """
+    plan = parse_plan(text, where)
+    if trust_remote_code:
+        return plan.model_copy(update={_TRUST: True})
+    check_trust(_TRUST, plan.trust_remote_code, (), where)
+    return plan
 
 
 def parse_plan(text: str, where: str = "") -> Plan:
