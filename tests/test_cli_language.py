@@ -174,6 +174,7 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["pretrain", "tiny", "--corpus", "nowhere"], "no text files under 'nowhere'"),
         (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
         (["ask", "--task", "rtee"], "unknown task 'rtee'"),
+        (["ask", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),
         (["generate", "x", "--seed", "18446744073709551616"], "--seed cannot be 184467"),
         (["pretrain", "tiny", "--seed", "-1"], "train.seed is the number -1"),
         (["generate", "x", "--temperature", "0", "--top-k", "5"], "--top-k has no effect"),

@@ -32,6 +32,12 @@ Shots = Annotated[
 Seeds = Annotated[
     str, typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7.")
 ]
+Shared = Annotated[
+    bool, typer.Option("--shared", help="The same solved examples for all questions.")
+]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
+]
 Normalization = Annotated[
     Literal["none", "token", "byte", "prior"] | None,
     typer.Option(help="Of log-likelihoods; else as the task's prompt says."),
@@ -56,12 +62,8 @@ def ask(
     base: Base = None,
     shots: Shots = None,
     seeds: Seeds = "0",
-    shared: Annotated[
-        bool, typer.Option("--shared", help="The same solved examples for all questions.")
-    ] = False,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
-    ] = False,
+    shared: Shared = False,
+    calibrated: Calibrated = False,
     normalization: Normalization = None,
     prompt: PromptName = None,
     data: Data = None,
@@ -79,6 +81,11 @@ def ask(
     quiet_libraries()
     from finetune import prompting
     from finetune.cli.sources import find
+    from finetune.data import format_of
+
+    draws = parse_numbers(seeds)
+    if output is not None:
+        format_of(output)  # A name without a format is told before anything is asked.
 
     flags = {
         "base.path": base,
@@ -93,23 +100,29 @@ def ask(
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
-    found: list[Asked] = []
-    with console(stderr=process() == 0).status(Text(" loading")) as status:
-        asking = prompting.ask(
-            recipe,
-            shots or [0],
-            parse_numbers(seeds),
-            task=source.task,
-            shared=shared,
-            calibrated=calibrated,
-            normalization=normalization,
-        )
-        for asked in asking:
-            found.append(asked)
-            status.update(Text(f" asked with {asked.manner.shots} shots"))
+    asking = prompting.ask(
+        recipe,
+        shots or [0],
+        draws,
+        task=source.task,
+        shared=shared,
+        calibrated=calibrated,
+        normalization=normalization,
+    )
+    found = _follow(asking)
     if output is not None and process() == 0:
         _write_answers(found, output)
     console().print(shots_table(found))
+
+
+def _follow(asking: "Iterable[Asked]") -> "list[Asked]":
+    """All that is found, with a word on the screen as it comes."""
+    found: list[Asked] = []
+    with console(stderr=process() == 0).status(Text(" loading")) as status:
+        for asked in asking:
+            found.append(asked)
+            status.update(Text(f" asked with {asked.manner.shots} shots"))
+    return found
 
 
 def parse_numbers(text: str) -> list[int]:
