@@ -268,7 +268,9 @@ MISTAKES = {
     "new without labels": Mistake(
         "new rows.csv", "no label column", "--label", rows("a\nthe cat sat\nthe dog ran far\n")
     ),
-    "new with no rows to score on": Mistake("new rows.csv --evaluate none.csv", "none.csv", "there is"),
+    "new with no rows to score on": Mistake(
+        "new rows.csv --evaluate none.csv", "none.csv", "there is"
+    ),
     "new with other rows to score on": Mistake(
         "new rows.csv --evaluate dev.csv", "dev.csv: no column 'label'", "Did you mean 'labels'?",
         write("dev.csv", "text,labels\nthe cat sat,bad\n"),

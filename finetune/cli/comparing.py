@@ -1,5 +1,6 @@
 """The verb compare: one table of a task, while it is made and when it is done."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from finetune.cli.options import Processes
 from finetune.cli.overrides import Changes, collect, with_overrides
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, print_line, process, quiet_libraries
+from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.cli.sources import Source
@@ -51,7 +53,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do the chosen cell
 Plot = Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curve of --fractions.")]
 
 
-@with_overrides
+@partial(with_overrides, without=("train.seed",))
 def compare(
     context: typer.Context,
     changes: Changes,
@@ -80,9 +82,9 @@ def compare(
     from finetune.comparison.curve import check_plots
 
     counts = () if no_shots else None if shots is None else tuple(shots)
-    design = Design(
-        tuple(parse_numbers(seeds)), counts, tuple(fractions or ()), collect({}, scratch or [])
-    )
+    alone = collect({}, scratch or [], "--scratch")
+    design = Design(tuple(parse_numbers(seeds)), counts, tuple(fractions or ()), alone)
+    _check_changes(changes)
     source = find(task, changes)
     target = folder or Path("studies", source.name)
     if listed:
@@ -101,6 +103,13 @@ def compare(
         overwrite=overwrite,
     )
     _conclude(source, target, design, plot)
+
+
+def _check_changes(changes: Changes) -> None:
+    """UsageError for a value that every cell has for itself."""
+    if "train.seed" in changes:
+        what = "a study has its own seeds, and train.seed is that of a single run"
+        raise UsageError(what, where="--set", cure=f"Say --seeds {changes['train.seed']}.")
 
 
 def _compare(source: "Source", folder: Path, design: "Design", **options: Any) -> None:
