@@ -7,6 +7,7 @@ import jobs
 import pytest
 from rich.console import Console
 
+from finetune import files
 from finetune.cli import main
 from finetune.cli.options import spread
 from finetune.cli.studies import study_table
@@ -68,6 +69,31 @@ def test_cells_are_listed_with_what_they_found(words, done, capsys):
     assert len(listed) == 4 + 6
     assert listed["scratch-seed-0"] == ["to", "do"]
     assert listed["majority"][0] == "accuracy"
+
+
+def test_a_cell_that_kept_no_model_says_how_to_get_one(words, done, tmp_path, capsys):
+    """And what it says works."""
+    study = tmp_path / "study"
+    words = [*words[:-1], str(study)]
+    assert main([*words, "--only", "lambda-0-seed-0", "majority"]) == 0
+    assert main(["evaluate", str(study / "majority")]) == 2
+    assert "nothing was trained here" in capsys.readouterr().err
+    cell = study / "lambda-0-seed-0"
+    assert main(["predict", str(cell), str(study.parent / "none.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert "this run is finished, and its model was not kept" in error
+    assert "gptft resume" not in error
+    cures = [line.split("gptft compare")[-1].split() for line in error.splitlines()[1:]]
+    again = ["--keep-models", "--overwrite", "--only", "lambda-0-seed-0"]
+    assert cures[0][-4:] == again
+    capsys.readouterr()
+    assert main([*words, "--only", "lambda-0-seed-0", "--keep-models"]) == 0
+    assert "without keeping its model; add --overwrite" in capsys.readouterr().out
+    assert main([*words, *again]) == 0
+    assert main(["evaluate", str(cell)]) == 0
+    files.remove(cell / "model")
+    assert main(cures[1][cures[1].index("train") :]) == 0
+    assert main(["evaluate", str(cell)]) == 0
 
 
 def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words, capsys):

@@ -19,7 +19,7 @@ from finetune.comparison.table import Found, Table, tabulate, write_table
 from finetune.data.sources import open_rows
 from finetune.devices import Place, choose_precision, start_processes
 from finetune.ledger import load_run_recipe
-from finetune.news import Event, Finished
+from finetune.news import Event, Finished, Notice
 from finetune.prompting import Asker, Manner
 from finetune.recipe import Recipe
 from finetune.recipe_files import dump, settle
@@ -87,6 +87,12 @@ def events(
     study.accelerator.wait_for_everyone()
     for number, cell in enumerate(chosen, 1):
         if found := known.get(cell.name):
+            if (
+                keep_models
+                and cell.work == "train"
+                and not (study.folder / cell.name / MODEL).exists()
+            ):
+                yield Notice(f"{cell.name} was done without keeping its model; add --overwrite")
             yield CellFinished(found, number, len(chosen), read=True)
             continue
         yield CellStarted(cell, number, len(chosen))
