@@ -195,11 +195,10 @@ def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
             "save_pretrained it.",
         )
     first = next(line for line in text.splitlines() if line.strip())
-    cure = (
-        "Check the folder's files."
-        if Path(path).is_dir()
-        else "Without a network, give a local folder made by save_pretrained, or --base tiny."
-    )
+    cure = "Check the folder's files."
+    if not Path(path).is_dir():
+        first = f"there is no such folder here, and asking the hub failed: {first}"
+        cure = "Without a network, give a local folder made by save_pretrained, or --base tiny."
     return UsageError(f"cannot load the base {part.path!r}: {first}", where="base.path", cure=cure)
 
 

@@ -200,6 +200,12 @@ MISTAKES = {
         f"{TRAIN} --on-bad-row skip", "none of 8 rows", "task.columns",
         rows(ROWS.replace("text,", "txt,")),
     ),
+    "a misspelt data folder": Mistake(
+        f"{RTE} --data gleu", "there is no folder 'gleu' here, and", "--data"
+    ),
+    "a misspelt base folder": Mistake(
+        f"{TRAIN} --base runs/mien", "'runs/mien': there is no such folder here", "save_pretrained"
+    ),
     "no such data folder": Mistake(f"{RTE} --data ./glue", "glue: no such folder", "--data"),
     "a data folder without the task": Mistake(
         f"{RTE} --data empty", "'train'", "'empty'", folder("empty/readme.txt")
