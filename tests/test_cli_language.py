@@ -172,6 +172,7 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["pretrain", "tinny"], "unknown plan 'tinny'"),
         (["pretrain", "tiny", "--set", "train.lr=1"], "unknown key 'train.lr'"),
         (["pretrain", "tiny", "--corpus", "nowhere"], "no text files under 'nowhere'"),
+        (["pretrain", "tiny"], "files with --corpus FOLDER"),
         (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
         (["ask", "--task", "rtee"], "unknown task 'rtee'"),
         (["ask", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),

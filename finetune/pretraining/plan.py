@@ -91,6 +91,7 @@ class SchedulePart(Part):
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
     epochs: float = Field(100, gt=0)
+    """Times to go over the corpus; a part of one is fine."""
     updates: Positive | None = None
     """A fixed number of updates instead of epochs."""
     context: Positive | None = None
@@ -117,7 +118,7 @@ class SchedulePart(Part):
     evaluations: Positive = 10
     """Validations over the whole run."""
     checkpoint_minutes: float | None = Field(10, gt=0)
-    """Minutes between checkpoints for exact resume; null writes none."""
+    """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
     checkpoint_updates: Positive | None = None
     """Updates between checkpoints, instead of or besides the minutes."""
     store: Literal["fp32", "bf16"] = "fp32"
