@@ -95,7 +95,11 @@ def test_files_lie_beside_the_plan_and_flags_where_the_program_runs(tmp_path):
     assert changed.corpus.evaluate == plan.corpus.evaluate
     assert changed.train.learning_rate == 3e-4
     path.write_text("corpus: {path: some/set, train: train}")
-    assert load_plan(path).corpus.train == ("train",)
+    assert (load_plan(path).corpus.path, load_plan(path).corpus.train) == ("some/set", ("train",))
+    path.write_text("corpus: {path: old, train: train, shards: kept}")
+    corpus = load_plan(path, {"corpus.revision": "main"}).corpus
+    assert (corpus.path, corpus.shards) == (str(tmp_path / "old"), str(tmp_path / "kept"))
+    assert load_plan(path, {"corpus.shards": "here"}).corpus.shards == "here"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan import CorpusPart, Plan
 from finetune.recipe_files import check_trust
 from finetune.recipe_yaml import parse_document, write_document
 from finetune.typed_files import change, read_text, type_values
@@ -78,19 +78,29 @@ def _find_plan(name: str | Path) -> Path:
 
 def _place_files(plan: Plan, folder: Path) -> Plan:
     """Files and folders that the plan names, as they lie from the plan."""
-    corpus, said = plan.corpus, plan.corpus.model_fields_set
-    names = {"train", "evaluate"} & said if corpus.path is None else set()
-    texts = {name: tuple(str(folder / path) for path in getattr(corpus, name)) for name in names}
-    changes: dict[str, Any] = {"corpus": corpus.model_copy(update=texts)} if texts else {}
-    if plan.base and _lies_beside(plan.base, folder):
-        changes["base"] = str(folder / plan.base)
-    given = plan.tokenizer.path
-    if given and _lies_beside(given, folder):
-        path = str(folder / given)
-        changes["tokenizer"] = plan.tokenizer.model_copy(update={"path": path})
-    return plan.model_copy(update=changes) if changes else plan
+    corpus = plan.corpus.model_copy(update=_place_corpus(plan.corpus, folder))
+    tokenizer = {"path": _place(plan.tokenizer.path, folder)} if plan.tokenizer.path else {}
+    changes = {
+        "corpus": corpus,
+        "tokenizer": plan.tokenizer.model_copy(update=tokenizer),
+        "base": _place(plan.base, folder),
+    }
+    # What is not said stays unsaid, so that flags are put beside what the file says alone.
+    return plan.model_copy(update={k: v for k, v in changes.items() if k in plan.model_fields_set})
 
 
-def _lies_beside(path: str, folder: Path) -> bool:
+def _place_corpus(part: CorpusPart, folder: Path) -> dict[str, Any]:
+    """Splits of a data set stay names; texts and the shards lie beside the plan."""
+    placed: dict[str, Any] = {"path": _place(part.path, folder)}
+    if part.path is None:
+        texts = {name: getattr(part, name) for name in ("train", "evaluate")}
+        placed = {name: tuple(str(folder / path) for path in at) for name, at in texts.items()}
+    if part.shards is not None:
+        placed["shards"] = str(folder / part.shards)
+    return {name: value for name, value in placed.items() if name in part.model_fields_set}
+
+
+def _place(path: str | None, folder: Path) -> str | None:
     """`openai-community/gpt2` is a hub id unless such a folder lies beside the plan."""
-    return path.startswith(".") or (folder / path).is_dir()
+    beside = path is not None and (path.startswith(".") or (folder / path).is_dir())
+    return str(folder / path) if path is not None and beside else path
