@@ -44,6 +44,12 @@ def check_trust(key: str, wanted: bool, said: Container[str], where: str) -> Non
 def parse(text: str, where: str = "") -> Recipe:
     """The recipe that a YAML text holds; file names in it stay as they are."""
     document = parse_document(text, where)
+    if "corpus" in document.data and "task" not in document.data:
+        raise UsageError(
+            "this is a plan of pre-training, which has no task",
+            where=where,
+            cure="gptft pretrain takes it; the folder that this makes is a --base for gptft train.",
+        )
     return _type(document.data, document.lines, where)
 
 
@@ -98,7 +104,7 @@ def _find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
+    if str(name) and path.is_dir():
         raise UsageError(f"{name} is a folder", cure="Name the YAML file, or a shipped recipe.")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UsageError(f"no recipe file {name}", cure="Check the path; `gptft new` writes one.")

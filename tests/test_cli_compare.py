@@ -69,6 +69,9 @@ def test_cells_are_listed_with_what_they_found(words, done, capsys):
     assert len(listed) == 4 + 6
     assert listed["scratch-seed-0"] == ["to", "do"]
     assert listed["majority"][0] == "accuracy"
+    assert main([*words, "--list", "--only", "ask*"]) == 0
+    chosen = [line[0] for line in lines(capsys.readouterr().out)]
+    assert chosen == ["ask-0", "ask-2-seed-0", "ask-2-seed-1"]
 
 
 def test_a_cell_that_kept_no_model_says_how_to_get_one(words, done, tmp_path, capsys):
@@ -111,6 +114,9 @@ def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words,
         (["--seeds", "x"], "'x' are no seeds"),
         (["--from-scratch"], "trains from scratch as well"),
         (["--epochs", "2"], "another train.epochs: 1.0, not 2.0"),
+        (["--no-shots"], "--no-shots and --shots exclude each other"),
+        (["--list", "--overwrite"], "--list and --overwrite exclude each other"),
+        (["--list", "--only", "none"], "no cell 'none' in this study"),
         (["--seed", "3"], "no such option: --seed"),
         (["--set", "train.seed=3"], "single run Say --seeds 3."),
         (["--scratch", "foo"], "--scratch foo is not key=value Write it as --scratch train."),

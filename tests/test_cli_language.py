@@ -176,6 +176,23 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
         (["ask", "--task", "rtee"], "unknown task 'rtee'"),
         (["ask", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),
+        (["ask", "--task", "rte", "-o", "no/out.csv"], "there is no folder 'no'"),
+        (["ask", "--task", "rte", "--seeds", "0-4"], "without solved examples --seeds has no"),
+        (["ask", "--task", "rte", "--shots", "0", "--shared"], "--shared has no effect"),
+        (["ask", "--task", "rte", "--set", "train.epochs=2"], "train.epochs has no effect"),
+        (["ask", "--task", "rte", "--base", ""], "base.path is empty"),
+        (["ask", "--task", ""], "unknown task ''"),
+        (["generate", "x", "--base", ""], "no base is named"),
+        (["generate", "x", "--base", "{base}/recipe.yaml"], "recipe.yaml is a file"),
+        (["generate", "x", "-o", "no/out.csv"], "there is no folder 'no'"),
+        (["pretrain", "tiny", "--corpus", ""], "corpus.train is empty"),
+        (["pretrain", "tiny", "--from", ""], "base is empty"),
+        (["pretrain", "tiny", "--epochs", "2", "--updates", "3"], "both epochs and updates"),
+        (["pretrain", "tiny", "--from", "x", "--set", "shape.layers=2"], "shape.layers has no"),
+        (["pretrain", "tiny", "--set", "train.betas=[5, 9]"], "train.betas.0 is the number 5"),
+        (["pretrain", "{base}"], "is a folder"),
+        (["evaluate", "{base}"], "this is a plan of pre-training"),
+        (["train", "--task", "{base}/recipe.yaml"], "this is a plan of pre-training"),
         (["generate", "x", "--seed", "18446744073709551616"], "--seed cannot be 184467"),
         (["pretrain", "tiny", "--seed", "-1"], "train.seed is the number -1"),
         (["generate", "x", "--temperature", "0", "--top-k", "5"], "--top-k has no effect"),
@@ -193,6 +210,11 @@ def test_a_mistake_is_told_with_exit_code_2(base, tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     assert main([word.replace("{base}", str(base)) for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_nothing_is_shown_of_a_text_that_does_not_fit(base, capsys):
+    assert main(["generate", "x", "--base", str(base), "--max-new-tokens", "99"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_seeds_are_ranges_and_lists():

@@ -119,6 +119,7 @@ MISTAKES = {
     "a number no computer counts to": Mistake(
         f"{TRAIN} --batch-size 99999999999999999999", "should be less than 2147483648", ""
     ),
+    "more epochs than a life has": Mistake(f"{TRAIN} --epochs 1e300", "train.epochs", ""),
     "a number out of bounds": Mistake(f"{TRAIN} --batch-size 0", "train.batch_size", ""),
     "labels and a range": Mistake(
         TRAIN, "labels and range", "", recipe("labels:", "range: [0, 1]\n  labels:")

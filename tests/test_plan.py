@@ -118,6 +118,22 @@ def test_a_fault_is_named_with_its_line(tmp_path, text, message):
         load_plan(path)
 
 
+def test_epochs_that_are_asked_for_outdo_the_updates_of_a_plan(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("corpus: {train: a}\ntrain: {epochs: 9, updates: 5}")
+    assert load_plan(path).train.updates == 5
+    assert load_plan(path, {"train.updates": 3}).train.updates == 3
+    train = load_plan(path, {"train.epochs": 2}).train
+    assert (train.epochs, train.updates) == (2, None)
+
+
+def test_the_recipe_of_a_task_is_no_plan(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: {format: classification}\ntrain: {max_tokens: 5}")
+    with pytest.raises(UsageError, match="this is the recipe of a task, not a plan"):
+        load_plan(path)
+
+
 def test_an_unknown_plan_names_the_nearest():
     with pytest.raises(UsageError, match=r"'tinny'.*\n.*'tiny'"):
         load_plan("tinny")

@@ -79,14 +79,14 @@ def predict(
 
     Example: cat pairs.jsonl | gptft predict runs/rte - --input-format jsonl
     """
-    from finetune.cli.row_columns import keep_apart
-    from finetune.data import format_of, open_file
+    from finetune.cli.row_columns import choose_format, keep_apart
+    from finetune.data import open_file
 
     if file == "-" and input_format is None:
         cure = "Name it: --input-format csv (or tsv, jsonl, json, parquet)."
         raise UsageError("standard input has no name that tells its format", cure=cure)
     rows = open_file(file, format=input_format)
-    kind = format_of(output, output_format or (rows.reading.format if output == "-" else None))
+    kind = choose_format(output, output_format or (rows.reading.format if output == "-" else None))
     keep_apart(file, output)
     predictor = _load(run, task, device, trust_remote_code)
     from finetune.cli.labelling import label_rows

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.cli.options import Precision, Processes, Settings, Trust
-from finetune.cli.overrides import collect
+from finetune.cli.overrides import Changes, collect
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, process, quiet_libraries
 from task_formats import UsageError
@@ -30,7 +30,8 @@ Shots = Annotated[
     typer.Option(min=0, metavar="K ...", help="Solved examples before a question."),
 ]
 Seeds = Annotated[
-    str, typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7.")
+    str | None,
+    typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7; else 0."),
 ]
 Shared = Annotated[
     bool, typer.Option("--shared", help="The same solved examples for all questions.")
@@ -61,7 +62,7 @@ def ask(
     ],
     base: Base = None,
     shots: Shots = None,
-    seeds: Seeds = "0",
+    seeds: Seeds = None,
     shared: Shared = False,
     calibrated: Calibrated = False,
     normalization: Normalization = None,
@@ -80,13 +81,12 @@ def ask(
     """
     quiet_libraries()
     from finetune import prompting
+    from finetune.cli.row_columns import choose_format
     from finetune.cli.sources import find
-    from finetune.data import format_of
 
-    draws = parse_numbers(seeds)
+    counts, draws = _read_shots(shots, seeds, shared)
     if output is not None:
-        format_of(output)  # A name without a format is told before anything is asked.
-
+        choose_format(output)
     flags = {
         "base.path": base,
         "base.trust_remote_code": trust_remote_code or None,
@@ -94,7 +94,7 @@ def ask(
         "data.limit": limit,
         "train.precision": precision,
     }
-    source = find(task, collect(flags, settings or []))
+    source = find(task, _untrained(collect(flags, settings or [])))
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
@@ -102,7 +102,7 @@ def ask(
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     asking = prompting.ask(
         recipe,
-        shots or [0],
+        counts,
         draws,
         task=source.task,
         shared=shared,
@@ -113,6 +113,33 @@ def ask(
     if output is not None and process() == 0:
         _write_answers(found, output)
     console().print(shots_table(found))
+
+
+def _read_shots(
+    shots: Sequence[int] | None, seeds: str | None, shared: bool
+) -> tuple[list[int], list[int]]:
+    """Numbers of shots and of seeds. UsageError for an option that would draw from nothing."""
+    counts, draws = list(dict.fromkeys(shots or [0])), parse_numbers(seeds or "0")
+    idle = "--seeds" if seeds is not None else "--shared" if shared else None
+    if idle and not any(counts):
+        what = f"without solved examples {idle} has no effect"
+        raise UsageError(what, cure=f"Say --shots 4 as well, or leave {idle} out.")
+    return counts, draws
+
+
+def _untrained(changes: Changes) -> Changes:
+    """The changes; UsageError for one that is about training."""
+    for key in changes:
+        if key.startswith("train.") and key not in _READ:
+            what = f"{key} has no effect: nothing is trained"
+            raise UsageError(
+                what, where="--set", cure=f"Leave it out. Read are {', '.join(_READ)}."
+            )
+    return changes
+
+
+_READ = ("train.precision", "train.layout", "train.tokens_per_forward")
+"""What asking needs to know of all that is said of training."""
 
 
 def _follow(asking: "Iterable[Asked]") -> "list[Asked]":

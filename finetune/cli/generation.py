@@ -118,10 +118,10 @@ def _show(text: str, pieces: Iterator[str]) -> None:
 
 def _open_page(texts: Sequence[str], file: str | None, column: str, output: str) -> Page:
     """The rows of a file, or a row for each text. UsageError where they cannot be written."""
-    from finetune.cli.row_columns import find_columns, keep_apart
-    from finetune.data import Place, format_of, open_file
+    from finetune.cli.row_columns import choose_format, find_columns, keep_apart
+    from finetune.data import Place, open_file
 
-    kind = format_of(output, "jsonl" if output == "-" else None)
+    kind = choose_format(output, "jsonl" if output == "-" else None)
     placed: Iterable[tuple[Place, Any]]
     if file is None:
         placed = ((Place("TEXT", number), {column: text}) for number, text in enumerate(texts, 1))

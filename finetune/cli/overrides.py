@@ -94,6 +94,10 @@ def with_overrides(verb: Callable[..., Any], without: Collection[str] = ()) -> C
 def collect(flags: Changes, settings: list[str], option: str = "--set") -> dict[str, Any]:
     """Flags that were given and the `key=value` texts of an option in one mapping."""
     changes = {key: value for key, value in flags.items() if value is not None}
+    for key, value in changes.items():
+        if value == "":
+            cure = "Give its option a value, or leave it out."
+            raise UsageError(f"{key} is empty", cure=cure)
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():

@@ -58,7 +58,7 @@ def pretrain(
         "train.batch_size": batch_size,
         "train.seed": seed,
         "train.precision": precision,
-        **_corpus(corpus),
+        **(_corpus(corpus) if corpus else {"corpus.train": corpus}),
     }
     found = load_plan(plan, collect(flags, settings or []))
     if num_processes > 1 and not is_child():
@@ -83,15 +83,14 @@ def follow_pretraining(
         print_line((str(stop), "yellow"))
         raise typer.Exit(stop.exit_code) from None
     if result is not None:
-        console().print(score_table(result.scores))
+        if result.scores:
+            console().print(score_table(result.scores))
         print_line("The base is in ", (str(folder), "bold"), ". Next:")
         print_line((f"  gptft train --task rte --base {shlex.quote(str(folder))}", "cyan"))
 
 
-def _corpus(folder: str | None) -> dict[str, Any]:
+def _corpus(folder: str) -> dict[str, Any]:
     """A folder of texts, or of the two folders train and valid."""
-    if folder is None:
-        return {"corpus.train": None}
     home = Path(folder)
     held_out = next((home / n for n in ("valid", "validation", "dev") if (home / n).is_dir()), None)
     train = home / "train" if (home / "train").is_dir() else home

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.data import Place
+from finetune.data import Place, format_of
 from task_formats import Row, RowError, UsageError
 
 _LOOK_AHEAD = 1000
@@ -32,6 +32,15 @@ def _same_columns(rows: Iterable[tuple[Place, Row]], known: set[str]) -> Iterato
                 cure="Give every row the same columns: the output has one set of them.",
             )
         yield row
+
+
+def choose_format(output: str, format: str | None = None) -> str:
+    """The format to write; UsageError, before any work is done, where that cannot be."""
+    kind = format_of(output, format)
+    if output != "-" and not Path(output).absolute().parent.is_dir():
+        what = f"there is no folder {str(Path(output).parent)!r}"
+        raise UsageError(what, where=output, cure="Make it, or name another file with -o.")
+    return kind
 
 
 def keep_apart(file: str, output: str) -> None:

@@ -103,11 +103,12 @@ def events(
 
 
 def list_cells(
-    recipe: Recipe, folder: Path | str, design: Design
+    recipe: Recipe, folder: Path | str, design: Design, only: Sequence[str] = ()
 ) -> list[tuple[Cell, Found | None]]:
-    """All cells of a study, each with what it has found if it is done."""
+    """All cells of a study, or the chosen ones, each with what it has found if it is done."""
     study = Study(settle(recipe, Path.cwd()), Path(folder))
-    return [(cell, study.read(cell)) for cell in plan_cells(study.recipe, design)]
+    chosen = select_cells(plan_cells(study.recipe, design), only)
+    return [(cell, study.read(cell)) for cell in chosen]
 
 
 def read_table(recipe: Recipe, folder: Path | str, design: Design) -> Table:

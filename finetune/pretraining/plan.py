@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe import Fraction, Part, Positive, Seed
+from finetune.recipe import Epochs, Fraction, Part, Positive, Seed
 
 
 def _listed(value: Any) -> Any:
@@ -90,7 +90,7 @@ class SchedulePart(Part):
     warmup_updates: Annotated[int, Field(ge=0)] = 2000
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
-    epochs: float = Field(100, gt=0)
+    epochs: Epochs = 100
     """Times to go over the corpus; a part of one is fine."""
     updates: Positive | None = None
     """A fixed number of updates instead of epochs."""
@@ -102,7 +102,7 @@ class SchedulePart(Part):
     """Every dropout of the decoder."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled decay on everything but biases and gains."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this global norm."""

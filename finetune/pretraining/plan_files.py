@@ -23,7 +23,27 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
     plan = _place_files(parse_plan(read_text(path), str(path)), path.resolve().parent)
     check_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
     said = plan.model_dump(exclude_unset=True)
-    return type_values(Plan, change(Plan, said, overrides), {}, "")
+    changed = type_values(Plan, change(Plan, said, _settle_length(overrides)), {}, "")
+    _refuse_idle(changed, overrides)
+    return changed
+
+
+def _settle_length(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The changes, in which epochs outdo the updates of a plan. UsageError where both are given."""
+    if "train.epochs" not in overrides:
+        return overrides
+    if overrides.get("train.updates") is not None:
+        cure = "Give one of --epochs and --updates."
+        raise UsageError("both epochs and updates say how long to train", cure=cure)
+    return {**overrides, "train.updates": None}
+
+
+def _refuse_idle(plan: Plan, overrides: Mapping[str, Any]) -> None:
+    """UsageError for a change of what a base brings with it."""
+    idle = [key for key in overrides if key.partition(".")[0] in ("shape", "tokenizer")]
+    if plan.base is not None and idle:
+        what = f"{idle[0]} has no effect: the base {plan.base!r} has a shape and tokenizer"
+        raise UsageError(what, cure="Leave it out, or train a new decoder without --from.")
 
 
 def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
@@ -41,6 +61,9 @@ def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Pl
 def parse_plan(text: str, where: str = "") -> Plan:
     """The plan that a YAML text holds; file names in it stay as they are."""
     document = parse_document(text, where)
+    if "task" in document.data and "corpus" not in document.data:
+        cure = "gptft train --task takes it; a plan names a corpus."
+        raise UsageError("this is the recipe of a task, not a plan", where=where, cure=cure)
     return type_values(Plan, document.data, document.lines, where)
 
 
@@ -68,6 +91,9 @@ def _find_plan(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if str(name) and path.is_dir():
+        cure = "Name a YAML file. gptft resume goes on with a run, --from FOLDER with its base."
+        raise UsageError(f"{name} is a folder", cure=cure)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UsageError(f"no plan file {name}", cure="Check the path.")
     raise UsageError(

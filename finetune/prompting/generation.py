@@ -120,11 +120,16 @@ class Writer:
             yield from zip(lap, gather_object(found) if processes > 1 else found, strict=True)
 
     def stream(self, text: str, decoding: Decoding = Decoding()) -> Iterator[str]:
-        """What comes after a text, piece by piece as it is written; no beams."""
-        if decoding.beams > 1:
-            yield from self.write([text], decoding)
-            return
+        """What comes after a text, piece by piece as it is written; with beams, in one piece.
+
+        Raises UsageError at once where the text is too long.
+        """
         inputs, _ = self._inputs([text], decoding)
+        if decoding.beams > 1:
+            return iter(self.write([text], decoding))
+        return self._stream(inputs, decoding)
+
+    def _stream(self, inputs: dict[str, torch.Tensor], decoding: Decoding) -> Iterator[str]:
         pieces = TextIteratorStreamer(
             cast(Any, self._tokenizer), skip_prompt=True, skip_special_tokens=True
         )
