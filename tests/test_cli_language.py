@@ -176,6 +176,7 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
         (["ask", "--task", "rtee"], "unknown task 'rtee'"),
         (["ask", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),
+        (["ask", "--task", "rte", "-o", "-"], "standard output has no name"),
         (["ask", "--task", "rte", "-o", "no/out.csv"], "there is no folder 'no'"),
         (["ask", "--task", "rte", "--seeds", "0-4"], "without solved examples --seeds has no"),
         (["ask", "--task", "rte", "--shots", "0", "--shared"], "--shared has no effect"),

@@ -36,6 +36,9 @@ def _same_columns(rows: Iterable[tuple[Place, Row]], known: set[str]) -> Iterato
 
 def choose_format(output: str, format: str | None = None) -> str:
     """The format to write; UsageError, before any work is done, where that cannot be."""
+    if output == "-" and format is None:
+        what = "standard output has no name that tells a format"
+        raise UsageError(what, cure="Name a file with -o.")
     kind = format_of(output, format)
     if output != "-" and not Path(output).absolute().parent.is_dir():
         what = f"there is no folder {str(Path(output).parent)!r}"

@@ -35,9 +35,7 @@ def format_of(path: Path | str, format: str | None = None) -> str:
             raise UsageError(f"unknown format {format!r}", cure=f"Known: {known}.")
         return FORMATS[f".{name}"]
     if str(path) == "-":
-        raise UsageError(
-            "standard input and output have no name that tells a format", cure=f"Say {known}."
-        )
+        raise UsageError("standard input has no name that tells its format", cure=f"Say {known}.")
     name = str(path).lower().removesuffix(".gz")
     found = FORMATS.get(Path(name).suffix)
     if found is None:
