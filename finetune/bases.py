@@ -137,6 +137,12 @@ def locate(path: str) -> str:
     """A shipped base's folder, a local folder or the model of the run in it, or a hub id."""
     if path in SHIPPED and not Path(path).exists():
         return str(files("finetune") / "shipped" / path)
+    if not path or Path(path).expanduser().is_file():
+        raise UsageError(
+            f"{path} is a file" if path else "no base is named",
+            where="base.path",
+            cure="Give a folder made by save_pretrained, a hub id such as gpt2, or tiny.",
+        )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or os.sep * 2 in path
     if looks_local and not Path(path).expanduser().is_dir():
         raise UsageError(
@@ -195,11 +201,10 @@ def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
             "save_pretrained it.",
         )
     first = next(line for line in text.splitlines() if line.strip())
-    cure = (
-        "Check the folder's files."
-        if Path(path).is_dir()
-        else "Without a network, give a local folder made by save_pretrained, or --base tiny."
-    )
+    cure = "Check the folder's files."
+    if not Path(path).is_dir():
+        first = f"there is no such folder here, and asking the hub failed: {first}"
+        cure = "Without a network, give a local folder made by save_pretrained, or --base tiny."
     return UsageError(f"cannot load the base {part.path!r}: {first}", where="base.path", cure=cure)
 
 

@@ -31,8 +31,11 @@ class Place(Accelerator):
     can be followed by one in float32, and each predictor keeps to its own.
     """
 
-    def __init__(self, precision: Precision, cpu: bool) -> None:
-        super().__init__(mixed_precision="no", cpu=cpu)
+    def __init__(self, precision: Precision, device: torch.device) -> None:
+        if device.index is not None:
+            # Left alone, accelerate takes the current one of several.
+            PartialState().device = device
+        super().__init__(mixed_precision="no", cpu=device.type == "cpu")
         self.precision = precision
 
     @property
@@ -47,24 +50,45 @@ class Place(Accelerator):
 
 
 def start_processes(precision: Precision, device: str | None = None) -> Place:
-    """This process's place among its peers, on the device it is given or the best there is."""
-    if device is not None and device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"no device {device!r} here", cure="Leave the device out, or name cpu.")
+    """This process's place among its peers, on the device it is given or the best there is.
+
+    UsageError where there is no such device, or too few for the processes of this machine.
+    """
+    wanted = _find_device(device)
     read_request()  # What is not supported is told before anything is loaded.
     place, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
-    if device != "cpu" and 0 < devices <= place:
+    if wanted.type != "cpu" and 0 < devices <= place:
         what = f"process {place + 1} of this machine finds only {devices} device(s)"
         raise UsageError(what, cure=f"Start {devices} with --num-processes {devices}.")
+    _forget_device(wanted)
     # Only when it is told that it has but a CPU does accelerate look for peers there.
-    cpu = device == "cpu" or not torch.accelerator.is_available()
-    _forget_device(cpu)
-    return Place(precision, cpu)
+    return Place(precision, wanted)
 
 
-def _forget_device(cpu: bool) -> None:
-    """Lets a single process choose anew between CPU and GPU; what was placed before stays there."""
+def _find_device(name: str | None) -> torch.device:
+    """The device of a name, or the best there is; with an index where the name has one."""
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None or name == "cpu":
+        return best if best and name is None else torch.device("cpu")
+    count = torch.accelerator.device_count()
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    if best is None or found is None or found.type != best.type or (found.index or 0) >= count:
+        known = ["cpu", *(f"{best.type}:{index}" for index in range(count) if best)]
+        cure = f"Leave the device out, or say {' or '.join(known)}."
+        raise UsageError(f"no device {name!r} here", where="--device", cure=cure)
+    if found.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        what = f"several processes cannot all compute on {name}"
+        raise UsageError(what, where="--device", cure=f"Say {found.type}: each takes its own.")
+    return found
+
+
+def _forget_device(wanted: torch.device) -> None:
+    """Lets a single process choose its device anew; what was placed before stays where it is."""
     state = AcceleratorState._shared_state
-    if state and state["num_processes"] == 1 and cpu != (state["device"].type == "cpu"):
+    if state and state["num_processes"] == 1 and state["device"] != wanted:
         # New dictionaries: those who share the old ones keep them.
         AcceleratorState._shared_state, PartialState._shared_state = {}, {}
 

@@ -36,6 +36,7 @@ from finetune.work import Judgement, Rhythm, Source, Watch
 from task_formats import Task, UsageError
 
 _FREE = {
+    "base.trust_remote_code",
     "train.tokens_per_forward",
     "train.layout",
     "train.checkpoint_minutes",
@@ -206,7 +207,8 @@ class Job:
         self, folder: Path, watch: Watch
     ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
         """What `gptft predict` will use, on the evaluation split and the extra ones."""
-        model, _ = load_model(folder, self.task)
+        trust = self.recipe.base.trust_remote_code
+        model, _ = load_model(folder, self.task, trust_remote_code=trust)
         place_model(model, self.accelerator)
         for name, split in self._labelled_splits():
             if all(example.label is None for example in split.examples):

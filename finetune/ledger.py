@@ -235,10 +235,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def load_run_recipe(folder: Path) -> Recipe:
-    """What a run was told. UsageError where the folder holds no run."""
+def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
+    """What a run was told, with the user's own word on code that comes with its base.
+
+    UsageError where the folder holds no run, or where it alone asks for that code to be run.
+    """
     read_recipe(folder)  # Says what kind of folder this is, where it is no run's.
-    return load_recipe(folder / "recipe.yaml")
+    trusted = {"base.trust_remote_code": True} if trust_remote_code else {}
+    return load_recipe(folder / "recipe.yaml", trusted)
 
 
 def agree(accelerator: Accelerator, wish: Wish | None, code: int) -> tuple[Wish | None, int]:

@@ -17,6 +17,7 @@ from finetune.ledger import load_run_recipe
 from finetune.model import TaskModel
 from finetune.recipe import DataPart, Recipe
 from finetune.recipe_files import dump
+from finetune.run import MODEL, RECIPE, RESULT, read_result
 from finetune.saved import load_model, save_model
 from finetune.splits import build_encoder, encode_split
 from task_formats import Prediction, Row, Task, UsageError
@@ -68,7 +69,7 @@ class Predictor:
     def save(self, folder: Path) -> None:
         """Writes what `load` reads, without the history of the run."""
         files.write_atomically(folder / "recipe.yaml", dump(self.recipe))
-        save_model(folder / "model", self.model, self._base)
+        save_model(folder / MODEL, self.model, self._base)
 
     def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:
         """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
@@ -85,25 +86,46 @@ class Predictor:
 
 
 def load(
-    folder: Path | str, device: str | None = None, *, task: Task | None = None, **changes: Any
+    folder: Path | str,
+    device: str | None = None,
+    *,
+    task: Task | None = None,
+    trust_remote_code: bool = False,
+    **changes: Any,
 ) -> Predictor:
     """The best model of a run, ready to predict.
 
-    `task` is needed where the run was trained with one of your own; `changes` replace fields of
-    the recipe's train part that do not change results (layout, tokens_per_forward, precision).
+    `task` is needed where the run was trained with one of your own, `trust_remote_code` where its
+    base comes with Python code; `changes` replace fields of the recipe's train part that do not
+    change results (layout, tokens_per_forward, precision).
     Raises UsageError where the folder holds no finished run.
     """
     folder = Path(folder)
-    recipe = load_run_recipe(folder)
+    recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-    if not (folder / "model").is_dir():
-        raise UsageError(
-            "this run has no model yet", where=str(folder), cure=f"gptft resume {folder}"
-        )
+    if not (folder / MODEL).is_dir():
+        raise _no_model(folder)
     task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
     accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
-    model, base = load_model(folder / "model", task, trust_remote_code=trust)
+    model, base = load_model(folder / MODEL, task, trust_remote_code=trust)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)
+
+
+def _no_model(folder: Path) -> UsageError:
+    """What a run without a model is: one that goes on, or a cell of a study that kept none."""
+    if not (folder / RESULT).exists():
+        what, cure = "this run has no model yet", f"gptft resume {folder}"
+    elif "updates" not in read_result(folder):
+        what = "nothing was trained here: this cell of a study guesses or asks"
+        cure = "Give the folder of a run, or a cell that was trained, with its model kept."
+    else:
+        what = "this run is finished, and its model was not kept"
+        cure = (
+            "A cell of gptft compare is done anew, with its model, by the same command and "
+            f"--keep-models --overwrite --only {folder.absolute().name}\n"
+            f"or by gptft train --task {folder / RECIPE} -o {folder} --overwrite"
+        )
+    return UsageError(what, where=str(folder), cure=cure)

@@ -19,8 +19,12 @@ from task_formats import (
 )
 from task_formats.labels import as_text
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+SEEDS = 2**32
+"""Seeds are below this: scikit-learn's and NumPy's generators take no others."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Epochs = Annotated[float, Field(gt=0, le=1e6)]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
 _FOR_SCORES = ("pearson", "spearman", "mse")
 
@@ -224,7 +228,7 @@ class TrainPart(Part):
     """The highest rate, reached after the warm-up."""
     batch_size: Positive = 32
     """Examples in one update, over all processes."""
-    epochs: float = Field(3, gt=0)
+    epochs: Epochs = 3
     """Passes over the training split; a part of one is fine."""
     fraction: float = Field(1, gt=0, le=1)
     """Part of the labelled training rows: stratified by label and drawn by the seed. With one seed
@@ -251,7 +255,7 @@ class TrainPart(Part):
     """Evaluations per epoch."""
     patience: Positive | None = None
     """Stop after this many evaluations without a better score."""
-    seed: int = Field(42, ge=0, lt=2**32)
+    seed: Seed = 42
     """Decides the head's first weights, the order of examples, and dropout."""
     layout: Literal["auto", "separate", "shared", "packed"] = "auto"
     """How views fill rows. All give the same result; auto takes the fastest the base allows."""

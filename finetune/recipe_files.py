@@ -1,7 +1,7 @@
 """Recipes as files: found, read, changed by flags, and written with every value."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from finetune.typed_files import change, read_text, type_values
 from task_formats import UsageError, nearest
 
 TRUST = "GPTFT_TRUST_REMOTE_CODE"
-"""The variable that says of files and runs what --trust-remote-code says of a command."""
+"""The variable that lets files and runs ask for what --trust-remote-code asks for in a command."""
 _SPLITS = ("train", "evaluate", "predict")
 
 
@@ -27,17 +27,16 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
     """
     path = _find_recipe(name_or_path)
     recipe = parse(read_text(path), str(path))
-    _check_trust(recipe, overrides, path)
+    check_trust("base.trust_remote_code", recipe.base.trust_remote_code, overrides, str(path))
     return override(_place_files(recipe, path.resolve().parent), overrides)
 
 
-def _check_trust(recipe: Recipe, overrides: Mapping[str, Any], path: Path) -> None:
+def check_trust(key: str, wanted: bool, said: Container[str], where: str) -> None:
     """UsageError where nobody but the file itself says that a base's code can be trusted."""
-    said = "base.trust_remote_code" in overrides or os.environ.get(TRUST) == "1"
-    if recipe.base.trust_remote_code and not said:
+    if wanted and key not in said and os.environ.get(TRUST) != "1":
         raise UsageError(
-            "base.trust_remote_code: true would run Python code that comes with the base",
-            where=str(path),
+            f"{key}: true would run Python code that comes with the base",
+            where=where,
             cure=f"If you trust its source, pass --trust-remote-code or set {TRUST}=1.",
         )
 
@@ -45,6 +44,12 @@ def _check_trust(recipe: Recipe, overrides: Mapping[str, Any], path: Path) -> No
 def parse(text: str, where: str = "") -> Recipe:
     """The recipe that a YAML text holds; file names in it stay as they are."""
     document = parse_document(text, where)
+    if "corpus" in document.data and "task" not in document.data:
+        raise UsageError(
+            "this is a plan of pre-training, which has no task",
+            where=where,
+            cure="gptft pretrain takes it; the folder that this makes is a --base for gptft train.",
+        )
     return _type(document.data, document.lines, where)
 
 
@@ -99,7 +104,7 @@ def _find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
+    if str(name) and path.is_dir():
         raise UsageError(f"{name} is a folder", cure="Name the YAML file, or a shipped recipe.")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UsageError(f"no recipe file {name}", cure="Check the path; `gptft new` writes one.")

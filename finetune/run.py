@@ -62,9 +62,13 @@ class Run:
         """Take the folder, made where missing, for a new run or to go on with the one in it.
 
         UsageError where another process has it, where it holds files of something else, or where
-        it holds a run and neither `resume` nor `overwrite` (which deletes that run) is wanted.
+        it holds a run and neither `resume` nor `overwrite` (which deletes that run) is wanted,
+        or both are.
         """
         folder = Path(folder)
+        if resume and overwrite:
+            cure = "Give --resume to go on with the run there, or --overwrite to delete it."
+            raise UsageError("--resume and --overwrite exclude each other", cure=cure)
         with files.clear_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(folder)

@@ -7,6 +7,7 @@ import jobs
 import pytest
 from rich.console import Console
 
+from finetune import files
 from finetune.cli import main
 from finetune.cli.options import spread
 from finetune.cli.studies import study_table
@@ -68,6 +69,34 @@ def test_cells_are_listed_with_what_they_found(words, done, capsys):
     assert len(listed) == 4 + 6
     assert listed["scratch-seed-0"] == ["to", "do"]
     assert listed["majority"][0] == "accuracy"
+    assert main([*words, "--list", "--only", "ask*"]) == 0
+    chosen = [line[0] for line in lines(capsys.readouterr().out)]
+    assert chosen == ["ask-0", "ask-2-seed-0", "ask-2-seed-1"]
+
+
+def test_a_cell_that_kept_no_model_says_how_to_get_one(words, done, tmp_path, capsys):
+    """And what it says works."""
+    study = tmp_path / "study"
+    words = [*words[:-1], str(study)]
+    assert main([*words, "--only", "lambda-0-seed-0", "majority"]) == 0
+    assert main(["evaluate", str(study / "majority")]) == 2
+    assert "nothing was trained here" in capsys.readouterr().err
+    cell = study / "lambda-0-seed-0"
+    assert main(["predict", str(cell), str(study.parent / "none.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert "this run is finished, and its model was not kept" in error
+    assert "gptft resume" not in error
+    cures = [line.split("gptft compare")[-1].split() for line in error.splitlines()[1:]]
+    again = ["--keep-models", "--overwrite", "--only", "lambda-0-seed-0"]
+    assert cures[0][-4:] == again
+    capsys.readouterr()
+    assert main([*words, "--only", "lambda-0-seed-0", "--keep-models"]) == 0
+    assert "without keeping its model; add --overwrite" in capsys.readouterr().out
+    assert main([*words, *again]) == 0
+    assert main(["evaluate", str(cell)]) == 0
+    files.remove(cell / "model")
+    assert main(cures[1][cures[1].index("train") :]) == 0
+    assert main(["evaluate", str(cell)]) == 0
 
 
 def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words, capsys):
@@ -85,6 +114,13 @@ def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words,
         (["--seeds", "x"], "'x' are no seeds"),
         (["--from-scratch"], "trains from scratch as well"),
         (["--epochs", "2"], "another train.epochs: 1.0, not 2.0"),
+        (["--no-shots"], "--no-shots and --shots exclude each other"),
+        (["--list", "--overwrite"], "--list and --overwrite exclude each other"),
+        (["--list", "--only", "none"], "no cell 'none' in this study"),
+        (["--seed", "3"], "no such option: --seed"),
+        (["--set", "train.seed=3"], "single run Say --seeds 3."),
+        (["--scratch", "foo"], "--scratch foo is not key=value Write it as --scratch train."),
+        (["--scratch", "train.seed=3"], "train.seed is not for runs from scratch alone"),
         (["--scratch", "train.rate=1"], "unknown key 'train.rate'"),
     ],
 )

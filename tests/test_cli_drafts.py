@@ -123,6 +123,11 @@ def test_a_rare_class_gets_a_metric_that_sees_it():
         (table(text=sentence, label=two("a")), {}, "1 different values, too few"),
         (table(text=sentence, label=two("a", "b")), {"label": "labl"}, "no column 'labl'"),
         (table(text=sentence, label=two("a", "b")), {"texts": ["txt"]}, "no column 'txt'"),
+        (
+            table(text=sentence, label=two("a", "b")),
+            {"label": "text", "texts": ["text"]},
+            "the column 'text' is named twice",
+        ),
         (table(t=sentence, label=two(0, 1)), {"format": "multiple_choice"}, "found no choices"),
         (table(t=sentence, label=two(0, 1)), {"format": "entailment"}, "does not read 1 texts"),
         (

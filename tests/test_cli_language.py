@@ -119,6 +119,40 @@ def test_rows_of_a_file_may_be_shared_by_processes_and_nothing_else(base, capsys
         assert "several processes share the rows of a file" in capsys.readouterr().err
 
 
+def test_texts_are_written_to_a_file_where_one_is_named(base, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    words = ["generate", "It rained", "a", "--base", str(base), "--max-new-tokens", "3"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert main([*words, "-o", str(out), "--column", "say", "--batch-size", "1"]) == 0
+    assert capsys.readouterr().out == ""
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["say"] for row in written] == ["It rained", "a"]
+    assert "".join(f"{row['say']}{row['generated']}\n" for row in written) == shown
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"text": "a"}\n{"n": 1}\n', "line 2: no column 'text'"),
+        ('{"text": "a"}\n{"text": null}\n', "line 2: no text in column 'text': None"),
+        ('{"text": "a", "generated": "b"}\n', "already have a column 'generated'"),
+        ("", "no rows to go on with"),
+        ('{"text": "a"}\n' * 1000 + '{"text": "a", "m": 1}\n', "'m' is in none of the first"),
+    ],
+)
+def test_rows_that_cannot_be_gone_on_with_are_named(base, tmp_path, capsys, rows, message):
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "out.jsonl"
+    texts.write_text(rows)
+    words = ["generate", "-f", str(texts), "--base", str(base), "--max-new-tokens", "1"]
+    assert main([*words, "--batch-size", "1000", "-o", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert main([*words, "-o", str(texts)]) == 2
+    assert "is the file that is read" in capsys.readouterr().err
+    assert not out.exists()
+    assert texts.read_text() == rows
+
+
 def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"n": 1, "say": "It"}\n{"n": 2, "say": "and in"}\n{"n": 3, "say": "a"}\n')
@@ -138,8 +172,35 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["pretrain", "tinny"], "unknown plan 'tinny'"),
         (["pretrain", "tiny", "--set", "train.lr=1"], "unknown key 'train.lr'"),
         (["pretrain", "tiny", "--corpus", "nowhere"], "no text files under 'nowhere'"),
+        (["pretrain", "tiny"], "files with --corpus FOLDER"),
         (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
         (["ask", "--task", "rtee"], "unknown task 'rtee'"),
+        (["ask", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),
+        (["ask", "--task", "rte", "-o", "-"], "standard output has no name"),
+        (["ask", "--task", "rte", "-o", "no/out.csv"], "there is no folder 'no'"),
+        (["ask", "--task", "rte", "--seeds", "0-4"], "without solved examples --seeds has no"),
+        (["ask", "--task", "rte", "--shots", "0", "--shared"], "--shared has no effect"),
+        (["ask", "--task", "rte", "--set", "train.epochs=2"], "train.epochs has no effect"),
+        (["ask", "--task", "rte", "--base", ""], "base.path is empty"),
+        (["ask", "--task", ""], "unknown task ''"),
+        (["generate", "x", "--base", ""], "no base is named"),
+        (["generate", "x", "--base", "{base}/recipe.yaml"], "recipe.yaml is a file"),
+        (["generate", "x", "-o", "no/out.csv"], "there is no folder 'no'"),
+        (["pretrain", "tiny", "--corpus", ""], "corpus.train is empty"),
+        (["pretrain", "tiny", "--from", ""], "base is empty"),
+        (["pretrain", "tiny", "--epochs", "2", "--updates", "3"], "both epochs and updates"),
+        (["pretrain", "tiny", "--from", "x", "--set", "shape.layers=2"], "shape.layers has no"),
+        (["pretrain", "tiny", "--set", "train.betas=[5, 9]"], "train.betas.0 is the number 5"),
+        (["pretrain", "{base}"], "is a folder"),
+        (["evaluate", "{base}"], "this is a plan of pre-training"),
+        (["train", "--task", "{base}/recipe.yaml"], "this is a plan of pre-training"),
+        (["generate", "x", "--seed", "18446744073709551616"], "--seed cannot be 184467"),
+        (["pretrain", "tiny", "--seed", "-1"], "train.seed is the number -1"),
+        (["generate", "x", "--temperature", "0", "--top-k", "5"], "--top-k has no effect"),
+        (["generate", "x", "-f", "texts.jsonl"], "both texts and a file of texts"),
+        (["generate", "x", "--column", "text"], "--column is about rows"),
+        (["generate", "x", "--batch-size", "2"], "--batch-size is about rows"),
+        (["generate", "x", "-o", "out.txt"], "unknown kind of file '.txt'"),
         (["generate", "--base", "{base}"], "nothing to go on with"),
         (["generate", "x", "--base", "{base}", "--max-new-tokens", "99"], "32 positions"),
         (["generate", "x", "--beams", "2", "--temperature", "1"], "beam search draws nothing"),
@@ -152,10 +213,16 @@ def test_a_mistake_is_told_with_exit_code_2(base, tmp_path, monkeypatch, capsys,
     assert message in capsys.readouterr().err
 
 
+def test_nothing_is_shown_of_a_text_that_does_not_fit(base, capsys):
+    assert main(["generate", "x", "--base", str(base), "--max-new-tokens", "99"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_seeds_are_ranges_and_lists():
     assert parse_numbers("0-4") == [0, 1, 2, 3, 4]
     assert parse_numbers("7") == [7]
-    for wrong in ("4-2", "4294967296", "one"):
+    assert parse_numbers("0,0-1") == [0, 1]
+    for wrong in ("4-2", "4294967296", "one", "-1", "0-4294967295"):
         with pytest.raises(UsageError, match="are no seeds"):
             parse_numbers(wrong)
     assert parse_numbers("0-1,5,8-9") == [0, 1, 5, 8, 9]

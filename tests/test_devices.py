@@ -5,7 +5,7 @@ import os
 import jobs
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 import finetune
 from finetune.devices import choose_precision, start_processes
@@ -67,6 +67,43 @@ def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
     old.state.__dict__ = shared
     new = start_processes("fp32", "cpu")
     assert (old.device.type, new.device.type) == ("cuda", "cpu")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> None:
+    """As a machine with two of them looks to whoever asks for its devices."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setattr(state, "_shared_state", {})
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_device_is_the_one_that_was_named() -> None:
+    names = ("cuda:1", "cuda:0", "cuda:1", "cuda", None, "cpu", "cuda:1")
+    places = [start_processes("fp32", name) for name in names]
+    expected = ["cuda:1", "cuda:0", "cuda:1", "cuda", "cuda", "cpu", "cuda:1"]
+    # Each keeps its own, whatever was chosen after it.
+    assert [str(place.device) for place in places] == expected
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("name", ["cuda:2", "gpu", "mps", "cuda:x", ""])
+def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
+    with pytest.raises(UsageError, match=f"no device '{name}' here") as caught:
+        start_processes("fp32", name)
+    assert caught.value.cure == "Leave the device out, or say cpu or cuda:0 or cuda:1."
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_several_processes_do_not_share_one_device(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="cannot all compute on cuda:1") as caught:
+        start_processes("fp32", "cuda:1")
+    assert "Say cuda:" in caught.value.cure
 
 
 def switches() -> tuple[object, ...]:

@@ -75,15 +75,29 @@ def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens cannot be 0"),
-        ({"top_p": 0.0}, "top_p cannot be 0.0"),
-        ({"beams": 0}, "beams cannot be 0"),
+        ({"max_new_tokens": 0}, "--max-new-tokens cannot be 0"),
+        ({"temperature": float("nan")}, "--temperature cannot be nan"),
+        ({"temperature": 1e-9}, "--temperature cannot be 1e-09"),
+        ({"top_p": 0.0}, "--top-p cannot be 0.0"),
+        ({"beams": 0}, "--beams cannot be 0"),
+        ({"beams": 2, "length_penalty": float("inf")}, "--length-penalty cannot be inf"),
+        ({"seed": -1}, "--seed cannot be -1"),
+        ({"seed": 2**64}, f"--seed cannot be {2**64}"),
         ({"beams": 2, "temperature": 1.0}, "beam search draws nothing"),
+        ({"top_k": 5}, "draws nothing, so --top-k has no effect"),
+        ({"top_p": 0.9}, "draws nothing, so --top-p has no effect"),
+        ({"length_penalty": 1.0}, "no beam search, so --length-penalty has no effect"),
     ],
 )
-def test_what_cannot_be_is_refused(settings, message):
-    with pytest.raises(UsageError, match=message):
+def test_what_cannot_be_or_would_do_nothing_is_refused(settings, message):
+    with pytest.raises(UsageError, match=message) as caught:
         Decoding(**settings)
+    assert caught.value.cure
+
+
+def test_the_coldest_draw_is_the_likeliest_token(bases):
+    writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
+    assert writer.write(["He"], Decoding(5, temperature=0.001)) == writer.write(["He"], Decoding(5))
 
 
 def test_more_than_the_positions_are_refused(bases):

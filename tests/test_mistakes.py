@@ -112,6 +112,14 @@ MISTAKES = {
     "a word for a number": Mistake(
         TRAIN, "train.epochs", "", recipe("epochs: 1", "epochs: many")
     ),
+    "a seed below zero": Mistake(f"{TRAIN} --seed -1", "train.seed is the number -1", ""),
+    "a seed of many bits": Mistake(
+        f"{TRAIN} --seed 18446744073709551616", "should be less than 4294967296", ""
+    ),
+    "a number no computer counts to": Mistake(
+        f"{TRAIN} --batch-size 99999999999999999999", "should be less than 2147483648", ""
+    ),
+    "more epochs than a life has": Mistake(f"{TRAIN} --epochs 1e300", "train.epochs", ""),
     "a number out of bounds": Mistake(f"{TRAIN} --batch-size 0", "train.batch_size", ""),
     "labels and a range": Mistake(
         TRAIN, "labels and range", "", recipe("labels:", "range: [0, 1]\n  labels:")
@@ -193,6 +201,12 @@ MISTAKES = {
         f"{TRAIN} --on-bad-row skip", "none of 8 rows", "task.columns",
         rows(ROWS.replace("text,", "txt,")),
     ),
+    "a misspelt data folder": Mistake(
+        f"{RTE} --data gleu", "there is no folder 'gleu' here, and", "--data"
+    ),
+    "a misspelt base folder": Mistake(
+        f"{TRAIN} --base runs/mien", "'runs/mien': there is no such folder here", "save_pretrained"
+    ),
     "no such data folder": Mistake(f"{RTE} --data ./glue", "glue: no such folder", "--data"),
     "a data folder without the task": Mistake(
         f"{RTE} --data empty", "'train'", "'empty'", folder("empty/readme.txt")
@@ -222,6 +236,9 @@ MISTAKES = {
         f"{TRAIN} -o thesis", "thesis", "empty folder", folder("thesis/chapter1.txt")
     ),
     "a folder with a run": Mistake(f"{TRAIN} -o RUN", "run", "--overwrite"),
+    "resume and overwrite": Mistake(
+        f"{TRAIN} -o RUN --resume --overwrite", "--resume and --overwrite exclude", "Give --resume"
+    ),
     "resume nothing": Mistake("resume runs/none", "runs/none", "Check the path"),
     "evaluate nothing": Mistake("evaluate runs/none", "runs/none", "Check the path"),
     "evaluate an unknown split": Mistake(
@@ -257,6 +274,16 @@ MISTAKES = {
     ),
     "new without labels": Mistake(
         "new rows.csv", "no label column", "--label", rows("a\nthe cat sat\nthe dog ran far\n")
+    ),
+    "new with no rows to score on": Mistake(
+        "new rows.csv --evaluate none.csv", "none.csv", "there is"
+    ),
+    "new with other rows to score on": Mistake(
+        "new rows.csv --evaluate dev.csv", "dev.csv: no column 'label'", "Did you mean 'labels'?",
+        write("dev.csv", "text,labels\nthe cat sat,bad\n"),
+    ),
+    "new with two ways to score": Mistake(
+        "new rows.csv --evaluate rows.csv --hold-out 0.5", "--hold-out parts", "one of the two"
     ),
     "new of another kind": Mistake(
         "new rows.csv --format entailing", "'entailing'", "Did you mean 'entailment'?"

@@ -95,7 +95,11 @@ def test_files_lie_beside_the_plan_and_flags_where_the_program_runs(tmp_path):
     assert changed.corpus.evaluate == plan.corpus.evaluate
     assert changed.train.learning_rate == 3e-4
     path.write_text("corpus: {path: some/set, train: train}")
-    assert load_plan(path).corpus.train == ("train",)
+    assert (load_plan(path).corpus.path, load_plan(path).corpus.train) == ("some/set", ("train",))
+    path.write_text("corpus: {path: old, train: train, shards: kept}")
+    corpus = load_plan(path, {"corpus.revision": "main"}).corpus
+    assert (corpus.path, corpus.shards) == (str(tmp_path / "old"), str(tmp_path / "kept"))
+    assert load_plan(path, {"corpus.shards": "here"}).corpus.shards == "here"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +115,22 @@ def test_a_fault_is_named_with_its_line(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
+        load_plan(path)
+
+
+def test_epochs_that_are_asked_for_outdo_the_updates_of_a_plan(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("corpus: {train: a}\ntrain: {epochs: 9, updates: 5}")
+    assert load_plan(path).train.updates == 5
+    assert load_plan(path, {"train.updates": 3}).train.updates == 3
+    train = load_plan(path, {"train.epochs": 2}).train
+    assert (train.epochs, train.updates) == (2, None)
+
+
+def test_the_recipe_of_a_task_is_no_plan(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: {format: classification}\ntrain: {max_tokens: 5}")
+    with pytest.raises(UsageError, match="this is the recipe of a task, not a plan"):
         load_plan(path)
 
 

@@ -55,6 +55,17 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
         assert not run.finished
 
 
+def test_to_resume_and_to_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    start(tmp_path / "run", finish=True)
+    before = names(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "none"):
+        with pytest.raises(UsageError, match="--resume and --overwrite exclude") as caught:
+            Run.open(folder, resume=True, overwrite=True)
+        assert "--resume to go on" in caught.value.cure
+    assert names(tmp_path / "run") == before
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("manner", [{}, {"resume": True}, {"overwrite": True}])
 def test_folder_of_something_else_is_refused_untouched(
     tmp_path: Path, manner: dict[str, bool]

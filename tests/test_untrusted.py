@@ -21,7 +21,9 @@ from finetune import checkpoint, files
 from finetune.bases import load_decoder
 from finetune.cli import main
 from finetune.data.files import open_file
-from finetune.recipe import BasePart
+from finetune.pretraining.plan_files import load_plan, parse_run_plan
+from finetune.recipe import BasePart, PromptPart
+from finetune.recipe_files import dump
 from finetune.tensor_file import find_same
 from task_formats import UsageError
 
@@ -269,6 +271,70 @@ def test_a_file_alone_cannot_ask_for_code_of_a_base_to_be_run(run, tmp_path, mon
     assert trusting.base.trust_remote_code
     monkeypatch.setenv("GPTFT_TRUST_REMOTE_CODE", "1")
     assert finetune.load(run).recipe.base.trust_remote_code
+
+
+def test_a_plan_alone_cannot_ask_for_it_either(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("corpus: {train: books}\nbase: ./mine\ntrust_remote_code: true\n")
+    for read in (load_plan, lambda path: parse_run_plan(path.read_text(), str(path))):
+        with pytest.raises(UsageError, match=r"mine\.yaml: trust_remote_code: true would"):
+            read(path)
+    assert load_plan(path, {"trust_remote_code": True}).trust_remote_code
+    assert parse_run_plan(path.read_text(), str(path), trust_remote_code=True).trust_remote_code
+
+
+CODE = """
+from transformers import GPT2Config, GPT2LMHeadModel
+
+class Config(GPT2Config):
+    model_type = "ours"
+
+class Model(GPT2LMHeadModel):
+    config_class = Config
+"""
+
+
+@pytest.fixture
+def coded(bases, tmp_path) -> Path:
+    """A base that is nothing without the code that comes with it."""
+    folder = Path(shutil.copytree(bases("gpt2"), tmp_path / "coded"))
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "ours.Config", "AutoModelForCausalLM": "ours.Model"}
+    told = {**config, "model_type": "ours", "architectures": ["Model"], "auto_map": auto}
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "ours.py").write_text(CODE)
+    return folder
+
+
+def test_every_command_that_loads_a_base_runs_its_code_when_told(
+    coded, tmp_path, capsys, monkeypatch
+) -> None:
+    """And none without a word: the cure that is named is an option that is there."""
+    monkeypatch.chdir(tmp_path)
+    recipe = jobs.recipe("entailment", coded, tmp_path / "data", epochs=1, train=4, held_out=4)
+    prompt = PromptPart(text="{premise}", answers={"yes": " yes", "no": " no"})
+    (tmp_path / "mine.yaml").write_text(dump(jobs.change(recipe, "task", prompt=prompt)))
+    jobs.write_rows(tmp_path / "new.jsonl", jobs.rows("entailment", 2, seed=5))
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("It rained all night. " * 40)
+    train = "--set train.batch_size=2 --set train.warmup_updates=0 --updates 1"
+    for words in (
+        "train --task mine.yaml -o run",
+        "resume run",
+        "evaluate run --device cpu",
+        "predict run new.jsonl -o out.jsonl --device cpu",
+        "ask --task mine.yaml",
+        "generate It --base coded --max-new-tokens 2 --device cpu",
+        "compare --task mine.yaml --seeds 0 --only lambda-0* -o study --keep-models",
+        "compare --task mine.yaml --seeds 0 --only lambda-0* -o study",
+        "evaluate study/lambda-0-seed-0 --device cpu",
+        f"pretrain tiny --from coded --corpus books {train} -o further",
+        "resume further",
+        "generate It --base further --max-new-tokens 2 --device cpu",
+    ):
+        assert main(words.split()) == 2, words
+        assert "pass --trust-remote-code" in capsys.readouterr().err, words
+        assert main([*words.split(), "--trust-remote-code"]) == 0, capsys.readouterr().err
 
 
 def test_a_hostile_recipe_is_one_message(tmp_path, capsys) -> None:

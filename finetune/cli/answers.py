@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
+from finetune.cli.options import Device, Trust
 from finetune.cli.screen import console, print_line, quiet_libraries
 from task_formats import UsageError
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from finetune.prediction import Predictor
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as runs/rte.")]
-Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, cuda or cuda:1; else the best there is.")
-]
 PythonTask = Annotated[
     str | None, typer.Option("--task", "-t", help="Its module:name, if Python made it.")
 ]
@@ -32,12 +30,13 @@ def evaluate(
     ] = None,
     task: PythonTask = None,
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Score a run on the splits of its data.
 
     Example: gptft evaluate runs/mnli --split validation_mismatched
     """
-    predictor = _load(run, task, device)
+    predictor = _load(run, task, device, trust_remote_code)
     from finetune.cli.display import score_table
     from finetune.cli.sources import seen_from_here, split_of
     from finetune.recipe_files import override
@@ -72,6 +71,7 @@ def predict(
     ] = "stop",
     task: PythonTask = None,
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Label the rows of a file: its columns, then a label and every class's probability.
 
@@ -79,16 +79,16 @@ def predict(
 
     Example: cat pairs.jsonl | gptft predict runs/rte - --input-format jsonl
     """
-    from finetune.data import format_of, open_file
+    from finetune.cli.row_columns import choose_format, keep_apart
+    from finetune.data import open_file
 
     if file == "-" and input_format is None:
         cure = "Name it: --input-format csv (or tsv, jsonl, json, parquet)."
         raise UsageError("standard input has no name that tells its format", cure=cure)
     rows = open_file(file, format=input_format)
-    kind = format_of(output, output_format or (rows.reading.format if output == "-" else None))
-    if output != "-" and file != "-" and Path(output).exists() and Path(output).samefile(file):
-        raise UsageError(f"{output} is the file that is read", cure="Name another one with -o.")
-    predictor = _load(run, task, device)
+    kind = choose_format(output, output_format or (rows.reading.format if output == "-" else None))
+    keep_apart(file, output)
+    predictor = _load(run, task, device, trust_remote_code)
     from finetune.cli.labelling import label_rows
 
     counted = label_rows(predictor, rows, output, kind, skip=on_bad_row == "skip")
@@ -98,10 +98,11 @@ def predict(
         print_line(("left out: ", "yellow"), f"{place}: {what}", stderr=True)
 
 
-def _load(run: Path, task: str | None, device: str | None) -> "Predictor":
+def _load(run: Path, task: str | None, device: str | None, trust: bool) -> "Predictor":
     quiet_libraries()
     with console(stderr=True).status(Text(f" loading {run}")):
         from finetune.cli.sources import find
         from finetune.prediction import load
 
-        return load(run, device, task=find(task, {}).task if task else None)
+        own = find(task, {}).task if task else None
+        return load(run, device, task=own, trust_remote_code=trust)

@@ -1,6 +1,7 @@
 """The verb ask, and its table."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,14 +10,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.options import Precision, Processes, Settings
-from finetune.cli.overrides import collect
+from finetune.cli.options import Precision, Processes, Settings, Trust
+from finetune.cli.overrides import Changes, collect
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, process, quiet_libraries
 from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.prompting import Asked
+
+_MOST_SEEDS = 1000
 
 Base = Annotated[
     str | None,
@@ -27,7 +30,14 @@ Shots = Annotated[
     typer.Option(min=0, metavar="K ...", help="Solved examples before a question."),
 ]
 Seeds = Annotated[
-    str, typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7.")
+    str | None,
+    typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7; else 0."),
+]
+Shared = Annotated[
+    bool, typer.Option("--shared", help="The same solved examples for all questions.")
+]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
 ]
 Normalization = Annotated[
     Literal["none", "token", "byte", "prior"] | None,
@@ -52,18 +62,15 @@ def ask(
     ],
     base: Base = None,
     shots: Shots = None,
-    seeds: Seeds = "0",
-    shared: Annotated[
-        bool, typer.Option("--shared", help="The same solved examples for all questions.")
-    ] = False,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
-    ] = False,
+    seeds: Seeds = None,
+    shared: Shared = False,
+    calibrated: Calibrated = False,
     normalization: Normalization = None,
     prompt: PromptName = None,
     data: Data = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
     precision: Precision = None,
+    trust_remote_code: Trust = False,
     settings: Settings = None,
     output: Output = None,
     num_processes: Processes = 1,
@@ -74,52 +81,96 @@ def ask(
     """
     quiet_libraries()
     from finetune import prompting
+    from finetune.cli.row_columns import choose_format
     from finetune.cli.sources import find
 
+    counts, draws = _read_shots(shots, seeds, shared)
+    if output is not None:
+        choose_format(output)
     flags = {
         "base.path": base,
+        "base.trust_remote_code": trust_remote_code or None,
         "data.path": data,
         "data.limit": limit,
         "train.precision": precision,
     }
-    source = find(task, collect(flags, settings or []))
+    source = find(task, _untrained(collect(flags, settings or [])))
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
-    found: list[Asked] = []
-    with console(stderr=process() == 0).status(Text(" loading")) as status:
-        asking = prompting.ask(
-            recipe,
-            shots or [0],
-            parse_numbers(seeds),
-            task=source.task,
-            shared=shared,
-            calibrated=calibrated,
-            normalization=normalization,
-        )
-        for asked in asking:
-            found.append(asked)
-            status.update(Text(f" asked with {asked.manner.shots} shots"))
+    asking = prompting.ask(
+        recipe,
+        counts,
+        draws,
+        task=source.task,
+        shared=shared,
+        calibrated=calibrated,
+        normalization=normalization,
+    )
+    found = _follow(asking)
     if output is not None and process() == 0:
         _write_answers(found, output)
     console().print(shots_table(found))
 
 
-def parse_numbers(text: str) -> list[int]:
-    """Whole numbers from `0-4` or `0,3,7`.
+def _read_shots(
+    shots: Sequence[int] | None, seeds: str | None, shared: bool
+) -> tuple[list[int], list[int]]:
+    """Numbers of shots and of seeds. UsageError for an option that would draw from nothing."""
+    counts, draws = list(dict.fromkeys(shots or [0])), parse_numbers(seeds or "0")
+    idle = "--seeds" if seeds is not None else "--shared" if shared else None
+    if idle and not any(counts):
+        what = f"without solved examples {idle} has no effect"
+        raise UsageError(what, cure=f"Say --shots 4 as well, or leave {idle} out.")
+    return counts, draws
 
-    >>> parse_numbers("0-2,7")
+
+def _untrained(changes: Changes) -> Changes:
+    """The changes; UsageError for one that is about training."""
+    for key in changes:
+        if key.startswith("train.") and key not in _READ:
+            what = f"{key} has no effect: nothing is trained"
+            raise UsageError(
+                what, where="--set", cure=f"Leave it out. Read are {', '.join(_READ)}."
+            )
+    return changes
+
+
+_READ = ("train.precision", "train.layout", "train.tokens_per_forward")
+"""What asking needs to know of all that is said of training."""
+
+
+def _follow(asking: "Iterable[Asked]") -> "list[Asked]":
+    """All that is found, with a word on the screen as it comes."""
+    found: list[Asked] = []
+    with console(stderr=process() == 0).status(Text(" loading")) as status:
+        for asked in asking:
+            found.append(asked)
+            status.update(Text(f" asked with {asked.manner.shots} shots"))
+    return found
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Whole numbers from `0-4` or `0,3,7`, each once.
+
+    >>> parse_numbers("0-2,7,7")
     [0, 1, 2, 7]
     """
+    from finetune.recipe import SEEDS
+
     try:
         bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
-        if any(not ends[0] <= ends[-1] < 2**32 for ends in bounds):
+        if any(not ends[0] <= ends[-1] < SEEDS for ends in bounds):
             raise ValueError("a range that is empty, or a seed that is too large")
+        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MOST_SEEDS:
+            raise ValueError("a slip of the keyboard")
     except ValueError:
-        raise UsageError(f"{text!r} are no seeds", cure="Write them as 0-4 or 0,3,7.") from None
-    return [number for ends in bounds for number in range(ends[0], ends[-1] + 1)]
+        cure = f"Write them as 0-4 or 0,3,7: up to {_MOST_SEEDS} of them, each below {SEEDS}."
+        raise UsageError(f"{text!r} are no seeds", where="--seeds", cure=cure) from None
+    ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
+    return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
 def shots_table(found: "Sequence[Asked]") -> Table:

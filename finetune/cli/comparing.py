@@ -1,5 +1,7 @@
 """The verb compare: one table of a task, while it is made and when it is done."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ from finetune.cli.options import Processes
 from finetune.cli.overrides import Changes, collect, with_overrides
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, print_line, process, quiet_libraries
+from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.cli.sources import Source
@@ -51,7 +54,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do the chosen cell
 Plot = Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curve of --fractions.")]
 
 
-@with_overrides
+@partial(with_overrides, without=("train.seed",))
 def compare(
     context: typer.Context,
     changes: Changes,
@@ -79,14 +82,18 @@ def compare(
     from finetune.comparison import Design
     from finetune.comparison.curve import check_plots
 
+    if no_shots:
+        _refuse_beside("--no-shots", {"--shots": shots})
+    if listed:
+        _refuse_beside("--list", {"--overwrite": overwrite, "--keep-models": keep_models})
     counts = () if no_shots else None if shots is None else tuple(shots)
-    design = Design(
-        tuple(parse_numbers(seeds)), counts, tuple(fractions or ()), collect({}, scratch or [])
-    )
+    alone = collect({}, scratch or [], "--scratch")
+    design = Design(tuple(parse_numbers(seeds)), counts, tuple(fractions or ()), alone)
+    _check_changes(changes)
     source = find(task, changes)
     target = folder or Path("studies", source.name)
     if listed:
-        _list(source, target, design)
+        _list(source, target, design, only or ())
         return
     if design.fractions and plot:
         check_plots()
@@ -101,6 +108,21 @@ def compare(
         overwrite=overwrite,
     )
     _conclude(source, target, design, plot)
+
+
+def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
+    """UsageError where another option was given that means nothing beside this one."""
+    for other, value in others.items():
+        if value:
+            what = f"{option} and {other} exclude each other"
+            raise UsageError(what, cure="Give one of the two.")
+
+
+def _check_changes(changes: Changes) -> None:
+    """UsageError for a value that every cell has for itself."""
+    if "train.seed" in changes:
+        what = "a study has its own seeds, and train.seed is that of a single run"
+        raise UsageError(what, where="--set", cure=f"Say --seeds {changes['train.seed']}.")
 
 
 def _compare(source: "Source", folder: Path, design: "Design", **options: Any) -> None:
@@ -138,11 +160,11 @@ def _conclude(source: "Source", folder: Path, design: "Design", plot: bool) -> N
     print_line(f"{', '.join(written)} and a folder for every cell are in ", (str(folder), "bold"))
 
 
-def _list(source: "Source", folder: Path, design: "Design") -> None:
-    """A line per cell: its name, and its scores where it is done."""
+def _list(source: "Source", folder: Path, design: "Design", only: Sequence[str]) -> None:
+    """A line per chosen cell: its name, and its scores where it is done."""
     from finetune.cli.standing import say_scores
     from finetune.comparison import list_cells
 
-    for cell, found in list_cells(source.recipe, folder, design):
+    for cell, found in list_cells(source.recipe, folder, design, only):
         state = say_scores(found.scores) if found else "to do"
         print_line(f"{cell.name:<28} ", (state, "green" if found else "dim"))

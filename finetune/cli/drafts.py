@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from finetune.cli.columns import Column, look
 from finetune.cli.draft_text import Draft, column_text, one_line, write_recipe
 from finetune.cli.guesses import guess
 from finetune.cli.screen import print_line
-from task_formats import UsageError, named_format
+from task_formats import UsageError, named_format, nearest
 
 _SPLITS = ("dev", "valid", "validation", "val", "eval", "evaluate")
 _MOST_SHOWN = 12
@@ -53,11 +54,16 @@ def new(
 
     if format is not None:
         named_format(format)
+    if evaluate is not None and hold is not None:
+        what = "--evaluate names rows to score on, and --hold-out parts some off"
+        raise UsageError(what, cure="Give one of the two.")
     columns, rows = _look(file)
     try:
         found = guess(columns, format=format, label=label, texts=text or ())
     except UsageError as error:
         raise error.located(str(file)) from None
+    if evaluate is not None:
+        _check_alike(evaluate, found.used)
     target = output or Path(f"{_name(file)}.yaml")
     if hold is None:
         train, held_out = file, evaluate or find_held_out(file)
@@ -93,6 +99,14 @@ def _look(file: Path) -> tuple[list[Column], int]:
                 cure="Put a line with names above the rows, such as text,label.",
             )
     return columns, rows
+
+
+def _check_alike(file: Path, used: Sequence[str]) -> None:
+    """UsageError where a file cannot be read, or lacks a column that the task reads."""
+    names = [column.name for column in _look(file)[0]]
+    for name in used:
+        if name not in names:
+            raise UsageError(f"no column {name!r}", where=str(file), cure=nearest(name, names))
 
 
 def find_held_out(file: Path) -> Path | None:

@@ -60,6 +60,10 @@ def guess(
     for name in (*texts, *([label] if label else [])):
         if name not in named:
             raise UsageError(f"no column {name!r}", cure=nearest(name, named))
+    read = [*texts, *([label] if label else [])]
+    if twice := [name for name in read if read.count(name) > 1]:
+        what = f"the column {twice[0]!r} is named twice"
+        raise UsageError(what, cure="Give every --text and --label another column.")
     gold = named[label] if label else find_label(columns)
     others = [column for column in columns if column is not gold]
     may_choose = format in (None, "multiple_choice")

@@ -1,20 +1,18 @@
 """Rows in, the same rows with a label and probabilities out, one window after the other."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from finetune.cli.row_columns import find_columns
 from finetune.cli.screen import console
 from finetune.data import Place, PredictionColumns, Rows, name_columns, write_rows
 from finetune.prediction import Predictor
 from task_formats import Classes, Prediction, Row, RowError, Task, UsageError
-
-_LOOK_AHEAD = 1000
-"""Rows whose columns make the columns of the output."""
 
 
 @dataclass
@@ -32,14 +30,11 @@ def label_rows(predictor: Predictor, rows: Rows, output: str, kind: str, *, skip
     and where a row has a column that none of the first ones has.
     """
     count = Count()
-    usable = _usable(predictor.task, rows, count, skip=skip)
-    first = list(itertools.islice(usable, _LOOK_AHEAD))
-    if not first:
+    columns, known = find_columns(_usable(predictor.task, rows, count, skip=skip))
+    if not columns:
         raise UsageError("no rows to label", where=rows.origin, cure="The file needs rows.")
-    columns = list(dict.fromkeys(name for _, row in first for name in row))
     classes = predictor.task.labels.names if isinstance(predictor.task.labels, Classes) else ()
     added = name_columns(columns, classes)
-    known = _same_columns(itertools.chain(first, usable), set(columns))
     everything = [*columns, added.label, *added.scores]
     with write_rows(output, everything, format=kind) as sink, _counter() as counter:
         task = counter.add_task("labelling", total=None) if counter else None
@@ -79,18 +74,6 @@ def _check(reader: Task, row: Row, place: Place) -> None:
         reader.example(row, "", labelled=False)
     except RowError as error:
         raise error.located(str(place)) from None
-
-
-def _same_columns(rows: Iterable[tuple[Place, Row]], known: set[str]) -> Iterator[Row]:
-    for place, row in rows:
-        strange: Sequence[str] = sorted(set(row) - known)
-        if strange:
-            raise RowError(
-                f"the column {strange[0]!r} is in none of the first {_LOOK_AHEAD} rows",
-                where=str(place),
-                cure="Give every row the same columns: the output has one set of them.",
-            )
-        yield row
 
 
 def _counter() -> Any:

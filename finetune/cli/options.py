@@ -13,7 +13,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other value. May be repeated."),
 ]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda or cuda:1; else the best there is.")
+]
 Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="Number format.")]
+
+
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base.")
+]
 
 
 class Spreading(TyperCommand):

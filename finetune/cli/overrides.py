@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
@@ -71,31 +71,38 @@ _SET = Annotated[
 ]
 
 
-def with_overrides(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """The verb with the flags above; what they say reaches it as its argument `changes`."""
+def with_overrides(verb: Callable[..., Any], without: Collection[str] = ()) -> Callable[..., Any]:
+    """The verb with the flags above; what they say reaches it as its argument `changes`.
+
+    It does not get flags of the values `without`.
+    """
+    taken = [flag for flag in FLAGS if flag.key not in without]
 
     @functools.wraps(verb)
     def overridden(**given: Any) -> Any:
-        flags = {flag.key: given.pop(flag.parameter.name) for flag in FLAGS}
+        flags = {flag.key: given.pop(flag.parameter.name) for flag in taken}
         settings = given.pop("settings") or []
         return verb(**given, changes=collect(flags, settings))
 
     own = inspect.signature(verb, eval_str=True).parameters.values()
-    flags = [*(flag.parameter for flag in FLAGS), _parameter("settings", _SET, None)]
+    flags = [*(flag.parameter for flag in taken), _parameter("settings", _SET, None)]
     kept = [item for item in own if item.name != "changes"]
     overridden.__signature__ = inspect.Signature([*kept, *flags])  # type: ignore[attr-defined]
     return overridden
 
 
-def collect(flags: Changes, settings: list[str]) -> dict[str, Any]:
-    """Flags that were given and `--set key=value` texts in one mapping."""
+def collect(flags: Changes, settings: list[str], option: str = "--set") -> dict[str, Any]:
+    """Flags that were given and the `key=value` texts of an option in one mapping."""
     changes = {key: value for key, value in flags.items() if value is not None}
+    for key, value in changes.items():
+        if value == "":
+            cure = "Give its option a value, or leave it out."
+            raise UsageError(f"{key} is empty", cure=cure)
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UsageError(
-                f"--set {text} is not key=value", cure="Write it as --set train.epochs=5."
-            )
+            cure = f"Write it as {option} train.epochs=5."
+            raise UsageError(f"{option} {text} is not key=value", cure=cure)
         if key.strip() in changes:
             raise UsageError(f"{key.strip()} is given twice", cure="Give it once.")
         changes[key.strip()] = value

@@ -28,7 +28,8 @@ def hold_out(file: Path, part: float, folder: Path) -> tuple[Path, Path]:
         rows += 1
     chosen = set(random.Random(_SEED).sample(range(rows), round(part * rows)))
     if not 0 < len(chosen) < rows:
-        raise UsageError(f"{part:g} of {rows} rows leaves a file empty", where=str(file))
+        what = f"{part:g} of {rows} rows leaves a file empty"
+        raise UsageError(what, where=str(file), cure="Take a part that gives both files a row.")
     with ExitStack() as stack:
         sinks = [stack.enter_context(write_rows(path, list(names))) for path in (train, held)]
         for index, (_, row) in enumerate(read_rows(file)):

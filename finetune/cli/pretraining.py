@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.options import Precision, Processes, Settings
+from finetune.cli.options import Precision, Processes, Settings, Trust
 from finetune.cli.overrides import collect
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, print_line, quiet_libraries
@@ -35,6 +35,7 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(help="Blocks in one update.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws weights, dropout and the order.")] = None,
     precision: Precision = None,
+    trust_remote_code: Trust = False,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
     overwrite: Annotated[
@@ -50,13 +51,14 @@ def pretrain(
 
     flags = {
         "base": base,
+        "trust_remote_code": trust_remote_code or None,
         "train.learning_rate": learning_rate,
         "train.epochs": epochs,
         "train.updates": updates,
         "train.batch_size": batch_size,
         "train.seed": seed,
         "train.precision": precision,
-        **_corpus(corpus),
+        **(_corpus(corpus) if corpus else {"corpus.train": corpus}),
     }
     found = load_plan(plan, collect(flags, settings or []))
     if num_processes > 1 and not is_child():
@@ -81,15 +83,14 @@ def follow_pretraining(
         print_line((str(stop), "yellow"))
         raise typer.Exit(stop.exit_code) from None
     if result is not None:
-        console().print(score_table(result.scores))
+        if result.scores:
+            console().print(score_table(result.scores))
         print_line("The base is in ", (str(folder), "bold"), ". Next:")
         print_line((f"  gptft train --task rte --base {shlex.quote(str(folder))}", "cyan"))
 
 
-def _corpus(folder: str | None) -> dict[str, Any]:
+def _corpus(folder: str) -> dict[str, Any]:
     """A folder of texts, or of the two folders train and valid."""
-    if folder is None:
-        return {"corpus.train": None}
     home = Path(folder)
     held_out = next((home / n for n in ("valid", "validation", "dev") if (home / n).is_dir()), None)
     train = home / "train" if (home / "train").is_dir() else home

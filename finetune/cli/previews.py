@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def preview(
     task: TaskName,
     changes: Changes,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, max=2**16, help="How many rows.")] = 3,
     split: Annotated[str, typer.Option(metavar="NAME", help="Which rows.")] = "train",
 ) -> None:
     """Show the very tokens of some rows, in colours.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.options import Processes
+from finetune.cli.options import Processes, Trust
 from finetune.cli.overrides import Changes, with_overrides
 from finetune.cli.processes import is_child, run_processes
 from finetune.cli.screen import console, print_line, quiet_libraries
@@ -54,6 +54,7 @@ def resume(
         str | None,
         typer.Option("--task", "-t", help="Its module:name, if Python made it."),
     ] = None,
+    trust_remote_code: Trust = False,
     num_processes: Processes = 1,
 ) -> None:
     """Go on with a run that was stopped, from its last whole state.
@@ -62,17 +63,18 @@ def resume(
     """
     from finetune.cli.pretraining import follow_pretraining
     from finetune.cli.sources import find
-    from finetune.pretraining.plan_files import is_plan, parse_plan
-    from finetune.recipe_files import load_recipe
-    from finetune.run import read_recipe
+    from finetune.ledger import load_run_recipe
+    from finetune.pretraining.plan_files import is_plan, parse_run_plan
+    from finetune.run import RECIPE, read_recipe
 
     told = read_recipe(run)  # Says what kind of folder this is, where it is no run's.
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     if is_plan(told):
-        follow_pretraining(parse_plan(told), run, resume=True)
+        plan = parse_run_plan(told, str(run / RECIPE), trust_remote_code)
+        follow_pretraining(plan, run, resume=True)
         return
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_run_recipe(run, trust_remote_code)
     _train(recipe, run, find(task, {}).task if task else None, resume=True)
 
 

@@ -38,6 +38,13 @@ class Design:
                     where="fractions",
                     cure="Give numbers over 0 and up to 1.",
                 )
+        for key in ("train.seed", "base.from_scratch"):
+            if key in self.scratch:
+                raise UsageError(
+                    f"{key} is not for runs from scratch alone: the study itself says what it is",
+                    where="scratch",
+                    cure="Leave it out; the seeds are those of all runs.",
+                )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from finetune.comparison.table import Found, Table, tabulate, write_table
 from finetune.data.sources import open_rows
 from finetune.devices import Place, choose_precision, start_processes
 from finetune.ledger import load_run_recipe
-from finetune.news import Event, Finished
+from finetune.news import Event, Finished, Notice
 from finetune.prompting import Asker, Manner
 from finetune.recipe import Recipe
 from finetune.recipe_files import dump, settle
@@ -29,7 +29,7 @@ from task_formats import Task, UsageError
 
 _FREE = {
     "task.prompts", "train.layout", "train.tokens_per_forward", "train.checkpoint_minutes",
-    "train.checkpoint_updates",
+    "train.checkpoint_updates", "base.trust_remote_code",
 }  # fmt: skip
 """What does not change what a cell finds."""
 
@@ -87,6 +87,12 @@ def events(
     study.accelerator.wait_for_everyone()
     for number, cell in enumerate(chosen, 1):
         if found := known.get(cell.name):
+            if (
+                keep_models
+                and cell.work == "train"
+                and not (study.folder / cell.name / MODEL).exists()
+            ):
+                yield Notice(f"{cell.name} was done without keeping its model; add --overwrite")
             yield CellFinished(found, number, len(chosen), read=True)
             continue
         yield CellStarted(cell, number, len(chosen))
@@ -97,11 +103,12 @@ def events(
 
 
 def list_cells(
-    recipe: Recipe, folder: Path | str, design: Design
+    recipe: Recipe, folder: Path | str, design: Design, only: Sequence[str] = ()
 ) -> list[tuple[Cell, Found | None]]:
-    """All cells of a study, each with what it has found if it is done."""
+    """All cells of a study, or the chosen ones, each with what it has found if it is done."""
     study = Study(settle(recipe, Path.cwd()), Path(folder))
-    return [(cell, study.read(cell)) for cell in plan_cells(study.recipe, design)]
+    chosen = select_cells(plan_cells(study.recipe, design), only)
+    return [(cell, study.read(cell)) for cell in chosen]
 
 
 def read_table(recipe: Recipe, folder: Path | str, design: Design) -> Table:
@@ -141,7 +148,8 @@ class Study:
         """What a cell has found, if it is done; UsageError where it was told something else."""
         folder = self.folder / cell.name
         if (folder / RECIPE).exists():
-            _check_same(load_run_recipe(folder), cell.recipe, folder)
+            trusted = cell.recipe.base.trust_remote_code
+            _check_same(load_run_recipe(folder, trusted), cell.recipe, folder)
         return self.found(cell) if (folder / RESULT).exists() else None
 
     def found(self, cell: Cell) -> Found:

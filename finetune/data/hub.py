@@ -57,9 +57,10 @@ def open_hub(path: str, name: str | None, split: str, revision: str | None) -> H
         try:
             table = datasets.load_dataset(path, name, split=split, revision=revision)
         except Exception as error:
-            # It may be any error of several libraries.
+            # It may be any error of several libraries; a misspelt folder is asked of a hub, too.
+            missing = "" if Path(path).exists() else f"there is no folder {path!r} here, and "
             raise UsageError(
-                f"the data set cannot be loaded: {_first_line(error)}",
+                f"{missing}the data set cannot be loaded: {_first_line(error)}",
                 where=origin,
                 cure=_cure(reached),
             ) from error

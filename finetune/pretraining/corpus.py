@@ -60,7 +60,8 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
         if not matches:
             raise UsageError(
                 f"no text files under {pattern!r}",
-                cure=f"Give a file, a glob, or a folder that holds {', '.join(SUFFIXES)} files.",
+                cure=f"Give a folder that holds {', '.join(SUFFIXES)} files with --corpus FOLDER, "
+                "or name files, folders or globs in the plan's corpus.",
             )
         found.update(dict.fromkeys(matches))
     return list(found)

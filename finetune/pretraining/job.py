@@ -203,6 +203,8 @@ class Pretraining:
         if self.evaluated is None:
             yield Notice("no validation text: nothing to score")
             return
-        decoder, _ = load_plain(BasePart(path=str(folder.absolute()), dropout=None))
+        trust = self.plan.trust_remote_code
+        part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
+        decoder, _ = load_plain(part)
         rounds = self._read(decoder.to(self.accelerator.device))
         yield "evaluate", self.judge(watch(rounds)).scores

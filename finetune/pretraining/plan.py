@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe import Fraction, Part, Positive
+from finetune.recipe import Epochs, Fraction, Part, Positive, Seed
 
 
 def _listed(value: Any) -> Any:
@@ -90,7 +90,8 @@ class SchedulePart(Part):
     warmup_updates: Annotated[int, Field(ge=0)] = 2000
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
-    epochs: float = Field(100, gt=0)
+    epochs: Epochs = 100
+    """Times to go over the corpus; a part of one is fine."""
     updates: Positive | None = None
     """A fixed number of updates instead of epochs."""
     context: Positive | None = None
@@ -101,13 +102,13 @@ class SchedulePart(Part):
     """Every dropout of the decoder."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled decay on everything but biases and gains."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this global norm."""
     initial_spread: float = Field(0.02, gt=0)
     """Weights are drawn from N(0, this)."""
-    seed: int = Field(42, ge=0, lt=2**32)
+    seed: Seed = 42
     tokens_per_forward: Positive | None = None
     """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -117,7 +118,7 @@ class SchedulePart(Part):
     evaluations: Positive = 10
     """Validations over the whole run."""
     checkpoint_minutes: float | None = Field(10, gt=0)
-    """Minutes between checkpoints for exact resume; null writes none."""
+    """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
     checkpoint_updates: Positive | None = None
     """Updates between checkpoints, instead of or besides the minutes."""
     store: Literal["fp32", "bf16"] = "fp32"
@@ -133,6 +134,8 @@ class Plan(Part):
     tokenizer: TokenizerPart = TokenizerPart()
     base: str | None = None
     """Continue training this decoder, with its own tokenizer and shape, instead of a new one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with `base` or the tokenizer. Only for sources you trust."""
     shape: ShapePart = ShapePart()
     train: SchedulePart = SchedulePart()
 

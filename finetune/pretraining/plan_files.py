@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan import CorpusPart, Plan
+from finetune.recipe_files import check_trust
 from finetune.recipe_yaml import parse_document, write_document
 from finetune.typed_files import change, read_text, type_values
 from task_formats import UsageError, nearest
+
+_TRUST = "trust_remote_code"
 
 
 def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Plan:
@@ -18,13 +21,49 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
     """
     path = _find_plan(name_or_path)
     plan = _place_files(parse_plan(read_text(path), str(path)), path.resolve().parent)
+    check_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
     said = plan.model_dump(exclude_unset=True)
-    return type_values(Plan, change(Plan, said, overrides), {}, "")
+    changed = type_values(Plan, change(Plan, said, _settle_length(overrides)), {}, "")
+    _refuse_idle(changed, overrides)
+    return changed
+
+
+def _settle_length(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The changes, in which epochs outdo the updates of a plan. UsageError where both are given."""
+    if "train.epochs" not in overrides:
+        return overrides
+    if overrides.get("train.updates") is not None:
+        cure = "Give one of --epochs and --updates."
+        raise UsageError("both epochs and updates say how long to train", cure=cure)
+    return {**overrides, "train.updates": None}
+
+
+def _refuse_idle(plan: Plan, overrides: Mapping[str, Any]) -> None:
+    """UsageError for a change of what a base brings with it."""
+    idle = [key for key in overrides if key.partition(".")[0] in ("shape", "tokenizer")]
+    if plan.base is not None and idle:
+        what = f"{idle[0]} has no effect: the base {plan.base!r} has a shape and tokenizer"
+        raise UsageError(what, cure="Leave it out, or train a new decoder without --from.")
+
+
+def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
+    """What a run was told, with the user's own word on code that comes with its base.
+
+    UsageError where the run alone asks for that code to be run.
+    """
+    plan = parse_plan(text, where)
+    if trust_remote_code:
+        return plan.model_copy(update={_TRUST: True})
+    check_trust(_TRUST, plan.trust_remote_code, (), where)
+    return plan
 
 
 def parse_plan(text: str, where: str = "") -> Plan:
     """The plan that a YAML text holds; file names in it stay as they are."""
     document = parse_document(text, where)
+    if "task" in document.data and "corpus" not in document.data:
+        cure = "gptft train --task takes it; a plan names a corpus."
+        raise UsageError("this is the recipe of a task, not a plan", where=where, cure=cure)
     return type_values(Plan, document.data, document.lines, where)
 
 
@@ -52,6 +91,9 @@ def _find_plan(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if str(name) and path.is_dir():
+        cure = "Name a YAML file. gptft resume goes on with a run, --from FOLDER with its base."
+        raise UsageError(f"{name} is a folder", cure=cure)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UsageError(f"no plan file {name}", cure="Check the path.")
     raise UsageError(
@@ -62,19 +104,29 @@ def _find_plan(name: str | Path) -> Path:
 
 def _place_files(plan: Plan, folder: Path) -> Plan:
     """Files and folders that the plan names, as they lie from the plan."""
-    corpus, said = plan.corpus, plan.corpus.model_fields_set
-    names = {"train", "evaluate"} & said if corpus.path is None else set()
-    texts = {name: tuple(str(folder / path) for path in getattr(corpus, name)) for name in names}
-    changes: dict[str, Any] = {"corpus": corpus.model_copy(update=texts)} if texts else {}
-    if plan.base and _lies_beside(plan.base, folder):
-        changes["base"] = str(folder / plan.base)
-    given = plan.tokenizer.path
-    if given and _lies_beside(given, folder):
-        path = str(folder / given)
-        changes["tokenizer"] = plan.tokenizer.model_copy(update={"path": path})
-    return plan.model_copy(update=changes) if changes else plan
+    corpus = plan.corpus.model_copy(update=_place_corpus(plan.corpus, folder))
+    tokenizer = {"path": _place(plan.tokenizer.path, folder)} if plan.tokenizer.path else {}
+    changes = {
+        "corpus": corpus,
+        "tokenizer": plan.tokenizer.model_copy(update=tokenizer),
+        "base": _place(plan.base, folder),
+    }
+    # What is not said stays unsaid, so that flags are put beside what the file says alone.
+    return plan.model_copy(update={k: v for k, v in changes.items() if k in plan.model_fields_set})
 
 
-def _lies_beside(path: str, folder: Path) -> bool:
+def _place_corpus(part: CorpusPart, folder: Path) -> dict[str, Any]:
+    """Splits of a data set stay names; texts and the shards lie beside the plan."""
+    placed: dict[str, Any] = {"path": _place(part.path, folder)}
+    if part.path is None:
+        texts = {name: getattr(part, name) for name in ("train", "evaluate")}
+        placed = {name: tuple(str(folder / path) for path in at) for name, at in texts.items()}
+    if part.shards is not None:
+        placed["shards"] = str(folder / part.shards)
+    return {name: value for name, value in placed.items() if name in part.model_fields_set}
+
+
+def _place(path: str | None, folder: Path) -> str | None:
     """`openai-community/gpt2` is a hub id unless such a folder lies beside the plan."""
-    return path.startswith(".") or (folder / path).is_dir()
+    beside = path is not None and (path.startswith(".") or (folder / path).is_dir())
+    return str(folder / path) if path is not None and beside else path

@@ -72,10 +72,13 @@ def _load(
     plan: Plan, corpus: Corpus, home: Path
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The decoder to train with its tokenizer: an old one, or a new one of the plan's shape."""
+    trust = plan.trust_remote_code
     if plan.base is not None:
-        return load_plain(BasePart(path=plan.base, dropout=plan.train.dropout))
+        part = BasePart(path=plan.base, dropout=plan.train.dropout, trust_remote_code=trust)
+        return load_plain(part)
     if plan.tokenizer.path is not None:
-        tokenizer = load_plain_tokenizer(BasePart(path=plan.tokenizer.path))
+        part = BasePart(path=plan.tokenizer.path, trust_remote_code=trust)
+        tokenizer = load_plain_tokenizer(part)
     else:
         tokenizer = _learn(plan, corpus, home / "tokenizer")
     decoder = draw_decoder(

@@ -1,5 +1,6 @@
 """Free text from any decoder, through transformers' own generate."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +17,11 @@ from transformers import (
 
 from finetune.bases import count_positions, load_plain
 from finetune.devices import choose_precision, start_processes
-from finetune.recipe import BasePart
+from finetune.recipe import SEEDS, BasePart
 from task_formats import Row, UsageError
+
+_COLDEST = 0.001
+"""Logits divided by less than this may be infinite."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,38 @@ class Decoding:
     """What is drawn depends on it and on the texts of a batch."""
 
     def __post_init__(self) -> None:
-        bad = {
-            "max_new_tokens": self.max_new_tokens < 1,
-            "temperature": self.temperature < 0,
-            "top_k": self.top_k < 0,
-            "top_p": not 0 < self.top_p <= 1,
-            "beams": self.beams < 1,
+        """UsageError for a value out of bounds, and for one that would change nothing."""
+        bounds = {
+            "max_new_tokens": (0 < self.max_new_tokens < 2**31, "1 or more"),
+            "temperature": (
+                self.temperature == 0 or _COLDEST <= self.temperature < math.inf,
+                f"0, or {_COLDEST} or more",
+            ),
+            "top_k": (self.top_k >= 0, "0, or a number of tokens"),
+            "top_p": (0 < self.top_p <= 1, "a number over 0 and up to 1"),
+            "beams": (self.beams > 0, "1 or more"),
+            "length_penalty": (math.isfinite(self.length_penalty), "a number"),
+            "seed": (0 <= self.seed < SEEDS, f"a number from 0 to {SEEDS - 1}"),
         }
-        for name, value in bad.items():
-            if value:
-                raise UsageError(f"{name} cannot be {getattr(self, name)}")
+        for name, (fits, wanted) in bounds.items():
+            if not fits:
+                what = f"{_option(name)} cannot be {getattr(self, name)}"
+                raise UsageError(what, cure=f"Give {wanted}.")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Nobody is to believe in a setting that does nothing."""
         if self.beams > 1 and self.temperature > 0:
             raise UsageError("beam search draws nothing", cure="Leave out temperature, or beams.")
+        idle = {
+            "top_k": (self.temperature == 0, "--temperature 0 draws nothing", "--temperature 1"),
+            "top_p": (self.temperature == 0, "--temperature 0 draws nothing", "--temperature 1"),
+            "length_penalty": (self.beams == 1, "there is no beam search", "--beams 4"),
+        }
+        for name, (unused, why, other) in idle.items():
+            if unused and getattr(self, name) != getattr(Decoding, name):
+                cure = f"Give {other} as well, or leave it out."
+                raise UsageError(f"{why}, so {_option(name)} has no effect", cure=cure)
 
 
 class Writer:
@@ -96,11 +120,16 @@ class Writer:
             yield from zip(lap, gather_object(found) if processes > 1 else found, strict=True)
 
     def stream(self, text: str, decoding: Decoding = Decoding()) -> Iterator[str]:
-        """What comes after a text, piece by piece as it is written; no beams."""
-        if decoding.beams > 1:
-            yield from self.write([text], decoding)
-            return
+        """What comes after a text, piece by piece as it is written; with beams, in one piece.
+
+        Raises UsageError at once where the text is too long.
+        """
         inputs, _ = self._inputs([text], decoding)
+        if decoding.beams > 1:
+            return iter(self.write([text], decoding))
+        return self._stream(inputs, decoding)
+
+    def _stream(self, inputs: dict[str, torch.Tensor], decoding: Decoding) -> Iterator[str]:
         pieces = TextIteratorStreamer(
             cast(Any, self._tokenizer), skip_prompt=True, skip_special_tokens=True
         )
@@ -163,6 +192,11 @@ class Writer:
             pad_token_id=_pad(self._tokenizer),
             **chosen,
         )
+
+
+def _option(name: str) -> str:
+    """A setting as the command line has it."""
+    return "--" + name.replace("_", "-")
 
 
 def _empty(tokenizer: PreTrainedTokenizerBase) -> int:
