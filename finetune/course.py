@@ -110,20 +110,26 @@ def _train(
 def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> bool:
     """Between two passes of an update: whether to leave it there, once a wish to save is done.
 
-    Weights and moments are still those of the update before, and a state holds nothing else. One
-    process writes it, so none waits for another; whoever heard the signal and does not write, or
-    has updates to look at first, has all save after the update.
+    Weights and moments are still those of the update before, and a state holds nothing else. Shards
+    are saved by all processes, and these make each pass together: before it they agree on what one
+    of them was told. A whole model is written by one process, so none waits for another; whoever
+    heard the signal and does not write, or has updates to look at first, has all save after the
+    update.
     """
-    if request.wanted == "save" and not is_sharded(job.model) and ledger.can_write():
+    together = is_sharded(job.model)
+    wish = request.wanted
+    if together:
+        wish, _ = agree(job.accelerator, wish, 0)
+    if wish == "save" and ledger.can_write(together):
         request.take()
         progress.refused = ledger.refused_in_a_row
         try:
             ledger.save(job, progress)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if together or not is_out_of_memory(error):
                 raise
             request.repeat()  # There may be room for the copy of a state after the update.
-    return request.wanted == "stop"
+    return wish == "stop"
 
 
 def _save(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:

@@ -48,8 +48,8 @@ class Settings(NamedTuple):
     budget: int | None = None
     """Most tokens in a forward pass, to begin with."""
     halts: Callable[[], bool] = bool
-    """Asked before every pass, unless of shards: True ends the loop there, with the weights of the
-    last update."""
+    """Asked before every pass: True ends the loop there, with the weights of the last update. A
+    pass of shards is one of all processes, and there it gives all of them the same answer."""
 
 
 class Step(NamedTuple):
@@ -144,7 +144,7 @@ def _accumulate(
         run = partial(_backward, model, settings, accelerator)
         exchanged = bool(passes.batches) and not (several and tries)
         found, lacks = _try(run, passes, exchanged, tries)
-        if several and (found is None or not exchanged):
+        if several and not is_sharded(model) and (found is None or not exchanged):
             _backward(model, settings._replace(halts=bool), accelerator, [_idle(passes)], True)
         smaller = most // 2 if lacks else _NO_LIMIT
         left = found is None and not lacks
@@ -181,11 +181,11 @@ def _backward(
     """Runs forward passes: (3,) sums of losses. Gradients are exchanged with the last, if at all.
 
     Shards exchange theirs with every pass: whole gradients would not fit. None where the passes
-    were left halfway, which those of shards cannot be by one process alone.
+    were left halfway.
     """
     found = [torch.zeros(3, device=accelerator.device)]
     for k, batch in enumerate(batches):
-        if not is_sharded(model) and settings.halts():
+        if settings.halts():
             return None
         waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
         with accelerator.no_sync(model) if waits else nullcontext():
