@@ -77,8 +77,9 @@ def _train(
     if progress.update in due and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
+    # A budget that was halved is remembered; one that was lowered for the rest of the run counts.
     settings = job.settings._replace(
-        budget=progress.budget or job.reading.budget,
+        budget=min(progress.budget or job.reading.budget, job.reading.budget),
         halts=partial(_pause, job, ledger, request, progress),
     )
     steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)

@@ -61,7 +61,7 @@ def train_shards(recipe, run, *, kind="pass", at=0, number=signal.SIGUSR1, code=
     output, how = run.with_suffix(".output"), functools.partial(train_and_note, kind, at, number)
     children = warm.start_many(count, how, recipe, run, environment=SHARDS, output=output)
     codes = warm.join(children)
-    told = "\n".join(path.read_text() for path in run.parent.glob("*.output.*"))
+    told = "\n".join(path.read_text() for path in sorted(run.parent.glob("*.[0-9]")))
     assert codes == [code] * count, told
     return [run.with_suffix(f".notes.{n}").read_text().split("\n") for n in range(count)]
 
@@ -88,7 +88,7 @@ def test_all_make_as_many_passes(undisturbed, recipe, tmp_path) -> None:
         assert made[0].count("look") > 2
 
 
-@pytest.mark.parametrize("at", [2, 9])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 9])
 def test_a_wish_to_save_is_done_after_the_pass(at, recipe, undisturbed, tmp_path) -> None:
     """By all, though one heard it, in the midst of an update; nothing that is computed changes."""
     whole, (quiet, _) = undisturbed
@@ -108,7 +108,11 @@ def test_a_wish_to_save_is_done_after_the_pass(at, recipe, undisturbed, tmp_path
 
 @pytest.mark.parametrize(
     ("number", "code", "at"),
-    [(signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 9), (signal.SIGINT, 130, 8)],
+    [
+        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, 9),
+        (signal.SIGINT, 130, 8),
+    ],
 )
 def test_a_signal_ends_the_update_of_all(number, code, at, recipe, undisturbed, tmp_path) -> None:
     """After that very pass, with the state of the update before; the resumed run ends the same."""
