@@ -4,12 +4,14 @@ import functools
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 
 import jobs
 import pytest
 import warm
 from together import ODD, SHARDS
 
+import finetune.loop
 from finetune import checkpoint
 from finetune.loop import Step
 from finetune.model import TaskModel
@@ -24,8 +26,9 @@ MANY = {**ODD, "batch_size": 11, "tokens_per_forward": 40, "head_dropout": 0.1}
 def train_and_note(kind, at, number, recipe, run) -> int:
     """Trains in shards; every process notes its passes, updates and saves in order.
 
-    In the pass `at` of that kind (pass or look, which is one of an evaluation) the second process
-    alone gets a signal, and the first state after it is copied.
+    In the pass `at` of that kind (pass; trial, which is one that it makes alone; look, which is
+    one of an evaluation) the second process alone gets a signal, and the first state after it is
+    copied.
     """
     forward, save, rank, made = TaskModel.forward, Run.save, os.environ["RANK"], []
 
@@ -33,8 +36,15 @@ def train_and_note(kind, at, number, recipe, run) -> int:
         made.append(word)
         run.with_suffix(f".notes.{rank}").write_text("\n".join(made))
 
+    @contextmanager
+    def rehearse_and_say_so(model):
+        with rehearse(model):
+            alone.append(1)
+            yield
+            alone.pop()
+
     def watched(self, batch, lm=False):
-        note("pass" if self.training else "look")
+        note("trial" if alone else "pass" if self.training else "look")
         if rank == "1" and (made[-1], made.count(kind)) == (kind, at):
             os.kill(os.getpid(), number)
         return forward(self, batch, lm)
@@ -47,6 +57,7 @@ def train_and_note(kind, at, number, recipe, run) -> int:
             shutil.copytree(run, run.with_suffix(".copy"))
 
     TaskModel.forward, Run.save = watched, save_and_copy
+    rehearse, alone, finetune.loop.rehearse = finetune.loop.rehearse, [], rehearse_and_say_so
     try:
         for event in events(recipe, run, resume=True):
             if isinstance(event, Step):
@@ -82,9 +93,10 @@ def undisturbed(recipe, tmp_path_factory):
 def test_all_make_as_many_passes(undisturbed, recipe, tmp_path) -> None:
     """Otherwise they could not agree before each; also where three share 22 rows and look at 10."""
     for notes in (undisturbed[1], train_shards(recipe, tmp_path / "three", count=3)):
-        made = [[word for word in own if not word.startswith("save")] for own in notes]
+        made = [[word for word in own if word[:4] in ("pass", "look", "upda")] for own in notes]
         assert made[1:] == made[:-1]
         assert made[0].index("update 1") > 3
+        assert 0 < notes[0].count("trial") < made[0].count("pass") / 3
         assert made[0].count("look") > 2
 
 
@@ -96,7 +108,8 @@ def test_a_wish_to_save_is_done_after_the_pass(at, recipe, undisturbed, tmp_path
     notes, _ = train_shards(recipe, run, at=at)
     moment = [n for n, word in enumerate(notes) if word == "pass"][at - 1] + 1
     done = sum(word.startswith("update") for word in notes[:moment])
-    assert notes[moment : moment + 2] == [f"save {done}", "pass"]
+    assert notes[moment] == f"save {done}"
+    assert notes[moment + 1] == "pass"
     assert notes[:moment] + notes[moment + 1 :] == quiet
     jobs.assert_same(run, whole)
     copy = run.with_suffix(".copy")
@@ -107,20 +120,24 @@ def test_a_wish_to_save_is_done_after_the_pass(at, recipe, undisturbed, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "at"),
+    ("number", "code", "kind", "at"),
     [
-        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
-        (signal.SIGTERM, 143, 9),
-        (signal.SIGINT, 130, 8),
+        (signal.SIGTERM, 143, "trial", 1),
+        pytest.param(signal.SIGTERM, 143, "pass", 1, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, "pass", 9),
+        (signal.SIGINT, 130, "pass", 8),
     ],
 )
-def test_a_signal_ends_the_update_of_all(number, code, at, recipe, undisturbed, tmp_path) -> None:
+def test_a_signal_ends_the_update_of_all(
+    number, code, kind, at, recipe, undisturbed, tmp_path
+) -> None:
     """After that very pass, with the state of the update before; the resumed run ends the same."""
     run = tmp_path / "run"
-    notes = train_shards(recipe, run, at=at, number=number, code=code)
-    assert [own.count("pass") for own in notes] == [at, at]
+    notes = train_shards(recipe, run, kind=kind, at=at, number=number, code=code)
+    assert [own.count(kind) for own in notes] == [at, at]
     done = sum(word.startswith("update") for word in notes[0])
-    assert notes[0][-2:] == ["pass", f"save {done}"]
+    assert notes[0][-2:] == [kind, f"save {done}"]
+    assert notes[1][-1] == kind
     state, warnings = checkpoint.latest(run / "checkpoints")
     assert (state.facts["progress"]["update"], warnings) == (done, [])
     train_shards(recipe, run)
