@@ -77,8 +77,9 @@ def _train(
     if progress.update in due and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
+    # A budget that was halved is remembered; one that was lowered for the rest of the run counts.
     settings = job.settings._replace(
-        budget=progress.budget or job.reading.budget,
+        budget=min(progress.budget or job.reading.budget, job.reading.budget),
         halts=partial(_pause, job, ledger, request, progress),
     )
     steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
@@ -110,20 +111,26 @@ def _train(
 def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> bool:
     """Between two passes of an update: whether to leave it there, once a wish to save is done.
 
-    Weights and moments are still those of the update before, and a state holds nothing else. One
-    process writes it, so none waits for another; whoever heard the signal and does not write, or
-    has updates to look at first, has all save after the update.
+    Weights and moments are still those of the update before, and a state holds nothing else. Shards
+    are saved by all processes, and these make each pass together: before it they agree on what one
+    of them was told. A whole model is written by one process, so none waits for another; whoever
+    heard the signal and does not write, or has updates to look at first, has all save after the
+    update.
     """
-    if request.wanted == "save" and not is_sharded(job.model) and ledger.can_write():
+    together = is_sharded(job.model)
+    wish = request.wanted
+    if together:
+        wish, _ = agree(job.accelerator, wish, 0)
+    if wish == "save" and ledger.can_write(together):
         request.take()
         progress.refused = ledger.refused_in_a_row
         try:
             ledger.save(job, progress)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if together or not is_out_of_memory(error):
                 raise
             request.repeat()  # There may be room for the copy of a state after the update.
-    return request.wanted == "stop"
+    return wish == "stop"
 
 
 def _save(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:

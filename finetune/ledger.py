@@ -136,12 +136,14 @@ class Ledger:
         found, self._refused = self._refused, []
         return found
 
-    def can_write(self) -> bool:
-        """Whether this process may write now: it is the one that does, and no update is refused.
+    def can_write(self, together: bool) -> bool:
+        """Whether a state may be written between two updates' ends: no update is refused.
 
-        What was noted is looked at where nobody else has to look at it at the same time.
+        By all processes together, which have noted the same; or by the one that writes alone, and
+        then what was noted is looked at only where nobody else has to look at it at the same time.
         """
-        if self._run is None or (self._pending and self._accelerator.num_processes > 1):
+        others_look = self._pending and self._accelerator.num_processes > 1
+        if not together and (self._run is None or others_look):
             return False
         self.flush()
         return not self._refused

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from finetune.batch import Batch, send
 from finetune.losses import Losses, objective
 from finetune.optimizer import pace
 from finetune.peers import find_highest
+from finetune.rehearsal import rehearse
 from finetune.sharding import is_sharded, measure_gradients, reshard
 from finetune.tables import clear_gradients, grow_in_place
 
@@ -48,8 +49,8 @@ class Settings(NamedTuple):
     budget: int | None = None
     """Most tokens in a forward pass, to begin with."""
     halts: Callable[[], bool] = bool
-    """Asked before every pass, unless of shards: True ends the loop there, with the weights of the
-    last update."""
+    """Asked before every pass: True ends the loop there, with the weights of the last update. A
+    pass of shards is one of all processes, and there it gives all of them the same answer."""
 
 
 class Step(NamedTuple):
@@ -80,7 +81,8 @@ def optimize(
     """Yields a Step per update, each with the exact gradient of its whole batch.
 
     Dropout's random numbers are a function of (seed, update, process): nothing needs to be
-    remembered for a resume. Out of memory, the budget halves and the update is made again.
+    remembered for a resume. Out of memory, the budget halves and the update is made again, unless
+    other processes wait in the very pass that failed.
     Ends early, without a Step, where `settings.halts` says so.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -102,7 +104,10 @@ def optimize(
         # The fused kernel leaves weights and moments alone where this flag is 1, without asking
         # the host.
         optimizer.found_inf = refused  # type: ignore[attr-defined]
+        fresh = not optimizer.state
         optimizer.step()
+        if fresh:
+            room.proven = 0  # Moments take memory from now on: what fitted without them may not.
         seconds = time.perf_counter() - began
         read = (passes.examples, passes.tokens)
         yield Step(number, losses, norm, refused, rate, *read, seconds, room.budget)
@@ -129,23 +134,21 @@ def _accumulate(
 ) -> tuple[Losses, Passes] | None:
     """Gradients of one update, or None where it was left halfway.
 
-    With less memory than needed they are made in smaller and smaller pieces. An exchange of
-    gradients cannot be broken off. So a pass larger than any before it is made without one, and
-    the exchange is left to an idle pass; then all processes agree whether one of them lacked
-    memory, and make the same update again.
+    With less memory than needed they are made in smaller and smaller pieces: all processes agree
+    whether one of them lacked memory, and make the same update again.
     """
-    several = accelerator.num_processes > 1
+    run = partial(_backward, model, settings, accelerator)
     while True:
         passes = forwards(number, room.budget)
         most = max(map(tokens_read, passes.batches), default=0)
-        # A pass of shards needs all processes: one of them cannot try it alone.
-        tries = not is_sharded(model) and (most > room.proven or not several)
-        reseed(settings.seed, number, accelerator.process_index)
-        run = partial(_backward, model, settings, accelerator)
-        exchanged = bool(passes.batches) and not (several and tries)
-        found, lacks = _try(run, passes, exchanged, tries)
-        if several and (found is None or not exchanged):
-            _backward(model, settings._replace(halts=bool), accelerator, [_idle(passes)], True)
+        new = most > room.proven
+        with _advising(passes, most):
+            lacks = new and is_sharded(model) and _rehearse(run, model, passes)
+            reseed(settings.seed, number, accelerator.process_index)
+            if is_sharded(model):
+                found = _make_together(run, passes, lacks, accelerator)
+            else:
+                found, lacks = _make_apart(run, passes, new, accelerator.num_processes > 1)
         smaller = most // 2 if lacks else _NO_LIMIT
         left = found is None and not lacks
         one_left, one_lacks, less = find_highest([left, lacks, -smaller], accelerator)
@@ -153,22 +156,79 @@ def _accumulate(
             return None
         if found is not None and not one_lacks:
             room.proven = max(room.proven, most)
-            return Losses(*accelerator.reduce(found, "sum").unbind()), passes
-        room.budget = -less
+            return Losses(*accelerator.reduce(found.sum(0), "sum").unbind()), passes
+        room.budget, room.proven = -less, 0
         clear_gradients(model)
 
 
-def _try(
-    run: Callable[..., Tensor | None], passes: Passes, exchanged: bool, tries: bool
+def _make_apart(
+    run: Callable[..., Tensor | None], passes: Passes, new: bool, several: bool
 ) -> tuple[Tensor | None, bool]:
+    """The passes of whole models: what each gives (None: some are missing); was memory lacking?
+
+    An exchange of gradients cannot be broken off, and goes with the last pass. So where a pass is
+    larger than any before, all are made without one, and it goes with an idle pass; as it does
+    where passes before the last were left or lacked memory.
+    """
+    last = passes.batches[-1:] if several and not new else []
+    own = passes.batches[: len(passes.batches) - len(last)]
+    found, lacks = _try(partial(run, own), passes)
+    final = None
+    if last and found is not None:
+        final = run(last, exchanged=True)
+        found = None if final is None else torch.cat([found, final])
+    if several and final is None:
+        run([_idle(passes)], exchanged=True, heeds=False)
+    return found, lacks
+
+
+def _make_together(
+    run: Callable[..., Tensor | None], passes: Passes, lacks: bool, accelerator: Accelerator
+) -> Tensor | None:
+    """The passes of a model in shards: what each gives, or None where they were left halfway.
+
+    None of them is made where one process lacks memory for its own.
+    """
+    (one_lacks,) = find_highest([lacks], accelerator)
+    return run([] if one_lacks else passes.batches, exchanged=True)
+
+
+def _rehearse(run: Callable[..., Tensor | None], model: nn.Module, passes: Passes) -> bool:
+    """Whether this process lacks memory for its largest pass of a model in shards.
+
+    All processes make each pass together, and whoever fails there cannot tell the others.
+    """
+    with rehearse(model):
+        return _try(partial(run, [max(passes.batches, key=tokens_read)], heeds=False), passes)[1]
+
+
+def _try(run: Callable[[], Tensor | None], passes: Passes) -> tuple[Tensor | None, bool]:
     """What the passes give, and whether memory was lacking for them and smaller ones may fit."""
     try:
-        return run(passes.batches, exchanged), False
+        return run(), False
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        alone = len(passes.batches) == sum(len(batch.last) for batch in passes.batches)
-        if not tries or alone or not is_out_of_memory(error):
+        if not is_out_of_memory(error) or not _can_shrink(passes):
             raise
     return None, True
+
+
+@contextmanager
+def _advising(passes: Passes, most: int) -> Iterator[None]:
+    """An error for want of memory, which ends the run, also says what may fit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if is_out_of_memory(error) and _can_shrink(passes):
+            error.add_note(
+                f"A forward pass of {most} tokens did not fit. To make the same update in smaller "
+                f"ones: --resume --set train.tokens_per_forward={most // 2}"
+            )
+        raise
+
+
+def _can_shrink(passes: Passes) -> bool:
+    """Whether a pass has several examples: one alone is not cut."""
+    return len(passes.batches) < sum(len(batch.last) for batch in passes.batches)
 
 
 def _backward(
@@ -176,16 +236,17 @@ def _backward(
     settings: Settings,
     accelerator: Accelerator,
     batches: Sequence[Batch],
-    exchanged: bool,
+    exchanged: bool = False,
+    heeds: bool = True,
 ) -> Tensor | None:
-    """Runs forward passes: (3,) sums of losses. Gradients are exchanged with the last, if at all.
+    """Runs forward passes: (n, 3) losses of each. Gradients are exchanged with the last, if at all.
 
     Shards exchange theirs with every pass: whole gradients would not fit. None where the passes
-    were left halfway, which those of shards cannot be by one process alone.
+    were left halfway, as one that `heeds` what `settings.halts` says may do.
     """
-    found = [torch.zeros(3, device=accelerator.device)]
+    found = [torch.zeros(0, 3, device=accelerator.device)]
     for k, batch in enumerate(batches):
-        if not is_sharded(model) and settings.halts():
+        if heeds and settings.halts():
             return None
         waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
         with accelerator.no_sync(model) if waits else nullcontext():
@@ -195,8 +256,8 @@ def _backward(
             losses = objective(outputs, here, settings.lm_coefficient)
             # Data parallelism averages over processes; ours are parts of one sum.
             accelerator.backward(losses.total * accelerator.num_processes)
-        found.append(torch.stack([part.detach() for part in losses]))
-    return torch.stack(found[1:] or found).sum(0)
+        found.append(torch.stack([part.detach() for part in losses])[None])
+    return torch.cat(found)
 
 
 def _idle(passes: Passes) -> Batch:

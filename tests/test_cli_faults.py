@@ -63,11 +63,29 @@ def test_a_file_that_the_system_refuses_is_a_mistake(failing, capsys):
     assert capsys.readouterr().err.startswith("error: /etc/shadow: Permission denied\n")
 
 
-@pytest.mark.parametrize("name", ["OutOfMemoryError", "MemoryError"])
-def test_out_of_memory_has_a_cure(failing, capsys, name):
-    error = MemoryError() if name == "MemoryError" else type(name, (RuntimeError,), {})("CUDA ...")
+ON_A_CPU = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
+        RuntimeError(ON_A_CPU),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_has_a_cure(failing, capsys, error):
     assert failing(error) == 1
-    assert "tokens_per_forward" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory\n")
+    assert "train.tokens_per_forward=4096" in told
+    error.add_note("--resume --set train.tokens_per_forward=77")
+    assert failing(error) == 1
+    told = capsys.readouterr().err
+    assert "tokens_per_forward=77" in told
+    assert "4096" not in told
 
 
 def test_a_closed_pipe_is_no_message(failing, capsys):

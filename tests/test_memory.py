@@ -5,10 +5,11 @@ import os
 import jobs
 import pytest
 import torch
-from together import train, train_together
+from together import SHARDS, train, train_together
 
 import finetune
 from finetune import checkpoint
+from finetune.job import Job
 from finetune.loop import tokens_read
 from finetune.model import TaskModel
 
@@ -60,17 +61,67 @@ def lose_memory_backwards(recipe, run, stop=None):
     return train(recipe, run, stop)
 
 
-@pytest.mark.parametrize("how", [train_in_little, lose_memory_backwards])
-def test_processes_make_an_update_again_together(how, bases, tmp_path) -> None:
+def lack_it_after_an_update(recipe, run, stop=None):
+    """The second process has memory for passes of 70 tokens at most when there are moments."""
+    step = torch.optim.AdamW.step
+
+    def take_memory(self, *arguments):
+        taken.append(1)
+        return step(self, *arguments)
+
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", take_memory)
+        if os.environ["RANK"] == "1":
+            lack_memory(patch, 70, lambda model: model.training and taken)
+        return train(recipe, run, stop)
+
+
+@pytest.mark.parametrize("environment", [{}, SHARDS], ids=["whole", "shards"])
+@pytest.mark.parametrize("how", [train_in_little, lose_memory_backwards, lack_it_after_an_update])
+def test_processes_make_an_update_again_together(how, environment, bases, tmp_path) -> None:
     """With the same result, however few of them lacked memory; the budget is remembered."""
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
-    two = train_together(2, recipe, tmp_path / "two", how=how)
+    two = train_together(2, recipe, tmp_path / "two", environment=environment, how=how)
     assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(two), rel=1e-4)
     state, _ = checkpoint.latest(two / "checkpoints")
     alone, _ = checkpoint.latest(one / "checkpoints")
     assert state.facts["progress"]["budget"] < alone.facts["progress"]["budget"]
+
+
+def lose_memory_late(recipe, run, stop=None):
+    """The second process once lacks memory for a pass that is neither the largest nor the last."""
+    forward, forwards, passes, sizes = TaskModel.forward, Job.forwards, [], []
+
+    def begin(self, update, budget):
+        found = forwards(self, update, budget)
+        size = max(map(tokens_read, found.batches))
+        passes[:] = ["late" if budget == 60 and size <= max(sizes[1:], default=0) else "early"]
+        sizes.append(size)
+        return found
+
+    def forward_or_fail(self, batch, lm=False):
+        passes.append(len(batch.last))
+        if self.training and passes[0] == "late" and len(passes) == 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, batch, lm)
+
+    if os.environ["RANK"] == "1":
+        TaskModel.forward, Job.forwards = forward_or_fail, begin
+    return train(recipe, run, stop)
+
+
+def test_a_pass_that_fitted_before_may_fail(bases, tmp_path) -> None:
+    """As long as it is not the one that gradients are exchanged with."""
+    many = {**ODD, "train": 40, "batch_size": 20, "epochs": 3, "tokens_per_forward": 60}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **many, evaluations=1)
+    one = jobs.train(recipe, tmp_path / "one")
+    two = train_together(2, recipe, tmp_path / "two", how=lose_memory_late)
+    assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
+    state, _ = checkpoint.latest(two / "checkpoints")
+    assert state.facts["progress"]["budget"] <= 30
 
 
 def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:

@@ -165,7 +165,7 @@ def train_with_a_wish(rank: int, recipe: Recipe, run: Path, stop: int | None = N
 
 @pytest.mark.parametrize(("rank", "environment"), [(0, {}), (1, {}), (0, SHARDS), (1, SHARDS)])
 def test_a_wish_to_save_of_one_holds_nobody_up(rank, environment, bases, tmp_path) -> None:
-    """The first process writes at once, unless in shards; else all save after the update."""
+    """The first process writes at once, shards together; otherwise all save after the update."""
     settings = {**ODD, "tokens_per_forward": 40, "head_dropout": 0.1}
     recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **settings)
     saved = []

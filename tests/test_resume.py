@@ -15,7 +15,7 @@ import torture
 import finetune
 import finetune.job
 from finetune import checkpoint
-from finetune.loop import Step
+from finetune.loop import Step, tokens_read
 from finetune.model import TaskModel
 from finetune.news import Evaluated, Finished, Interrupted, Notice, Started
 from finetune.recipe import Recipe
@@ -278,13 +278,22 @@ def test_another_recipe_is_refused(job, tmp_path) -> None:
             finetune.train(jobs.change(job, part, **values), run, resume=True)
 
 
-def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path) -> None:
+def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path, monkeypatch) -> None:
+    """And takes effect: who resumes with smaller passes, for want of memory, gets them."""
     quiet = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epsilon=1e-3)
     whole = jobs.train(quiet, tmp_path / "whole")
     run = tmp_path / "run"
     stop_at(quiet, run, 4)
     smaller = {"tokens_per_forward": 70, "layout": "shared", "checkpoint_updates": 1}
+    forward, read = TaskModel.forward, []
+
+    def watched(self, batch, lm=False):
+        read.append(tokens_read(batch) if self.training else 0)
+        return forward(self, batch, lm)
+
+    monkeypatch.setattr(TaskModel, "forward", watched)
     jobs.train(jobs.change(quiet, "train", **smaller), run, resume=True)
+    assert 0 < max(read) <= 70
     assert jobs.distance(jobs.weights(whole), jobs.weights(run)) < 1e-5
 
 

@@ -53,7 +53,7 @@ def train_together(
         count, how, recipe, run, stop, environment=environment, output=output
     )
     codes = warm.join(children)
-    told = "\n".join(path.read_text() for path in sorted(run.parent.glob("*.output.*")))
+    told = "\n".join(path.read_text() for path in sorted(run.parent.glob("*.[0-9]")))
     assert codes == [143 if stop else 0] * count, told
     return run
 

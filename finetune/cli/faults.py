@@ -71,13 +71,19 @@ def _words(error: BaseException) -> tuple[str, str, int]:
         return error.headline, error.cure, MISTAKE
     if hasattr(error, "format_message"):
         return _command_line(error)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "out of memory", _SMALLER, BROKEN
+    if _lacks_memory(error):
+        return "out of memory", "\n".join(getattr(error, "__notes__", [_SMALLER])), BROKEN
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", "Check the path and its rights.", MISTAKE
     first = next(iter(str(error).strip().splitlines()), "")
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return what, _UNEXPECTED, BROKEN
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whoever says so: torch on a GPU or on a CPU, or Python. Torch is not imported for it."""
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return named or "DefaultCPUAllocator" in str(error)
 
 
 def _command_line(error: Any) -> tuple[str, str, int]:
