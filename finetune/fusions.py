@@ -5,14 +5,11 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from finetune.dropout import Dropout
-from finetune.products import exchange, prefers_onednn
 
 
 def quicken(decoder: PreTrainedModel) -> None:
-    """Exchanges activations, dropouts and dense layers, in place; weights and names stay."""
+    """Exchanges activations and dropouts of the decoder, in place; weights and names stay."""
     for module in list(decoder.modules()):
-        if prefers_onednn():
-            exchange(module)
         for name, child in module.named_children():
             if (other := _quicker(child)) is not None:
                 setattr(module, name, other)

@@ -15,8 +15,7 @@ FLOORS = {
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
     3: "adapters attention bases checkpoint compilation data devices dropout evaluation fusions "
-    "kernels last_block loop losses model new_tokens optimizer peers products rectangles rehearsal "
-    "run "
+    "kernels last_block loop losses model new_tokens optimizer peers rectangles rehearsal run "
     "sharding sight state tables tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
@@ -47,11 +46,10 @@ DOORS = {
     "tokenizers": "pretraining.tokenizer",
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions "
     "job kernels last_block loop losses model new_tokens optimizer peers pretraining "
-    "products prompting rectangles rehearsal run saved sharding sight state tables tensor_file "
-    "training "
+    "prompting rectangles rehearsal run saved sharding sight state tables tensor_file training "
     "work",
     "transformers": "adapters attention bases compilation devices fusions last_block model "
-    "new_tokens pretraining products prompting saved",
+    "new_tokens pretraining prompting saved",
     "typer": "cli",
     "yaml": "recipe_yaml",
 }
