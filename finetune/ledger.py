@@ -16,7 +16,7 @@ from finetune.peers import find_highest
 from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
-from finetune.run import Run, read_recipe, read_result
+from finetune.run import RECIPE, Run, read_recipe, read_result
 from finetune.sharding import gather_weights
 from finetune.signals import Wish
 from finetune.state import capture, restore
@@ -244,7 +244,7 @@ def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
     """
     read_recipe(folder)  # Says what kind of folder this is, where it is no run's.
     trusted = {"base.trust_remote_code": True} if trust_remote_code else {}
-    return load_recipe(folder / "recipe.yaml", trusted)
+    return load_recipe(folder / RECIPE, trusted)
 
 
 def agree(accelerator: Accelerator, wish: Wish | None, code: int) -> tuple[Wish | None, int]:

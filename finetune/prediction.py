@@ -68,7 +68,7 @@ class Predictor:
 
     def save(self, folder: Path) -> None:
         """Writes what `load` reads, without the history of the run."""
-        files.write_atomically(folder / "recipe.yaml", dump(self.recipe))
+        files.write_atomically(folder / RECIPE, dump(self.recipe))
         save_model(folder / MODEL, self.model, self._base)
 
     def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:

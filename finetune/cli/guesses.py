@@ -57,10 +57,10 @@ def guess(
     do not make a task.
     """
     named = {column.name: column for column in columns}
-    for name in (*texts, *([label] if label else [])):
+    read = [*texts, *([label] if label else [])]
+    for name in read:
         if name not in named:
             raise UsageError(f"no column {name!r}", cure=nearest(name, named))
-    read = [*texts, *([label] if label else [])]
     if twice := [name for name in read if read.count(name) > 1]:
         what = f"the column {twice[0]!r} is named twice"
         raise UsageError(what, cure="Give every --text and --label another column.")
