@@ -15,7 +15,7 @@ from finetune.training import events
 
 BATCH, WIDTH = 32, 128
 """Examples of an update, and the longest pair: what run_glue pads to."""
-WARM = 2
+WARM = 4
 """Updates that are not timed: until then memory is still being found."""
 
 

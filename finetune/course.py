@@ -9,12 +9,13 @@ from accelerate import Accelerator
 
 from finetune.evaluation import Round
 from finetune.ledger import Ledger, agree
-from finetune.loop import is_out_of_memory, optimize
+from finetune.loop import optimize
 from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.progress import Clock, Progress
 from finetune.recipe_yaml import compare_documents
 from finetune.run import read_recipe
 from finetune.sharding import is_sharded
+from finetune.shortage import is_out_of_memory
 from finetune.signals import StopRequest
 from finetune.verdict import conclude
 from finetune.work import Watch, Work

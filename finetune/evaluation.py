@@ -12,11 +12,11 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from finetune.batch import Layout, collate, send
-from finetune.loop import is_out_of_memory
 from finetune.losses import task_loss
 from finetune.metrics import score
 from finetune.sampling import Sizes, group, measure
 from finetune.sharding import is_sharded, no_gradients
+from finetune.shortage import is_out_of_memory
 from task_formats import Encoded, Prediction, Task
 
 WINDOW = 4096
@@ -86,7 +86,7 @@ def read_within(
             return [
                 pair for part in parts for pair in zip(part.tolist(), read(part), strict=True)
             ], reading
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or together or len(parts) == len(indices):
                 raise
         largest = max(int(sizes.tokens[part].sum()) for part in parts)

@@ -19,6 +19,7 @@ from finetune.optimizer import pace
 from finetune.peers import find_highest
 from finetune.rehearsal import rehearse
 from finetune.sharding import is_sharded, measure_gradients, reshard
+from finetune.shortage import is_out_of_memory
 from finetune.tables import clear_gradients, grow_in_place
 
 
@@ -206,7 +207,7 @@ def _try(run: Callable[[], Tensor | None], passes: Passes) -> tuple[Tensor | Non
     """What the passes give, and whether memory was lacking for them and smaller ones may fit."""
     try:
         return run(), False
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error) or not _can_shrink(passes):
             raise
     return None, True
@@ -217,7 +218,7 @@ def _advising(passes: Passes, most: int) -> Iterator[None]:
     """An error for want of memory, which ends the run, also says what may fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error) and _can_shrink(passes):
             error.add_note(
                 f"A forward pass of {most} tokens did not fit. To make the same update in smaller "
@@ -277,9 +278,3 @@ def reseed(seed: int, update: int, process: int) -> None:
 def tokens_read(batch: Batch) -> int:
     """Real tokens of a batch."""
     return sum(span.stop - span.start for span in batch.spans)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """True where an error says that memory is lacking, on whatever device."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text

@@ -7,7 +7,7 @@ rehearsal computes is worth nothing; its shapes, and so its memory, are those of
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,7 +72,9 @@ def rehearse(model: nn.Module) -> Iterator[None]:
     finally:
         # Where a pass failed, gathered weights may have gradients: the next pass would add to them.
         model.zero_grad(set_to_none=True)
-        root.reset_iter_state()
+        # What it resets is made in a first forward pass; a batch may not have come so far.
+        with suppress(AttributeError):
+            root.reset_iter_state()
         model.zero_grad(set_to_none=True)
         _connect(model, alone=False)
 

@@ -74,7 +74,7 @@ def scorer(folder, budget: int, layout: str | None = None) -> AnswerScorer:
     return AnswerScorer(decoder, reading, start_processes("fp32", "cpu"))
 
 
-def compare(found: np.ndarray, expected: list[list[float]]) -> None:
+def assert_as_likely(found: np.ndarray, expected: list[list[float]]) -> None:
     for row, scores in zip(found, expected, strict=True):
         assert row[: len(scores)] == pytest.approx(scores, rel=1e-5, abs=1e-4)
         assert np.all(row[len(scores) :] == -np.inf)
@@ -89,7 +89,7 @@ def test_answers_are_as_likely_as_one_at_a_time(bases, family, beginning, monkey
         assert find_trunks(asked)[0].length >= beginning
     expected = one_by_one(bases(family), asked)
     for budget in (1, 70, 10_000):
-        compare(scorer(bases(family), budget).score(asked), expected)
+        assert_as_likely(scorer(bases(family), budget).score(asked), expected)
 
 
 @pytest.mark.parametrize("layout", ["separate", "shared", "packed"])
@@ -98,7 +98,7 @@ def test_every_layout_gives_the_same(bases, layout, monkeypatch):
     for beginning in (0, 60):
         asked = requests(200, beginning)
         found = scorer(bases("gpt2"), 150, layout).score(asked)
-        compare(found, one_by_one(bases("gpt2"), asked))
+        assert_as_likely(found, one_by_one(bases("gpt2"), asked))
 
 
 def test_a_common_beginning_is_read_once(bases, monkeypatch):
@@ -181,7 +181,7 @@ def test_scores_are_without_dropout_and_alike_every_time(bases):
     made = AnswerScorer(decoder, Reading("packed", 0, 500), start_processes("fp32", "cpu"))
     asked = requests(200)
     assert np.array_equal(made.score(asked), made.score(asked))
-    compare(made.score(asked), one_by_one(bases("gpt2"), asked))
+    assert_as_likely(made.score(asked), one_by_one(bases("gpt2"), asked))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])

@@ -282,6 +282,13 @@ MISTAKES = {
         "new rows.csv --evaluate dev.csv", "dev.csv: no column 'label'", "Did you mean 'labels'?",
         write("dev.csv", "text,labels\nthe cat sat,bad\n"),
     ),
+    "new with other rows to score on beside it": Mistake(
+        "new train.csv", "dev.csv: no column 'label'", "Did you mean 'labels'?",
+        lambda here: [
+            (here / "train.csv").write_text(ROWS),
+            (here / "dev.csv").write_text("text,labels\nthe cat sat,bad\n"),
+        ],
+    ),
     "new with two ways to score": Mistake(
         "new rows.csv --evaluate rows.csv --hold-out 0.5", "--hold-out parts", "one of the two"
     ),

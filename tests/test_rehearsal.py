@@ -16,7 +16,9 @@ from together import SHARDS, train_together
 from torch import nn
 
 import finetune.job
+import finetune.loop
 from finetune import checkpoint, rehearsal
+from finetune.batch import send
 from finetune.devices import start_processes
 from finetune.loop import optimize
 from finetune.losses import objective
@@ -76,6 +78,19 @@ def break_allocation(found: list[str], at: int):
     return patch
 
 
+def break_sending(found: list[str]):
+    """The way of a batch to the device fails, before the model has seen any."""
+
+    def patch(model: nn.Module) -> None:
+        def fail(batch, device):
+            fail_once(found, "sending")
+            return send(batch, device)
+
+        finetune.loop.send = fail
+
+    return patch
+
+
 def fail_everywhere(kind, recipe, run, stop=None) -> int:
     """The second process lacks memory at one place after the other: the bits are as without."""
     found: list[str] = []
@@ -83,7 +98,10 @@ def fail_everywhere(kind, recipe, run, stop=None) -> int:
     ways = {
         "forwards": [break_module(found, name, False) for name in WHERE],
         "backwards": [break_module(found, name, True) for name in WHERE[1:]],
-        "transfers": [break_allocation(found, at) for at in range(1, 12)],
+        "transfers": [
+            break_sending(found),
+            *(break_allocation(found, at) for at in range(1, 12)),
+        ],
     }[kind]
     calm, _ = update_twice(recipe, None)
     whole = None
@@ -91,7 +109,7 @@ def fail_everywhere(kind, recipe, run, stop=None) -> int:
     for number, way in enumerate(ways, 1):
         weights, budgets = update_twice(recipe, None, way if second else id)
         assert len(found) == (number if second else 0), found
-        rehearsal._Transfer.allocate = allocate
+        rehearsal._Transfer.allocate, finetune.loop.send = allocate, send
         whole = whole or update_twice(recipe, budgets[0])[0]
         assert budgets == [budgets[0]] * 2
         assert all(torch.equal(weights[name], whole[name]) for name in whole), found

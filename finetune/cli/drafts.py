@@ -62,11 +62,11 @@ def new(
         found = guess(columns, format=format, label=label, texts=text or ())
     except UsageError as error:
         raise error.located(str(file)) from None
-    if evaluate is not None:
-        _check_alike(evaluate, found.used)
     target = output or Path(f"{_name(file)}.yaml")
     if hold is None:
         train, held_out = file, evaluate or find_held_out(file)
+        if held_out is not None:
+            _check_alike(held_out, found.used)
     else:
         refuse_present(target)
         train, held_out = hold_out(file, hold, target.parent)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.cli.screen import print_line, process
+from finetune.shortage import is_out_of_memory
 from task_formats import UsageError
 
 MISTAKE, BROKEN, INTERRUPTED = 2, 1, 130
@@ -71,19 +72,13 @@ def _words(error: BaseException) -> tuple[str, str, int]:
         return error.headline, error.cure, MISTAKE
     if hasattr(error, "format_message"):
         return _command_line(error)
-    if _lacks_memory(error):
+    if is_out_of_memory(error):
         return "out of memory", "\n".join(getattr(error, "__notes__", [_SMALLER])), BROKEN
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", "Check the path and its rights.", MISTAKE
     first = next(iter(str(error).strip().splitlines()), "")
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return what, _UNEXPECTED, BROKEN
-
-
-def _lacks_memory(error: BaseException) -> bool:
-    """Whoever says so: torch on a GPU or on a CPU, or Python. Torch is not imported for it."""
-    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    return named or "DefaultCPUAllocator" in str(error)
 
 
 def _command_line(error: Any) -> tuple[str, str, int]:
