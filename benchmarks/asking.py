@@ -24,16 +24,21 @@ from finetune.prompting import Asker
 from finetune.recipe_files import load_recipe
 from task_formats import Demonstrations, Example, PromptEncoder
 
-CASES = {"rte, 0 shots": ("rte", 0), "rte, 32 shared shots": ("rte", 32), "race": ("race", 0)}
+CASES = {
+    "rte, 0 shots": ("rte", 0),
+    "rte, 32 shared shots": ("rte", 32),
+    "race": ("race", 0),
+    "arc": ("arc", 0),
+}
 POSITIONS = 8192
 """Room for all solved examples: where they do not fit we drop some whole, and the peer cuts."""
-FOLDERS = {"rte": "glue", "race": "race"}
+FOLDERS = {"rte": "glue", "race": "race", "arc": "arc"}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the folder with glue and race")
+    parser.add_argument("--data", type=Path, required=True, help="the folder with glue, race, arc")
     parser.add_argument("--tokenizer", required=True, help="a base; its weights are not used")
     parser.add_argument("--layers", type=int, default=12, help="of gpt2-small's shape")
     parser.add_argument("--rounds", type=int, default=3)

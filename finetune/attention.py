@@ -15,6 +15,10 @@ from finetune.sight import Pieces, Sight, triangle
 
 NAME = "gptft"
 
+_SHORT = 256
+"""Columns of the longest span up to which our own kernel serves without dropout, too: beyond,
+PyTorch's makes neither masks nor weights."""
+
 
 class Memory:
     """Keys and values of a text that was read once, for batches that continue it.
@@ -63,15 +67,15 @@ def attend(
     if sight.ends is not None and sight.ends.listening:
         return _attend_last(query, key, value, sight, dropout, scaling, sliding_window, softcap)
     past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
-    if past is None and _drops_in_blocks(query, dropout, softcap):
+    plain = sight.rowwise and (sliding_window is None or sight.longest <= sliding_window)
+    in_blocks = _likes_blocks(query, softcap) and (
+        dropout or (sight.longest <= _SHORT and not plain)
+    )
+    if past is None and in_blocks:
         blocks = sight.blocks(sliding_window, _widened(query.dtype))
         return attend_blocks(query, key, value, blocks, dropout, scaling), None
     core = _core(dropout, scaling, softcap)
-    if (
-        past is None
-        and sight.rowwise
-        and (sliding_window is None or sight.longest <= sliding_window)
-    ):
+    if past is None and plain:
         return core(query, key, value, None).transpose(1, 2).contiguous(), None
     if past is None and likes_rectangles(query.device):
         rectangles = sight.rectangles(sliding_window, query.dtype)
@@ -90,9 +94,9 @@ def likes_rectangles(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _drops_in_blocks(query: Tensor, dropout: float, softcap: float | None) -> bool:
-    """True where our own kernel serves: dropout of weights on a CPU."""
-    return dropout > 0 and softcap is None and query.device.type == "cpu"
+def _likes_blocks(query: Tensor, softcap: float | None) -> bool:
+    """True where our own kernel can serve: on a CPU."""
+    return softcap is None and query.device.type == "cpu"
 
 
 def _widened(dtype: torch.dtype) -> torch.dtype:
@@ -115,7 +119,7 @@ def _attend_last(
     if ends.memory is None:
         ends.take(key, value)
     keys, values = cast(tuple[Tensor, Tensor], ends.memory)
-    if _drops_in_blocks(query, dropout, softcap):
+    if _likes_blocks(query, softcap):
         blocks = sight.last_blocks(window, _widened(query.dtype))
         return attend_blocks(query, keys, values, blocks, dropout, scaling), None
     blocks = sight.last_blocks(window, query.dtype)

@@ -110,6 +110,10 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
     expected = reference(*parts, mask[:, None], kept, scaling).transpose(1, 2)
     expected = expected * (batch.example >= 0)[..., None, None]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    if not dropout:
+        with torch.no_grad():
+            alone = attend_blocks(*parts, blocks, 0.0, scaling)
+        torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
     outer = torch.randn_like(found)
     for one, other in zip(
         torch.autograd.grad(found, parts, outer),
