@@ -223,18 +223,29 @@ def _findings(tables: Mapping[str, Table]) -> Iterator[str]:
         "λ = 0.5 against λ = 0 (pre-trained both)": (ARMS[2], ARMS[1]),
     }
     for name, (one, other) in pairs.items():
-        better = {task: _compare(table, one, other) for task, table in tables.items()}
+        telling = {task: t for task, t in tables.items() if _beats_majority(t, one, other)}
+        better = {task: _compare(table, one, other) for task, table in telling.items()}
+        mute = [task for task in tables if task not in telling]
         ahead = [task for task, (margin, _) in better.items() if margin > 0]
         clear = [task for task, (margin, apart) in better.items() if margin > 0 and apart]
         behind = [task for task, (margin, _) in better.items() if margin < 0]
         yield (
             f"* {name}: ahead on {len(ahead)} of {len(tables)} ({', '.join(ahead) or 'none'}), "
             f"on {len(clear)} of them with intervals that do not meet ({', '.join(clear) or '-'}); "
-            f"behind on {', '.join(behind) or 'none'}."
+            f"behind on {', '.join(behind) or 'none'}; neither beats the majority class on "
+            f"{', '.join(mute) or 'none'}, which counts for neither."
         )
     yield ""
     yield "GPT-1 too found the LM loss to help its large tasks (NLI, QQP) and not the small ones"
     yield "(section 5); all of these have fewer than 10,000 rows."
+
+
+def _beats_majority(table: Table, *arms: tuple[str, float]) -> bool:
+    """Whether the median of one of the arms at least is better than the majority class."""
+    metric = table.metrics[0]
+    majority = next(row for row in table.rows if row.kind == "majority")
+    best = max(_arms(table)[arm].scores[metric].median for arm in arms)
+    return best > majority.scores[metric].median
 
 
 def _compare(table: Table, one: tuple[str, float], other: tuple[str, float]) -> tuple[float, bool]:

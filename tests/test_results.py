@@ -36,4 +36,10 @@ def test_a_small_study_becomes_a_page(results, shared, bases, tmp_path, capsys) 
             json.loads(path.read_text())["scores"]["validation"]["accuracy"] for path in found
         )
         assert cell.startswith(f"{(low + high) / 2:.3f} ({low:.3f} to {high:.3f})")
-    assert any("ahead on" in line for line in page)
+    floor = float(cells[3])
+    medians = [float(cell.split()[0]) for cell in cells[4:7]]
+    said = [line for line in page if "ahead on" in line]
+    for line, pair in zip(said, (medians[::2], medians[1:]), strict=True):
+        mute = "majority class on sst2" in line
+        assert mute == (max(pair) <= floor), "nobody is ahead where nothing was learned"
+        assert ("ahead on 1 of 1 (sst2)" in line) == (pair[1] > pair[0] and not mute)
