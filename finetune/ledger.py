@@ -16,7 +16,7 @@ from finetune.peers import find_highest
 from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
-from finetune.run import RECIPE, Run, read_recipe, read_result
+from finetune.run import CHECKPOINTS, RECIPE, Run, read_identity, read_recipe, read_result
 from finetune.sharding import gather_weights
 from finetune.signals import Wish
 from finetune.state import capture, restore
@@ -83,7 +83,7 @@ class Ledger:
             state = self._run.restore()
             notices += self._run.warnings
         else:
-            state, _ = checkpoint.latest(self.folder / "checkpoints")
+            state, _ = checkpoint.latest(self.folder / CHECKPOINTS, read_identity(self.folder))
         if state is not None:
             self._check_recipe(job)
             with _fitting(state.path):

@@ -1,0 +1,125 @@
+"""What was exchanged or edited between two sittings of a run is told, and not trained with."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jobs
+import pytest
+
+from finetune import checkpoint
+from finetune.loop import Step
+from finetune.news import Interrupted, Notice, Started
+from finetune.recipe import Recipe
+from finetune.recipe_files import load_recipe
+from finetune.run import RECIPE, read_identity
+from finetune.training import events
+from task_formats import UsageError
+
+pytestmark = pytest.mark.usefixtures("no_flush")
+
+
+@pytest.fixture(scope="module")
+def job(bases, tmp_path_factory) -> Recipe:
+    folder = tmp_path_factory.mktemp("data")
+    return jobs.recipe("classification", bases("gpt2"), folder, checkpoint_updates=1, seed=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory) -> Path:
+    return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def stop(recipe: Recipe, run: Path, update: int = 2, overwrite: bool = False) -> Path:
+    """Trains until an update is done; the folder of the run, which has two states then."""
+
+    def watch() -> None:
+        for event in events(recipe, run, overwrite=overwrite):
+            if isinstance(event, Step) and event.number == update:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        watch()
+    return run
+
+
+def resume(run: Path) -> tuple[list[str], list[int]]:
+    """As `gptft resume RUN`: what it tells, and after how many updates it begins."""
+    seen = list(events(load_recipe(run / RECIPE), run, resume=True))
+    told = [event.text for event in seen if isinstance(event, Notice)]
+    return told, [event.done for event in seen if isinstance(event, Started)]
+
+
+# -- states ------------------------------------------------------------------------------------
+
+
+def test_states_of_another_run_are_not_used(job, undisturbed, tmp_path) -> None:
+    """Whole and sealed they are, and yet they are not this run's: told as damage is."""
+    run = stop(job, tmp_path / "run")
+    other = stop(jobs.change(job, "train", seed=2), tmp_path / "other")
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    told, done = resume(run)
+    assert done == [0]
+    assert len(told) == 2
+    assert all("belongs to another run; this state is not used" in text for text in told)
+    jobs.assert_same(run, undisturbed)
+
+
+def test_the_own_state_before_another_runs_is_used(job, undisturbed, tmp_path) -> None:
+    run, other = stop(job, tmp_path / "run", 2), stop(job, tmp_path / "other", 3)
+    shutil.copytree(other / "checkpoints/update-00000003", run / "checkpoints/update-00000003")
+    told, done = resume(run)
+    assert done == [2]
+    assert [text.partition(": ")[2] for text in told] == [
+        "belongs to another run; this state is not used"
+    ]
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_run_can_be_moved_and_copied(job, undisturbed, tmp_path) -> None:
+    moved = stop(job, tmp_path / "run").rename(tmp_path / "moved")
+    copied = Path(shutil.copytree(moved, tmp_path / "copied"))
+    for run in (moved, copied):
+        assert resume(run) == ([], [2])
+        jobs.assert_same(run, undisturbed)
+
+
+def test_a_run_begun_anew_has_another_identity(job, tmp_path) -> None:
+    run = stop(job, tmp_path / "run")
+    first = read_identity(run)
+    assert first is not None
+    stop(job, run, overwrite=True)
+    assert read_identity(run) not in (first, None)
+
+
+def test_a_lost_identity_is_that_of_the_newest_state(job, undisturbed, tmp_path) -> None:
+    run = stop(job, tmp_path / "run")
+    identity = read_identity(run)
+    (run / "run.json").unlink()
+    assert resume(run) == ([], [2])
+    assert read_identity(run) == identity
+    jobs.assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"id": 5}', '{"id": ""}'])
+def test_a_damaged_identity_is_told(content, job, undisturbed, tmp_path) -> None:
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    (run / "result.json").unlink()
+    (run / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=r"run\.json"):
+        resume(run)
+
+
+def test_a_state_that_names_no_run_is_used_and_told(job, undisturbed, tmp_path) -> None:
+    """As those are that were saved before runs had identities."""
+    run = stop(job, tmp_path / "run")
+    state, _ = checkpoint.latest(run / "checkpoints")
+    checkpoint.save(run / "checkpoints", 2, state.tensors, state.facts)
+    assert "run" not in json.loads((state.path / "manifest.json").read_text())
+    told, done = resume(run)
+    assert done == [2]
+    assert ["names no run" in text for text in told] == [True]
+    jobs.assert_same(run, undisturbed)
