@@ -85,7 +85,7 @@ class Ledger:
         else:
             state, _ = checkpoint.latest(self.folder / CHECKPOINTS, read_identity(self.folder))
         if state is not None:
-            self._check_recipe(job)
+            self._check_recipe(job, state.facts.get("told"))
             with _fitting(state.path):
                 restore(job.model, job.optimizer, state.tensors)
                 notices += _changes(state.facts["made_with"], made_with(job))
@@ -97,17 +97,26 @@ class Ledger:
         self.refused_in_a_row = progress.refused
         return progress, notices
 
-    def _check_recipe(self, job: Work) -> None:
-        """UsageError where a resumed run is told something else than it was."""
-        old, new = job.decisions(read_recipe(self.folder)), job.decisions()
+    def _check_recipe(self, job: Work, told: Any) -> None:
+        """UsageError where a resumed run is told something else than `told`, which its state was.
+
+        By a command, or by a recipe.yaml that was edited, which says nothing true of the state.
+        """
+        # States that do not say what they were told are from before they did.
+        old = job.decisions(told if isinstance(told, str) else read_recipe(self.folder))
+        new = job.decisions()
         different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if different:
-            raise UsageError(
-                f"the run in this folder has another {different[0]}: "
-                f"{old.get(different[0])!r}, not {new.get(different[0])!r}",
-                where=str(self.folder),
-                cure=f"gptft resume {self.folder} goes on with what it was told.",
-            )
+        if not different:
+            return
+        key, where = different[0], self.folder
+        cure = f"gptft resume {self.folder} goes on with what it was told."
+        if job.decisions(read_recipe(self.folder)) != old:
+            where, cure = self.folder / RECIPE, "This file was edited: set that value back in it."
+        raise UsageError(
+            f"the run in this folder has another {key}: {old.get(key)!r}, not {new.get(key)!r}",
+            where=str(where),
+            cure=cure,
+        )
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
         """Appends an event to metrics.jsonl."""
@@ -153,7 +162,7 @@ class Ledger:
         self.flush()
         tensors = capture(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
-            facts = {"progress": progress.facts(), "made_with": made_with(job)}
+            facts = {"progress": progress.facts(), "told": job.told(), "made_with": made_with(job)}
             self._run.save(progress.update, tensors, facts)
 
     def save_model(self, job: Work) -> None:

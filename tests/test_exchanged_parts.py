@@ -123,3 +123,51 @@ def test_a_state_that_names_no_run_is_used_and_told(job, undisturbed, tmp_path) 
     assert done == [2]
     assert ["names no run" in text for text in told] == [True]
     jobs.assert_same(run, undisturbed)
+
+
+# -- the recipe --------------------------------------------------------------------------------
+
+
+def edit(run: Path, old: str, new: str) -> None:
+    """As sed in the folder of a run."""
+    text = (run / RECIPE).read_text()
+    assert old in text
+    (run / RECIPE).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("learning_rate: 0.001", "learning_rate: 0.01", r"train\.learning_rate: 0\.001, not 0\.01"),
+        ("seed: 1\n", "seed: 2\n", r"train\.seed: 1, not 2"),
+        ("epochs: 2", "epochs: 3", r"train\.epochs: 2\.0, not 3\.0"),
+        ("0: bad", "0: worse", r"task\.labels: {0: 'bad'"),
+    ],
+)
+def test_an_edited_recipe_is_told(old, new, named, job, undisturbed, tmp_path) -> None:
+    run = stop(job, tmp_path / "run")
+    edit(run, old, new)
+    with pytest.raises(UsageError, match=f"another {named}") as caught:
+        resume(run)
+    assert caught.value.where == str(run / RECIPE)
+    assert "set that value back" in str(caught.value)
+    edit(run, new, old)
+    assert resume(run) == ([], [2])
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_recipe_can_be_edited_where_nothing_depends_on_it(job, undisturbed, tmp_path) -> None:
+    run = stop(job, tmp_path / "run")
+    edit(run, "checkpoint_updates: 1", "checkpoint_updates: 3")
+    edit(run, "about: ", "about: mine")
+    assert resume(run) == ([], [2])
+    assert jobs.distance(jobs.weights(run), jobs.weights(undisturbed)) == 0
+
+
+def test_a_command_outdoes_an_edited_recipe(job, undisturbed, tmp_path) -> None:
+    """`gptft train ... --resume` with the old values goes on, and writes them down again."""
+    run = stop(job, tmp_path / "run")
+    edit(run, "learning_rate: 0.001", "learning_rate: 0.01")
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+    assert "learning_rate: 0.001" in (run / RECIPE).read_text()
