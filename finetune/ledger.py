@@ -17,6 +17,7 @@ from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
 from finetune.run import CHECKPOINTS, RECIPE, Run, read_identity, read_recipe, read_result
+from finetune.saved import require_model, seal_model
 from finetune.sharding import gather_weights
 from finetune.signals import Wish
 from finetune.state import capture, restore
@@ -95,7 +96,26 @@ class Ledger:
         self._accelerator.wait_for_everyone()
         progress = Progress.of(state.facts["progress"]) if state else Progress()
         self.refused_in_a_row = progress.refused
-        return progress, notices
+        return progress, notices + self._check_best(job, progress)
+
+    def _check_best(self, job: Work, progress: Progress) -> list[str]:
+        """Sees to it that the run can end where its best model is lost or damaged; what to tell.
+
+        The state may be of that very update; else the best model is what is saved next.
+        """
+        notices = []
+        if self._run and progress.best_update:
+            try:
+                require_model(self._run.model_folder, self._run.identity)
+            except UsageError as error:
+                notices = [f"{error.headline}; the best model, of update {progress.best_update}, "]
+        (lost,) = find_highest([len(notices)], self._accelerator)
+        if lost and progress.update == progress.best_update:
+            self.save_model(job)
+            return [notice + "is saved again" for notice in notices]
+        if lost:
+            progress.forget_best()
+        return [notice + "is lost, and the next one is saved instead" for notice in notices]
 
     def _check_recipe(self, job: Work, told: Any) -> None:
         """UsageError where a resumed run is told something else than `told`, which its state was.
@@ -171,6 +191,7 @@ class Ledger:
         if self._run:
             with files.replace_folder(self._run.model_folder) as partial:
                 job.save_model(partial, weights)
+                seal_model(partial, self._run.identity)
         self._accelerator.wait_for_everyone()
 
     def write_result(self, job: Work, result: Result) -> None:

@@ -91,3 +91,21 @@ def compare(path: Path, expected: Entry, found: Entry) -> None:
         raise UsageError(what, where=str(path))
     if found.sha256 != expected.sha256:
         raise UsageError("damaged: its content is not what was written", where=str(path))
+
+
+def seal_folder(folder: Path, form: str, run: str | None = None) -> None:
+    """Writes the manifest of all files that are in a folder now."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {
+        path.relative_to(folder).as_posix(): Entry(path.stat().st_size, files.hash_file(path))
+        for path in paths
+        if path != folder / MANIFEST
+    }
+    manifest = Manifest(form, folder.name.removesuffix(".partial"), entries, run)
+    files.write_atomically(folder / MANIFEST, manifest.encode())
+
+
+def check_folder(folder: Path, form: str, run: str | None = None) -> None:
+    """UsageError unless all files of the manifest are there as they were written."""
+    for name, entry in read_manifest(folder, form, run).files.items():
+        check_file(files.inside(folder, name), entry)

@@ -108,6 +108,11 @@ class Run:
             self._lock.close()
 
     @property
+    def identity(self) -> str | None:
+        """What the run calls itself in what it writes, once it is restored."""
+        return self._saver.run
+
+    @property
     def finished(self) -> bool:
         """Whether the folder holds a result."""
         return (self.folder / RESULT).exists()
