@@ -3,12 +3,11 @@
     checkpoints/update-00000120/
         tensors.safetensors     every tensor, bit for bit
         facts.json              everything else
-        manifest.json           name, sizes and SHA-256 of the two, and of itself; written last
+        manifest.json           name, run, sizes and SHA-256 of the two, sealed; written last
 
 A state is written under another name and renamed when it is on the disk. The newest two stay.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +19,11 @@ import torch
 from torch import Tensor
 
 from finetune import files, json_text
+from finetune.manifest import MANIFEST, Entry, Manifest, check_file, compare, read_manifest
 from finetune.tensor_file import Same, find_same, read_tensors, write_tensors
 from task_formats import UsageError
 
-TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
+TENSORS, FACTS = "tensors.safetensors", "facts.json"
 FORMAT = "gptft checkpoint, version 1"
 KEEP = 2
 """States that stay: should the newest be damaged, there is the one before."""
@@ -41,49 +41,65 @@ class State(NamedTuple):
     """On the CPU, in memory of their own; tensors saved as one are one."""
     facts: dict[str, Any]
     path: Path
+    run: str | None
+    """The identity of the run that saved it; None where that had none."""
 
 
 def save(
-    folder: Path | str, update: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    folder: Path | str,
+    update: int,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    run: str | None = None,
 ) -> Path:
-    """Write the state after `update` updates and delete all but the newest two.
+    """Write the state of `run` after `update` updates and delete all but the newest two.
 
     States of later updates go too: they belong to a future that a resume gave up. One writer
     at a time. UsageError on a full, read-only or forbidden disk, with the earlier states whole.
     """
-    return _write(Path(folder), update, *find_same(tensors), _encode(facts))
+    return _write(Path(folder), update, *find_same(tensors), _encode(facts), run)
 
 
-def latest(folder: Path | str) -> tuple[State | None, list[str]]:
-    """The newest whole state, and a warning with file and reason for every newer one.
+def latest(folder: Path | str, run: str | None = None) -> tuple[State | None, list[str]]:
+    """The newest whole state of `run`, and a warning with file and reason for every newer one.
 
     Changes nothing on disk, so any number of processes can call it at once.
     """
     warnings: list[str] = []
     for path in reversed(_states(Path(folder))):
         try:
-            return load(path), warnings
+            return load(path, run), warnings
         except UsageError as error:
             warnings.append(f"{error.headline}; this state is not used")
     return None, warnings
 
 
-def load(path: Path | str) -> State:
-    """The state in a folder; UsageError naming the file and what is wrong with it."""
+def load(path: Path | str, run: str | None = None) -> State:
+    """The state in a folder; UsageError naming the file and what is wrong with it.
+
+    With `run`, a state that another run has saved is wrong too.
+    """
     path = Path(path)
     with files.clear_errors(path):
         _require_state(path)
-    expected = _read_manifest(path)
+    manifest = read_manifest(path, FORMAT, run)
+    expected = manifest.files
+    if expected.keys() != {TENSORS, FACTS}:
+        raise UsageError("damaged: it does not list a state's files", where=str(path / MANIFEST))
+    if manifest.name != _own_name(path):
+        what = f"belongs to another state, {manifest.name!r}"
+        raise UsageError(what, where=str(path / MANIFEST))
     text = files.read_plain(path / FACTS, _LARGEST_TEXT)
-    _compare(path / FACTS, expected[FACTS], len(text), sha256(text).hexdigest())
-    size = _size(path / TENSORS)
-    # The size first: it costs nothing, and names the commonest damage.
-    _compare(path / TENSORS, expected[TENSORS], size, None)
-    _compare(path / TENSORS, expected[TENSORS], size, files.hash_file(path / TENSORS))
+    compare(path / FACTS, expected[FACTS], _entry(text))
+    check_file(path / TENSORS, expected[TENSORS])
     facts = json_text.decode(text, str(path / FACTS))
     if not isinstance(facts, dict):
         raise UsageError("damaged: it holds no facts", where=str(path / FACTS))
-    return State(read_tensors(path / TENSORS), facts, path)
+    return State(read_tensors(path / TENSORS), facts, path, manifest.run)
+
+
+def _entry(text: bytes) -> Entry:
+    return Entry(len(text), sha256(text).hexdigest())
 
 
 def _require_state(path: Path) -> None:
@@ -102,6 +118,8 @@ class Saver:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self.run: str | None = None
+        """Whose states these are."""
         self._copies: dict[str, Tensor] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
@@ -116,7 +134,9 @@ class Saver:
         distinct, same = find_same(tensors)
         _require_space(self.folder, distinct, text)
         self._copies = {name: self._copy(name, tensor) for name, tensor in distinct.items()}
-        self._pending = self._writer.submit(_write, self.folder, update, self._copies, same, text)
+        self._pending = self._writer.submit(
+            _write, self.folder, update, self._copies, same, text, self.run
+        )
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         held = self._copies.get(name)
@@ -157,7 +177,12 @@ def _require_space(folder: Path, tensors: Mapping[str, Tensor], facts: bytes) ->
 
 
 def _write(
-    folder: Path, update: int, tensors: Mapping[str, Tensor], same: Same, facts: bytes
+    folder: Path,
+    update: int,
+    tensors: Mapping[str, Tensor],
+    same: Same,
+    facts: bytes,
+    run: str | None,
 ) -> Path:
     path = folder / f"update-{update:08d}"
     with files.clear_errors(folder):
@@ -166,62 +191,13 @@ def _write(
     _require_space(folder, tensors, facts)
     with files.replace_folder(path) as partial:
         with open(partial / TENSORS, "xb") as file:
-            size, digest = write_tensors(file, tensors, same)
+            written = Entry(*write_tensors(file, tensors, same))
             files.flush(file)
         files.write_atomically(partial / FACTS, facts)
-        expected = {
-            TENSORS: {"bytes": size, "sha256": digest},
-            FACTS: {"bytes": len(facts), "sha256": sha256(facts).hexdigest()},
-        }
-        files.write_atomically(partial / MANIFEST, _manifest(path.name, expected))
+        manifest = Manifest(FORMAT, path.name, {TENSORS: written, FACTS: _entry(facts)}, run)
+        files.write_atomically(partial / MANIFEST, manifest.encode())
     _prune(folder, path)
     return path
-
-
-def _manifest(name: str, expected: Mapping[str, Mapping[str, Any]]) -> bytes:
-    body = {"format": FORMAT, "name": name, "files": expected}
-    seal = sha256(json_text.encode(body)).hexdigest()
-    return json_text.encode({**body, "seal": seal}, indent=1)
-
-
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of the files of a state; UsageError unless no byte has changed."""
-    where = path / MANIFEST
-    data = files.read_plain(where, limit=2**16)
-    content = json_text.decode(data, str(where))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"not of the format {FORMAT!r}", where=str(where))
-    name, expected = content.get("name"), content.get("files")
-    if not isinstance(name, str) or not isinstance(expected, dict) or not _lists_files(expected):
-        raise UsageError("damaged: it does not list the files of a state", where=str(where))
-    if data != _manifest(name, expected):
-        raise UsageError("damaged: its content does not match its seal", where=str(where))
-    if name != _own_name(path):
-        raise UsageError(f"belongs to another state, {name!r}", where=str(where))
-    return expected
-
-
-def _lists_files(expected: dict[str, Any]) -> bool:
-    return (
-        set(expected) == {TENSORS, FACTS}
-        and all(isinstance(entry, dict) for entry in expected.values())
-        and all(entry.keys() == {"bytes", "sha256"} for entry in expected.values())
-        and all(type(entry["bytes"]) is int for entry in expected.values())
-        and all(type(entry["sha256"]) is str for entry in expected.values())
-    )
-
-
-def _compare(path: Path, expected: dict[str, Any], size: int, digest: str | None) -> None:
-    if size != expected["bytes"]:
-        what = f"damaged: {size:,} bytes, where {expected['bytes']:,} were written"
-        raise UsageError(what, where=str(path))
-    if digest is not None and digest != expected["sha256"]:
-        raise UsageError("damaged: its content is not what was written", where=str(path))
-
-
-def _size(path: Path) -> int:
-    with files.clear_errors(path), files.open_plain(path) as file:
-        return os.fstat(file.fileno()).st_size
 
 
 def _states(folder: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from finetune.peers import find_highest
 from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
-from finetune.run import RECIPE, Run, read_recipe, read_result
+from finetune.run import CHECKPOINTS, RECIPE, Run, read_identity, read_recipe, read_result
+from finetune.saved import require_model, seal_model
 from finetune.sharding import gather_weights
 from finetune.signals import Wish
 from finetune.state import capture, restore
@@ -83,9 +84,9 @@ class Ledger:
             state = self._run.restore()
             notices += self._run.warnings
         else:
-            state, _ = checkpoint.latest(self.folder / "checkpoints")
+            state, _ = checkpoint.latest(self.folder / CHECKPOINTS, read_identity(self.folder))
         if state is not None:
-            self._check_recipe(job)
+            self._check_recipe(job, state.facts.get("told"))
             with _fitting(state.path):
                 restore(job.model, job.optimizer, state.tensors)
                 notices += _changes(state.facts["made_with"], made_with(job))
@@ -95,19 +96,47 @@ class Ledger:
         self._accelerator.wait_for_everyone()
         progress = Progress.of(state.facts["progress"]) if state else Progress()
         self.refused_in_a_row = progress.refused
-        return progress, notices
+        return progress, notices + self._check_best(job, progress)
 
-    def _check_recipe(self, job: Work) -> None:
-        """UsageError where a resumed run is told something else than it was."""
-        old, new = job.decisions(read_recipe(self.folder)), job.decisions()
+    def _check_best(self, job: Work, progress: Progress) -> list[str]:
+        """Sees to it that the run can end where its best model is lost or damaged; what to tell.
+
+        The state may be of that very update; else the best model is what is saved next.
+        """
+        notices = []
+        if self._run and progress.best_update:
+            try:
+                require_model(self._run.model_folder, self._run.identity)
+            except UsageError as error:
+                notices = [f"{error.headline}; the best model, of update {progress.best_update}, "]
+        (lost,) = find_highest([len(notices)], self._accelerator)
+        if lost and progress.update == progress.best_update:
+            self.save_model(job)
+            return [notice + "is saved again" for notice in notices]
+        if lost:
+            progress.forget_best()
+        return [notice + "is lost, and the next one is saved instead" for notice in notices]
+
+    def _check_recipe(self, job: Work, told: Any) -> None:
+        """UsageError where a resumed run is told something else than `told`, which its state was.
+
+        By a command, or by a recipe.yaml that was edited, which says nothing true of the state.
+        """
+        # States that do not say what they were told are from before they did.
+        old = job.decisions(told if isinstance(told, str) else read_recipe(self.folder))
+        new = job.decisions()
         different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if different:
-            raise UsageError(
-                f"the run in this folder has another {different[0]}: "
-                f"{old.get(different[0])!r}, not {new.get(different[0])!r}",
-                where=str(self.folder),
-                cure=f"gptft resume {self.folder} goes on with what it was told.",
-            )
+        if not different:
+            return
+        key, where = different[0], self.folder
+        cure = f"gptft resume {self.folder} goes on with what it was told."
+        if job.decisions(read_recipe(self.folder)) != old:
+            where, cure = self.folder / RECIPE, "This file was edited: set that value back in it."
+        raise UsageError(
+            f"the run in this folder has another {key}: {old.get(key)!r}, not {new.get(key)!r}",
+            where=str(where),
+            cure=cure,
+        )
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
         """Appends an event to metrics.jsonl."""
@@ -153,7 +182,7 @@ class Ledger:
         self.flush()
         tensors = capture(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
-            facts = {"progress": progress.facts(), "made_with": made_with(job)}
+            facts = {"progress": progress.facts(), "told": job.told(), "made_with": made_with(job)}
             self._run.save(progress.update, tensors, facts)
 
     def save_model(self, job: Work) -> None:
@@ -162,6 +191,7 @@ class Ledger:
         if self._run:
             with files.replace_folder(self._run.model_folder) as partial:
                 job.save_model(partial, weights)
+                seal_model(partial, self._run.identity)
         self._accelerator.wait_for_everyone()
 
     def write_result(self, job: Work, result: Result) -> None:

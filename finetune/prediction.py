@@ -17,8 +17,8 @@ from finetune.ledger import load_run_recipe
 from finetune.model import TaskModel
 from finetune.recipe import DataPart, Recipe
 from finetune.recipe_files import dump
-from finetune.run import MODEL, RECIPE, RESULT, read_result
-from finetune.saved import load_model, save_model
+from finetune.run import MODEL, RECIPE, RESULT, read_identity, read_result
+from finetune.saved import load_model, save_model, seal_model
 from finetune.splits import build_encoder, encode_split
 from task_formats import Prediction, Row, Task, UsageError
 from task_formats.task import LABEL
@@ -70,6 +70,7 @@ class Predictor:
         """Writes what `load` reads, without the history of the run."""
         files.write_atomically(folder / RECIPE, dump(self.recipe))
         save_model(folder / MODEL, self.model, self._base)
+        seal_model(folder / MODEL)
 
     def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:
         """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
@@ -109,7 +110,8 @@ def load(
     task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
     accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
-    model, base = load_model(folder / MODEL, task, trust_remote_code=trust)
+    run = read_identity(folder)
+    model, base = load_model(folder / MODEL, task, trust_remote_code=trust, run=run)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)
 

@@ -62,6 +62,10 @@ class Progress:
         self.stale = 0 if better else self.stale + 1
         return better
 
+    def forget_best(self) -> None:
+        """As if nothing had been evaluated: the next evaluation is the best so far."""
+        self.best, self.best_update = -math.inf, 0
+
 
 class Clock:
     """Says when the next checkpoint is due, in minutes or updates."""

@@ -1,5 +1,6 @@
 """The folder of a run: one writer, a log that resumes to the byte, recipe, result and states.
 
+run.json         the identity of the run, by which it knows its states
 recipe.yaml      what the run was told
 metrics.jsonl    one event a line
 result.json      scores; there when the run has finished
@@ -8,6 +9,7 @@ checkpoints/     whole states, see finetune.checkpoint
 """
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -22,8 +24,8 @@ from task_formats import UsageError
 RECIPE, LOG, RESULT, MODEL, CHECKPOINTS = (
     "recipe.yaml", "metrics.jsonl", "result.json", "model", "checkpoints",
 )  # fmt: skip
-_LOCK = ".lock"
-_PARTS = (RECIPE, LOG, RESULT, MODEL, CHECKPOINTS)
+_IDENTITY, _LOCK = "run.json", ".lock"
+_PARTS = (_IDENTITY, RECIPE, LOG, RESULT, MODEL, CHECKPOINTS)
 _LOG_SIZE = "log_bytes"
 _LONGEST_LINE = 2**24
 
@@ -106,6 +108,11 @@ class Run:
             self._lock.close()
 
     @property
+    def identity(self) -> str | None:
+        """What the run calls itself in what it writes, once it is restored."""
+        return self._saver.run
+
+    @property
     def finished(self) -> bool:
         """Whether the folder holds a result."""
         return (self.folder / RESULT).exists()
@@ -113,13 +120,24 @@ class Run:
     def restore(self) -> checkpoint.State | None:
         """The newest whole state, or None; the log is cut back to the moment it was saved.
 
-        What was found damaged on the way is told in `warnings`.
+        What was found damaged, or another run's, on the way is told in `warnings`.
         """
-        state, warnings = checkpoint.latest(self.checkpoints)
+        identity = read_identity(self.folder)
+        state, warnings = checkpoint.latest(self.checkpoints, identity)
         self.warnings += warnings
+        if state and identity and not state.run:
+            self.warnings.append(f"{state.path}: it names no run, so it may be another's; used")
         size = state.facts.get(_LOG_SIZE) if state else 0
         self._cut_log(size if isinstance(size, int) else 0)
+        self._saver.run = identity or self._identify(state)
         return state
+
+    def _identify(self, state: checkpoint.State | None) -> str:
+        """Gives the run an identity: that of its state, should run.json have been lost."""
+        identity = (state and state.run) or secrets.token_hex(16)
+        content = json_text.encode({"id": identity}, indent=1) + b"\n"
+        files.write_atomically(files.inside(self.folder, _IDENTITY), content)
+        return identity
 
     def _cut_log(self, size: int) -> None:
         with files.clear_errors(self.folder / LOG):
@@ -165,6 +183,19 @@ class Run:
         self._saver.wait()
         content = json_text.encode(values, indent=2) + b"\n"
         files.write_atomically(files.inside(self.folder, RESULT), content)
+
+
+def read_identity(folder: Path | str) -> str | None:
+    """What a run calls itself in what it writes; None where it has no name yet."""
+    path = files.inside(folder, _IDENTITY)
+    if not path.exists():
+        return None
+    content = json_text.decode(files.read_plain(path, limit=2**16), str(path))
+    identity = content.get("id") if isinstance(content, dict) else None
+    if not isinstance(identity, str) or not identity:
+        cure = "Delete it, and the newest state says whose it is."
+        raise UsageError("damaged: it names no run", where=str(path), cure=cure)
+    return identity
 
 
 def read_recipe(folder: Path | str) -> str:

@@ -89,7 +89,7 @@ def test_a_cell_is_the_run_that_its_recipe_makes_alone(study, tmp_path):
 def test_neither_models_nor_states_are_kept_unless_they_are_wanted(study, tmp_path):
     recipe, folder, design, _ = study
     assert {path.name for path in (folder / "scratch-seed-0").iterdir()} == {
-        ".lock", "recipe.yaml", "metrics.jsonl", "result.json",
+        ".lock", "run.json", "recipe.yaml", "metrics.jsonl", "result.json",
     }  # fmt: skip
     compare(recipe, tmp_path, design, only=["scratch-seed-1"], keep_models=True)
     assert (tmp_path / "scratch-seed-1" / "model" / "config.json").exists()

@@ -10,7 +10,8 @@ import pytest
 
 FLOORS = {
     # The ground: pure functions and plain files.
-    1: "task_formats allocator metrics schedule files json_text lock network shortage signals",
+    1: "task_formats allocator metrics schedule files json_text lock manifest network shortage "
+    "signals",
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
