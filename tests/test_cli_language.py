@@ -92,6 +92,13 @@ def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys, monkey
     assert {answer["label"] for answer in answers} <= {"yes", "no"}
 
 
+def test_a_limit_of_questions_leaves_the_solved_examples(base, task, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    words = ["ask", "--task", str(task), "--base", str(base), "--limit", "2", "--shots", "4"]
+    assert main([*words, "-o", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
 def test_a_text_is_shown_with_what_follows_it(base, capsys):
     assert main(["generate", "It rained", "--base", str(base), "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("It rained")

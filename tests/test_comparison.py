@@ -181,6 +181,16 @@ def test_done_anew(study, tmp_path):
     assert len(list(read_log(tmp_path / "scratch-seed-0"))) == len(list(first))
 
 
+def test_shots_that_the_rows_cannot_supply_are_refused_before_the_first_cell(study, tmp_path):
+    recipe, *_ = study
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 6})})
+    with pytest.raises(UsageError, match="32 shots need 33 different labelled examples"):
+        list(events(few, tmp_path, Design(seeds=(0,))))
+    assert not list(tmp_path.iterdir())
+    # What is not asked needs no examples.
+    compare(few, tmp_path, Design(seeds=(0,)), only=["majority", "ask-4*"])
+
+
 def test_runs_from_scratch_may_have_a_rate_of_their_own(study):
     recipe, *_ = study
     cells = plan_cells(recipe, Design((0,), (), scratch={"train.learning_rate": "1e-2"}))

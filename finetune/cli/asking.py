@@ -47,6 +47,10 @@ PromptName = Annotated[
     str | None,
     typer.Option("--prompt", metavar="NAME", help="Another of its prompts, as gpt1 for cola."),
 ]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ask only the first rows; solved examples come from all."),
+]
 Data = Annotated[
     str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
 ]
@@ -68,7 +72,7 @@ def ask(
     normalization: Normalization = None,
     prompt: PromptName = None,
     data: Data = None,
-    limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
+    limit: Limit = None,
     precision: Precision = None,
     trust_remote_code: Trust = False,
     settings: Settings = None,
@@ -91,7 +95,6 @@ def ask(
         "base.path": base,
         "base.trust_remote_code": trust_remote_code or None,
         "data.path": data,
-        "data.limit": limit,
         "train.precision": precision,
     }
     source = find(task, _untrained(collect(flags, settings or [])))
@@ -105,6 +108,7 @@ def ask(
         counts,
         draws,
         task=source.task,
+        limit=limit,
         shared=shared,
         calibrated=calibrated,
         normalization=normalization,

@@ -73,15 +73,16 @@ class Asked(NamedTuple):
 class Asker:
     """A decoder with a task's questions and solved examples."""
 
-    def __init__(self, recipe: Recipe, task: Task | None = None) -> None:
+    def __init__(self, recipe: Recipe, task: Task | None = None, limit: int | None = None) -> None:
         """Loads and reads everything but the solved examples, which wait for a manner with shots.
 
-        Raises UsageError where there is no prompt, no base, or no row.
+        `limit` counts questions alone, `data.limit` the rows of every split. Raises UsageError where there is no prompt, no base, or no row.
         """
         self.recipe, self.task = recipe, task or recipe.task.build()
         accelerator = start_processes(choose_precision(recipe.train.precision))
         decoder, tokenizer = load_plain(recipe.base.model_copy(update={"dropout": None}))
-        self.questions = self._read(_named(recipe.data.evaluate, "evaluate"), labelled=False)
+        asked, most = _named(recipe.data.evaluate, "evaluate"), _least(limit, recipe.data.limit)
+        self.questions = self._read(asked, most, labelled=False)
         self._pool: list[Example] | None = None
         self.boundary = find_boundary(tokenizer)
         self._max_tokens = count_positions(decoder) or _UNLIMITED
@@ -216,10 +217,11 @@ class Asker:
     def solved(self) -> list[Example]:
         """Labelled examples of the training split, read when they are first wanted."""
         if self._pool is None:
-            self._pool = self._read(_named(self.recipe.data.train, "train"), labelled=True)
+            split, most = _named(self.recipe.data.train, "train"), self.recipe.data.limit
+            self._pool = self._read(split, most, labelled=True)
         return self._pool
 
-    def _read(self, split: str, *, labelled: bool) -> list[Example]:
+    def _read(self, split: str, limit: int | None, *, labelled: bool) -> list[Example]:
         part = self.recipe.data
         rows = open_rows(part, split)
         examples, _ = read_examples(
@@ -228,7 +230,7 @@ class Asker:
             split,
             labelled=labelled,
             on_bad_row=part.on_bad_row,
-            limit=part.limit,
+            limit=limit,
         )
         return list(examples)
 
@@ -239,15 +241,17 @@ def ask(
     seeds: Sequence[int] = (0,),
     *,
     task: Task | None = None,
+    limit: int | None = None,
     shared: bool = False,
     calibrated: bool = False,
     normalization: Normalization | None = None,
 ) -> Iterator[Asked]:
     """Asks the evaluation split of a recipe with every number of shots and every seed, in turn.
 
-    Zero shots draw nothing, so they are asked once. Raises UsageError for whatever does not fit.
+    `limit` asks its first rows alone. Zero shots draw nothing, so they are asked once. Raises
+    UsageError for whatever does not fit.
     """
-    asker = Asker(recipe, task)
+    asker = Asker(recipe, task, limit)
     for count in shots:
         for seed in seeds if count else seeds[:1]:
             yield asker.ask(Manner(count, seed, shared, calibrated, normalization))
@@ -257,6 +261,10 @@ def _normalize(scores: np.ndarray, how: Normalization, questions: list[Question]
     if how == "token":
         return normalization.per_token(scores, questions)
     return normalization.per_byte(scores, questions) if how == "byte" else scores
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _named(split: str | None, role: str) -> str:
