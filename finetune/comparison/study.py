@@ -77,7 +77,8 @@ def events(
     `only` chooses cells by name or glob, `overwrite` does the chosen ones anew. A trained cell
     keeps its recipe, log and result, and with `keep_models` its best model.
     Raises UsageError where a cell in the folder was told something else, before the first cell
-    where there are too few rows for the shots of one, and for all that `training.events` and `Asker` do; Interrupted where a signal asked for the end.
+    where there are too few rows for the shots of one, and for all that `training.events` and
+    `Asker` do; Interrupted where a signal asked for the end.
     """
     study = Study(settle(recipe, Path.cwd()), Path(folder), task, device)
     cells = plan_cells(study.recipe, design)
@@ -208,6 +209,7 @@ class Study:
             "intervals": asked.intervals,
             "labels": asked.shown,
             "cut": asked.cut,
+            "precision": asked.precision,
         }
 
 

@@ -3,14 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
 from finetune.bases import count_positions, load_plain
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
-from finetune.devices import choose_budget, choose_layout, choose_precision, start_processes
+from finetune.devices import (
+    Precision,
+    choose_budget,
+    choose_layout,
+    choose_precision,
+    start_processes,
+)
 from finetune.evaluation import Reading, counted_class
 from finetune.metrics import score
 from finetune.prompting import normalization
@@ -68,6 +74,12 @@ class Asked(NamedTuple):
     """Solved examples that stood before a question, on average: as many as fitted."""
     cut: int
     """Questions whose beginning did not fit."""
+    precision: Precision
+    """What products were made in. Only in fp32 the log-likelihoods are transformers' own to 1e-4:
+    in bf16 they are up to a tenth of a nat off."""
+    reads: Literal["probabilities", "log_probability", "score"]
+    """What the scores of a prediction are: one per answer, or the one number that it was made of
+    (`score`: its label)."""
 
 
 class Asker:
@@ -76,10 +88,12 @@ class Asker:
     def __init__(self, recipe: Recipe, task: Task | None = None, limit: int | None = None) -> None:
         """Loads and reads everything but the solved examples, which wait for a manner with shots.
 
-        `limit` counts questions alone, `data.limit` the rows of every split. Raises UsageError where there is no prompt, no base, or no row.
+        `limit` counts questions alone, `data.limit` the rows of every split. Raises UsageError
+        where there is no prompt, no base, or no row.
         """
         self.recipe, self.task = recipe, task or recipe.task.build()
-        accelerator = start_processes(choose_precision(recipe.train.precision))
+        self.precision = choose_precision(recipe.train.precision)
+        accelerator = start_processes(self.precision)
         decoder, tokenizer = load_plain(recipe.base.model_copy(update={"dropout": None}))
         asked, most = _named(recipe.data.evaluate, "evaluate"), _least(limit, recipe.data.limit)
         self.questions = self._read(asked, most, labelled=False)
@@ -112,6 +126,8 @@ class Asker:
             predictions,
             float(np.mean([question.shots for question in questions])),
             sum(question.cut > 0 for question in questions),
+            self.precision,
+            self._reads(),
         )
 
     def likelihoods(self, questions: Sequence[Question]) -> np.ndarray:
@@ -186,6 +202,12 @@ class Asker:
             self.task.labels.decode(question.id, row[: len(question.places)].tolist())
             for question, row in zip(questions, scores, strict=True)
         ]
+
+    def _reads(self) -> Literal["probabilities", "log_probability", "score"]:
+        if isinstance(self.task.labels, Range):
+            return "score"
+        threshold = self.task.prompt and self.task.prompt.threshold
+        return "log_probability" if threshold else "probabilities"
 
     def _judge(
         self, questions: Sequence[Question], predictions: Sequence[Prediction]
