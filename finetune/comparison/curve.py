@@ -8,7 +8,6 @@ from finetune import files
 from finetune.comparison.table import Row, Table
 from task_formats import UsageError
 
-
 AXIS = "labelled examples (a part f of them is trained on for epochs / √f)"
 """Labels and epochs differ along the curve."""
 

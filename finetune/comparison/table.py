@@ -24,8 +24,8 @@ NOTES = (
 )
 """What has to be known to read a table."""
 _CURVE = (
-    "A part f of the labels is trained on for epochs / √f: few labels are read more often, so along "
-    "the curve neither epochs nor updates are equal."
+    "A part f of the labels is trained on for epochs / √f: few labels are read more often, so "
+    "along the curve neither epochs nor updates are equal."
 )
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
-from finetune.bases import count_positions, load_plain
+from finetune.bases import UNLIMITED, count_positions, load_plain
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
 from finetune.devices import (
@@ -41,8 +41,6 @@ from task_formats.prompts import Normalization
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """What stands for every field in a question without content (Zhao et al. 2021)."""
-_UNLIMITED = 2048
-"""Tokens of a question for a decoder that sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Asker:
         self.questions = self._read(asked, most, labelled=False)
         self._pool: list[Example] | None = None
         self.boundary = find_boundary(tokenizer)
-        self._max_tokens = count_positions(decoder) or _UNLIMITED
+        self._max_tokens = count_positions(decoder) or UNLIMITED
         layout = choose_layout(recipe.train, decoder, chooses=True)
         budget = choose_budget(recipe.train, decoder, accelerator.device)
         reading = Reading(layout, tokenizer.pad_token_id or 0, budget)
