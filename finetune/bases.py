@@ -58,11 +58,21 @@ class Base:
         return count_positions(self.decoder)
 
 
+UNLIMITED = 2048
+"""Tokens that are read at once by a decoder that sets no limit."""
+
+
 def count_positions(decoder: PreTrainedModel) -> int | None:
     """The longest text a decoder can read, in tokens; None where it sets no limit."""
     config = decoder.config.get_text_config()
     value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(value) if value else None
+
+
+def find_special(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
+    """The id of the first of some special tokens (bos, eos, pad) that there is, else of unk."""
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in (*names, "unk"))
+    return next((token for token in ids if isinstance(token, int)), None)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -48,33 +48,47 @@ def task_loss(logits: Tensor, label: Tensor) -> Tensor:
     return cross_entropy(wide(logits), label, reduction="none", ignore_index=NO_LABEL)
 
 
-def token_losses(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+def token_losses(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    cap: float | None = None,
+) -> Tensor:
     """(M, D) states to (M,) negative log-likelihoods of their targets, in nats, no gradient kept.
 
-    Never more than CHUNK rows of V logits exist at a time.
+    With a `cap` each logit z is cap · tanh(z / cap). Never more than CHUNK rows of V logits exist
+    at a time.
     """
     table = weight.to(_compute_dtype(states))
     with torch.no_grad(), _as_written(states):
         rooms = _Rooms.build(states, table)
-        parts = [
-            _likelihoods(rooms.logits(rows.to(table.dtype), table, bias), goal)
-            for rows, goal in rooms.split(states, target)
-        ]
+        parts = []
+        for rows, goal in rooms.split(states, target):
+            logits = rooms.logits(rows.to(table.dtype), table, bias)
+            _cap(logits[:, : len(table)], cap)
+            parts.append(_likelihoods(logits, goal))
         return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
 
 
 def lm_loss(
-    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    share: Tensor,
+    cap: float | None = None,
 ) -> Tensor:
     """Σ share · nll over M targets, its gradient made in the forward pass, chunk by chunk.
 
     Equal to `(share * cross_entropy(linear(states, weight, bias), target)).sum()`, without ever
-    holding M × V logits. PyTorch's own chunked `linear_cross_entropy` knows no share per target:
-    with one, it has to make the logits a second time in the backward pass.
+    holding M × V logits; with a `cap`, of logits cap · tanh(z / cap). PyTorch's own chunked
+    `linear_cross_entropy` knows no share per target: with one, it has to make the logits a second
+    time in the backward pass.
     """
     dtype = _compute_dtype(states)
     with _as_written(states):
-        return _LmLoss.apply(states, weight, bias, target, share, dtype)
+        return _LmLoss.apply(states, weight, bias, target, share, dtype, cap)
 
 
 class _LmLoss(torch.autograd.Function):
@@ -89,6 +103,7 @@ class _LmLoss(torch.autograd.Function):
         target: Tensor,
         share: Tensor,
         dtype: torch.dtype,
+        cap: float | None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         table = weight.to(dtype)
@@ -100,17 +115,22 @@ class _LmLoss(torch.autograd.Function):
         loss, at = share.new_zeros(()), 0
         for rows, goal, part in rooms.split(states, target, share):
             logits = rooms.logits(rows.to(table.dtype), table, bias)
+            inside = logits[:, : len(table)]
+            _cap(inside, cap)
+            bend = None if cap is None else _bend(inside, cap)
             nll = _likelihoods(logits, goal)
             loss += part[:, 0].dot(nll)
             # What were logits are probabilities by now: one less at the target is their slope.
             logits.scatter_(1, goal[:, None], torch.expm1(-nll)[:, None])
+            if bend is not None:
+                inside *= bend
             slope = rooms.narrow(logits)[:, : len(table)]
             if d_states is not None:
                 d_states[at : at + len(rows)] = (slope @ table) * part
             if d_weight is not None:
                 _add_product(d_weight, slope.t(), (rows * part).to(table.dtype), first=at == 0)
             if d_bias is not None:
-                d_bias += logits[:, : len(table)].t() @ part[:, 0]
+                d_bias += inside.t() @ part[:, 0]
             at += len(rows)
         if at == 0 and d_weight is not None:
             d_weight.zero_()
@@ -126,7 +146,8 @@ class _LmLoss(torch.autograd.Function):
             ctx.weight.grad.add_(d_weight, alpha=float(scale))
             d_weight = None
         parts = (d_states, d_weight, d_bias)
-        return (*(None if part is None else part.mul_(scale) for part in parts), None, None, None)
+        slopes = (None if part is None else part.mul_(scale) for part in parts)
+        return (*slopes, None, None, None, None)
 
 
 class _Rooms(NamedTuple):
@@ -164,6 +185,17 @@ class _Rooms(NamedTuple):
     def narrow(self, values: Tensor) -> Tensor:
         """(m, V′) values in the type that products are made in."""
         return values if self.exact is self.product else self.product[: len(values)].copy_(values)
+
+
+def _cap(logits: Tensor, cap: float | None) -> None:
+    """Turns (m, V) logits z into cap · tanh(z / cap), where there is a cap."""
+    if cap is not None:
+        logits.div_(cap).tanh_().mul_(cap)
+
+
+def _bend(capped: Tensor, cap: float) -> Tensor:
+    """(m, V) slopes of capped logits by those they were made of: 1 − tanh²."""
+    return (capped / cap).square_().neg_().add_(1)
 
 
 def _likelihoods(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Two readers of a decoder: a linear head for fine-tuning, and the language model itself."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from finetune.attention import NAME, Memory
 from finetune.batch import Batch
 from finetune.losses import Outputs, lm_loss, token_losses
 from finetune.sight import Sight
-from task_formats import Format, Labels, UsageError
+from task_formats import Format, Labels
 
 
 class Head(nn.Module):
@@ -46,6 +46,7 @@ class Reader(nn.Module):
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
         self.decoder = decoder
+        self.finish = Finish.of(decoder)
 
     def states(
         self, batch: Batch, memory: Memory | None = None, *, ends_only: bool = False
@@ -68,20 +69,54 @@ class Reader(nn.Module):
         layer = self.decoder.get_output_embeddings()
         return cast(Tensor, layer.weight), cast("Tensor | None", getattr(layer, "bias", None))
 
+    def lm_loss(self, states: Tensor, target: Tensor, share: Tensor) -> Tensor:
+        """Σ share · negative log-likelihood of M targets after their (M, D) states."""
+        return lm_loss(*self._scaled(states), target, share, self.finish.cap)
 
-_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    def token_losses(self, states: Tensor, target: Tensor) -> Tensor:
+        """(M,) negative log-likelihoods of targets after their (M, D) states, without gradient."""
+        return token_losses(*self._scaled(states), target, self.finish.cap)
+
+    def _scaled(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, weight and bias whose plain logits have the family's scale."""
+        weight, bias = self.output_layer()
+        scale = self.finish.scale
+        if scale == 1:
+            return states, weight, bias
+        return states * scale, weight, None if bias is None else bias * scale
 
 
-def _refuse_scaled(decoder: PreTrainedModel) -> None:
-    """UsageError where a family's logits are more than a linear map of its last state."""
-    config = decoder.config.get_text_config()
-    for name in _SCALES:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise UsageError(
-                f"{config.model_type} scales or caps its logits ({name}), which is not supported",
-                where="base.path",
-                cure="Take a base whose logits are plain; this setting would be ignored silently.",
-            )
+class Finish(NamedTuple):
+    """What a family makes of its logits z after the linear map: cap · tanh(scale · z / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, decoder: PreTrainedModel) -> "Finish":
+        """As the decoder's configuration says, under whatever name its family has for it."""
+        config = decoder.config.get_text_config()
+        scale = 1.0
+        for name, power in {**_POWERS, **_OWN_POWERS.get(config.model_type, {})}.items():
+            value = getattr(config, name, None)
+            if power and value is not None:
+                scale *= float(value) ** power
+        caps = (getattr(config, name, None) for name in _CAPS)
+        return cls(scale, next((float(cap) for cap in caps if cap), None))
+
+
+_POWERS = {
+    "logit_scale": 1,
+    "lm_head_multiplier": 1,
+    "output_multiplier": 1,
+    "logits_scaling": -1,
+    "logits_mup_width_multiplier": -1,
+}
+"""Settings that logits are multiplied or divided by: cohere, falcon_h1, muse, granite, inkling."""
+_OWN_POWERS = {"hyperclovax": {"logits_scaling": 1}, "mpt": {"logit_scale": 0}}
+"""Families that mean something else by a name; transformers' mpt reads its own nowhere."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""As gemma2, recurrent_gemma and xlstm call it."""
 
 
 def plain(decoder: PreTrainedModel) -> PreTrainedModel:
@@ -116,11 +151,8 @@ class TaskModel(nn.Module):
         logits = self.head(features, batch.last >= 0)
         if not lm:
             return Outputs(logits, logits.new_zeros(()))
-        _refuse_scaled(self.reader.decoder)
-        weight, bias = self.reader.output_layer()
-        return Outputs(
-            logits, lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
-        )
+        loss = self.reader.lm_loss(states[batch.source], batch.target, batch.weight)
+        return Outputs(logits, loss)
 
 
 class LanguageModel(nn.Module):
@@ -128,7 +160,6 @@ class LanguageModel(nn.Module):
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
-        _refuse_scaled(decoder)
         self.reader = Reader(decoder)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
@@ -136,15 +167,13 @@ class LanguageModel(nn.Module):
         states = self.reader.states(batch)
         if not lm:
             return Outputs(self.score_endings(states, batch), states.new_zeros(()))
-        weight, bias = self.reader.output_layer()
         logits = batch.share.new_full(batch.last.shape, -torch.inf)
-        loss = lm_loss(states[batch.source], weight, bias, batch.target, batch.weight)
+        loss = self.reader.lm_loss(states[batch.source], batch.target, batch.weight)
         return Outputs(logits, loss)
 
     def score_endings(self, states: Tensor, batch: Batch) -> Tensor:
         """(N, K) log-probabilities in nats of what the batch's targets say; -inf where absent."""
-        weight, bias = self.reader.output_layer()
         asked = batch.view >= 0
-        nll = token_losses(states[batch.source[asked]], weight, bias, batch.target[asked])
+        nll = self.reader.token_losses(states[batch.source[asked]], batch.target[asked])
         sums = nll.new_zeros(batch.last.numel()).index_add(0, batch.view[asked], nll)
         return (-sums.view_as(batch.last)).masked_fill(batch.last < 0, -torch.inf)

@@ -115,6 +115,19 @@ def test_solved_examples_come_from_the_training_split_and_never_answer_the_quest
         asker.ask(Manner(shots=8))
 
 
+def test_a_limit_counts_questions_and_not_the_rows_that_examples_are_drawn_from(bases, data):
+    recipe = entailment(data, bases("gpt2"))
+    whole = Asker(recipe).ask(Manner(shots=4))
+    (first,) = ask(recipe, [4], limit=2)
+    assert [p.id for p in first.predictions] == [p.id for p in whole.predictions[:2]]
+    for one, other in zip(first.predictions, whole.predictions[:2], strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 3})})
+    assert len(Asker(few, limit=4).questions) == 3
+    with pytest.raises(UsageError, match="and there are 3"):
+        Asker(few, limit=2).ask(Manner(shots=4))
+
+
 def test_calibration_divides_by_what_is_answered_to_no_question(bases, data):
     base = bases("gpt2")
     found = Asker(entailment(data, base)).ask(Manner(calibrated=True))

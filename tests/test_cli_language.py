@@ -83,13 +83,52 @@ def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys, monkey
     assert main([*words, "--seeds", "0-1", "--precision", "fp32", "-o", str(out)]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert table[0][:3] == ["shots", "shown", "accuracy"]
-    assert [line[0] for line in table[2:]] == ["0", "1", "2"]
+    assert [line[0] for line in table[2:5]] == ["0", "1", "2"]
+    # What an interval is of, row by row: no shots are drawn once.
+    assert [line[-3:] for line in table[2:5]] == [
+        ["%", "of", "rows"], *[[line[-3], "2", "seeds"] for line in table[3:5]],
+    ]  # fmt: skip
+    assert table[5] == ["asked", "in", "fp32"]
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     manners = list(dict.fromkeys((answer["shots"], answer["seed"]) for answer in answers))
     assert manners == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
     assert len(answers) == 5 * 12
     assert all(sum(answer["probabilities"]) == pytest.approx(1) for answer in answers)
     assert {answer["label"] for answer in answers} <= {"yes", "no"}
+
+
+def test_the_table_says_that_other_precisions_are_not_transformers_own(base, task, capsys):
+    assert main(["ask", "--task", str(task), "--base", str(base), "--precision", "bf16"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "asked in bf16; --precision fp32 gives transformers' own numbers" in out
+
+
+def test_answers_are_written_under_the_name_of_what_they_hold(base, tmp_path):
+    """A text that is its own answer has a log-probability, and a score is its label."""
+    out = tmp_path / "answers.jsonl"
+    given = {
+        "cola": [{"sentence": "It rained all night.", "label": n} for n in (0, 1)],
+        "stsb": [{"sentence1": "It", "sentence2": "rained", "label": n} for n in (1.0, 4.0)],
+    }
+    columns = {}
+    for name, made in given.items():
+        rows = tmp_path / f"{name}.jsonl"
+        rows.write_text("".join(json.dumps(row) + "\n" for row in made))
+        changes = [f"data.{role}={rows}" for role in ("train", "evaluate")]
+        words = ["ask", "--task", name, "--base", str(base), "-o", str(out)]
+        words += ["--prompt", "gpt1"] if name == "cola" else []
+        assert main([*words, "--set", *changes, "data.path=null"]) == 0
+        columns[name] = [json.loads(line) for line in out.read_text().splitlines()]
+    assert list(columns["cola"][0]) == ["shots", "seed", "id", "label", "log_probability"]
+    assert columns["cola"][0]["log_probability"] < 0
+    assert list(columns["stsb"][0]) == ["shots", "seed", "id", "label"]
+
+
+def test_a_limit_of_questions_leaves_the_solved_examples(base, task, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    words = ["ask", "--task", str(task), "--base", str(base), "--limit", "2", "--shots", "4"]
+    assert main([*words, "-o", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 2
 
 
 def test_a_text_is_shown_with_what_follows_it(base, capsys):

@@ -20,7 +20,7 @@ from finetune.comparison import (
 )
 from finetune.comparison.cells import select_cells
 from finetune.comparison.majority import guess
-from finetune.comparison.table import Found, say_row, tabulate, write_markdown
+from finetune.comparison.table import NOTES, Found, say_row, tabulate, write_markdown
 from finetune.loop import Step
 from finetune.metrics import score
 from finetune.recipe import PromptPart, Recipe
@@ -70,6 +70,26 @@ def test_a_study_has_a_cell_for_every_way_and_seed(study):
     assert [row.arm for row in table.rows] == list(dict.fromkeys(c.arm for c in cells.values()))
 
 
+def test_the_table_says_how_long_few_labels_are_trained_on_and_what_was_asked_in(study):
+    recipe, folder, design, table = study
+    assert [("√f" in note, "fp32" in note) for note in table.notes[-2:]] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
+    assert f"asked in {recipe.train.precision};" in table.notes[-1]
+    found = [one for _, one in list_cells(recipe, folder, design) if one and one.cell.shots == 0]
+    plain = [one for one in found if one.cell.fraction == 1 and one.cell.work != "ask"]
+    assert tabulate(recipe, plain).notes == NOTES
+
+
+def test_one_trained_seed_has_no_interval(study):
+    recipe, folder, design, _ = study
+    done = {cell.name: found for cell, found in list_cells(recipe, folder, design) if found}
+    table = tabulate(recipe, [done[name] for name in ("majority", "ask-0", "scratch-seed-0")])
+    intervals = [say_row(row, table.metrics)[4] for row in table.rows]
+    assert ["to" in text for text in intervals] == [True, True, False]
+    assert intervals[2] == ""
+
+
 def test_a_study_that_is_done_is_only_read(study):
     recipe, folder, design, table = study
     happening = list(events(recipe, folder, design))
@@ -102,6 +122,9 @@ def test_one_cell_alone_gives_a_table_of_what_is_there(study, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
         "lambda-0-seed-0", "lambda-0-seed-1",
     }  # fmt: skip
+    # Without the majority class nobody knows which runs are no better.
+    assert alone.rows[0].collapsed is None
+    assert say_row(alone.rows[0], alone.metrics)[-1] == "not checked"
     whole = next(row for row in table.rows if row.lm_coefficient == 0)
     assert [row.scores for row in alone.rows] == [whole.scores]
     done = [cell.name for cell, found in list_cells(recipe, tmp_path, design) if found]
@@ -179,6 +202,16 @@ def test_done_anew(study, tmp_path):
     assert not any(event.read for event in happening if isinstance(event, CellFinished))
     assert sum(isinstance(event, Step) for event in happening) == 2
     assert len(list(read_log(tmp_path / "scratch-seed-0"))) == len(list(first))
+
+
+def test_shots_that_the_rows_cannot_supply_are_refused_before_the_first_cell(study, tmp_path):
+    recipe, *_ = study
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 6})})
+    with pytest.raises(UsageError, match="32 shots need 33 different labelled examples"):
+        list(events(few, tmp_path, Design(seeds=(0,))))
+    assert not list(tmp_path.iterdir())
+    # What is not asked needs no examples.
+    compare(few, tmp_path, Design(seeds=(0,)), only=["majority", "ask-4*"])
 
 
 def test_runs_from_scratch_may_have_a_rate_of_their_own(study):

@@ -23,21 +23,32 @@ def draw(count: int, vocabulary: int, biased: bool, dtype: torch.dtype = torch.f
     return states, weight, bias, target, share
 
 
-def naive(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor):
+def naive(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    share: Tensor,
+    cap: float | None = None,
+):
     logits = linear(states, weight, bias)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     # Where products are made in bfloat16, the rest is still done in float32.
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     nll = cross_entropy(logits, target, reduction="none")
     return (share * nll).sum()
 
 
-@given(st.integers(0, 9), st.integers(1, 70), st.booleans(), st.integers(1, 4))
-def test_in_chunks_of_any_size_it_is_the_naive_loss(count, vocabulary, biased, chunk):
-    parts = draw(count, vocabulary, biased)
+CAPS = st.sampled_from([None, 0.5, 9.0])
+
+
+@given(st.integers(0, 9), st.integers(1, 70), st.booleans(), st.integers(1, 4), CAPS)
+def test_in_chunks_of_any_size_it_is_the_naive_loss(count, vocabulary, biased, chunk, cap):
+    parts = (*draw(count, vocabulary, biased), cap)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "CHUNK", chunk)
         found = lm_loss(*parts)
-        each = token_losses(*parts[:4])
+        each = token_losses(*parts[:4], cap)
     torch.testing.assert_close(found, naive(*parts), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close((each * parts[4]).sum(), naive(*parts), rtol=1e-12, atol=1e-12)
     leaves = [part for part in parts[:3] if part is not None]

@@ -47,6 +47,10 @@ PromptName = Annotated[
     str | None,
     typer.Option("--prompt", metavar="NAME", help="Another of its prompts, as gpt1 for cola."),
 ]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ask only the first rows; solved examples come from all."),
+]
 Data = Annotated[
     str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
 ]
@@ -68,7 +72,7 @@ def ask(
     normalization: Normalization = None,
     prompt: PromptName = None,
     data: Data = None,
-    limit: Annotated[int | None, typer.Option(help="Ask only the first rows.")] = None,
+    limit: Limit = None,
     precision: Precision = None,
     trust_remote_code: Trust = False,
     settings: Settings = None,
@@ -91,7 +95,6 @@ def ask(
         "base.path": base,
         "base.trust_remote_code": trust_remote_code or None,
         "data.path": data,
-        "data.limit": limit,
         "train.precision": precision,
     }
     source = find(task, _untrained(collect(flags, settings or [])))
@@ -105,6 +108,7 @@ def ask(
         counts,
         draws,
         task=source.task,
+        limit=limit,
         shared=shared,
         calibrated=calibrated,
         normalization=normalization,
@@ -174,19 +178,26 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def shots_table(found: "Sequence[Asked]") -> Table:
-    """A row per number of shots, a column per metric with its spread over rows or seeds."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    """A row per number of shots: every metric with its interval, and what the interval is of."""
+    precision = found[0].precision
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
+    table.caption = f"asked in {precision}{_CAUTION if precision != 'fp32' else ''}"
     table.add_column("shots", justify="right", style="cyan")
     table.add_column("shown", justify="right")
     metrics = list(found[0].scores)
     for metric in metrics:
         table.add_column(Text(metric), justify="right")
-        table.add_column("95 %" if len(found) == len(_by_shots(found)) else "over seeds")
+        table.add_column("interval")
+    table.add_column("of")
     for count, group in _by_shots(found).items():
         shown = sum(asked.shown for asked in group) / len(group)
         cells = [cell for metric in metrics for cell in _cells(group, metric)]
-        table.add_row(str(count), f"{shown:.4g}", *cells)
+        over = f"{len(group)} seeds" if len(group) > 1 else "95 % of rows"
+        table.add_row(str(count), f"{shown:.4g}", *cells, over)
     return table
+
+
+_CAUTION = "; --precision fp32 gives transformers' own numbers"
 
 
 def _cells(group: "Sequence[Asked]", metric: str) -> tuple[str, str]:
@@ -205,10 +216,12 @@ def _by_shots(found: "Iterable[Asked]") -> "dict[int, list[Asked]]":
 def _write_answers(found: "Sequence[Asked]", output: str) -> None:
     from finetune.data import write_rows
 
-    columns = ["shots", "seed", "id", "label", "probabilities"]
+    reads = found[0].reads
+    # A score is the label itself.
+    columns = ["shots", "seed", "id", "label", *([] if reads == "score" else [reads])]
     with write_rows(output, columns, format=None) as sink:
         for asked in found:
             for answer in asked.predictions:
-                values = (asked.manner.shots, asked.manner.seed, answer.id, answer.label)
-                row = dict(zip(columns, (*values, list(answer.scores)), strict=True))
-                sink.write(row)
+                scores = list(answer.scores) if reads == "probabilities" else answer.scores[0]
+                values = (asked.manner.shots, asked.manner.seed, answer.id, answer.label, scores)
+                sink.write(dict(zip(columns, values, strict=False)))

@@ -8,6 +8,9 @@ from finetune import files
 from finetune.comparison.table import Row, Table
 from task_formats import UsageError
 
+AXIS = "labelled examples (a part f of them is trained on for epochs / √f)"
+"""Labels and epochs differ along the curve."""
+
 
 class Line(NamedTuple):
     """Arms that belong together, by their number of labels."""
@@ -45,7 +48,7 @@ def draw_curve(table: Table, path: Path) -> None:
             value = row.scores[table.metrics[0]].median
             dots = ":" if row.kind == "majority" else "--"
             axes.axhline(value, label=row.arm, linewidth=1, color="gray", linestyle=dots)
-    axes.set(xscale="log", xlabel="labelled examples", ylabel=table.metrics[0])
+    axes.set(xscale="log", xlabel=AXIS, ylabel=table.metrics[0])
     axes.set_title(table.about, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

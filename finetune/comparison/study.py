@@ -25,7 +25,7 @@ from finetune.recipe import Recipe
 from finetune.recipe_files import dump, settle
 from finetune.run import CHECKPOINTS, LOG, MODEL, RECIPE, RESULT, Run, read_result
 from finetune.training import events as train_events
-from task_formats import Task, UsageError
+from task_formats import Demonstrations, Task, UsageError
 
 _FREE = {
     "task.prompts", "train.layout", "train.tokens_per_forward", "train.checkpoint_minutes",
@@ -76,8 +76,9 @@ def events(
     A cell that is done is read, one that was interrupted goes on from its last whole state.
     `only` chooses cells by name or glob, `overwrite` does the chosen ones anew. A trained cell
     keeps its recipe, log and result, and with `keep_models` its best model.
-    Raises UsageError where a cell in the folder was told something else, and for all that
-    `training.events` and `Asker` do; Interrupted where a signal asked for the end.
+    Raises UsageError where a cell in the folder was told something else, before the first cell
+    where there are too few rows for the shots of one, and for all that `training.events` and
+    `Asker` do; Interrupted where a signal asked for the end.
     """
     study = Study(settle(recipe, Path.cwd()), Path(folder), task, device)
     cells = plan_cells(study.recipe, design)
@@ -85,6 +86,7 @@ def events(
     # What was told something else is found before any work is done, chosen or not.
     known = {cell.name: study.read(cell) for cell in cells if not (overwrite and cell in chosen)}
     study.accelerator.wait_for_everyone()
+    study.check_shots([cell for cell in chosen if not known.get(cell.name)])
     for number, cell in enumerate(chosen, 1):
         if found := known.get(cell.name):
             if (
@@ -144,6 +146,12 @@ class Study:
         part = self.recipe.data
         return open_rows(part, str(part.evaluate)).fingerprint()
 
+    def check_shots(self, cells: Sequence[Cell]) -> None:
+        """UsageError where the rows cannot supply the solved examples of one of the cells."""
+        most = max((cell.shots for cell in cells), default=0)
+        if most:
+            Demonstrations(self.asker.solved(), most)
+
     def read(self, cell: Cell) -> Found | None:
         """What a cell has found, if it is done; UsageError where it was told something else."""
         folder = self.folder / cell.name
@@ -201,6 +209,7 @@ class Study:
             "intervals": asked.intervals,
             "labels": asked.shown,
             "cut": asked.cut,
+            "precision": asked.precision,
         }
 
 

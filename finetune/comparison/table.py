@@ -16,12 +16,17 @@ Kind = Literal["majority", "ask", "scratch", "tuned"]
 NOTES = (
     "Of several seeds the median, from the lowest to the highest. (Of five seeds, that interval "
     "holds the true median in 15 of 16 studies, whatever the distribution.)",
-    "Of a single cell (majority class, zero-shot) its score, and 95 % of bootstrap draws of the "
-    "evaluation rows.",
+    "Of a single cell that was not trained (majority class, zero-shot) its score, and 95 % of "
+    "bootstrap draws of the evaluation rows; of a single seed that was, its score alone.",
     "Trained cells show their best epoch on the evaluation split, so they flatter themselves a "
-    "little; collapsed ones are no better than the majority class.",
+    "little; collapsed ones are no better than the majority class, which has to be done (--only "
+    "majority) for them to be checked.",
 )
 """What has to be known to read a table."""
+_CURVE = (
+    "A part f of the labels is trained on for epochs / √f: few labels are read more often, so "
+    "along the curve neither epochs nor updates are equal."
+)
 
 
 class Found(NamedTuple):
@@ -36,6 +41,8 @@ class Found(NamedTuple):
     seconds: float
     evaluated: str
     """The fingerprint of the rows it was scored on."""
+    precision: str | None = None
+    """What it was asked in."""
 
     @classmethod
     def of(cls, cell: Cell, result: Mapping[str, Any]) -> "Found":
@@ -44,7 +51,8 @@ class Found(NamedTuple):
         wanted = {str(name): float(scores[name]) for name in cell.recipe.task.metrics}
         labels = result["labels"] if "labels" in result else result["made_with"]["rows"]["train"]
         seconds, evaluated = float(result["seconds"]), result["made_with"]["data"]["evaluate"]
-        return cls(cell, wanted, labels, result.get("intervals"), seconds, evaluated)
+        intervals, precision = result.get("intervals"), result.get("precision")
+        return cls(cell, wanted, labels, intervals, seconds, evaluated, precision)
 
 
 class Spread(NamedTuple):
@@ -56,6 +64,11 @@ class Spread(NamedTuple):
     of: Literal["seeds", "rows"]
     """Low and high: the lowest and highest seed, or 95 % of bootstrap draws of the rows."""
     values: tuple[float, ...]
+
+    def say_interval(self) -> str:
+        """From low to high; nothing where one seed is all there is."""
+        alone = self.of == "seeds" and len(self.values) == 1
+        return "" if alone else f"{self.low:.4f} to {self.high:.4f}"
 
 
 class Row(NamedTuple):
@@ -71,8 +84,9 @@ class Row(NamedTuple):
     """Solved examples that were asked with; fewer may have fitted."""
     seeds: tuple[int, ...]
     scores: dict[str, Spread]
-    collapsed: tuple[int, ...]
-    """Seeds of trained cells that are no better than the majority class."""
+    collapsed: tuple[int, ...] | None
+    """Seeds of trained cells that are no better than the majority class; None where that is not
+    known, as its cell is not done."""
     seconds: float
     """Of all its cells."""
 
@@ -100,7 +114,17 @@ def tabulate(recipe: Recipe, found: Sequence[Found]) -> Table:
     for one in found:
         arms.setdefault(one.cell.arm, []).append(one)
     rows = tuple(_row(recipe, arm, cells, floor) for arm, cells in arms.items())
-    return Table(recipe.about, recipe.base.path, tuple(recipe.task.metrics), rows)
+    notes = _notes(rows, found)
+    return Table(recipe.about, recipe.base.path, tuple(recipe.task.metrics), rows, notes)
+
+
+def _notes(rows: Sequence[Row], found: Sequence[Found]) -> tuple[str, ...]:
+    """What has to be known of these cells."""
+    curve = [_CURVE] if any(row.fraction < 1 for row in rows) else []
+    precisions = sorted({one.precision for one in found if one.precision})
+    asked = f"Few-shot cells were asked in {' and '.join(precisions)}; --precision fp32 gives "
+    asked += "transformers' own log-likelihoods to 1e-4."
+    return (*NOTES, *curve, *([asked] if precisions else []))
 
 
 def _check_rows(found: Sequence[Found]) -> None:
@@ -124,7 +148,7 @@ def _row(recipe: Recipe, arm: str, cells: Sequence[Found], floor: Found | None) 
         first.shots,
         tuple(one.cell.seed for one in cells),
         {metric: _spread(metric, cells) for metric in recipe.task.metrics},
-        tuple(one.cell.seed for one in cells if trained and _collapsed(recipe, one, floor)),
+        _find_collapsed(recipe, cells, floor) if trained else (),
         sum(one.seconds for one in cells),
     )
 
@@ -144,12 +168,16 @@ def _spread(metric: str, cells: Sequence[Found]) -> Spread:
     return Spread(median(values), min(values), max(values), "seeds", values)
 
 
-def _collapsed(recipe: Recipe, one: Found, floor: Found | None) -> bool:
-    """Whether a trained cell is worth no more than the answer that needs no model."""
+def _find_collapsed(
+    recipe: Recipe, cells: Sequence[Found], floor: Found | None
+) -> tuple[int, ...] | None:
+    """Seeds of trained cells that are worth no more than the answer that needs no model."""
     if floor is None:
-        return False
-    reached, guessed = (selection_value(recipe.task, cell.scores) for cell in (one, floor))
-    return reached <= guessed
+        return None
+    guessed = selection_value(recipe.task, floor.scores)
+    return tuple(
+        one.cell.seed for one in cells if selection_value(recipe.task, one.scores) <= guessed
+    )
 
 
 def write_table(folder: Path, table: Table) -> None:
@@ -173,13 +201,16 @@ def say_row(row: Row, metrics: Sequence[str]) -> list[str]:
     """A row as texts: arm, labels, seeds, two for every metric, and the collapsed ones."""
     spreads = [row.scores[metric] for metric in metrics]
     numbers = [
-        text
-        for spread in spreads
-        for text in (f"{spread.median:.4f}", f"{spread.low:.4f} to {spread.high:.4f}")
+        text for spread in spreads for text in (f"{spread.median:.4f}", spread.say_interval())
     ]
     seeds = str(len(row.seeds)) if spreads[0].of == "seeds" else ""
-    flagged = f"{len(row.collapsed)} of {len(row.seeds)}" if row.collapsed else ""
     whole = row.labels == int(row.labels)
     labels = f"{int(row.labels):,}" if whole else f"{row.labels:.1f}"
     labels += f" of {row.shots}" if row.labels < row.shots else ""
-    return [row.arm, labels, seeds, *numbers, flagged]
+    return [row.arm, labels, seeds, *numbers, _flag(row)]
+
+
+def _flag(row: Row) -> str:
+    if row.collapsed is None:
+        return "not checked"
+    return f"{len(row.collapsed)} of {len(row.seeds)}" if row.collapsed else ""

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.batch import Batch
-from finetune.losses import Outputs, token_losses
+from finetune.losses import Outputs
 from finetune.model import Reader
 
 
@@ -20,9 +20,8 @@ class TextScorer(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """(N, 1) nats, summed over the targets of each example."""
-        weight, bias = self.reader.output_layer()
         states = self.reader.states(batch)[batch.source]
-        nats = token_losses(states, weight, bias, batch.target)
+        nats = self.reader.token_losses(states, batch.target)
         owner = batch.example.flatten()[batch.source]
         sums = nats.new_zeros(len(batch.last)).index_add(0, owner, nats)
         return Outputs(sums[:, None], nats.new_zeros(()))

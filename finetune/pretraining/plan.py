@@ -95,7 +95,8 @@ class SchedulePart(Part):
     updates: Positive | None = None
     """A fixed number of updates instead of epochs."""
     context: Positive | None = None
-    """Tokens of a block; without it, all positions of the decoder."""
+    """Tokens of a block; without it, all positions of the decoder, or 2048 where it sets no limit.
+    """
     mix_documents: bool = False
     """Cut blocks from all documents laid end to end; without it no block crosses a document."""
     dropout: Fraction = 0.1

@@ -9,7 +9,14 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.bases import count_positions, load_plain, load_plain_tokenizer, tokenize
+from finetune.bases import (
+    UNLIMITED,
+    count_positions,
+    find_special,
+    load_plain,
+    load_plain_tokenizer,
+    tokenize,
+)
 from finetune.devices import choose_budget, choose_layout
 from finetune.evaluation import Reading
 from finetune.files import replace_folder, write_atomically
@@ -129,10 +136,10 @@ def _encode(
 def _context(plan: Plan, decoder: PreTrainedModel) -> int:
     """Tokens of a block."""
     positions = count_positions(decoder)
-    context = plan.train.context or positions
-    if context is None or (positions is not None and context > positions):
+    context = plan.train.context or positions or UNLIMITED
+    if positions is not None and context > positions:
         raise UsageError(
-            f"the base reads {positions or 'any number of'} tokens and train.context is {context}",
+            f"the base reads {positions} tokens and train.context is {context}",
             where="train.context",
             cure="Set it to what the base reads, or less.",
         )
@@ -140,12 +147,12 @@ def _context(plan: Plan, decoder: PreTrainedModel) -> int:
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the end of text."""
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
+    """The id of what stands between documents: the end of text, or what comes nearest to it."""
+    end = find_special(tokenizer, "eos", "bos", "pad")
+    if end is None:
         raise UsageError(
-            "the tokenizer has no end-of-text token",
-            where="tokenizer.path",
-            cure="Give it an eos_token, or learn a new one.",
+            "the tokenizer has no special token that could stand between documents",
+            where=tokenizer.name_or_path,
+            cure="Name one of its tokens as eos_token in its tokenizer_config.json.",
         )
     return end

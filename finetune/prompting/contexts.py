@@ -4,7 +4,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune.bases import tokenize
+from finetune.bases import find_special, tokenize
 from task_formats import Boundary
 
 
@@ -18,6 +18,5 @@ def find_boundary(tokenizer: PreTrainedTokenizerBase) -> Boundary:
     usual: list[int] = tokenizer("a")["input_ids"]
     before = len(usual) - len(plain)
     start = usual[:before] if before > 0 and usual[before:] == plain else []
-    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
-    empty = next(token for token in ends if isinstance(token, int))
-    return Boundary(partial(tokenize, tokenizer), tuple(start), empty)
+    empty = find_special(tokenizer, "bos", "eos")
+    return Boundary(partial(tokenize, tokenizer), tuple(start), empty or 0)

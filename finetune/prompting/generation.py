@@ -15,7 +15,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from finetune.bases import count_positions, load_plain
+from finetune.bases import count_positions, find_special, load_plain
 from finetune.devices import choose_precision, start_processes
 from finetune.recipe import SEEDS, BasePart
 from task_formats import Row, UsageError
@@ -201,11 +201,9 @@ def _option(name: str) -> str:
 
 def _empty(tokenizer: PreTrainedTokenizerBase) -> int:
     """What stands for a text without tokens."""
-    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in ends if isinstance(token, int))
+    return find_special(tokenizer, "bos", "eos") or 0
 
 
 def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any token: the mask hides it."""
-    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in ends if isinstance(token, int))
+    return find_special(tokenizer, "pad", "eos") or 0
