@@ -3,12 +3,12 @@
 import math
 from pathlib import Path
 
+import datasets
 import families
 import pytest
 import torch
 import transformers
 
-from finetune.data import write_rows
 from finetune.loop import Step
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.blocks import Blocks
@@ -92,15 +92,17 @@ def small(bases, texts) -> Plan:
     return go_on(bases("gpt2"), texts, updates=4, context=24, checkpoint_updates=1)
 
 
-def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path):
-    """A folder of Parquet files as the hub has them, read through `datasets`."""
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
+    """A folder of Parquet files as the hub has them, and what `datasets` saves."""
     folder = tmp_path / "set"
-    for split, rows in (("train", families.SENTENCES * 3), ("validation", families.SENTENCES[:2])):
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        path = folder / "data" / f"{split}-00000-of-00001.parquet"
-        with write_rows(str(path), ["text"], format=None) as sink:
-            for text in rows:
-                sink.write({"text": text})
+    splits = {"train": families.SENTENCES * 3, "validation": families.SENTENCES[:2]}
+    made = {name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()}
+    if kind == "saved":
+        datasets.DatasetDict(made).save_to_disk(folder)
+    else:
+        for name, rows in made.items():
+            rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
     plan = go_on(bases("gpt2"), texts).model_dump(exclude_unset=True)
     corpus = {"path": str(folder), "train": "train", "evaluate": "validation"}
     pretrain(Plan.model_validate({**plan, "corpus": corpus}), tmp_path / "run")
