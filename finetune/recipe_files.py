@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Container, Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _place_files(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _place(file: str | None, folder: Path) -> str | None:
-    return file if file in (None, "", "-") else str(folder / str(file))
+    return file if file in (None, "", "-") else str(folder / expanduser(str(file)))
 
 
 def _forget_unsaid_files(recipe: Recipe) -> Recipe:

@@ -192,6 +192,15 @@ def test_rows_that_cannot_be_gone_on_with_are_named(base, tmp_path, capsys, rows
     assert texts.read_text() == rows
 
 
+def test_a_row_that_is_too_long_is_named(base, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("It", WORDS, "a")))
+    words = ["generate", "-f", str(texts), "--base", str(base), "--max-new-tokens", "20"]
+    assert main([*words, "-o", str(tmp_path / "out.jsonl")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "texts.jsonl, line 2: a text of" in error
+
+
 def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"n": 1, "say": "It"}\n{"n": 2, "say": "and in"}\n{"n": 3, "say": "a"}\n')

@@ -2,6 +2,8 @@
 
 import gzip
 import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,11 @@ from finetune.pretraining.corpus import (
     unwrap,
     wrap_width,
 )
+from finetune.pretraining.plan import CorpusPart
+from finetune.pretraining.sources import open_corpus
 from task_formats import UsageError
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 LINES = st.text(st.sampled_from("ab  \n.,-"), max_size=300)
 PAGE = """\
 It was a cold and cheerless evening, and the wind that blew from the river
@@ -63,8 +67,8 @@ def read(path: Path, unwrapped: bool = False) -> str:
 )
 def test_mark_and_line_ends_are_the_only_changes(tmp_path, suffix, pack):
     path = tmp_path / f"book{suffix}"
-    path.write_bytes(pack("\ufeffOne\r\ntwo \rthree\n\n\ufefffour\x00é".encode()))
-    assert read(path) == "One\ntwo \nthree\n\n\ufefffour\x00é"
+    path.write_bytes(pack("\ufeffOne\r\ntwo \rthree\n\n\ufefffour é".encode()))
+    assert read(path) == "One\ntwo \nthree\n\n\ufefffour é"
 
 
 @given(TEXTS)
@@ -199,3 +203,44 @@ def test_every_novel_is_read(shared):
     assert read(path) == raw.replace("\r\n", "\n")
     whole, joined = read(path), read(path, unwrapped=True)
     assert joined.count("\n") < whole.count("\n") / 5
+
+
+def pack_folder(folder: Path, name: str) -> Path:
+    """An archive of one text."""
+    (folder / "book.txt").write_text("It rained.\n")
+    packed = folder / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.write(folder / "book.txt", "book.txt")
+    else:
+        with tarfile.open(packed, f"w:{Path(name).suffix[1:].replace('tar', '')}") as archive:
+            archive.add(folder / "book.txt", "book.txt")
+    return packed
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
+def test_an_archive_is_no_text(tmp_path, name):
+    packed = pack_folder(tmp_path, name)
+    with pytest.raises(UsageError, match="is NUL, so this is no text") as caught:
+        read(packed)
+    assert caught.value.where == str(packed)
+    assert "Unpack" in caught.value.cure
+
+
+def test_endings_may_be_in_capitals(tmp_path):
+    (tmp_path / "A.TXT").write_text("one")
+    (tmp_path / "B.TXT.GZ").write_bytes(gzip.compress(b"two"))
+    (tmp_path / "C.txt.XZ").write_bytes(lzma.compress(b"three"))
+    found = find_files([str(tmp_path)])
+    assert [read(path) for path in found] == ["one", "two", "three"]
+
+
+def test_rows_are_read_as_rows_or_refused_however_they_are_packed(tmp_path):
+    content = b'{"text": "It rained."}\n'
+    for name, pack in (("A.JSONL.GZ", gzip.compress), ("a.jsonl.xz", lzma.compress)):
+        (tmp_path / name).write_bytes(pack(content))
+    corpus = open_corpus(CorpusPart(train="x"), (str(tmp_path / "A.JSONL.GZ"),))
+    assert ["".join(document.pieces) for document in corpus.read()] == ["It rained."]
+    with pytest.raises(UsageError, match=r"packed as \.xz") as caught:
+        open_corpus(CorpusPart(train="x"), (str(tmp_path / "a.jsonl.xz"),))
+    assert "a.jsonl.xz" in caught.value.where

@@ -139,3 +139,13 @@ def test_an_unknown_plan_names_the_nearest():
         load_plan("tinny")
     with pytest.raises(UsageError, match="no plan file"):
         load_plan("tiny.yaml")
+
+
+def test_a_tilde_is_the_home_of_whoever_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "mine.yaml"
+    path.write_text("corpus: {train: ~/texts, shards: ~/shards}\ntokenizer: {path: ~/words}\n")
+    plan = load_plan(path)
+    home = str(tmp_path / "home")
+    assert plan.corpus.train == (f"{home}/texts",)
+    assert (plan.corpus.shards, plan.tokenizer.path) == (f"{home}/shards", f"{home}/words")

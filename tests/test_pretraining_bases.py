@@ -1,14 +1,19 @@
 """Pre-training that goes on from bases of other families, with what their tokenizers have."""
 
+import math
 from pathlib import Path
 
+import datasets
 import families
 import pytest
 import torch
 import transformers
 
+from finetune.loop import Step
 from finetune.pretraining import Plan, pretrain
+from finetune.pretraining.blocks import Blocks
 from finetune.pretraining.shards import open_shards
+from finetune.pretraining.training import events
 from finetune.run import read_result
 from task_formats import UsageError
 
@@ -80,3 +85,67 @@ def test_a_base_without_a_limit_of_positions_reads_blocks_of_2048(texts, tmp_pat
     assert long > 2048
     rows = read_result(tmp_path / "run")["made_with"]["rows"]["train"]
     assert rows == 2 + -(-long // 2047)
+
+
+@pytest.fixture
+def small(bases, texts) -> Plan:
+    return go_on(bases("gpt2"), texts, updates=4, context=24, checkpoint_updates=1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
+    """A folder of Parquet files as the hub has them, and what `datasets` saves."""
+    folder = tmp_path / "set"
+    splits = {"train": families.SENTENCES * 3, "validation": families.SENTENCES[:2]}
+    made = {name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()}
+    if kind == "saved":
+        datasets.DatasetDict(made).save_to_disk(folder)
+    else:
+        for name, rows in made.items():
+            rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    plan = go_on(bases("gpt2"), texts).model_dump(exclude_unset=True)
+    corpus = {"path": str(folder), "train": "train", "evaluate": "validation"}
+    pretrain(Plan.model_validate({**plan, "corpus": corpus}), tmp_path / "run")
+    shards = open_shards(tmp_path / "run" / "corpus" / "train")
+    assert len(shards.starts) == 3 * len(families.SENTENCES) + 1
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bases("gpt2"))
+    first = shards.read(int(shards.starts[0]) + 1, int(shards.starts[1])).tolist()
+    assert tokenizer.decode(first) == families.SENTENCES[0]
+
+
+def test_mixed_documents_fill_every_block(small, texts, tmp_path):
+    for n in range(6):
+        (texts / f"short{n}.txt").write_text(families.SENTENCES[n])
+    mixed = small.model_copy(
+        update={"train": small.train.model_copy(update={"mix_documents": True})}
+    )
+    counts = []
+    for name, plan in (("mixed", mixed), ("apart", small)):
+        pretrain(plan, tmp_path / name)
+        counts.append(read_result(tmp_path / name)["made_with"]["rows"]["train"])
+    shards = open_shards(texts / "home" / "train")
+    assert counts[0] == -(-int(shards.starts[-1]) // 23) < counts[1]
+    blocks = Blocks(shards, 24, "train", mix_documents=True)
+    end = shards.read(0, 1)[0]
+    assert any(end in blocks[n].prefix[1:-1] for n in range(len(blocks)))
+
+
+def test_in_bf16_a_stopped_run_goes_on_as_if_it_never_stopped(small, tmp_path):
+    narrow = small.model_copy(
+        update={"train": small.train.model_copy(update={"precision": "bf16"})}
+    )
+    pretrain(narrow, tmp_path / "whole")
+    assert math.isfinite(read_result(tmp_path / "whole")["scores"]["evaluate"]["loss"])
+    happening = events(narrow, tmp_path / "stopped")
+    for event in happening:
+        if isinstance(event, Step) and event.number == 2:
+            break
+    happening.close()
+    pretrain(narrow, tmp_path / "stopped", resume=True)
+    whole, stopped = (
+        (tmp_path / name / "model" / "model.safetensors").read_bytes()
+        for name in ("whole", "stopped")
+    )
+    assert whole == stopped
+    pretrain(small, tmp_path / "wide")
+    assert (tmp_path / "wide" / "model" / "model.safetensors").read_bytes() != whole

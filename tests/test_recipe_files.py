@@ -378,3 +378,12 @@ def test_the_schema_knows_the_defaults_and_the_choices():
 def test_the_shipped_recipes_are_known_by_the_names_of_their_files():
     assert {"rte", "cola", "race", "storycloze"} <= set(shipped())
     assert all(path.stem == name for name, path in shipped().items())
+
+
+def test_a_tilde_is_the_home_of_whoever_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    recipe = load_recipe(shipped()["rte"], {"data.path": None})
+    part = recipe.data.model_copy(update={"path": None, "train": "~/a.csv", "evaluate": "b.csv"})
+    path = write(tmp_path, dump(recipe.model_copy(update={"data": part})))
+    placed = load_recipe(path).data
+    assert (placed.train, placed.evaluate) == (f"{tmp_path}/home/a.csv", f"{tmp_path}/b.csv")

@@ -22,7 +22,7 @@ _BATCH_SIZE = 8
 class Page(NamedTuple):
     """Rows of texts to go on with, and where they go."""
 
-    rows: Iterator[Row]
+    rows: "Iterator[tuple[Place, Row]]"
     columns: list[str]
     column: str
     """That of the texts."""

@@ -38,7 +38,7 @@ def label_rows(predictor: Predictor, rows: Rows, output: str, kind: str, *, skip
     everything = [*columns, added.label, *added.scores]
     with write_rows(output, everything, format=kind) as sink, _counter() as counter:
         task = counter.add_task("labelling", total=None) if counter else None
-        for row, prediction in predictor.stream(known):
+        for row, prediction in predictor.stream(row for _, row in known):
             sink.write({**row, **_answer(prediction, added)})
             count.labelled += 1
             if counter and task is not None:

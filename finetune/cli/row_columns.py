@@ -11,7 +11,9 @@ _LOOK_AHEAD = 1000
 """Rows whose columns make the columns of the output."""
 
 
-def find_columns(rows: Iterable[tuple[Place, Row]]) -> tuple[list[str], Iterator[Row]]:
+def find_columns(
+    rows: Iterable[tuple[Place, Row]],
+) -> tuple[list[str], Iterator[tuple[Place, Row]]]:
     """The columns of the first rows, none where there is no row, and all rows.
 
     The rows raise RowError at one that has a column besides.
@@ -22,7 +24,9 @@ def find_columns(rows: Iterable[tuple[Place, Row]]) -> tuple[list[str], Iterator
     return columns, _same_columns(itertools.chain(first, remaining), set(columns))
 
 
-def _same_columns(rows: Iterable[tuple[Place, Row]], known: set[str]) -> Iterator[Row]:
+def _same_columns(
+    rows: Iterable[tuple[Place, Row]], known: set[str]
+) -> Iterator[tuple[Place, Row]]:
     for place, row in rows:
         strange: Sequence[str] = sorted(set(row) - known)
         if strange:
@@ -31,7 +35,7 @@ def _same_columns(rows: Iterable[tuple[Place, Row]], known: set[str]) -> Iterato
                 where=str(place),
                 cure="Give every row the same columns: the output has one set of them.",
             )
-        yield row
+        yield place, row
 
 
 def choose_format(output: str, format: str | None = None) -> str:

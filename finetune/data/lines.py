@@ -32,7 +32,7 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
     try:
         if str(path) == "-":
             yield sys.stdin.buffer
-        elif str(path).endswith(".gz"):
+        elif str(path).lower().endswith(".gz"):
             with gzip.open(path, "rb") as stream:
                 yield cast(BinaryIO, stream)
         else:

@@ -70,7 +70,7 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
 def _match(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         return sorted(file for file in inside if file.is_file())
     if path.is_file():
         return [path]
@@ -98,9 +98,22 @@ def read_text(path: Path) -> Iterator[str]:
     read = 0
     with _reading(path), _open(path) as file:
         while block := file.read(BLOCK):
+            if read == 0:
+                _refuse_nul(block, path)
             read += len(block)
             yield _decode(decoder, block, path, read)
         yield _decode(decoder, b"", path, read, final=True)
+
+
+def _refuse_nul(beginning: bytes, path: Path) -> None:
+    """UsageError for what is no text, though all of it may be UTF-8: archives above all."""
+    at = beginning.find(0)
+    if at >= 0:
+        raise UsageError(
+            f"byte {at} is NUL, so this is no text",
+            where=str(path),
+            cure="Unpack an archive into a folder of texts, or leave the file out of the corpus.",
+        )
 
 
 def _decode(
@@ -118,9 +131,10 @@ def _decode(
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
-    return cast(BinaryIO, lzma.open(path, "rb")) if path.suffix == ".xz" else path.open("rb")
+    return cast(BinaryIO, lzma.open(path, "rb")) if suffix == ".xz" else path.open("rb")
 
 
 @contextmanager

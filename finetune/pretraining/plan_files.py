@@ -1,6 +1,7 @@
 """Plans as files: found, read, changed by flags, and written with every value."""
 
 from collections.abc import Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,17 @@ def _place_corpus(part: CorpusPart, folder: Path) -> dict[str, Any]:
     placed: dict[str, Any] = {"path": _place(part.path, folder)}
     if part.path is None:
         texts = {name: getattr(part, name) for name in ("train", "evaluate")}
-        placed = {name: tuple(str(folder / path) for path in at) for name, at in texts.items()}
+        placed = {
+            name: tuple(str(folder / expanduser(path)) for path in at) for name, at in texts.items()
+        }
     if part.shards is not None:
-        placed["shards"] = str(folder / part.shards)
+        placed["shards"] = str(folder / expanduser(part.shards))
     return {name: value for name, value in placed.items() if name in part.model_fields_set}
 
 
 def _place(path: str | None, folder: Path) -> str | None:
     """`openai-community/gpt2` is a hub id unless such a folder lies beside the plan."""
-    beside = path is not None and (path.startswith(".") or (folder / path).is_dir())
-    return str(folder / path) if path is not None and beside else path
+    if path is None:
+        return None
+    whole = folder / expanduser(path)
+    return str(whole) if path.startswith((".", "~")) or whole.is_dir() else path

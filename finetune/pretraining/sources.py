@@ -18,7 +18,7 @@ from finetune.pretraining.corpus import (
 )
 from finetune.pretraining.plan import CorpusPart
 from finetune.recipe import DataPart
-from task_formats import RowError
+from task_formats import RowError, UsageError
 from task_formats.templates import look_up
 
 
@@ -63,7 +63,13 @@ def open_corpus(part: CorpusPart, names: tuple[str, ...]) -> Corpus:
 
 
 def _is_table(path: Path) -> bool:
-    return Path(path.name.lower().removesuffix(".gz")).suffix in FORMATS
+    """Whether a file holds rows. UsageError where they are packed as only texts may be."""
+    name = path.name.lower()
+    packed = name.endswith(".xz") and Path(name.removesuffix(".xz")).suffix in FORMATS
+    if packed:
+        what = "rows that are packed as .xz cannot be read"
+        raise UsageError(what, where=str(path), cure="Unpack the file, or pack it as .gz.")
+    return Path(name.removesuffix(".gz")).suffix in FORMATS
 
 
 def _text(row: object, column: str, place: str) -> str:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from finetune.bases import count_positions, find_special, load_plain
+from finetune.data.places import Place
 from finetune.devices import choose_precision, start_processes
 from finetune.recipe import SEEDS, BasePart
 from task_formats import Row, UsageError
@@ -93,9 +94,17 @@ class Writer:
         self._decoder.eval()
         self._tokenizer = tokenizer
 
-    def write(self, texts: Sequence[str], decoding: Decoding = Decoding()) -> list[str]:
-        """What comes after each text, read together in one batch."""
-        inputs, longest = self._inputs(texts, decoding)
+    def write(
+        self,
+        texts: Sequence[str],
+        decoding: Decoding = Decoding(),
+        places: Sequence[Place] = (),
+    ) -> list[str]:
+        """What comes after each text, read together in one batch.
+
+        UsageError where one is too long, with its place where they are known.
+        """
+        inputs, longest = self._inputs(texts, decoding, places)
         torch.manual_seed(decoding.seed)
         with torch.inference_mode():
             found = self._decoder.generate(**inputs, generation_config=self._settings(decoding))
@@ -103,7 +112,7 @@ class Writer:
 
     def write_rows(
         self,
-        rows: Iterable[Row],
+        rows: Iterable[tuple[Place, Row]],
         column: str,
         decoding: Decoding = Decoding(),
         batch_size: int = 8,
@@ -116,8 +125,10 @@ class Writer:
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         while lap := list(islice(remaining, processes * batch_size)):
             own = lap[rank * batch_size : (rank + 1) * batch_size]
-            found = self.write([str(row[column]) for row in own], decoding) if own else []
-            yield from zip(lap, gather_object(found) if processes > 1 else found, strict=True)
+            texts, places = [str(row[column]) for _, row in own], [place for place, _ in own]
+            found = self.write(texts, decoding, places) if own else []
+            written = gather_object(found) if processes > 1 else found
+            yield from zip((row for _, row in lap), written, strict=True)
 
     def stream(self, text: str, decoding: Decoding = Decoding()) -> Iterator[str]:
         """What comes after a text, piece by piece as it is written; with beams, in one piece.
@@ -158,7 +169,7 @@ class Writer:
             pieces.end()
 
     def _inputs(
-        self, texts: Sequence[str], decoding: Decoding
+        self, texts: Sequence[str], decoding: Decoding, places: Sequence[Place] = ()
     ) -> tuple[dict[str, torch.Tensor], int]:
         """Texts padded on the left, so that all go on at the same column; and that column."""
         rows = [
@@ -167,9 +178,11 @@ class Writer:
         longest = max(map(len, rows))
         limit = count_positions(self._decoder)
         if limit is not None and longest + decoding.max_new_tokens > limit:
+            at = [len(row) for row in rows].index(longest)
             raise UsageError(
                 f"a text of {longest} tokens and {decoding.max_new_tokens} more are over "
                 f"the base's {limit} positions",
+                where=str(places[at]) if places else "",
                 cure="Shorten the text, or ask for fewer with --max-new-tokens.",
             )
         pad = _pad(self._tokenizer)
