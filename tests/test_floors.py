@@ -19,8 +19,8 @@ FLOORS = {
     "kernels last_block loop losses model new_tokens optimizer origins peers rectangles rehearsal "
     "run sharding sight state tables tensor_file",
     # Jobs.
-    4: "classifier course job ledger news prediction pretraining progress prompting provenance saved "
-    "splits training verdict work",
+    4: "classifier course job ledger news prediction pretraining progress prompting provenance "
+    "saved splits training verdict work",
     # Studies of many jobs.
     5: "comparison scaling reports",
     # The doors: a command line, and a handful of names for Python.
