@@ -24,6 +24,7 @@ from finetune.losses import objective
 from finetune.model import TaskModel
 from finetune.news import Notice, Started
 from finetune.optimizer import build_optimizer
+from finetune.origins import WEIGHTS, fingerprint_base
 from finetune.progress import evaluation_updates, selection_value
 from finetune.recipe import Recipe
 from finetune.recipe_files import dump, parse
@@ -175,6 +176,13 @@ class Job:
         return {
             name: Source(split.fingerprint, len(split.examples)) for name, split in splits.items()
         }
+
+    def origins(self) -> dict[str, str]:
+        """Fingerprints of the base's parts."""
+        part = self.recipe.base
+        found = fingerprint_base(part.path, self.base.decoder)
+        unread = {WEIGHTS} if part.from_scratch else set()
+        return {name: value for name, value in found.items() if name not in unread}
 
     def rounds(self) -> Iterator[Round] | None:
         """The evaluation split, a forward pass at a time."""

@@ -1,6 +1,5 @@
 """What a run writes, by the one process that writes it; the others go through the motions."""
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from finetune.loop import Step
 from finetune.news import Result
 from finetune.peers import find_highest
 from finetune.progress import Progress
+from finetune.provenance import check_frozen, list_changes, trace
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
 from finetune.run import CHECKPOINTS, RECIPE, Run, read_identity, read_recipe, read_result
@@ -24,7 +24,6 @@ from finetune.state import capture, restore
 from finetune.work import Work
 from task_formats import UsageError
 
-_PACKAGES = ("gptft", "torch", "transformers", "tokenizers", "accelerate", "numpy")
 _RESULT = ("scores", "update", "updates", "tokens", "seconds")
 _LAG = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device: each reading waits for it."""
@@ -35,6 +34,7 @@ class Ledger:
 
     def __init__(self, folder: Path, accelerator: Accelerator, run: Run | None) -> None:
         self.folder, self._accelerator, self._run = folder, accelerator, run
+        self._made_with: dict[str, Any] = {}
         self._pending: list[Step] = []
         self._refused: list[int] = []
         self.refused_in_a_row = 0
@@ -80,6 +80,7 @@ class Ledger:
     def begin(self, job: Work) -> tuple[Progress, list[str]]:
         """Goes back to the newest whole state, if there is one; what is worth a notice."""
         notices = list(job.notices())
+        self._made_with = trace(job)
         if self._run:
             state = self._run.restore()
             notices += self._run.warnings
@@ -89,7 +90,8 @@ class Ledger:
             self._check_recipe(job, state.facts.get("told"))
             with _fitting(state.path):
                 restore(job.model, job.optimizer, state.tensors)
-                notices += _changes(state.facts["made_with"], made_with(job))
+                notices += list_changes(state.facts["made_with"], self._made_with)
+                check_frozen(job.model, state.facts["made_with"], self._made_with)
                 Progress.of(state.facts["progress"])
         if self._run:
             self._run.save_recipe(job.told())
@@ -182,7 +184,7 @@ class Ledger:
         self.flush()
         tensors = capture(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
-            facts = {"progress": progress.facts(), "told": job.told(), "made_with": made_with(job)}
+            facts = {"progress": progress.facts(), "told": job.told(), "made_with": self._made_with}
             self._run.save(progress.update, tensors, facts)
 
     def save_model(self, job: Work) -> None:
@@ -199,7 +201,7 @@ class Ledger:
         values = {name: getattr(result, name) for name in Result.__dataclass_fields__}
         del values["folder"]
         if self._run:
-            self._run.write_result({**values, "made_with": made_with(job)})
+            self._run.write_result({**values, "made_with": self._made_with})
         self._accelerator.wait_for_everyone()
 
 
@@ -237,34 +239,6 @@ def _is_result(found: Mapping[str, Any]) -> bool:
         and all(isinstance(x, int | float | None) for v in scores.values() for x in v.values())
         and all(isinstance(found.get(name), int | float) for name in _RESULT[1:])
     )
-
-
-def made_with(job: Work) -> dict[str, Any]:
-    """Versions and data: what a result depends on besides its recipe."""
-    sources = job.sources()
-    return {
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "data": {name: source.fingerprint for name, source in sources.items()},
-        "rows": {name: source.rows for name, source in sources.items()},
-    }
-
-
-def _version(package: str) -> str | None:
-    """None for a package that is used from a folder without being installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A sentence for everything that is not as it was when the state was saved."""
-    return [
-        f"resumed with other {kind}: {name} was {before}, is {new[kind].get(name)}"
-        for kind in new
-        for name, before in old.get(kind, {}).items()
-        if new[kind].get(name) != before
-    ]
 
 
 def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:

@@ -103,6 +103,9 @@ class Work(Protocol):
     def sources(self) -> dict[str, Source]:
         """What was read, by split."""
 
+    def origins(self) -> dict[str, str]:
+        """Fingerprints of the base's parts; empty where there is no base."""
+
     def rounds(self) -> Iterator[Round] | None:
         """The evaluation split, a forward pass at a time; None where there is none."""
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import jobs
 import pytest
+from safetensors.torch import load_file, save_file
 
 import finetune
 from finetune import checkpoint
 from finetune.loop import Step
 from finetune.news import Interrupted, Notice, Started
-from finetune.recipe import Recipe
+from finetune.recipe import LoraPart, Recipe
 from finetune.recipe_files import load_recipe
 from finetune.run import RECIPE, read_identity
 from finetune.training import events
@@ -269,3 +270,47 @@ def test_a_model_without_a_seal_is_read(undisturbed, tmp_path) -> None:
     (run / SEAL).unlink()
     flip(run / WEIGHTS)
     finetune.load(run)
+
+
+# -- the base ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_base(bases, tmp_path) -> Path:
+    return Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
+
+
+def scale(base: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    scaled = {name: 1.5 * part for name, part in weights.items()}
+    save_file(scaled, base / "model.safetensors", {"format": "pt"})
+
+
+def test_a_changed_base_is_told(job, own_base, undisturbed, tmp_path) -> None:
+    """All weights are in the state, so the run can go on."""
+    run = stop(jobs.change(job, "base", path=str(own_base)), tmp_path / "run")
+    scale(own_base)
+    told, done = resume(run)
+    assert [text.split(" was ")[0] for text in told] == ["resumed with other base: weights"]
+    assert done == [2]
+    assert jobs.distance(jobs.weights(run), jobs.weights(undisturbed)) == 0
+
+
+def test_a_changed_base_is_refused_where_its_weights_are_frozen(job, own_base, tmp_path) -> None:
+    pytest.importorskip("peft")
+    adapted = jobs.change(job, "base", path=str(own_base), lora=LoraPart(rank=4))
+    run = stop(adapted, tmp_path / "run")
+    scale(own_base)
+    with pytest.raises(UsageError, match="the base's weights have changed"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("config.json", "config"), ("tokenizer_config.json", "tokenizer")]
+)
+def test_changed_files_of_a_base_are_told(name, part, job, own_base, tmp_path) -> None:
+    run = stop(jobs.change(job, "base", path=str(own_base)), tmp_path / "run")
+    content = json.loads((own_base / name).read_text())
+    (own_base / name).write_text(json.dumps({**content, "note": "edited"}))
+    told, _ = resume(run)
+    assert f"resumed with other base: {part}" in [text.split(" was ")[0] for text in told]

@@ -16,11 +16,11 @@ FLOORS = {
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
     3: "adapters attention bases checkpoint compilation data devices dropout evaluation fusions "
-    "kernels last_block loop losses model new_tokens optimizer peers rectangles rehearsal run "
-    "sharding sight state tables tensor_file",
+    "kernels last_block loop losses model new_tokens optimizer origins peers rectangles rehearsal "
+    "run sharding sight state tables tensor_file",
     # Jobs.
-    4: "classifier course job ledger news prediction pretraining progress prompting saved splits "
-    "training verdict work",
+    4: "classifier course job ledger news prediction pretraining progress prompting provenance "
+    "saved splits training verdict work",
     # Studies of many jobs.
     5: "comparison scaling reports",
     # The doors: a command line, and a handful of names for Python.
@@ -46,9 +46,9 @@ DOORS = {
     "sklearn": "metrics classifier",
     "tokenizers": "pretraining.tokenizer",
     "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions "
-    "job kernels last_block loop losses model new_tokens optimizer peers pretraining "
-    "prompting rectangles rehearsal run saved sharding sight state tables tensor_file training "
-    "work",
+    "job kernels last_block loop losses model new_tokens optimizer origins peers pretraining "
+    "prompting provenance rectangles rehearsal run saved sharding sight state tables tensor_file "
+    "training work",
     "transformers": "adapters attention bases compilation devices fusions last_block model "
     "new_tokens pretraining prompting saved",
     "typer": "cli",

@@ -313,9 +313,9 @@ def test_changed_data_is_told(job, tmp_path) -> None:
 def test_other_versions_are_told(job, tmp_path, monkeypatch) -> None:
     run = tmp_path / "run"
     stop_at(job, run, 2)
-    monkeypatch.setattr(finetune.ledger, "_version", lambda _: "0.0")
+    monkeypatch.setattr(finetune.provenance, "_version", lambda _: "0.0")
     notices = [e.text for e in events(job, run, resume=True) if isinstance(e, Notice)]
-    assert len(notices) == 6
+    assert len(notices) == 8
     assert all(text.endswith("is 0.0") for text in notices)
 
 

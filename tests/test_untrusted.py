@@ -173,6 +173,7 @@ def resume(run: Path):
 def test_a_head_of_another_shape_is_refused(change, run) -> None:
     path = run / "model" / "head.safetensors"
     save_file(change(load_file(path)), path)
+    (run / "model" / "manifest.json").unlink()
     with pytest.raises(UsageError, match=r"head\.safetensors: the head is another task's"):
         finetune.load(run)
 
@@ -180,6 +181,7 @@ def test_a_head_of_another_shape_is_refused(change, run) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"\xff" * 100])
 def test_a_head_that_is_no_tensor_file_is_refused(content, run) -> None:
     (run / "model" / "head.safetensors").write_bytes(content)
+    (run / "model" / "manifest.json").unlink()
     with pytest.raises(UsageError, match=r"head\.safetensors: no safetensors file"):
         finetune.load(run)
 

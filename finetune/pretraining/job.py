@@ -20,6 +20,7 @@ from finetune.evaluation import Reading, Round, gather, read_rounds
 from finetune.loop import Passes, Settings
 from finetune.model import LanguageModel
 from finetune.news import Notice, Started
+from finetune.origins import fingerprint_base
 from finetune.pretraining.blocks import Blocks
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan
@@ -174,6 +175,10 @@ class Pretraining:
     def sources(self) -> dict[str, Source]:
         """What was read, by split."""
         return {name: Source(text.fingerprint, len(text.blocks)) for name, text in self._texts()}
+
+    def origins(self) -> dict[str, str]:
+        """Fingerprints of the parts of the base that is trained on; of a new one there are none."""
+        return fingerprint_base(self.plan.base, self.decoder) if self.plan.base else {}
 
     def rounds(self) -> Iterator[Round] | None:
         """The validation text, a forward pass at a time."""
