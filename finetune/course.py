@@ -75,7 +75,7 @@ def _train(
     due = job.rhythm.due
     clock = Clock(job.rhythm)
     # A run that was stopped between an update and its evaluation begins with that evaluation.
-    if progress.update in due and progress.evaluated < progress.update:
+    if due(progress.update) and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
     # A budget that was halved is remembered; one that was lowered for the rest of the run counts.
@@ -94,7 +94,7 @@ def _train(
         if wish == "stop":
             yield from _save(job, ledger, progress)
             raise Interrupted(ledger.folder, progress.update, code)
-        if step.number in due:
+        if due(step.number):
             yield from _evaluate(job, ledger, progress, watch)
         at_epoch = job.rhythm.keeps_states and step.number % job.order.per_epoch == 0
         if wish == "save" or at_epoch:

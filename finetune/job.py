@@ -24,7 +24,7 @@ from finetune.losses import objective
 from finetune.model import TaskModel
 from finetune.news import Notice, Started
 from finetune.optimizer import build_optimizer
-from finetune.progress import evaluation_updates, selection_value
+from finetune.progress import plan_evaluations, selection_value
 from finetune.recipe import Recipe
 from finetune.recipe_files import dump, parse
 from finetune.sampling import Order, Sizes, deal, group, measure
@@ -88,11 +88,11 @@ class Job:
             self.reading.budget,
         )
 
-    @property
+    @cached_property
     def rhythm(self) -> Rhythm:
         """When to evaluate, to save and to give up."""
         part = self.recipe.train
-        due = evaluation_updates(self.order, part.evaluations)
+        due = plan_evaluations(self.order, part.evaluations)
         return Rhythm(due, part.patience, part.checkpoint_minutes, part.checkpoint_updates)
 
     def forwards(self, update: int, budget: int | None) -> Passes:

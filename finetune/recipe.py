@@ -171,7 +171,7 @@ class TaskPart(Part):
 class LoraPart(Part):
     """Low-rank adapters through peft; head and new token rows are trained in full."""
 
-    rank: Positive = 8
+    rank: Annotated[int, Field(gt=0, le=4096)] = 8
     """Width of every adapter."""
     alpha: float = Field(16.0, gt=0)
     """An adapter's output is scaled by alpha / rank."""

@@ -20,8 +20,8 @@ Watch = Callable[[Iterable[Round]], Iterator[Round]]
 class Rhythm(NamedTuple):
     """When a run pauses between two updates."""
 
-    due: set[int]
-    """Updates after which to evaluate."""
+    due: Callable[[int], bool]
+    """Whether to evaluate after an update."""
     patience: int | None
     """Evaluations without a better score after which to stop."""
     checkpoint_minutes: float | None

@@ -93,11 +93,15 @@ class Pretraining:
             self.reading.budget,
         )
 
-    @property
+    @cached_property
     def rhythm(self) -> Rhythm:
         """Validations evenly over the run, the last one at its end."""
         part, updates = self.plan.train, self.order.updates
-        due = {-(-updates * k // part.evaluations) for k in range(1, part.evaluations + 1)}
+
+        def due(update: int) -> bool:
+            """With the k-th validation at ⌈updates · k / evaluations⌉: whether one falls here."""
+            return update * part.evaluations // updates > (update - 1) * part.evaluations // updates
+
         return Rhythm(due, None, part.checkpoint_minutes, part.checkpoint_updates)
 
     def forwards(self, update: int, budget: int | None) -> Passes:
