@@ -1,4 +1,4 @@
-"""Whole numbers from a stranger's recipe: the largest cost no more than sane ones, or are refused."""
+"""Whole numbers from a stranger: the largest cost no more than sane ones, or are refused."""
 
 import time
 from types import SimpleNamespace
