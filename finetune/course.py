@@ -21,9 +21,6 @@ from finetune.verdict import conclude
 from finetune.work import Watch, Work
 from task_formats import UsageError
 
-MOST_REFUSED = 10
-"""Updates in a row that may be refused for numbers that are not finite."""
-
 
 def pursue(
     prepare: Callable[[Accelerator], Work],
@@ -148,7 +145,7 @@ def _explain(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
         ledger.log("refused", {"update": number, "rows": rows})
         yield Notice(f"update {number} was refused: not finite, in rows {rows}")
     progress.refused = ledger.refused_in_a_row
-    if progress.refused >= MOST_REFUSED:
+    if progress.refused >= job.rhythm.most_refused:
         raise UsageError(
             f"{progress.refused} updates in a row had a loss or gradient that is not finite",
             where=str(ledger.folder),

@@ -41,6 +41,7 @@ _FREE = {
     "train.layout",
     "train.checkpoint_minutes",
     "train.checkpoint_updates",
+    "train.most_refused",
     "train.patience",
 }
 """What may differ when a run is resumed: it does not change what the run computes."""
@@ -93,7 +94,9 @@ class Job:
         """When to evaluate, to save and to give up."""
         part = self.recipe.train
         due = plan_evaluations(self.order, part.evaluations)
-        return Rhythm(due, part.patience, part.checkpoint_minutes, part.checkpoint_updates)
+        return Rhythm(
+            due, part.patience, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
+        )
 
     def forwards(self, update: int, budget: int | None) -> Passes:
         """An update's rows on this process, sorted by length and cut; the size of all of it."""

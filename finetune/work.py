@@ -26,6 +26,8 @@ class Rhythm(NamedTuple):
     """Evaluations without a better score after which to stop."""
     checkpoint_minutes: float | None
     checkpoint_updates: int | None
+    most_refused: int
+    """Updates refused in a row after which to stop."""
 
     @property
     def keeps_states(self) -> bool:

@@ -118,6 +118,8 @@ class SchedulePart(Part):
     """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
     evaluations: Positive = 10
     """Validations over the whole run."""
+    most_refused: Positive = 10
+    """Updates in a row refused for numbers that are not finite after which the run stops."""
     checkpoint_minutes: float | None = Field(10, gt=0)
     """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
     checkpoint_updates: Positive | None = None
