@@ -21,9 +21,6 @@ from finetune.verdict import conclude
 from finetune.work import Watch, Work
 from task_formats import UsageError
 
-MOST_REFUSED = 10
-"""Updates in a row that may be refused for numbers that are not finite."""
-
 
 def pursue(
     prepare: Callable[[Accelerator], Work],
@@ -75,7 +72,7 @@ def _train(
     due = job.rhythm.due
     clock = Clock(job.rhythm)
     # A run that was stopped between an update and its evaluation begins with that evaluation.
-    if progress.update in due and progress.evaluated < progress.update:
+    if due(progress.update) and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
     rest = range(progress.update + 1, job.order.updates + 1)
     # A budget that was halved is remembered; one that was lowered for the rest of the run counts.
@@ -94,7 +91,7 @@ def _train(
         if wish == "stop":
             yield from _save(job, ledger, progress)
             raise Interrupted(ledger.folder, progress.update, code)
-        if step.number in due:
+        if due(step.number):
             yield from _evaluate(job, ledger, progress, watch)
         at_epoch = job.rhythm.keeps_states and step.number % job.order.per_epoch == 0
         if wish == "save" or at_epoch:
@@ -148,7 +145,7 @@ def _explain(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
         ledger.log("refused", {"update": number, "rows": rows})
         yield Notice(f"update {number} was refused: not finite, in rows {rows}")
     progress.refused = ledger.refused_in_a_row
-    if progress.refused >= MOST_REFUSED:
+    if progress.refused >= job.rhythm.most_refused:
         raise UsageError(
             f"{progress.refused} updates in a row had a loss or gradient that is not finite",
             where=str(ledger.folder),

@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -165,11 +165,26 @@ def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> FileIO:
 
     OSError where that fails; UsageError where it is no plain file. Unbuffered.
     """
+    return _open_plain(path, flags | os.O_NOFOLLOW, "Remove it.")
+
+
+def open_given(path: Path | str) -> BinaryIO:
+    """A file that a user has named, to read: a plain one, or a link to one. Buffered.
+
+    OSError where that fails; UsageError where it is a pipe or a device, which may never end.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    cure = "Copy what it gives into a file, and name that."
+    return BufferedReader(_open_plain(path, os.O_RDONLY, cure))
+
+
+def _open_plain(path: Path | str, flags: int, cure: str) -> FileIO:
     # Without O_NONBLOCK a named pipe from a stranger would hold the run for ever.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UsageError("not a plain file", where=str(path), cure="Remove it.")
+        raise UsageError("not a plain file", where=str(path), cure=cure)
     writable = flags & (os.O_WRONLY | os.O_RDWR)
     return FileIO(descriptor, "r+b" if writable else "rb")
 

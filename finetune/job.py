@@ -25,7 +25,7 @@ from finetune.model import TaskModel
 from finetune.news import Notice, Started
 from finetune.optimizer import build_optimizer
 from finetune.origins import WEIGHTS, fingerprint_base
-from finetune.progress import evaluation_updates, selection_value
+from finetune.progress import plan_evaluations, selection_value
 from finetune.recipe import Recipe
 from finetune.recipe_files import dump, parse
 from finetune.sampling import Order, Sizes, deal, group, measure
@@ -42,6 +42,7 @@ _FREE = {
     "train.layout",
     "train.checkpoint_minutes",
     "train.checkpoint_updates",
+    "train.most_refused",
     "train.patience",
 }
 """What may differ when a run is resumed: it does not change what the run computes."""
@@ -89,12 +90,14 @@ class Job:
             self.reading.budget,
         )
 
-    @property
+    @cached_property
     def rhythm(self) -> Rhythm:
         """When to evaluate, to save and to give up."""
         part = self.recipe.train
-        due = evaluation_updates(self.order, part.evaluations)
-        return Rhythm(due, part.patience, part.checkpoint_minutes, part.checkpoint_updates)
+        due = plan_evaluations(self.order, part.evaluations)
+        return Rhythm(
+            due, part.patience, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
+        )
 
     def forwards(self, update: int, budget: int | None) -> Passes:
         """An update's rows on this process, sorted by length and cut; the size of all of it."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,13 +83,12 @@ class Clock:
         return bool(late or turn)
 
 
-def evaluation_updates(order: Order, evaluations: int) -> set[int]:
-    """The updates after which to evaluate: evenly within each epoch, and after the last."""
+def plan_evaluations(order: Order, evaluations: int) -> Callable[[int], bool]:
+    """Whether to evaluate after an update: evenly within each epoch, and after the last."""
     per_epoch = order.per_epoch
-    steps = {max(1, round(per_epoch * k / evaluations)) for k in range(1, evaluations + 1)}
-    epochs = math.ceil(order.updates / per_epoch)
-    found = {epoch * per_epoch + step for epoch in range(epochs) for step in steps}
-    return {update for update in found if update <= order.updates} | {order.updates}
+    count = min(evaluations, per_epoch)
+    steps = {max(1, round(per_epoch * k / count)) for k in range(1, count + 1)}
+    return lambda update: update == order.updates or (update - 1) % per_epoch + 1 in steps
 
 
 def selection_value(part: TaskPart, scores: Mapping[str, float]) -> float:

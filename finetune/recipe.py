@@ -171,7 +171,7 @@ class TaskPart(Part):
 class LoraPart(Part):
     """Low-rank adapters through peft; head and new token rows are trained in full."""
 
-    rank: Positive = 8
+    rank: Annotated[int, Field(gt=0, le=4096)] = 8
     """Width of every adapter."""
     alpha: float = Field(16.0, gt=0)
     """An adapter's output is scaled by alpha / rank."""
@@ -267,6 +267,8 @@ class TrainPart(Part):
     """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
     compile: bool = False
     """Compile the decoder's blocks with torch.compile: slow to start, then faster."""
+    most_refused: Positive = 10
+    """Updates in a row refused for numbers that are not finite after which the run stops."""
     checkpoint_minutes: float | None = Field(10, gt=0)
     """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
     checkpoint_updates: Positive | None = None

@@ -11,6 +11,8 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -19,6 +21,22 @@ Wish = Literal["save", "stop"]
 GRACE = 0.5
 """Seconds in which a second SIGINT is the first one's echo: a launcher passes on the Ctrl-C that
 the terminal has sent to each of its processes already."""
+
+
+@contextmanager
+def save_requests_ignored() -> Iterator[None]:
+    """Lets SIGUSR1 pass wherever no StopRequest hears it: there is nothing to save as yet.
+
+    Left alone it would kill the process, and processes started meanwhile while they start.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL if old is None else old)
 
 
 class StopRequest:

@@ -20,12 +20,14 @@ Watch = Callable[[Iterable[Round]], Iterator[Round]]
 class Rhythm(NamedTuple):
     """When a run pauses between two updates."""
 
-    due: set[int]
-    """Updates after which to evaluate."""
+    due: Callable[[int], bool]
+    """Whether to evaluate after an update."""
     patience: int | None
     """Evaluations without a better score after which to stop."""
     checkpoint_minutes: float | None
     checkpoint_updates: int | None
+    most_refused: int
+    """Updates refused in a row after which to stop."""
 
     @property
     def keeps_states(self) -> bool:

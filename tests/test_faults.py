@@ -11,7 +11,6 @@ from disks import small_disk
 import finetune
 import finetune.job
 from finetune import checkpoint
-from finetune.course import MOST_REFUSED
 from finetune.job import Job
 from finetune.loop import Step, tokens_read
 from finetune.model import TaskModel
@@ -98,18 +97,21 @@ def test_a_gradient_that_is_not_finite_is_refused(bases, tmp_path, monkeypatch) 
     assert notices[0].count("train.jsonl/") == 8  # all of the update's rows: none alone is at fault
 
 
-def test_a_run_that_is_refused_again_and_again_stops(bases, tmp_path, poisoned) -> None:
-    job = recipe(bases("gpt2"), tmp_path / "data", tuple(range(20)), epochs=9)
+@pytest.mark.parametrize(("said", "most", "kept"), [({}, 10, 9), ({"most_refused": 4}, 4, 3)])
+def test_a_run_that_is_refused_again_and_again_stops(
+    bases, tmp_path, poisoned, said, most, kept
+) -> None:
+    job = recipe(bases("gpt2"), tmp_path / "data", tuple(range(20)), epochs=9, **said)
     run, seen = tmp_path / "run", []
-    with pytest.raises(UsageError, match=r"10 updates in a row .* not finite"):
+    with pytest.raises(UsageError, match=rf"{most} updates in a row .* not finite"):
         seen.extend(events(job, run))
     state, warnings = checkpoint.latest(run / "checkpoints")
-    assert (warnings, state.facts["progress"]["update"]) == ([], 9)  # the end of the third epoch
+    assert (warnings, state.facts["progress"]["update"]) == ([], kept)  # the end of an epoch
     # Resumed, it remembers how many it was.
-    with pytest.raises(UsageError, match="10 updates in a row"):
+    with pytest.raises(UsageError, match=f"{most} updates in a row"):
         finetune.train(job, run, resume=True)
     last = [event for event in jobs.log(run) if event["event"] == "train"][-1]
-    assert last["update"] == MOST_REFUSED
+    assert last["update"] == most
 
 
 def test_a_score_that_is_no_number_is_never_the_best() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune import signals
+from finetune.cli import application
 from finetune.signals import StopRequest
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -139,3 +140,23 @@ def test_process_ends_with_the_documented_code(
             if word:
                 assert process.stdout.readline() == f"{word}\n"
         assert process.wait(60) == code
+
+
+def test_a_wish_to_save_before_there_is_a_run_kills_nothing() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with signals.save_requests_ignored():
+        send(signal.SIGUSR1)
+        with StopRequest() as request:
+            send(signal.SIGUSR1)
+            assert request.take() == "save"
+        send(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_the_command_lets_a_wish_to_save_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    monkeypatch.setattr(
+        application, "get_command", lambda app: heard.append(signal.getsignal(signal.SIGUSR1))
+    )
+    application.main(["version"])
+    assert heard == [signal.SIG_IGN]

@@ -122,14 +122,21 @@ CHILD = """
 """
 
 
-def test_another_process_computes_the_same_bits(finished, tmp_path) -> None:
-    """Loaded and trained anew in a process with another hash seed."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_another_process_computes_the_same_bits(finished, tmp_path, workers) -> None:
+    """Encoded and trained anew, with another hash seed and other numbers of tokenizer threads."""
     run = finished("multiple_choice")
     source = "\n".join(line.strip() for line in CHILD.splitlines())
     arguments = [str(Path(__file__).parent), str(run), str(tmp_path / "again")]
     child = subprocess.run(
         [sys.executable, "-c", source, *arguments],
-        env={**os.environ, "PYTHONHASHSEED": "4321"},
+        env={
+            **os.environ,
+            "PYTHONHASHSEED": "4321",
+            "RAYON_NUM_THREADS": f"{workers}",
+            "TOKENIZERS_PARALLELISM": "true" if workers > 1 else "false",
+            "GPTFT_CACHE": str(tmp_path / "cache"),
+        },
         capture_output=True,
         text=True,
         check=False,

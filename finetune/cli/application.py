@@ -24,6 +24,7 @@ from finetune.cli import (
 )
 from finetune.cli.options import Spreading
 from finetune.cli.screen import print_line, settle_streams
+from finetune.signals import save_requests_ignored
 
 app = typer.Typer(
     name="gptft",
@@ -88,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
+        with save_requests_ignored():
+            code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
     except SystemExit as stop:
         code = stop.code
     except BaseException as error:

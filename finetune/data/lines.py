@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from finetune.data.places import LONGEST_ROW
+from finetune.files import open_given
 from task_formats import RowError, UsageError
 
 _MARK = b"\xef\xbb\xbf"
@@ -27,17 +28,15 @@ class Line(NamedTuple):
 def open_stream(path: Path | str) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked if it ends in .gz; `-` is standard input.
 
-    Raises UsageError where there is no such file, or where reading it fails on the way.
+    Raises UsageError where there is no such plain file, or where reading it fails on the way.
     """
     try:
         if str(path) == "-":
             yield sys.stdin.buffer
-        elif str(path).lower().endswith(".gz"):
-            with gzip.open(path, "rb") as stream:
-                yield cast(BinaryIO, stream)
         else:
-            with open(path, "rb") as stream:
-                yield stream
+            with open_given(path) as stream:
+                packed = str(path).lower().endswith(".gz")
+                yield cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
     except FileNotFoundError:
         raise UsageError("no such file", where=str(path), cure=_neighbours(Path(path))) from None
     except IsADirectoryError:

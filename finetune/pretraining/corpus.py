@@ -19,6 +19,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from finetune.files import open_given
 from task_formats import UsageError
 
 SUFFIXES = (".txt", ".gz", ".xz")
@@ -83,7 +84,7 @@ def fingerprint(paths: Iterable[str | Path]) -> str:
     whole = hashlib.sha256()
     for path in paths:
         one = hashlib.sha256()
-        with _reading(Path(path)), Path(path).open("rb") as file:
+        with _reading(Path(path)), open_given(path) as file:
             while block := file.read(BLOCK):
                 one.update(block)
         whole.update(one.digest())
@@ -96,7 +97,7 @@ def read_text(path: Path) -> Iterator[str]:
         codecs.getincrementaldecoder("utf-8-sig")(), translate=True
     )
     read = 0
-    with _reading(path), _open(path) as file:
+    with _reading(path), open_given(path) as raw, _unpack(raw, path.suffix.lower()) as file:
         while block := file.read(BLOCK):
             if read == 0:
                 _refuse_nul(block, path)
@@ -130,11 +131,10 @@ def _decode(
         ) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
+def _unpack(raw: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return cast(BinaryIO, lzma.open(path, "rb")) if suffix == ".xz" else path.open("rb")
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    return cast(BinaryIO, lzma.LZMAFile(raw)) if suffix == ".xz" else raw
 
 
 @contextmanager

@@ -35,6 +35,7 @@ _FREE = {
     "train.tokens_per_forward",
     "train.checkpoint_minutes",
     "train.checkpoint_updates",
+    "train.most_refused",
     "train.store",
 }
 """What may differ when a run is resumed: it does not change what the run computes."""
@@ -94,12 +95,18 @@ class Pretraining:
             self.reading.budget,
         )
 
-    @property
+    @cached_property
     def rhythm(self) -> Rhythm:
         """Validations evenly over the run, the last one at its end."""
         part, updates = self.plan.train, self.order.updates
-        due = {-(-updates * k // part.evaluations) for k in range(1, part.evaluations + 1)}
-        return Rhythm(due, None, part.checkpoint_minutes, part.checkpoint_updates)
+
+        def due(update: int) -> bool:
+            """With the k-th validation at ⌈updates · k / evaluations⌉: whether one falls here."""
+            return update * part.evaluations // updates > (update - 1) * part.evaluations // updates
+
+        return Rhythm(
+            due, None, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
+        )
 
     def forwards(self, update: int, budget: int | None) -> Passes:
         """The forward passes of an update on this process, and the size of the whole update."""

@@ -47,7 +47,7 @@ class TokenizerPart(Part):
 
     path: str | None = None
     """A folder or a hub id; without it, a byte-level BPE is trained."""
-    vocabulary: Annotated[int, Field(ge=257, le=2**31)] = 40_000
+    vocabulary: Annotated[int, Field(ge=257, le=2**20)] = 40_000
     """Tokens of the byte-level BPE: 256 bytes, the end of text, and merges."""
 
 
@@ -56,7 +56,8 @@ class ShapePart(Part):
 
     style: Literal["gpt1", "gpt2", "llama"] = "gpt1"
     """Where the norms stand, which activation, how positions are told."""
-    layers: Positive = 12
+    layers: Annotated[int, Field(gt=0, le=1024)] = 12
+    """Blocks. Each is built before memory can run out, so that there is a limit."""
     width: Positive = 768
     heads: Positive = 12
     key_value_heads: Positive | None = None
@@ -118,6 +119,8 @@ class SchedulePart(Part):
     """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
     evaluations: Positive = 10
     """Validations over the whole run."""
+    most_refused: Positive = 10
+    """Updates in a row refused for numbers that are not finite after which the run stops."""
     checkpoint_minutes: float | None = Field(10, gt=0)
     """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
     checkpoint_updates: Positive | None = None
