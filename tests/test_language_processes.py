@@ -12,6 +12,7 @@ from together import follow, train_together
 
 from finetune.comparison import Design, compare, read_table
 from finetune.comparison import events as compare_events
+from finetune.data.places import Place
 from finetune.news import Started
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.training import events
@@ -79,7 +80,8 @@ DECODINGS = (Decoding(6), Decoding(6, beams=3), Decoding(6, temperature=0.9, top
 
 def written(base: Path) -> list:
     writer = Writer(BasePart(path=str(base)), "cpu")
-    rows = [{"say": text, "n": n} for n, text in enumerate([*TEXTS, "and"])]
+    texts = enumerate([*TEXTS, "and"])
+    rows = [(Place("texts.jsonl", n + 1), {"say": text, "n": n}) for n, text in texts]
     return [
         [[row["n"], text] for row, text in writer.write_rows(rows, "say", decoding, 2)]
         for decoding in DECODINGS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune import signals
-from finetune.cli import application
+from finetune.cli import application, main
 from finetune.signals import StopRequest
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -158,5 +158,5 @@ def test_the_command_lets_a_wish_to_save_pass(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         application, "get_command", lambda app: heard.append(signal.getsignal(signal.SIGUSR1))
     )
-    application.main(["version"])
+    main(["version"])
     assert heard == [signal.SIG_IGN]

@@ -1,5 +1,17 @@
 """The command line: `gptft` and `python -m finetune`."""
 
-from finetune.cli.application import main
+from collections.abc import Sequence
 
-__all__ = ["main"]
+from finetune.signals import save_requests_ignored
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code: 0, 2 for a mistake to cure, 1 for a fault of ours.
+
+    Ctrl-C gives 130.
+    """
+    # From here on: loading the command line takes a while, in which a scheduler may ask to save.
+    with save_requests_ignored():
+        from finetune.cli.application import run_command
+
+        return run_command(arguments)

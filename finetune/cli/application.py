@@ -24,7 +24,6 @@ from finetune.cli import (
 )
 from finetune.cli.options import Spreading
 from finetune.cli.screen import print_line, settle_streams
-from finetune.signals import save_requests_ignored
 
 app = typer.Typer(
     name="gptft",
@@ -80,17 +79,13 @@ app.command(rich_help_panel=_LOOK)(catalogue.schema)
 app.command(rich_help_panel=_LOOK)(version)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0, 2 for a mistake to cure, 1 for a fault of ours.
-
-    Ctrl-C gives 130.
-    """
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code, see `finetune.cli.main`."""
     settle_streams()
     keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with save_requests_ignored():
-            code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
+        code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
     except SystemExit as stop:
         code = stop.code
     except BaseException as error:
