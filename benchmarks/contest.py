@@ -74,14 +74,23 @@ class Contest(NamedTuple):
 
 
 def clock(steps: Iterable[float], warm: int = 1) -> Found:
-    """Time and memory of work done step by step, each giving its units; the first are not timed."""
+    """Time and memory of work done step by step, each giving its units; the first are not timed.
+
+    The clock stops with the last step: what is done once at the end of all counts for nobody.
+    """
     steps = iter(steps)
     for _ in islice(steps, warm):
         pass
-    began, busy = time.perf_counter(), time.process_time()
-    units = sum(steps)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - busy
-    return Found(units, seconds, cpu, peak(), {})
+    units = 0.0
+    began = ended = _now()
+    for done in steps:
+        units, ended = units + done, _now()
+    return Found(units, ended[0] - began[0], ended[1] - began[1], peak(), {})
+
+
+def _now() -> tuple[float, float]:
+    """Seconds that have passed, and seconds of this process on processors."""
+    return time.perf_counter(), time.process_time()
 
 
 def peak() -> float:

@@ -7,7 +7,8 @@ from benchmarks.contest import Claim, Contest, Found, Play, Scale, main
 
 
 def _train(scale: Scale, *, times: int) -> Found:
-    return ours.train_rte(scale, shape="tiny", updates=times * scale.choose(1, 4))
+    updates = times * scale.choose(1, 24)
+    return ours.train_rte(scale, shape="tiny", updates=updates, repeated=True)
 
 
 PLAYS: dict[str, Play] = {

@@ -5,6 +5,7 @@ import json
 import lzma
 import random
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -35,6 +36,22 @@ def rte(scale: Scale, split: str) -> list[dict[str, str]]:
     path = scale.data / "glue" / "RTE" / f"{split}.tsv"
     with open(path, encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def pairs(scale: Scale, count: int) -> Path:
+    """A TSV of so many pairs with RTE's columns: its rows again and again, each with its number."""
+    path = scale.material / f"pairs-{count}.tsv"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = islice(cycle(rte(scale, "train")), count)
+        with open(path, "w", encoding="utf-8", newline="") as stream:
+            names = ("index", "sentence1", "sentence2", "label")
+            writer = csv.writer(stream, "excel-tab", quoting=csv.QUOTE_NONE, quotechar=None)
+            writer.writerow(names)
+            for n, row in enumerate(rows):
+                pair = (f"{n}. {row['sentence1']}", f"{n}. {row['sentence2']}")
+                writer.writerow((n, *pair, row["label"]))
+    return path
 
 
 def questions(scale: Scale, count: int) -> list[dict[str, object]]:

@@ -25,17 +25,25 @@ def train_rte(
     shape: str = "small",
     updates: int,
     allocator: bool = True,
+    repeated: bool = False,
     **train: Any,
 ) -> Found:
-    """Updates of 32 RTE pairs after those to warm up; `train` replaces fields of that part."""
+    """Updates of 32 RTE pairs after those to warm up; `train` replaces fields of that part.
+
+    RTE has rows for 77 updates: `repeated`, they come from a file that has its rows over and over.
+    """
     if allocator:
         keep_freed_memory()
     train = {"lm_coefficient": 0, "precision": "fp32", "max_tokens": WIDTH, **train}
-    changes = {
+    count = BATCH * (updates + WARM)
+    changes: dict[str, Any] = {
         "base.path": str(material.base(scale, shape)),
         "data.path": str(scale.data / "glue"),
-        "data.limit": BATCH * (updates + WARM),
+        "data.limit": count,
     }
+    if repeated:
+        changes |= {"data.path": None, "data.name": None, "data.predict": None}
+        changes |= {"data.train": str(material.pairs(scale, count))}
     return run(load_recipe("rte", _dotted(changes, train)), WARM)
 
 

@@ -4,13 +4,10 @@ The file repeats RTE's pairs, each with the number of its row so that no two are
 what run_glue does: `datasets` reads the file and maps the tokenizer over it, padding to 128.
 """
 
-import csv
 import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
-from itertools import cycle, islice
-from pathlib import Path
 
 import datasets
 
@@ -27,7 +24,7 @@ FEW, MANY = 20_000, 400_000
 
 def _ours(scale: Scale, *, share: int = 1, times: int = 1) -> Found:
     keep_freed_memory()
-    file = _pairs(scale, scale.choose(FEW, MANY) // share)
+    file = material.pairs(scale, scale.choose(FEW, MANY) // share)
     changes = {"base.path": str(material.base(scale, "tiny")), "data.train": str(file)}
     recipe = load_recipe("rte", {**changes, "data.path": None, "data.name": None})
     task, base = recipe.task.build(), load_decoder(recipe.base)
@@ -42,7 +39,7 @@ def _ours(scale: Scale, *, share: int = 1, times: int = 1) -> Found:
 
 
 def _peer(scale: Scale) -> Found:
-    file = _pairs(scale, scale.choose(FEW, MANY))
+    file = material.pairs(scale, scale.choose(FEW, MANY))
     tokenizer = peers.tokenizer(scale, "tiny")
 
     def steps() -> Iterator[int]:
@@ -62,22 +59,6 @@ def _peer(scale: Scale) -> Found:
 
     datasets.disable_progress_bars()
     return clock(steps(), warm=0)
-
-
-def _pairs(scale: Scale, count: int) -> Path:
-    """A TSV of so many pairs, with RTE's columns."""
-    path = scale.material / f"pairs-{count}.tsv"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = islice(cycle(material.rte(scale, "train")), count)
-        with open(path, "w", encoding="utf-8", newline="") as stream:
-            names = ("index", "sentence1", "sentence2", "label")
-            writer = csv.writer(stream, "excel-tab", quoting=csv.QUOTE_NONE, quotechar=None)
-            writer.writerow(names)
-            for n, row in enumerate(rows):
-                pair = (f"{n}. {row['sentence1']}", f"{n}. {row['sentence2']}")
-                writer.writerow((n, *pair, row["label"]))
-    return path
 
 
 PLAYS: dict[str, Play] = {
