@@ -86,7 +86,7 @@ def load(path: Path | str, run: str | None = None) -> State:
     expected = manifest.files
     if expected.keys() != {TENSORS, FACTS}:
         raise UsageError("damaged: it does not list a state's files", where=str(path / MANIFEST))
-    if manifest.name != _own_name(path):
+    if manifest.name != files.own_name(path):
         what = f"belongs to another state, {manifest.name!r}"
         raise UsageError(what, where=str(path / MANIFEST))
     text = files.read_plain(path / FACTS, _LARGEST_TEXT)
@@ -209,14 +209,10 @@ def _states(folder: Path) -> list[Path]:
     return [folder / match[0] for match in matches]
 
 
-def _own_name(path: Path) -> str:
-    return path.name.removesuffix(".partial").removesuffix(".old")
-
-
 def _settle(folder: Path) -> None:
     """Give a whole state that a kill left under a passing name its own, and sweep the rest."""
     for path in _states(folder):
-        own = path.with_name(_own_name(path))
+        own = path.with_name(files.own_name(path))
         if path.suffix == ".partial" and (path / MANIFEST).exists() and not own.exists():
             path.rename(own)
         if path != own:

@@ -113,6 +113,11 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
 
 
+def own_name(path: Path) -> str:
+    """What a file or folder under a passing name is to be called, or was."""
+    return path.name.removesuffix(".partial").removesuffix(".old")
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link (never what it leads to) or a folder; nothing there is fine."""
     if path.is_dir() and not path.is_symlink():

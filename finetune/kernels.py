@@ -54,10 +54,17 @@ def _attend(
     q, k, v = (part.to(blocks[0].mask.dtype) for part in (query, key, value))
     out = query.new_zeros(rows, columns, heads, width)
     for (row, seen), (home, own), mask in blocks:
-        p = torch.baddbmm(mask, q[home, :, own], k[row, :, seen].transpose(1, 2), alpha=scaling)
-        torch.softmax(p, -1, out=p)
+        p = _weigh(q[home, :, own], k[row, :, seen], mask, scaling)
         out[home, own] = torch.bmm(p, v[row, :, seen]).transpose(0, 1)
     return out
+
+
+def _weigh(
+    queries: Tensor, keys: Tensor, mask: Tensor, scaling: float, room: Tensor | None = None
+) -> Tensor:
+    """(H, Q, d) queries and (H, K, d) keys to (H, Q, K) weights, in memory of their own or not."""
+    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scaling, out=room)
+    return torch.softmax(scores, -1, out=scores)
 
 
 class _Attend(torch.autograd.Function):
@@ -80,9 +87,7 @@ class _Attend(torch.autograd.Function):
         v = v * factor if dropout else v
         out = query.new_zeros(rows, columns, heads, width)
         for (home, own), (row, seen), mask, p, keep in _pieces(blocks, heads, weights, kept):
-            keys = k[row, :, seen].transpose(1, 2)
-            torch.baddbmm(mask, q[home, :, own], keys, alpha=scaling, out=p)
-            torch.softmax(p, -1, out=p)
+            _weigh(q[home, :, own], k[row, :, seen], mask, scaling, p)
             out[home, own] = torch.bmm(_drop(p, keep), v[row, :, seen]).transpose(0, 1)
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.rest = blocks, factor, scaling

@@ -101,7 +101,7 @@ def seal_folder(folder: Path, form: str, run: str | None = None) -> None:
         for path in paths
         if path != folder / MANIFEST
     }
-    manifest = Manifest(form, folder.name.removesuffix(".partial"), entries, run)
+    manifest = Manifest(form, files.own_name(folder), entries, run)
     files.write_atomically(folder / MANIFEST, manifest.encode())
 
 

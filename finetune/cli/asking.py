@@ -217,11 +217,15 @@ def _write_answers(found: "Sequence[Asked]", output: str) -> None:
     from finetune.data import write_rows
 
     reads = found[0].reads
-    # A score is the label itself.
-    columns = ["shots", "seed", "id", "label", *([] if reads == "score" else [reads])]
+    columns = ["shots", "seed", "id", "label"]
+    if reads != "score":  # It is the label itself.
+        columns.append(reads)
     with write_rows(output, columns, format=None) as sink:
         for asked in found:
             for answer in asked.predictions:
-                scores = list(answer.scores) if reads == "probabilities" else answer.scores[0]
-                values = (asked.manner.shots, asked.manner.seed, answer.id, answer.label, scores)
-                sink.write(dict(zip(columns, values, strict=False)))
+                row = [asked.manner.shots, asked.manner.seed, answer.id, answer.label]
+                if reads == "probabilities":
+                    row.append(list(answer.scores))
+                elif reads == "log_probability":
+                    row.append(answer.scores[0])
+                sink.write(dict(zip(columns, row, strict=True)))
