@@ -267,9 +267,11 @@ def test_the_model_of_another_run_is_not_read(job, undisturbed, stopped, tmp_pat
 
 def test_a_model_without_a_seal_is_read(undisturbed, tmp_path) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
-    (run / SEAL).unlink()
     flip(run / WEIGHTS)
-    finetune.load(run)
+    with pytest.raises(UsageError, match="damaged"):
+        finetune.load(run)
+    (run / SEAL).unlink()
+    assert finetune.load(run).evaluate().keys() == jobs.result(run)["scores"]["evaluate"].keys()
 
 
 # -- the base ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import time
 import jobs
 import pytest
 import torch
-from together import SHARDS, train_together
+from together import SHARDS, assert_everywhere
 from torch import nn
 
 import finetune.job
@@ -125,7 +125,7 @@ def test_wherever_memory_is_lacking_the_bits_are_those_of_smaller_passes(
 ) -> None:
     recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **FEW)
     how = functools.partial(fail_everywhere, kind)
-    train_together(2, recipe, tmp_path / "run", environment=SHARDS, how=how)
+    assert_everywhere(2, how, recipe, tmp_path / "run", environment=SHARDS)
 
 
 def read_slopes(job, batch) -> dict[str, torch.Tensor]:
@@ -154,7 +154,7 @@ def rehearse_in_vain(recipe, run, stop=None) -> int:
 
 def test_a_rehearsal_leaves_nothing_behind(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **FEW)
-    train_together(2, recipe, tmp_path / "run", environment=SHARDS, how=rehearse_in_vain)
+    assert_everywhere(2, rehearse_in_vain, recipe, tmp_path / "run", environment=SHARDS)
 
 
 TASK = """

@@ -6,7 +6,7 @@ import os
 import jobs
 import pytest
 import torch
-from together import ODD, SHARDS, assert_same, train, train_together
+from together import ODD, SHARDS, assert_everywhere, assert_same, train, train_together
 
 import finetune.job
 from finetune import checkpoint
@@ -109,7 +109,7 @@ def count_numbers(recipe, run, stop):
 
 def test_every_process_holds_its_part_alone(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
-    train_together(2, recipe, tmp_path / "run", environment=SHARDS, how=count_numbers)
+    assert_everywhere(2, count_numbers, recipe, tmp_path / "run", environment=SHARDS)
 
 
 def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):

@@ -58,6 +58,17 @@ def train_together(
     return run
 
 
+def assert_everywhere(
+    count: int,
+    how: Callable[..., int],
+    recipe: Recipe,
+    run: Path,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """That `how`, which asserts and gives 0, comes to its end in each of `count` processes."""
+    train_together(count, recipe, run, environment=environment, how=how)
+
+
 def assert_same(one: Path, many: Path) -> None:
     """The same rows in every update, each row evaluated once, losses and weights to rounding."""
     assert jobs.distance(jobs.weights(one), jobs.weights(many)) < 1e-5
