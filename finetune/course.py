@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from finetune.calls import connect
 from finetune.evaluation import Round
 from finetune.ledger import Ledger, agree
 from finetune.loop import optimize
@@ -47,7 +48,7 @@ def pursue(
                 yield Notice(f"ignored, since the run is finished: {'; '.join(changes)}")
             yield Finished(finished)
             return
-        request = stack.enter_context(StopRequest())
+        request = stack.enter_context(StopRequest(connect(accelerator)))
         job = prepare(accelerator)
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)
@@ -111,9 +112,8 @@ def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) 
 
     Weights and moments are still those of the update before, and a state holds nothing else. Shards
     are saved by all processes, and these make each pass together: before it they agree on what one
-    of them was told. A whole model is written by one process, so none waits for another; whoever
-    heard the signal and does not write, or has updates to look at first, has all save after the
-    update.
+    of them was told. A whole model is written by the first process, which hears what any of them
+    was told; none waits for another.
     """
     together = is_sharded(job.model)
     wish = request.wanted

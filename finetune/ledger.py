@@ -36,6 +36,7 @@ class Ledger:
         self.folder, self._accelerator, self._run = folder, accelerator, run
         self._made_with: dict[str, Any] = {}
         self._pending: list[Step] = []
+        self._written = 0
         self._refused: list[int] = []
         self.refused_in_a_row = 0
 
@@ -154,13 +155,18 @@ class Ledger:
 
     def flush(self) -> None:
         """Writes the updates that were only noted; waits for the device."""
-        pending, self._pending = self._pending, []
+        self._write()
+        pending, self._pending, self._written = self._pending, [], 0
         for step in pending:
             bad = bool(step.refused)
             self.refused_in_a_row = self.refused_in_a_row + 1 if bad else 0
             self._refused += [step.number] if bad else []
+
+    def _write(self) -> None:
+        for step in self._pending[self._written :]:
             if self._run:
                 self._run.log("train", _readable(step))
+            self._written += 1
 
     def refused(self) -> list[int]:
         """Updates found to be refused since the last call."""
@@ -170,18 +176,20 @@ class Ledger:
     def can_write(self, together: bool) -> bool:
         """Whether a state may be written between two updates' ends: no update is refused.
 
-        By all processes together, which have noted the same; or by the one that writes alone, and
-        then what was noted is looked at only where nobody else has to look at it at the same time.
+        By all processes together, which have noted the same; or by the one that writes alone. All
+        look at what was noted at one time, so this one leaves it to be looked at then.
         """
-        others_look = self._pending and self._accelerator.num_processes > 1
-        if not together and (self._run is None or others_look):
+        if together:
+            self.flush()
+        if self._refused or any(step.refused for step in self._pending):
             return False
-        self.flush()
-        return not self._refused
+        if self._pending:
+            self.refused_in_a_row = 0
+        return together or self._run is not None
 
     def save(self, job: Work, progress: Progress) -> None:
-        """Writes a whole state in the background."""
-        self.flush()
+        """Writes a whole state in the background, with all that was noted in the log before it."""
+        self._write()
         tensors = capture(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
             facts = {"progress": progress.facts(), "told": job.told(), "made_with": self._made_with}

@@ -6,15 +6,20 @@
 | SIGTERM | the same, but stop | 143 |
 | SIGINT (Ctrl-C) | the same | 130 |
 | SIGINT again | stop now (KeyboardInterrupt) | 130 |
+
+Of several processes all hear what one was told; a state is the first one's wish.
 """
 
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # It imports torch, which takes longer than a first signal may.
+    from finetune.calls import Calls
 
 Wish = Literal["save", "stop"]
 
@@ -36,7 +41,12 @@ def save_requests_ignored() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL if old is None else old)
+        _set_handler(signal.SIGUSR1, old)
+
+
+def _set_handler(number: int, old: Any) -> None:
+    # None: a handler that was not set from Python, and that Python cannot set again.
+    signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 class StopRequest:
@@ -49,19 +59,23 @@ class StopRequest:
                     case "stop": save(); sys.exit(request.exit_code)
 
     The old handlers come back at the end. Only the main thread can have handlers: in any other
-    nothing is ever wanted.
+    nothing is ever wanted, but for the `calls` that other processes have had.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: "Calls | None" = None) -> None:
+        self._calls = calls
         self._save = False
         self._stop: signal.Signals | None = None
         self._interrupted = 0.0
-        self._old: dict[int, Any] = {}
+        self._taken = 0
+        self._exit = ExitStack()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._old[number] = signal.signal(number, self._note)
+                self._exit.callback(_set_handler, number, signal.signal(number, self._note))
+            if self._calls:
+                self._exit.enter_context(self._calls.passing_on())
         return self
 
     def __exit__(
@@ -70,15 +84,12 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, old in self._old.items():
-            # None: a handler that was not set from Python, and that Python cannot set again.
-            signal.signal(number, signal.SIG_DFL if old is None else old)
-        self._old = {}
+        self._exit.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Only sets fields: it may run between any two instructions of the program.
         if number == signal.SIGUSR1:
-            self._save = True
+            self._save = self._calls is None or self._calls.first
         elif number == signal.SIGINT and self._interrupted:
             if time.monotonic() - self._interrupted > GRACE:
                 raise KeyboardInterrupt
@@ -90,17 +101,24 @@ class StopRequest:
     @property
     def wanted(self) -> Wish | None:
         """What has been asked for and not been taken; "stop" outdoes "save" and stays."""
-        return "stop" if self._stop else "save" if self._save else None
+        return self._look()[0]
+
+    def _look(self) -> tuple[Wish | None, int]:
+        """What is wanted, and how many wishes to save others have had."""
+        saves, stop = self._calls.hear() if self._calls else (0, False)
+        if self._stop or stop:
+            return "stop", saves
+        return "save" if self._save or saves > self._taken else None, saves
 
     def take(self) -> Wish | None:
         """`wanted`, and the wish to save is taken as heard: a later signal is a new one.
 
         Call it before the save, so that a signal during the save is not lost.
         """
-        wish = self.wanted
+        wish, saves = self._look()
         # Only where it was seen: a signal may come between any two lines.
         if wish == "save":
-            self._save = False
+            self._save, self._taken = False, saves
         return wish
 
     def repeat(self) -> None:

@@ -1,6 +1,5 @@
 """Several processes make one job: what one would have made, and nothing half done."""
 
-import functools
 import itertools
 import os
 import signal
@@ -12,15 +11,13 @@ from pathlib import Path
 import jobs
 import pytest
 import torch
-from together import ODD, SHARDS, assert_same, train, train_together
+from together import ODD, assert_same, train, train_together
 
 import finetune
 import finetune.job
 from finetune import checkpoint
 from finetune.evaluation import Reading, read_rounds
-from finetune.model import TaskModel
 from finetune.recipe import Recipe
-from finetune.run import Run
 
 # -- equal to one --------------------------------------------------------------------------------
 
@@ -128,65 +125,6 @@ def test_a_signal_to_one_ends_the_evaluation_of_all(bases, tmp_path) -> None:
     run = train_together(2, recipe, tmp_path / "run", stop=4, how=train_with_a_signal)
     state, warnings = checkpoint.latest(run / "checkpoints")
     assert (state.facts["progress"]["update"], warnings) == (4, [])
-    train_together(2, recipe, run)
-    jobs.assert_same(whole, run)
-
-
-def train_with_a_signal_in_a_pass(recipe: Recipe, run: Path, stop: int | None = None) -> int:
-    """As `train`; the second process alone gets a signal, in its fifth forward pass."""
-    forward, count = TaskModel.forward, itertools.count(1)
-
-    def interrupt(self, batch, lm=False):
-        if self.training and next(count) == 5 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return forward(self, batch, lm)
-
-    TaskModel.forward = interrupt
-    return train(recipe, run)
-
-
-def train_with_a_wish(rank: int, recipe: Recipe, run: Path, stop: int | None = None) -> int:
-    """As `train`; one process is asked to save, in its fifth forward pass. Notes every save."""
-    forward, save, count = TaskModel.forward, Run.save, itertools.count(1)
-
-    def wish(self, batch, lm=False):
-        if self.training and next(count) == 5 and os.environ["RANK"] == str(rank):
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return forward(self, batch, lm)
-
-    def note(self, update, tensors, facts):
-        with open(run.with_suffix(".saves"), "a") as file:
-            print(update, file=file)
-        save(self, update, tensors, facts)
-
-    TaskModel.forward, Run.save = wish, note
-    return train(recipe, run)
-
-
-@pytest.mark.parametrize(("rank", "environment"), [(0, {}), (1, {}), (0, SHARDS), (1, SHARDS)])
-def test_a_wish_to_save_of_one_holds_nobody_up(rank, environment, bases, tmp_path) -> None:
-    """The first process writes at once, shards together; otherwise all save after the update."""
-    settings = {**ODD, "tokens_per_forward": 40, "head_dropout": 0.1}
-    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **settings)
-    saved = []
-    for asked in (-1, rank):
-        run = tmp_path / f"run{asked}"
-        how = functools.partial(train_with_a_wish, asked)
-        train_together(2, recipe, run, environment=environment, how=how)
-        saved.append(run.with_suffix(".saves").read_text().split())
-    jobs.assert_same(tmp_path / "run-1", tmp_path / f"run{rank}")
-    assert len(saved[1]) == len(saved[0]) + 1
-
-
-def test_a_signal_in_a_pass_of_one_ends_the_update_of_all(bases, tmp_path) -> None:
-    """Whatever the others have made of it is forgotten, and made again by the resumed run."""
-    settings = {**ODD, "tokens_per_forward": 40, "head_dropout": 0.1}
-    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **settings)
-    whole = train_together(2, recipe, tmp_path / "whole")
-    run = train_together(2, recipe, tmp_path / "run", stop=1, how=train_with_a_signal_in_a_pass)
-    state, warnings = checkpoint.latest(run / "checkpoints")
-    assert state.facts["progress"]["update"] < 2
-    assert warnings == []
     train_together(2, recipe, run)
     jobs.assert_same(whole, run)
 
