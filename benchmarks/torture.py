@@ -75,8 +75,8 @@ def afflict(
         moment = torture.draw_moment(draw, UPDATES, seconds)
         while code := torture.strike(recipe, run, moment, number):
             check(run, number, code)
-            # Before a run looks for signals, SIGTERM simply ends its process: nothing has begun.
-            count[moment.kind] += 0 if code == -signal.SIGTERM else 1
+            # Until its data is ready, SIGTERM simply ends a run: there is nothing to save.
+            count[moment.kind] += 0 if code in (-signal.SIGTERM, torture.UNREADY) else 1
             moment = torture.draw_moment(draw, UPDATES, seconds)
         jobs.assert_same(run, root / "undisturbed")
         runs += 1
@@ -90,7 +90,7 @@ def check(run: Path, number: signal.Signals, code: int) -> None:
         assert code == -signal.SIGKILL, code
         # Half-written states are told and passed over; those before them are whole.
         assert all("half written" in warning for warning in warnings), warnings
-    elif code != -signal.SIGTERM:
+    elif code not in (-signal.SIGTERM, torture.UNREADY):
         assert code == 128 + signal.SIGTERM, code
         assert state is not None
         assert not warnings, warnings

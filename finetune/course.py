@@ -49,13 +49,30 @@ def pursue(
             yield Finished(finished)
             return
         request = stack.enter_context(StopRequest(connect(accelerator)))
-        job = prepare(accelerator)
+        job = _make_ready(prepare, folder, accelerator, request)
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)
         yield job.started(progress.update)
         watch = partial(_watch, job=job, ledger=ledger, request=request, progress=progress)
         yield from _train(job, ledger, request, progress, watch)
         yield from conclude(job, ledger, progress, watch)
+
+
+def _make_ready(
+    prepare: Callable[[Accelerator], Work],
+    folder: Path,
+    accelerator: Accelerator,
+    request: StopRequest,
+) -> Work:
+    """The job. Interrupted at once where a signal asks for the end: there is nothing to save."""
+    try:
+        with request.at_once():
+            return prepare(accelerator)
+    except BaseException:
+        # Whatever the error is: the peers of a process that has stopped have others.
+        if request.exit_code:
+            raise Interrupted(folder, None, request.exit_code) from None
+        raise
 
 
 def finish(events: Iterable[Event]) -> Result:

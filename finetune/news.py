@@ -61,10 +61,16 @@ class Finished(NamedTuple):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and a whole state is on the disk."""
+    """A signal asked the run to stop, and a whole state of `update` is on the disk.
 
-    def __init__(self, folder: Path, update: int, exit_code: int) -> None:
-        super().__init__(f"stopped after update {update}; go on with: gptft resume {folder}")
+    None: it was stopped before its data was ready, with whatever states it had before.
+    """
+
+    def __init__(self, folder: Path, update: int | None, exit_code: int) -> None:
+        words = f"stopped after update {update}; go on with: gptft resume {folder}"
+        if update is None:
+            words = "stopped while the data was made ready; the same command does it again"
+        super().__init__(words)
         self.folder, self.update, self.exit_code = folder, update, exit_code
 
 

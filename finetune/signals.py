@@ -49,6 +49,10 @@ def _set_handler(number: int, old: Any) -> None:
     signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked for the end where there is nothing to finish."""
+
+
 class StopRequest:
     """While its block runs, signals become wishes: look at `wanted`, or `take` them.
 
@@ -68,6 +72,7 @@ class StopRequest:
         self._stop: signal.Signals | None = None
         self._interrupted = 0.0
         self._taken = 0
+        self._urgent = False
         self._exit = ExitStack()
 
     def __enter__(self) -> "StopRequest":
@@ -87,7 +92,7 @@ class StopRequest:
         self._exit.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Only sets fields: it may run between any two instructions of the program.
+        # It may run between any two instructions of the program: so it mostly sets fields only.
         if number == signal.SIGUSR1:
             self._save = self._calls is None or self._calls.first
         elif number == signal.SIGINT and self._interrupted:
@@ -97,6 +102,19 @@ class StopRequest:
             self._stop = self._stop or signal.Signals(number)
             if number == signal.SIGINT:
                 self._interrupted = time.monotonic()
+            if self._urgent:
+                raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While its block runs nothing needs to be saved: a wish to stop is Stopped, raised."""
+        self._urgent = True
+        try:
+            if self._stop:
+                raise Stopped
+            yield
+        finally:
+            self._urgent = False
 
     @property
     def wanted(self) -> Wish | None:

@@ -1,17 +1,23 @@
 """Small fine-tuning jobs of every kind: rows in files, and recipes for a tiny base."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.torch import load_file
 from samples import WORDS
 from torch import Tensor
 
 import finetune
+from finetune.loop import Step
+from finetune.news import Interrupted
 from finetune.recipe import BasePart, DataPart, Recipe, TaskPart, TrainPart
 from finetune.run import read_log, read_result
+from finetune.training import events
 
 TASKS = {
     "classification": TaskPart(
@@ -148,3 +154,16 @@ def assert_same(run: Path, other: Path) -> None:
     assert distance(weights(run), weights(other)) == 0
     assert log(run) == log(other)
     assert result(run) == result(other)
+
+
+def stop_at(recipe: Recipe, run: Path, update: int, number: int = signal.SIGTERM) -> Interrupted:
+    """Trains until an update is done, and then asks this process to end."""
+
+    def watch() -> None:
+        for event in events(recipe, run, resume=True):
+            if isinstance(event, Step) and event.number == update:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as stop:
+        watch()
+    return stop.value

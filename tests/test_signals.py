@@ -12,7 +12,7 @@ import pytest
 
 from finetune import signals
 from finetune.cli import application, main
-from finetune.signals import StopRequest
+from finetune.signals import Stopped, StopRequest
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -60,6 +60,17 @@ def test_echo_of_an_interrupt_is_no_second_one(monkeypatch: pytest.MonkeyPatch) 
         for _ in range(3):
             send(signal.SIGINT)
         assert request.exit_code == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_where_nothing_needs_to_be_saved_a_stop_is_raised(number: int, code: int) -> None:
+    with StopRequest() as request:
+        for _ in range(2):  # What has come before the block counts in it, too.
+            with pytest.raises(Stopped), request.at_once():  # noqa: PT012
+                send(signal.SIGUSR1)
+                send(number)
+                raise AssertionError("not raised at once")
+            assert (request.wanted, request.exit_code) == ("stop", code)
 
 
 def test_many_terminations_are_one() -> None:

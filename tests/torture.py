@@ -14,6 +14,8 @@ from finetune.news import Interrupted
 from finetune.recipe import Recipe
 from finetune.training import events
 
+UNREADY = 99
+"""Exit code of a run that was stopped while its data was made ready: there was nothing to save."""
 _OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir")
 
 
@@ -61,7 +63,7 @@ def go_on(recipe: Recipe, run: Path, moment: Moment | None, number: int) -> int:
             if moment and moment.kind == "event":
                 pass_by()
     except Interrupted as stop:
-        return stop.exit_code
+        return UNREADY if stop.update is None else stop.exit_code
     return 0
 
 

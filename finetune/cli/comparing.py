@@ -136,8 +136,9 @@ def _compare(source: "Source", folder: Path, design: "Design", **options: Any) -
     try:
         follow_study(happening, console())
     except Interrupted as stop:
-        where = f"stopped after update {stop.update} of {stop.folder.name}"
-        print_line((f"{where}; the same command goes on from there", "yellow"))
+        where = "at the beginning" if stop.update is None else f"after update {stop.update}"
+        words = f"stopped {where} of {stop.folder.name}; the same command goes on from there"
+        print_line((words, "yellow"))
         raise typer.Exit(stop.exit_code) from None
 
 
