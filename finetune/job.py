@@ -62,6 +62,8 @@ class Job:
     accelerator: Accelerator
     train: Split
     evaluated: Split | None
+    extra: dict[str, Split]
+    """What is scored at the end beside the evaluation split, by name; perhaps without labels."""
     reading: Reading
 
     @cached_property
@@ -136,8 +138,7 @@ class Job:
 
     def notices(self) -> Iterator[str]:
         """What a person should know of the data and the base."""
-        splits = [self.train] + ([self.evaluated] if self.evaluated else [])
-        for split in splits:
+        for split in self._splits().values():
             if split.report.unlabelled:
                 yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
             for row in split.report.skipped:
@@ -175,10 +176,14 @@ class Job:
 
     def sources(self) -> dict[str, Source]:
         """What was read, by split."""
-        splits = {"train": self.train, **({"evaluate": self.evaluated} if self.evaluated else {})}
         return {
-            name: Source(split.fingerprint, len(split.examples)) for name, split in splits.items()
+            name: Source(split.fingerprint, len(split.examples))
+            for name, split in self._splits().items()
         }
+
+    def _splits(self) -> dict[str, Split]:
+        own = {"train": self.train, "evaluate": self.evaluated}
+        return {**self.extra, **{name: split for name, split in own.items() if split}}
 
     def origins(self) -> dict[str, str]:
         """Fingerprints of the base's parts."""
@@ -233,8 +238,7 @@ class Job:
             data = self.recipe.data
             # A split of a data set has a name; a file has a path, which says little in a table.
             yield (data.path and data.evaluate) or "evaluate", self.evaluated
-        for name, source in self.recipe.data.extra.items():
-            yield name, encode_split(self.recipe, self.task, self.base, source, labelled=False)
+        yield from self.extra.items()
 
     def _idle(self, indices: np.ndarray) -> Batch:
         """A row that weighs nothing: every process must take part in the exchange of gradients."""
@@ -251,7 +255,8 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     # A Task from Python may leave its metrics to the recipe, which decides by them.
     task = replace(task, metrics=recipe.task.metrics)
     # A base may take minutes to fetch: that there are rows at all is looked up first.
-    for split in filter(None, (recipe.data.train, recipe.data.evaluate)):
+    held_out, more = recipe.data.evaluate, recipe.data.extra
+    for split in filter(None, (recipe.data.train, held_out, *more.values())):
         open_rows(recipe.data, split)
     base = load_decoder(recipe.base, recipe.train.seed)
     check_positions(recipe.train.max_tokens, base)
@@ -260,8 +265,9 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     # One process reads and writes the cache; the others then find it there.
     with accelerator.main_process_first():
         train = encode_training_split(recipe, task, base)
-        held_out = recipe.data.evaluate
-        evaluated = encode_split(recipe, task, base, held_out) if held_out else None
+        encode = partial(encode_split, recipe, task, base)
+        evaluated = encode(held_out) if held_out else None
+        extra = {name: encode(split, labelled=False) for name, split in more.items()}
     torch.manual_seed(recipe.train.seed)
     model = TaskModel(base.decoder, task.format, task.labels, recipe.train.head_dropout)
     _freeze_unread(model, recipe.train.lm_coefficient)
@@ -273,7 +279,8 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
         layout, base.lexicon.pad, choose_budget(recipe.train, base.decoder, accelerator.device)
     )
     wrapped = model if is_sharded(model) else cast(nn.Module, accelerator.prepare_model(model))
-    job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, train, evaluated, reading)
+    splits = (train, evaluated, extra)
+    job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, *splits, reading)
     if job.order.updates < 1:
         raise UsageError(
             f"{len(train.examples)} rows make no update of {recipe.train.batch_size}",

@@ -32,33 +32,40 @@ def stop_at(job, run: Path, update: int, act=lambda: None) -> None:
 
 
 def test_what_was_read_already_is_not_missed(job, tmp_path) -> None:
-    """Train and evaluation rows are read once, at the beginning."""
+    """All rows are read once, at the beginning."""
     whole, run = jobs.train(job, tmp_path / "whole"), tmp_path / "run"
     for event in events(job, run):
         if isinstance(event, Step) and event.number == 2:
             Path(job.data.train).unlink()
             Path(job.data.evaluate).write_text("something else\n")
+            Path(job.data.extra["more"]).unlink()
     jobs.assert_same(whole, run)
 
 
-def test_a_file_that_vanishes_before_it_is_read_is_named(job, tmp_path) -> None:
-    """The whole state of the last update stays; with the file back the run ends as ever."""
-    whole, run = jobs.train(job, tmp_path / "whole"), tmp_path / "run"
+def test_a_file_that_is_not_there_is_named_before_anything_is_trained(job, tmp_path) -> None:
+    """Also one that is scored at the very end."""
     more = Path(job.data.extra["more"])
-    away = more.rename(more.with_suffix(".away"))
+    more.unlink()
     with pytest.raises(UsageError, match=r"more\.jsonl: no such file"):
-        jobs.train(job, run)
-    state, warnings = checkpoint.latest(run / "checkpoints")
-    assert (state.facts["progress"]["update"], warnings) == (6, [])
-    assert not (run / "result.json").exists()
-    away.rename(more)
-    jobs.train(job, run, resume=True)
-    jobs.assert_same(whole, run)
+        jobs.train(job, tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints")[0] is None
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_rows_left_out_of_what_is_scored_at_the_end_are_told(job, tmp_path) -> None:
+    """And a bad one stops the run before its first update, where it may not be left out."""
+    with open(job.data.extra["more"], "a") as file:
+        file.write('{"premise": "no hypothesis", "label": "yes"}\n')
+    with pytest.raises(UsageError, match=r"more\.jsonl, line 7"):
+        jobs.train(job, tmp_path / "stops")
+    assert checkpoint.latest(tmp_path / "stops" / "checkpoints")[0] is None
+    happened = [*events(jobs.change(job, "data", on_bad_row="skip"), tmp_path / "run")]
+    told = [event.text for event in happened if isinstance(event, Notice)]
+    assert [text.partition(" (")[0] for text in told] == ["left out more.jsonl/6"]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "more"])
 def test_a_file_that_is_gone_at_a_resume_is_named(name, job, tmp_path) -> None:
-    run, path = tmp_path / "run", Path(getattr(job.data, name))
+    run, path = tmp_path / "run", Path(getattr(job.data, name, None) or job.data.extra[name])
     stop_at(job, run, 4, path.unlink)
     with pytest.raises(UsageError, match=rf"{path.name}: no such file"):
         jobs.train(job, run, resume=True)
@@ -66,12 +73,13 @@ def test_a_file_that_is_gone_at_a_resume_is_named(name, job, tmp_path) -> None:
     assert (state.facts["progress"]["update"], warnings) == (4, [])
 
 
-def test_train_rows_that_changed_are_told_at_a_resume(job, tmp_path) -> None:
-    run = tmp_path / "run"
+@pytest.mark.parametrize(("name", "count"), [("train", 20), ("more", 6)])
+def test_rows_that_changed_are_told_at_a_resume(name, count, job, tmp_path) -> None:
+    run, path = tmp_path / "run", Path(getattr(job.data, name, None) or job.data.extra[name])
     stop_at(job, run, 4)
-    jobs.write_rows(Path(job.data.train), jobs.rows("entailment", 20, seed=8))
+    jobs.write_rows(path, jobs.rows("entailment", count, seed=8))
     notices = [e.text for e in events(job, run, resume=True) if isinstance(e, Notice)]
-    assert [text.partition(" was ")[0] for text in notices] == ["resumed with other data: train"]
+    assert [text.partition(" was ")[0] for text in notices] == [f"resumed with other data: {name}"]
 
 
 @pytest.mark.parametrize("act", ["append", "remove"])
