@@ -1,10 +1,8 @@
 """The door to pretrained decoders: loading any of them ready for our tokens."""
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +22,11 @@ from finetune import attention
 from finetune.adapters import adapt
 from finetune.fusions import quicken
 from finetune.last_block import narrow
+from finetune.location import locate, locate_whole
 from finetune.network import hub_answers
 from finetune.new_tokens import DELIMITER, EXTRACT, START, add_tokens, extend
 from finetune.recipe import BasePart
 from task_formats import Specials, UsageError
-
-SHIPPED = ("tiny",)
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def load_decoder(part: BasePart, seed: int = 0) -> Base:
     for the paper's own base and for untrained ones. Only safetensors are read.
     Raises UsageError where there is no such base, or none that can be read safely.
     """
-    path = locate(part.path)
+    path = locate_whole(part)
     options = _options(part, path)
     config = _config(path, part, options)
     lexicon, fresh = _lexicon(path, part, options)
@@ -116,7 +113,7 @@ def load_plain(part: BasePart) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     So it predicts plain text: a token more would take probability from all others.
     UsageError as in `load_decoder`.
     """
-    path = locate(part.path)
+    path = locate_whole(part)
     options = _options(part, path)
     config = _config(path, part, options)
     return _decoder(path, part, config, options), load_plain_tokenizer(part)
@@ -141,36 +138,6 @@ def _lexicon(path: str, part: BasePart, options: dict[str, Any]) -> tuple[Lexico
     fresh = add_tokens(tokenizer)
     ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))
     return Lexicon(tokenizer, Specials(*ids), cast(int, tokenizer.pad_token_id)), fresh
-
-
-def locate(path: str) -> str:
-    """A shipped base's folder, a local folder or the model of the run in it, or a hub id."""
-    if path in SHIPPED and not Path(path).exists():
-        return str(files("finetune") / "shipped" / path)
-    if not path or Path(path).expanduser().is_file():
-        raise UsageError(
-            f"{path} is a file" if path else "no base is named",
-            where="base.path",
-            cure="Give a folder made by save_pretrained, a hub id such as gpt2, or tiny.",
-        )
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or os.sep * 2 in path
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise UsageError(
-            f"no such folder: {path}",
-            where="base.path",
-            cure="Give a folder made by save_pretrained, a hub id such as gpt2, or tiny.",
-        )
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return path
-    if (folder / "adapter_config.json").exists():
-        raise UsageError(
-            f"{path} holds adapters for another base",  # which transformers would go and look for
-            where="base.path",
-            cure="Merge them with peft's merge_and_unload and save the whole model.",
-        )
-    is_run = (folder / "model" / "config.json").is_file() and not (folder / "config.json").exists()
-    return str(folder / "model" if is_run else folder)
 
 
 def _options(part: BasePart, path: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from finetune.provenance import check_frozen, list_changes, trace
 from finetune.recipe import Recipe
 from finetune.recipe_files import load_recipe
 from finetune.run import CHECKPOINTS, RECIPE, Run, read_identity, read_recipe, read_result
-from finetune.saved import require_model, seal_model
+from finetune.saved import require_model
+from finetune.seals import seal_model
 from finetune.sharding import gather_weights
 from finetune.signals import Wish
 from finetune.state import capture, restore

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from finetune import files
-from finetune.bases import locate
+from finetune.location import locate
 
 WEIGHTS = "weights"
 _PARTS = {

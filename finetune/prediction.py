@@ -18,7 +18,8 @@ from finetune.model import TaskModel
 from finetune.recipe import DataPart, Recipe
 from finetune.recipe_files import dump
 from finetune.run import MODEL, RECIPE, RESULT, read_identity, read_result
-from finetune.saved import load_model, save_model, seal_model
+from finetune.saved import load_model, save_model
+from finetune.seals import seal_model
 from finetune.splits import build_encoder, encode_split
 from task_formats import Prediction, Row, Task, UsageError
 from task_formats.task import LABEL

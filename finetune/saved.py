@@ -15,14 +15,13 @@ from transformers.utils import logging
 from finetune import files
 from finetune.adapters import merged
 from finetune.bases import Base, load_decoder
-from finetune.manifest import MANIFEST, check_folder, seal_folder
 from finetune.model import TaskModel
 from finetune.recipe import BasePart
+from finetune.seals import check_model, check_writer
 from finetune.tensor_file import read_tensors
 from task_formats import Task, UsageError
 
 HEAD = "head.safetensors"
-_FORMAT = "gptft model, version 1"
 
 
 def save_model(folder: Path, model: nn.Module, base: Base) -> None:
@@ -68,29 +67,6 @@ def _clear_errors(folder: Path) -> Iterator[None]:
             raise OSError(number, os.strerror(number), str(folder)) from error
 
 
-def seal_model(folder: Path, run: str | None = None) -> None:
-    """Makes a saved model one that is checked when it is read: nothing in it may change."""
-    with files.clear_errors(folder):
-        seal_folder(folder, _FORMAT, run)
-
-
-def check_model(folder: Path, run: str | None = None) -> None:
-    """UsageError where a file of a sealed model has changed, or where another run saved it.
-
-    A model without a seal is taken as it is: it is older, or somebody made it by hand.
-    """
-    if not os.path.lexists(folder / MANIFEST):
-        return
-    try:
-        check_folder(folder, _FORMAT, run)
-    except UsageError as error:
-        cure = (
-            "Put back what was written, or resume the run where it is not finished.\n"
-            f"If you changed the model yourself, delete {folder / MANIFEST}."
-        )
-        raise UsageError(error.what, where=error.where, cure=cure) from error
-
-
 def require_model(folder: Path, run: str | None = None) -> None:
     """UsageError where there is no model at all, or one that `check_model` refuses."""
     if not any(folder.glob("*.safetensors")):
@@ -105,7 +81,7 @@ def load_model(
 
     UsageError where a file lacks or is damaged, or where another run than `run` saved them.
     """
-    check_model(folder, run)
+    check_writer(folder, run)
     if not (folder / HEAD).is_file():
         raise UsageError(
             f"no trained model in {folder}",

@@ -14,18 +14,28 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:  # It imports torch, which takes longer than a first signal may.
-    from finetune.calls import Calls
+from typing import Any, Literal, Protocol
 
 Wish = Literal["save", "stop"]
 
 GRACE = 0.5
 """Seconds in which a second SIGINT is the first one's echo: a launcher passes on the Ctrl-C that
 the terminal has sent to each of its processes already."""
+
+
+class Peers(Protocol):
+    """Where several processes make one job: what any of them was told."""
+
+    first: bool
+    """Whether this is the process that writes states for all."""
+
+    def passing_on(self) -> AbstractContextManager[None]:
+        """Tells the others what this one is told, while its block runs."""
+
+    def hear(self) -> tuple[int, bool]:
+        """The wishes to save so far, for the first process to see, and whether to stop."""
 
 
 @contextmanager
@@ -63,11 +73,11 @@ class StopRequest:
                     case "stop": save(); sys.exit(request.exit_code)
 
     The old handlers come back at the end. Only the main thread can have handlers: in any other
-    nothing is ever wanted, but for the `calls` that other processes have had.
+    nothing is ever wanted, but for what `peers` are told.
     """
 
-    def __init__(self, calls: "Calls | None" = None) -> None:
-        self._calls = calls
+    def __init__(self, peers: Peers | None = None) -> None:
+        self._peers = peers
         self._save = False
         self._stop: signal.Signals | None = None
         self._interrupted = 0.0
@@ -79,8 +89,8 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._exit.callback(_set_handler, number, signal.signal(number, self._note))
-            if self._calls:
-                self._exit.enter_context(self._calls.passing_on())
+            if self._peers:
+                self._exit.enter_context(self._peers.passing_on())
         return self
 
     def __exit__(
@@ -94,7 +104,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         # It may run between any two instructions of the program: so it mostly sets fields only.
         if number == signal.SIGUSR1:
-            self._save = self._calls is None or self._calls.first
+            self._save = self._peers is None or self._peers.first
         elif number == signal.SIGINT and self._interrupted:
             if time.monotonic() - self._interrupted > GRACE:
                 raise KeyboardInterrupt
@@ -123,7 +133,7 @@ class StopRequest:
 
     def _look(self) -> tuple[Wish | None, int]:
         """What is wanted, and how many wishes to save others have had."""
-        saves, stop = self._calls.hear() if self._calls else (0, False)
+        saves, stop = self._peers.hear() if self._peers else (0, False)
         if self._stop or stop:
             return "stop", saves
         return "save" if self._save or saves > self._taken else None, saves

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import finetune
 from finetune.loop import Step
-from finetune.news import Interrupted
+from finetune.news import Interrupted, Notice, Started
 from finetune.recipe import BasePart, DataPart, Recipe, TaskPart, TrainPart
-from finetune.run import read_log, read_result
+from finetune.recipe_files import load_recipe
+from finetune.run import RECIPE, read_log, read_result
 from finetune.training import events
 
 TASKS = {
@@ -156,14 +157,28 @@ def assert_same(run: Path, other: Path) -> None:
     assert result(run) == result(other)
 
 
-def stop_at(recipe: Recipe, run: Path, update: int, number: int = signal.SIGTERM) -> Interrupted:
+def stop_at(
+    recipe: Recipe,
+    run: Path,
+    update: int,
+    number: int = signal.SIGTERM,
+    *,
+    overwrite: bool = False,
+) -> Interrupted:
     """Trains until an update is done, and then asks this process to end."""
 
     def watch() -> None:
-        for event in events(recipe, run, resume=True):
+        for event in events(recipe, run, resume=not overwrite, overwrite=overwrite):
             if isinstance(event, Step) and event.number == update:
                 os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as stop:
         watch()
     return stop.value
+
+
+def resume(run: Path) -> tuple[list[str], list[int]]:
+    """As `gptft resume RUN`: what it tells, and after how many updates it begins."""
+    seen = list(events(load_recipe(run / RECIPE), run, resume=True))
+    told = [event.text for event in seen if isinstance(event, Notice)]
+    return told, [event.done for event in seen if isinstance(event, Started)]

@@ -15,9 +15,9 @@ FLOORS = {
     # What flows.
     2: "recipe recipe_faults recipe_files recipe_yaml typed_files batch fractions samples sampling",
     # Tools: each does one thing, for whoever needs it.
-    3: "adapters attention bases checkpoint compilation data devices dropout evaluation fusions "
-    "kernels last_block loop losses model new_tokens optimizer origins peers rectangles rehearsal "
-    "run sharding sight state tables tensor_file",
+    3: "adapters attention bases calls checkpoint compilation data devices dropout evaluation "
+    "fusions kernels last_block location loop losses model new_tokens optimizer origins peers "
+    "rectangles rehearsal run seals sharding sight state tables tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting provenance "
     "saved splits training verdict work",
@@ -29,8 +29,8 @@ FLOORS = {
 """A file imports from floors below its own; on its own floor, as long as there is no circle."""
 
 DOORS = {
-    "accelerate": "devices evaluation loop job work course ledger peers prediction pretraining "
-    "prompting sharding",
+    "accelerate": "calls devices evaluation loop job work course ledger peers prediction "
+    "pretraining prompting sharding",
     "datasets": "data.hub",
     "huggingface_hub": "network data.hub",
     "matplotlib": "comparison.curve reports",
@@ -45,7 +45,7 @@ DOORS = {
     "scipy": "metrics",
     "sklearn": "metrics classifier",
     "tokenizers": "pretraining.tokenizer",
-    "torch": "adapters attention bases batch checkpoint devices dropout evaluation fusions "
+    "torch": "adapters attention bases batch calls checkpoint devices dropout evaluation fusions "
     "job kernels last_block loop losses model new_tokens optimizer origins peers pretraining "
     "prompting provenance rectangles rehearsal run saved sharding sight state tables tensor_file "
     "training work",

@@ -27,7 +27,7 @@ from finetune.pretraining.plan import Plan
 from finetune.pretraining.plan_files import dump_plan, parse_plan
 from finetune.recipe import BasePart
 from finetune.sampling import Order, Sizes, deal, group
-from finetune.saved import check_model, save_plain
+from finetune.saved import save_plain
 from finetune.schedule import plan_rates
 from finetune.work import Judgement, Rhythm, Source, Watch
 
@@ -217,7 +217,6 @@ class Pretraining:
             return
         trust = self.plan.trust_remote_code
         part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
-        check_model(folder)
         decoder, _ = load_plain(part)
         rounds = self._read(decoder.to(self.accelerator.device))
         yield "evaluate", self.judge(watch(rounds)).scores
