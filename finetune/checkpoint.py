@@ -9,10 +9,12 @@ A state is written under another name and renamed when it is on the disk. The ne
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +111,10 @@ def _require_state(path: Path) -> None:
         raise UsageError("half written: its save was stopped", where=str(path))
 
 
+class _Abandoned(Exception):
+    """A state shall not be written to its end."""
+
+
 class Saver:
     """Saves states in the background: `save` copies the tensors and training goes on.
 
@@ -123,6 +129,7 @@ class Saver:
         self._copies: dict[str, Tensor] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
+        self._left = Event()
 
     def save(self, update: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """As the function `save`, but back as soon as the tensors are copied.
@@ -134,9 +141,12 @@ class Saver:
         distinct, same = find_same(tensors)
         _require_space(self.folder, distinct, text)
         self._copies = {name: self._copy(name, tensor) for name, tensor in distinct.items()}
-        self._pending = self._writer.submit(
-            _write, self.folder, update, self._copies, same, text, self.run
-        )
+        told = (update, self._copies, same, text, self.run, self._check)
+        self._pending = self._writer.submit(_write, self.folder, *told)
+
+    def _check(self) -> None:
+        if self._left.is_set():
+            raise _Abandoned
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         held = self._copies.get(name)
@@ -150,15 +160,25 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more; raise the error if that failed."""
+        """Return when nothing is being written any more; raise the error if that failed.
+
+        Ctrl-C while it waits leaves that state half-written; those before it stay whole.
+        """
         pending, self._pending = self._pending, None
         if pending:
-            pending.result()
+            try:
+                pending.result()
+            except KeyboardInterrupt:
+                self._left.set()
+                raise
 
-    def close(self) -> None:
-        """Finish what is being written and let the memory go."""
+    def close(self, leave: bool = False) -> None:
+        """Finish what is being written, or `leave` it half-done, and let the memory go."""
+        if leave:
+            self._left.set()
         try:
-            self.wait()
+            with suppress(_Abandoned):
+                self.wait()
         finally:
             self._writer.shutdown()
             self._copies = {}
@@ -183,6 +203,7 @@ def _write(
     same: Same,
     facts: bytes,
     run: str | None,
+    before_each: Callable[[], object] = bool,
 ) -> Path:
     path = folder / f"update-{update:08d}"
     with files.clear_errors(folder):
@@ -191,7 +212,7 @@ def _write(
     _require_space(folder, tensors, facts)
     with files.replace_folder(path) as partial:
         with open(partial / TENSORS, "xb") as file:
-            written = Entry(*write_tensors(file, tensors, same))
+            written = Entry(*write_tensors(file, tensors, same, before_each))
             files.flush(file)
         files.write_atomically(partial / FACTS, facts)
         manifest = Manifest(FORMAT, path.name, {TENSORS: written, FACTS: _entry(facts)}, run)

@@ -39,6 +39,8 @@ def pursue(
     for the end, after a whole state was saved.
     """
     with ExitStack() as stack:
+        # To the very end: what the ledger still writes then is not to be killed by an echo.
+        request = stack.enter_context(StopRequest(connect(accelerator)))
         ledger = stack.enter_context(
             Ledger.open(folder, accelerator, resume=resume, overwrite=overwrite)
         )
@@ -48,7 +50,6 @@ def pursue(
                 yield Notice(f"ignored, since the run is finished: {'; '.join(changes)}")
             yield Finished(finished)
             return
-        request = stack.enter_context(StopRequest(connect(accelerator)))
         job = _make_ready(prepare, folder, accelerator, request)
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)

@@ -63,7 +63,9 @@ class Ledger:
     ) -> None:
         with ExitStack() as stack:
             if self._run:
-                stack.callback(self._run.close)
+                # A second Ctrl-C is not kept waiting by a slow disk.
+                now = kind is not None and issubclass(kind, KeyboardInterrupt)
+                stack.callback(self._run.close, leave=now)
             self.flush()
 
     def finished(self) -> Result | None:

@@ -98,10 +98,13 @@ class Run:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Finish the save under way, raise its error if it failed, and unlock the folder."""
+    def close(self, leave: bool = False) -> None:
+        """Finish the save under way, raise its error if it failed, and unlock the folder.
+
+        With `leave` that save is left half-done, and the state before it is the newest.
+        """
         try:
-            self._saver.close()
+            self._saver.close(leave)
         finally:
             if self._log:
                 self._log.close()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -65,9 +65,15 @@ def _require_writable(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name!r} is no name of a tensor")
 
 
-def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], same: Same) -> tuple[int, str]:
+def write_tensors(
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor],
+    same: Same,
+    before_each: Callable[[], object] = bool,
+) -> tuple[int, str]:
     """Write what `find_same` gave; returns the number of bytes and their SHA-256.
 
+    Calls `before_each` before every piece of some megabytes: it may raise to leave it there.
     safetensors' own writer hides which OSError it met, and the hash would cost a second pass.
     """
     # Wide numbers first, so that every tensor begins at a multiple of its item size.
@@ -79,6 +85,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], same: Same) -> 
     digest, size, pushed = hashlib.sha256(), 0, 0
     for block in blocks:
         for start in range(0, len(block), BLOCK):
+            before_each()
             piece = block[start : start + BLOCK]
             digest.update(piece)
             file.write(piece)

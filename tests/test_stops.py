@@ -4,6 +4,8 @@ import itertools
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import jobs
@@ -13,7 +15,7 @@ import torch
 import finetune
 import finetune.job
 import finetune.splits
-from finetune import checkpoint
+from finetune import checkpoint, signals, tensor_file
 from finetune.loop import Step
 from finetune.model import TaskModel
 from finetune.news import Interrupted
@@ -217,3 +219,58 @@ def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monke
     # After an update, and before what was being evaluated is known.
     assert [update for update, known in saved if known < update] == [2, 3, 5, 6]
     jobs.assert_same(run, undisturbed)
+
+
+def stop_with_slow_saves(job, run: Path, monkeypatch, number: int, second: int) -> None:
+    """From update 2 to 3, and there a signal; a second one comes while that state is written.
+
+    Which is slow until a second after that.
+    """
+    write, begun, over = checkpoint.write_tensors, threading.Event(), threading.Event()
+
+    def slowly(file, tensors, same, before_each):
+        def wait():
+            begun.set()
+            over.wait(0.01)
+            before_each()
+
+        return write(file, tensors, same, wait)
+
+    def interrupt():
+        begun.wait()
+        os.kill(os.getpid(), second)
+        time.sleep(1)
+        over.set()
+
+    jobs.stop_at(job, run, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_file, "BLOCK", 64)  # Some thousand pieces.
+        patch.setattr(checkpoint, "write_tensors", slowly)
+        helper = threading.Thread(target=interrupt)
+        helper.start()
+        try:
+            jobs.stop_at(job, run, 3, number)
+        finally:
+            helper.join()
+
+
+def test_a_second_interrupt_waits_for_no_save(job, undisturbed, tmp_path, monkeypatch) -> None:
+    """The state under way is left, and those before it stay."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(signals, "GRACE", -1)
+    with pytest.raises(KeyboardInterrupt):
+        stop_with_slow_saves(job, run, monkeypatch, signal.SIGINT, signal.SIGINT)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["update-00000002"]
+    assert not [thread for thread in threading.enumerate() if "checkpoint" in thread.name]
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_an_echo_does_not_end_a_save(number, job, undisturbed, tmp_path, monkeypatch) -> None:
+    """A launcher may pass on what the process has had already."""
+    run, first = tmp_path / "run", signal.SIGTERM if number == signal.SIGUSR1 else number
+    monkeypatch.setattr(signals, "GRACE", 1e9)
+    stop_with_slow_saves(job, run, monkeypatch, first, number)
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert (state.facts["progress"]["update"], warnings) == (3, [])
