@@ -50,9 +50,9 @@ class Calls:
 
     def tell(self, number: int) -> None:
         """Counts a signal to this process. The first one's own wishes to save need no telling."""
-        if number != signal.SIGUSR1:
+        if number in (signal.SIGTERM, signal.SIGINT):
             self._add(_STOP)
-        elif not self.first:
+        elif number == signal.SIGUSR1 and not self.first:
             self._add(1)
 
     def hear(self) -> Heard:

@@ -186,3 +186,16 @@ def test_signals_to_a_forked_child_are_its_own() -> None:
         assert heard.empty()
     finally:
         signal.signal(signal.SIGUSR1, old)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_only_signals_that_are_for_the_run_are_told(first) -> None:
+    """A program that embeds a run may have handlers of its own, for a clock or a child."""
+    added: list[int] = []
+    calls = SimpleNamespace(first=first, _add=added.append)
+    for number in (signal.SIGALRM, signal.SIGCHLD, signal.SIGWINCH, signal.SIGUSR2):
+        Calls.tell(calls, number)
+    assert added == []
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        Calls.tell(calls, number)
+    assert added == ([] if first else [1]) + [2**32, 2**32]
