@@ -14,6 +14,8 @@ from torch import nn
 from finetune.batch import Layout, collate, send
 from finetune.losses import task_loss
 from finetune.metrics import score
+from finetune.peers import find_highest
+from finetune.rehearsal import rehearse
 from finetune.sampling import Sizes, group, measure
 from finetune.sharding import is_sharded, no_gradients
 from finetune.shortage import is_out_of_memory
@@ -52,19 +54,60 @@ def read_rounds(
     last of them perhaps empty, so that whoever consumes them can agree with its peers in between.
     """
     sizes = measure(examples)
-    windows = np.split(np.arange(len(examples)), range(WINDOW, len(examples), WINDOW))
-    groups = [
-        rows for window in windows for rows in group(window, sizes, reading.layout, reading.budget)
-    ]
+    read = partial(_logits, model, examples, reading, accelerator)
+    if is_sharded(model):
+        reading = _find_room(read, model, sizes, reading, accelerator)
+    groups = _cut(sizes, reading)
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
-        read = partial(_logits, model, examples, reading, accelerator)
-        found, reading = read_within(read, mine, sizes, reading, together=is_sharded(model))
-        if is_sharded(model) and not len(mine):
+        if is_sharded(model):
             # A pass is one of all processes, also of those that have nothing to read.
-            read(groups[0][:1])
+            found = [*zip(mine.tolist(), read(mine if len(mine) else groups[0][:1]), strict=False)]
+        else:
+            found, reading = read_within(read, mine, sizes, reading)
         yield found
+
+
+def _cut(sizes: Sizes, reading: Reading) -> list[np.ndarray]:
+    """The rows of every forward pass of all processes: the same, whoever asks."""
+    rows = np.arange(len(sizes.tokens))
+    windows = np.split(rows, range(WINDOW, len(rows), WINDOW))
+    return [
+        part for window in windows for part in group(window, sizes, reading.layout, reading.budget)
+    ]
+
+
+def _find_room(
+    read: Callable[[np.ndarray], np.ndarray],
+    model: nn.Module,
+    sizes: Sizes,
+    reading: Reading,
+    accelerator: Accelerator,
+) -> Reading:
+    """The reading for whose largest pass every process has memory.
+
+    A pass of shards is one of all processes, and nobody can leave it alone: so each rehearses the
+    largest of all by itself, and all halve the budget where one of them lacks memory.
+    """
+    while True:
+        largest = max(_cut(sizes, reading), key=lambda rows: int(sizes.tokens[rows].sum()))
+        lacks = False
+        try:
+            with rehearse(model, gradients=False):
+                read(largest)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(largest) == 1:
+                raise
+            lacks = True
+        if not find_highest([lacks], accelerator)[0]:
+            return reading
+        reading = _halve(reading, int(sizes.tokens[largest].sum()))
+
+
+def _halve(reading: Reading, tokens: int) -> Reading:
+    """Half of what did not fit, where that is less than what may be tried."""
+    return reading._replace(budget=min(tokens, reading.budget) // 2)
 
 
 def read_within(
@@ -72,13 +115,10 @@ def read_within(
     indices: np.ndarray,
     sizes: Sizes,
     reading: Reading,
-    *,
-    together: bool = False,
 ) -> tuple[Round, Reading]:
     """What is read of the indexed rows; out of memory, with half the budget, which then stays.
 
-    `read` gives (n, L) numbers of n rows. A pass of all processes `together` cannot be left by one
-    of them alone.
+    `read` gives (n, L) numbers of n rows.
     """
     while True:
         parts = group(indices, sizes, reading.layout, reading.budget)
@@ -87,10 +127,9 @@ def read_within(
                 pair for part in parts for pair in zip(part.tolist(), read(part), strict=True)
             ], reading
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or together or len(parts) == len(indices):
+            if not is_out_of_memory(error) or len(parts) == len(indices):
                 raise
-        largest = max(int(sizes.tokens[part].sum()) for part in parts)
-        reading = reading._replace(budget=min(largest, reading.budget) // 2)
+        reading = _halve(reading, max(int(sizes.tokens[part].sum()) for part in parts))
 
 
 def _logits(
@@ -104,9 +143,11 @@ def _logits(
     batch = collate([examples[n] for n in indices], reading.layout, reading.pad)
     was_training = model.training
     model.eval()
-    with no_gradients(model), accelerator.autocast():
-        logits = model(send(batch, accelerator.device)).logits.float().cpu().numpy()
-    model.train(was_training)
+    try:
+        with no_gradients(model), accelerator.autocast():
+            logits = model(send(batch, accelerator.device)).logits.float().cpu().numpy()
+    finally:
+        model.train(was_training)
     return cast(np.ndarray, logits)
 
 

@@ -180,7 +180,7 @@ def open_given(path: Path | str) -> BinaryIO:
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    cure = "Copy what it gives into a file, and name that."
+    cure = "Copy what it gives into a file, and name that; gptft predict also reads -, its input."
     return BufferedReader(_open_plain(path, os.O_RDONLY, cure))
 
 

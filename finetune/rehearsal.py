@@ -57,15 +57,16 @@ class _Reduce(_Transfer):
 
 
 @contextmanager
-def rehearse(model: nn.Module) -> Iterator[None]:
+def rehearse(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
     """Within the block this process makes passes of a model in shards by itself.
 
-    They begin with gradients, as all but the first of an update do. Afterwards there are none, and
-    the model is as it was, also where a pass failed halfway.
+    They begin with gradients, as all but the first of an update do, unless they have no backward
+    passes. Afterwards there are none, and the model is as it was, also where a pass failed halfway.
     """
     root = cast(FSDPModule, model)
     for shard in model.parameters():
-        shard.grad = torch.zeros_like(shard) if shard.requires_grad else None
+        has = gradients and shard.requires_grad
+        shard.grad = torch.zeros_like(shard) if has else None
     _connect(model, alone=True)
     try:
         yield

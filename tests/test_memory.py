@@ -140,6 +140,26 @@ def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:
     assert 0 < max(fitted) <= 250
 
 
+def test_training_goes_on_as_ever_after_an_evaluation_in_pieces(
+    bases, tmp_path, monkeypatch
+) -> None:
+    """With dropout: the model is one to be trained again, wherever the evaluation was broken."""
+    noisy = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **noisy)
+    whole, forward, lacking = jobs.train(recipe, tmp_path / "whole"), TaskModel.forward, [1]
+
+    def forward_or_fail(self, batch, lm=False):
+        if not self.training and lacking:
+            lacking.pop()
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, batch, lm)
+
+    monkeypatch.setattr(TaskModel, "forward", forward_or_fail)
+    run = jobs.train(recipe, tmp_path / "run")
+    assert not lacking
+    assert jobs.distance(jobs.weights(whole), jobs.weights(run)) == 0
+
+
 def test_a_row_that_does_not_fit_is_an_error(bases, tmp_path, monkeypatch) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     predictor = finetune.load(jobs.train(recipe, tmp_path / "run"))

@@ -20,8 +20,10 @@ import finetune.loop
 from finetune import checkpoint, rehearsal
 from finetune.batch import send
 from finetune.devices import start_processes
-from finetune.loop import optimize
+from finetune.loop import optimize, tokens_read
 from finetune.losses import objective
+from finetune.model import TaskModel
+from finetune.sampling import measure
 from finetune.sharding import gather_weights, reshard
 
 FEW = {"train": 22, "batch_size": 10, "head_dropout": 0.1, "epsilon": 1e-3}
@@ -155,6 +157,39 @@ def rehearse_in_vain(recipe, run, stop=None) -> int:
 def test_a_rehearsal_leaves_nothing_behind(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **FEW)
     assert_everywhere(2, rehearse_in_vain, recipe, tmp_path / "run", environment=SHARDS)
+
+
+def look_with_little_memory(recipe, run, stop=None) -> int:
+    """An evaluation whose larger passes do not fit the second process: all halve, none waits."""
+    job = finetune.job.prepare_job(recipe, recipe.task.build(), start_processes("fp32", "cpu"))
+    calm = job.judge(job.rounds()).scores
+    forward, seen = TaskModel.forward, []
+    most = int(measure(job.evaluated.examples).tokens.max())
+
+    def watched(self, batch, lm=False):
+        seen.append(tokens_read(batch))
+        if os.environ["RANK"] == "1" and seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, lm)
+
+    before = read_slopes(job, job.forwards(1, None).batches[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskModel, "forward", watched)
+        assert job.judge(job.rounds()).scores == pytest.approx(calm, rel=1e-5)
+    larger = [n for n, tokens in enumerate(seen) if tokens > most]
+    # Halving stops with the first trial that fits both; then every pass is one of all.
+    assert 0 < len(larger) == larger[-1] + 1 < len(seen) - 1
+    assert job.judge(job.rounds()).scores == calm
+    after = read_slopes(job, job.forwards(1, None).batches[0])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    return 0
+
+
+def test_an_evaluation_of_shards_halves_out_of_memory(bases, tmp_path) -> None:
+    """With the scores and the gradients that it has without."""
+    rows = {**FEW, "held_out": 30}
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **rows)
+    assert_everywhere(2, look_with_little_memory, recipe, tmp_path / "run", environment=SHARDS)
 
 
 TASK = """

@@ -11,6 +11,7 @@ import pytest
 import warm
 from together import ODD, SHARDS
 
+import finetune.evaluation
 import finetune.loop
 from finetune import checkpoint
 from finetune.loop import Step
@@ -26,9 +27,9 @@ MANY = {**ODD, "batch_size": 11, "tokens_per_forward": 40, "head_dropout": 0.1}
 def train_and_note(kind, at, number, recipe, run) -> int:
     """Trains in shards; every process notes its passes, updates and saves in order.
 
-    In the pass `at` of that kind (pass; trial, which is one that it makes alone; look, which is
-    one of an evaluation) the second process alone gets a signal, and the first state after it is
-    copied.
+    In the pass `at` of that kind (pass; look, which is one of an evaluation; trial and glance,
+    which a process makes alone before those) the second process alone gets a signal, and the
+    first state after it is copied.
     """
     forward, save, rank, made = TaskModel.forward, Run.save, os.environ["RANK"], []
 
@@ -37,14 +38,15 @@ def train_and_note(kind, at, number, recipe, run) -> int:
         run.with_suffix(f".notes.{rank}").write_text("\n".join(made))
 
     @contextmanager
-    def rehearse_and_say_so(model):
-        with rehearse(model):
+    def rehearse_and_say_so(model, **options):
+        with rehearse(model, **options):
             alone.append(1)
             yield
             alone.pop()
 
     def watched(self, batch, lm=False):
-        note("trial" if alone else "pass" if self.training else "look")
+        kinds = ("trial", "pass") if self.training else ("glance", "look")
+        note(kinds[not alone])
         if rank == "1" and (made[-1], made.count(kind)) == (kind, at):
             os.kill(os.getpid(), number)
         return forward(self, batch, lm)
@@ -57,7 +59,8 @@ def train_and_note(kind, at, number, recipe, run) -> int:
             shutil.copytree(run, run.with_suffix(".copy"))
 
     TaskModel.forward, Run.save = watched, save_and_copy
-    rehearse, alone, finetune.loop.rehearse = finetune.loop.rehearse, [], rehearse_and_say_so
+    rehearse, alone = finetune.loop.rehearse, []
+    finetune.loop.rehearse = finetune.evaluation.rehearse = rehearse_and_say_so
     try:
         for event in events(recipe, run, resume=True):
             if isinstance(event, Step):

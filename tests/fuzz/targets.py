@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetune.data.files import FileRows
 from finetune.data.places import Reading
+from finetune.recipe import Recipe
 from finetune.recipe_files import dump, override, parse
 from finetune.tensor_file import read_tensors
 from task_formats import (
@@ -152,12 +153,18 @@ data: {train: train.csv, evaluate: dev.csv}
 """
 
 
+@functools.cache
+def standard() -> Recipe:
+    """A recipe that is never changed itself."""
+    return parse(STANDARD)
+
+
 def check_overrides(data: bytes) -> None:
     """Values of a command line for a good recipe: lines, each after a byte that names its key."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     changes = {KEYS[ord(line[0]) % len(KEYS)]: line[1:] for line in lines if line}
     try:
-        recipe = override(parse(STANDARD), changes)
+        recipe = override(standard(), changes)
     except UsageError as error:
         check_words(error)
         return
