@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from typing import NamedTuple
 
 from accelerate import Accelerator
@@ -19,9 +20,12 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune.peers import find_highest
 
-_STOP = 2**32
-"""A call to stop, in a number that counts the calls to save below it."""
+_SAVES = 2**32
+"""Of the sum of all calls: wishes to save are counted below it, the stops of each kind above."""
+_STOPS = {signal.SIGTERM: 2**32, signal.SIGINT: 2**48}
 
+_POLL = 0.2
+"""Seconds between two looks of a process that does not make passes."""
 _FAREWELL = 1.0
 """Seconds that a last call has; the machine that counts it may be gone."""
 
@@ -30,7 +34,8 @@ class Heard(NamedTuple):
     """The calls that all processes have had so far."""
 
     saves: int = 0
-    stop: bool = False
+    stop: signal.Signals | None = None
+    """With which signal they were to stop, if they were."""
 
 
 class Calls:
@@ -50,21 +55,47 @@ class Calls:
 
     def tell(self, number: int) -> None:
         """Counts a signal to this process. The first one's own wishes to save need no telling."""
-        if number in (signal.SIGTERM, signal.SIGINT):
-            self._add(_STOP)
+        if number in _STOPS:
+            self._add(_STOPS[signal.Signals(number)])
         elif number == signal.SIGUSR1 and not self.first:
             self._add(1)
 
     def hear(self) -> Heard:
         """What all were told; wishes to save are the first process's, which writes for all."""
-        stops, saves = divmod(self._add(0), _STOP)
-        return Heard(saves if self.first else 0, stops > 0)
+        calls = self._add(0)
+        stops = [n for n, unit in _STOPS.items() if calls // unit % (_SAVES >> 16)]
+        return Heard(calls % _SAVES if self.first else 0, stops[0] if stops else None)
 
     def _add(self, number: int) -> int:
         # Where the first process has died there is nobody to talk to: the next exchange says so.
         with suppress(DistError):
             return self._store.add(self._name, number)
         return 0
+
+    @contextmanager
+    def waking(self, told: Callable[[], object]) -> Iterator[None]:
+        """While its block runs a stop that a peer was told interrupts this process, too.
+
+        Unless it was `told` itself. For work that does not look at calls between its steps.
+        """
+        over = Event()
+        thread = Thread(target=self._wake, args=(over, told), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_FAREWELL)
+            if self.hear().stop:
+                # The calls may be counted in this very process, and the others look now and then.
+                time.sleep(3 * _POLL)
+
+    def _wake(self, over: Event, told: Callable[[], object]) -> None:
+        while not over.wait(_POLL):
+            if stop := self.hear().stop:
+                if not told():
+                    interrupt_main(stop)
+                return
 
     @contextmanager
     def passing_on(self) -> Iterator[None]:
@@ -83,7 +114,8 @@ class Calls:
         try:
             yield
         finally:
-            signal.set_wakeup_fd(old)
+            with suppress(ValueError):  # In another thread than the main one there is no way back.
+                signal.set_wakeup_fd(old)
             inlet.close()
             thread.join(_FAREWELL)
 

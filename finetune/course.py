@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from finetune.calls import connect
 from finetune.evaluation import Round
-from finetune.ledger import Ledger, agree
+from finetune.ledger import Ledger
 from finetune.loop import optimize
 from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.progress import Clock, Progress
@@ -18,6 +18,7 @@ from finetune.run import read_recipe
 from finetune.sharding import is_sharded
 from finetune.shortage import is_out_of_memory
 from finetune.signals import StopRequest
+from finetune.stops import agree, stopping_at_once
 from finetune.verdict import conclude
 from finetune.work import Watch, Work
 from task_formats import UsageError
@@ -50,30 +51,14 @@ def pursue(
                 yield Notice(f"ignored, since the run is finished: {'; '.join(changes)}")
             yield Finished(finished)
             return
-        job = _make_ready(prepare, folder, accelerator, request)
+        with stopping_at_once(request, folder):
+            job = prepare(accelerator)
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)
         yield job.started(progress.update)
         watch = partial(_watch, job=job, ledger=ledger, request=request, progress=progress)
         yield from _train(job, ledger, request, progress, watch)
         yield from conclude(job, ledger, progress, watch)
-
-
-def _make_ready(
-    prepare: Callable[[Accelerator], Work],
-    folder: Path,
-    accelerator: Accelerator,
-    request: StopRequest,
-) -> Work:
-    """The job. Interrupted at once where a signal asks for the end: there is nothing to save."""
-    try:
-        with request.at_once():
-            return prepare(accelerator)
-    except BaseException:
-        # Whatever the error is: the peers of a process that has stopped have others.
-        if request.exit_code:
-            raise Interrupted(folder, None, request.exit_code) from None
-        raise
 
 
 def finish(events: Iterable[Event]) -> Result:

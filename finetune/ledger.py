@@ -1,16 +1,16 @@
 """What a run writes, by the one process that writes it; the others go through the motions."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 
 from finetune import checkpoint, files
 from finetune.loop import Step
-from finetune.news import Result
+from finetune.news import Interrupted, Result
 from finetune.peers import find_highest
 from finetune.progress import Progress
 from finetune.provenance import check_frozen, list_changes, trace
@@ -20,7 +20,6 @@ from finetune.run import CHECKPOINTS, RECIPE, Run, read_identity, read_recipe, r
 from finetune.saved import require_model
 from finetune.seals import seal_model
 from finetune.sharding import gather_weights
-from finetune.signals import Wish
 from finetune.state import capture, restore
 from finetune.work import Work
 from task_formats import UsageError
@@ -62,11 +61,19 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         with ExitStack() as stack:
+            if isinstance(error, Interrupted) and error.update is not None:
+                stack.callback(self._wait_for_writer)
             if self._run:
                 # A second Ctrl-C is not kept waiting by a slow disk.
                 now = kind is not None and issubclass(kind, KeyboardInterrupt)
                 stack.callback(self._run.close, leave=now)
             self.flush()
+
+    def _wait_for_writer(self) -> None:
+        """All stop together: launchers take the end of one process for the end of all."""
+        # Where one has ended in another way than this there is nobody to wait for.
+        with suppress(RuntimeError):
+            find_highest([0], self._accelerator)
 
     def finished(self) -> Result | None:
         """The result of a run that has one already."""
@@ -260,15 +267,3 @@ def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
     read_recipe(folder)  # Says what kind of folder this is, where it is no run's.
     trusted = {"base.trust_remote_code": True} if trust_remote_code else {}
     return load_recipe(folder / RECIPE, trusted)
-
-
-def agree(accelerator: Accelerator, wish: Wish | None, code: int) -> tuple[Wish | None, int]:
-    """The strongest wish of any process and the highest exit code.
-
-    So all do the same after the same update, and all say that they were stopped.
-    """
-    if accelerator.num_processes == 1:
-        return wish, code
-    ranks: tuple[Wish | Literal["save", "stop"] | None, ...] = (None, "save", "stop")
-    strongest, highest = find_highest([ranks.index(wish), code], accelerator)
-    return ranks[strongest], highest

@@ -220,6 +220,15 @@ class DataPart(Part):
     limit: Positive | None = None
     """Use only the first rows of every split."""
 
+    @model_validator(mode="after")
+    def _names_of_their_own(self) -> "DataPart":
+        if taken := {"train", "evaluate", self.evaluate} & self.extra.keys():
+            raise UsageError(
+                f"a split of data.extra is called {max(map(str, taken))!r}, as another one is",
+                cure="Give it a name of its own: its scores would take the other's place.",
+            )
+        return self
+
 
 class TrainPart(Part):
     """How to train. Defaults are those of GPT-1, section 4.1."""

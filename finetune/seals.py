@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune import files, json_text
+from finetune import files
 from finetune.manifest import MANIFEST, check_folder, read_manifest, seal_folder
 from task_formats import UsageError
 
 _FORMAT = "gptft model, version 1"
-_LARGEST = 2**20
+_BEGINNING = 2**10
+"""Bytes of a manifest in which its format is named."""
 
 
 def seal_model(folder: Path, run: str | None = None) -> None:
@@ -43,14 +44,14 @@ def check_base(folder: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a manifest is one of a saved model, even if it was damaged."""
-    if not path.is_file():
+    """Whether a manifest is one of a saved model, even if it was damaged.
+
+    Behind a link it is a hub's copy, which that hub has checked.
+    """
+    if path.is_symlink() or not path.is_file():
         return False
-    try:
-        content = json_text.decode(files.read_plain(path, _LARGEST), str(path))
-    except UsageError:
-        return True
-    return isinstance(content, dict) and ("seal" in content or content.get("format") == _FORMAT)
+    with files.clear_errors(path), files.open_plain(path) as file:
+        return _FORMAT.encode() in (file.read(_BEGINNING) or b"")
 
 
 @contextmanager

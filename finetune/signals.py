@@ -13,8 +13,8 @@ Of several processes all hear what one was told; a state is the first one's wish
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
 
@@ -34,8 +34,11 @@ class Peers(Protocol):
     def passing_on(self) -> AbstractContextManager[None]:
         """Tells the others what this one is told, while its block runs."""
 
-    def hear(self) -> tuple[int, bool]:
-        """The wishes to save so far, for the first process to see, and whether to stop."""
+    def waking(self, told: Callable[[], object]) -> AbstractContextManager[None]:
+        """Signals this process where another was told to stop, while its block runs."""
+
+    def hear(self) -> tuple[int, signal.Signals | None]:
+        """The wishes to save so far, for the first process to see, and how to stop."""
 
 
 @contextmanager
@@ -83,12 +86,14 @@ class StopRequest:
         self._interrupted = 0.0
         self._taken = 0
         self._urgent = False
+        self._over = False
+        self._old: dict[int, Any] = {}
         self._exit = ExitStack()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._exit.callback(_set_handler, number, signal.signal(number, self._note))
+                self._old[number] = signal.signal(number, self._note)
             if self._peers:
                 self._exit.enter_context(self._peers.passing_on())
         return self
@@ -100,10 +105,21 @@ class StopRequest:
         traceback: TracebackType | None,
     ) -> None:
         self._exit.close()
+        self._over = True
+        with suppress(ValueError):  # In another thread: the next signal does it.
+            for number, old in self._old.items():
+                _set_handler(number, old)
+        outer = getattr(self._old.get(self._stop or 0), "__self__", None)
+        if kind is None and self._stop and isinstance(outer, StopRequest):
+            # What came too late for this block is for the one around it.
+            outer._note(self._stop, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # It may run between any two instructions of the program: so it mostly sets fields only.
-        if number == signal.SIGUSR1:
+        if self._over:
+            _set_handler(number, self._old[number])
+            signal.raise_signal(number)
+        elif number == signal.SIGUSR1:
             self._save = self._peers is None or self._peers.first
         elif number == signal.SIGINT and self._interrupted:
             if time.monotonic() - self._interrupted > GRACE:
@@ -113,16 +129,19 @@ class StopRequest:
             if number == signal.SIGINT:
                 self._interrupted = time.monotonic()
             if self._urgent:
+                self._urgent = False
                 raise Stopped
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """While its block runs nothing needs to be saved: a wish to stop is Stopped, raised."""
+        peers = self._peers if self._old else None
         self._urgent = True
         try:
             if self._stop:
                 raise Stopped
-            yield
+            with peers.waking(lambda: self._stop) if peers else nullcontext():
+                yield
         finally:
             self._urgent = False
 
@@ -133,8 +152,9 @@ class StopRequest:
 
     def _look(self) -> tuple[Wish | None, int]:
         """What is wanted, and how many wishes to save others have had."""
-        saves, stop = self._peers.hear() if self._peers else (0, False)
-        if self._stop or stop:
+        saves, stop = self._peers.hear() if self._peers else (0, None)
+        self._stop = self._stop or stop
+        if self._stop:
             return "stop", saves
         return "save" if self._save or saves > self._taken else None, saves
 

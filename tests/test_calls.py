@@ -5,6 +5,7 @@ import os
 import queue
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from together import ODD, SHARDS, train_together
 
 import finetune.ledger
+import finetune.splits
 from finetune import checkpoint
 from finetune.calls import Calls
 from finetune.loop import Step
@@ -27,21 +29,24 @@ from finetune.training import events
 def train_with_a_call(
     number: int, lag: int, recipe: Recipe, run: Path, stop: int | None = None
 ) -> int:
-    """As `train`; the second process alone gets a signal, in its first forward pass of update 3.
+    """As `train`; the second process alone gets a signal, in the first forward pass of update 3.
 
     There the first one waits until that is told, and the second until a state is saved, if one is
     to be. Every process notes its passes, updates and saves; the first state after the signal is
     copied.
     """
     forward, save, tell, rank = TaskModel.forward, Run.save, Calls.tell, os.environ["RANK"]
-    told, copy = run.with_suffix(".told"), run.with_suffix(".copy")
+    begun, told, copy = (run.with_suffix(f".{name}") for name in ("begun", "told", "copy"))
     made: list[str] = []
 
     def watched(self, batch, lm=False):
         made.append("pass")
         if number and self.training and made[-2:] == ["update 2", "pass"]:
             if rank == "1":
+                wait_for(begun)
                 os.kill(os.getpid(), number)
+            else:
+                begun.touch()
             wait_for(told if rank == "0" or number == signal.SIGTERM else copy)
         return forward(self, batch, lm)
 
@@ -198,4 +203,66 @@ def test_only_signals_that_are_for_the_run_are_told(first) -> None:
     assert added == []
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         Calls.tell(calls, number)
-    assert added == ([] if first else [1]) + [2**32, 2**32]
+    assert added == ([] if first else [1]) + [2**32, 2**48]
+    for calls._add in (lambda number: sum(added), lambda number: sum(added) - added[-1]):
+        number = signal.SIGTERM  # The gentler one, where both were told.
+        assert Calls.hear(calls) == (0, number)
+    calls._add = lambda number: 3 + 2 * 2**48
+    assert Calls.hear(calls) == (3 if first else 0, signal.SIGINT)
+
+
+def stop_while_preparing(rank: int, recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    """As `train`; one process is told to stop while the first one reads its rows, slowly.
+
+    The second one waits for it then, and not in Python.
+    """
+    read, own, seen = finetune.splits.read_examples, int(os.environ["RANK"]), []
+
+    def slowly(*arguments, **options):
+        examples, report = read(*arguments, **options)
+        return (note(example) for example in examples), report
+
+    def note(example):
+        seen.append(example)
+        time.sleep(0.5)
+        return example
+
+    finetune.splits.read_examples = slowly
+    if own == rank:
+        threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Interrupted, match="made ready") as stopped:
+        list(events(recipe, run, resume=True))
+    assert 0 < len(seen) < 20 if own == 0 else not seen
+    return stopped.value.exit_code
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_one_ends_the_preparation_of_all(rank, several, tmp_path) -> None:
+    how = functools.partial(stop_while_preparing, rank)
+    anew = {"GPTFT_CACHE": str(tmp_path / "cache")}
+    train_together(2, several, tmp_path / "run", stop=1, environment=anew, how=how)
+
+
+def stop_with_a_slow_disk(recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    """As `train`; when a process has stopped, the state is whole, though it took a while."""
+    write = checkpoint.write_tensors
+
+    def slowly(*arguments):
+        time.sleep(1.5)
+        return write(*arguments)
+
+    checkpoint.write_tensors = slowly
+    try:
+        for event in events(recipe, run, resume=True):
+            if isinstance(event, Step) and event.number == stop and os.environ["RANK"] == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+    except Interrupted as interrupted:
+        code, expected = interrupted.exit_code, [f"update-{interrupted.update:08d}"]
+        assert [path.name for path in (run / "checkpoints").iterdir()] == expected
+        return code
+    return 0
+
+
+def test_none_ends_before_the_state_is_whole(several, tmp_path) -> None:
+    """Launchers end all when one has ended."""
+    train_together(2, several, tmp_path / "run", stop=2, how=stop_with_a_slow_disk)

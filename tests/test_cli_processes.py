@@ -112,6 +112,61 @@ time.sleep(600)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+STOP = """
+import os, pathlib, signal, sys, time
+here = pathlib.Path({here!r})
+rank = os.environ["RANK"]
+def stop(number, frame):
+    if rank == "0":
+        time.sleep({seconds})
+        (here / "saved").touch()
+    sys.exit({code})
+signal.signal(signal.{number}, stop)
+(here / ("ready" + rank)).touch()
+while not (here / "ready0").exists() or not (here / "ready1").exists():
+    time.sleep(0.01)
+if rank == "0":
+    os.kill(os.getppid(), signal.{number})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_who_was_asked_to_stop_has_time_to_save(number, code, scripted, tmp_path, monkeypatch):
+    """Far longer than the others of one that failed have to say so."""
+    monkeypatch.setattr(processes, "_FAREWELL", 0.1)
+    words = {"here": str(tmp_path), "seconds": 2, "number": number, "code": code}
+    assert scripted(STOP.format(**words)) == code
+    assert (tmp_path / "saved").exists()
+
+
+def test_who_does_not_end_after_a_stop_is_ended(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_SETTLING", 0.3)
+    words = {"here": str(tmp_path), "seconds": 600, "number": "SIGTERM", "code": 143}
+    assert scripted(STOP.format(**words)) == 143
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_one_that_a_signal_ends_before_it_listens_has_stopped(number, code, scripted, capfd):
+    """While Python imports, or when all is done; it is no crash, and needs no advice."""
+    script = f"""
+import os, signal, time
+signal.signal(signal.{number}, signal.SIG_DFL)
+if os.environ["RANK"] == "0":
+    time.sleep(0.3)
+    os.kill(os.getppid(), signal.{number})
+time.sleep(600)
+"""
+    assert scripted(script) == code
+    assert capfd.readouterr().err == ""
+
+
+def test_a_crash_is_told_without_advice_about_memory(scripted, capfd):
+    assert scripted("import os; os.abort()") == 1
+    assert capfd.readouterr().err == "error: process 0 was killed by SIGABRT\n"
+
+
 def test_a_command_in_two_processes_prints_once(capfd):
     assert run_processes(["show", "rte"], 2) == 0
     assert capfd.readouterr().out.count("format: entailment") == 1
@@ -130,7 +185,7 @@ def test_the_latest_error_loses_whatever_its_rank(tmp_path, capfd):
     for rank, when in enumerate([now + 2, now, now + 1]):
         fault = Fault(f"of {rank}", "", 1, "", when)
         (tmp_path / f"{rank}.json").write_text(json.dumps(fault._asdict()))
-    assert processes._conclude([1, 1, 1], tmp_path) == 1
+    assert processes._conclude([1, 1, 1], tmp_path, ()) == 1
     assert capfd.readouterr().err == "error: process 1: of 1\n"
 
 

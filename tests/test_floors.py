@@ -20,7 +20,7 @@ FLOORS = {
     "rectangles rehearsal run seals sharding sight state tables tensor_file",
     # Jobs.
     4: "classifier course job ledger news prediction pretraining progress prompting provenance "
-    "saved splits training verdict work",
+    "saved splits stops training verdict work",
     # Studies of many jobs.
     5: "comparison scaling reports",
     # The doors: a command line, and a handful of names for Python.
@@ -30,7 +30,7 @@ FLOORS = {
 
 DOORS = {
     "accelerate": "calls devices evaluation loop job work course ledger peers prediction "
-    "pretraining prompting sharding",
+    "pretraining prompting sharding stops",
     "datasets": "data.hub",
     "huggingface_hub": "network data.hub",
     "matplotlib": "comparison.curve reports",

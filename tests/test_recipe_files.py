@@ -220,6 +220,16 @@ def test_files_are_looked_for_beside_the_recipe(tmp_path):
     assert data.extra == {"hard": str(tmp_path / "hard.csv")}
 
 
+@pytest.mark.parametrize("name", ["train", "evaluate", "dev"])
+def test_splits_scored_at_the_end_have_names_of_their_own(name, tmp_path):
+    """One called evaluate took the place of the evaluation split in the result."""
+    text = TEXT.replace(
+        "train.csv", f"train\n  path: x/y\n  evaluate: dev\n  extra: {{{name}: hard}}"
+    )
+    with pytest.raises(UsageError, match=rf"data.* is called '{name}', as another one is"):
+        load_recipe(write(tmp_path, text))
+
+
 def test_splits_that_nobody_named_are_no_files(tmp_path):
     data = load_recipe(write(tmp_path, TEXT)).data
     assert (data.evaluate, data.predict) == (None, None)

@@ -86,6 +86,24 @@ def test_a_damaged_model_is_no_base(load, damage, undisturbed, tmp_path) -> None
     load(part)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"a": NaN}', "// mine\n{}", "\ufeff{}", "x" * 2**21]
+)
+def test_a_manifest_of_something_else_is_nobodys_business(content, undisturbed, tmp_path) -> None:
+    base = Path(shutil.copytree(undisturbed / "model", tmp_path / "base"))
+    (base / "manifest.json").write_text(content, encoding="utf-8")
+    load_decoder(BasePart(path=str(base)))
+
+
+def test_a_hubs_copy_of_a_sealed_model_is_a_base(undisturbed, tmp_path) -> None:
+    """Its files are links to others."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in (undisturbed / "model").iterdir():
+        (snapshot / path.name).symlink_to(path)
+    load_decoder(BasePart(path=str(snapshot)))
+
+
 @pytest.mark.parametrize("leave", [lambda run: shutil.rmtree(run / "model"), DAMAGES[0][0]])
 def test_a_run_whose_best_model_is_lost_comes_to_its_end(leave, stopped, tmp_path) -> None:
     """The next evaluation's takes its place, and the scores are those of what is saved."""

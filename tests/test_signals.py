@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,62 @@ def test_old_handlers_come_back_also_after_an_error() -> None:
 def test_requests_nest() -> None:
     with StopRequest() as outer:
         with StopRequest() as inner:
+            send(signal.SIGUSR1)
+        assert (inner.wanted, outer.wanted) == ("save", None)
+        send(signal.SIGTERM)
+        assert (inner.take(), outer.take()) == ("save", "stop")
+
+
+def test_a_request_closed_in_another_thread_hears_nothing_more() -> None:
+    """Only the main thread can set handlers: the old ones come back with the next signal."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        request = StopRequest()
+        request.__enter__()
+        thread = threading.Thread(target=request.__exit__, args=(None, None, None))
+        thread.start()
+        thread.join()
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2
+        assert request.wanted is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def test_a_stop_that_was_not_obeyed_is_for_the_request_around() -> None:
+    with StopRequest() as outer:
+        with StopRequest():
             send(signal.SIGTERM)
-        assert (inner.wanted, outer.wanted) == ("stop", None)
-        send(signal.SIGUSR1)
-        assert (inner.take(), outer.take()) == ("stop", "save")
+        assert (outer.wanted, outer.exit_code) == ("stop", 143)
+    with StopRequest() as outer:
+        with pytest.raises(SystemExit), StopRequest():  # noqa: PT012
+            send(signal.SIGTERM)
+            raise SystemExit
+        assert outer.wanted is None
+
+
+class Told:
+    """Peers of which one was told to stop."""
+
+    first = False
+
+    def hear(self):
+        return 0, signal.SIGINT
+
+    def passing_on(self):
+        return nullcontext()
+
+    def waking(self, told):
+        return nullcontext()
+
+
+def test_who_hears_of_a_stop_ends_with_its_code() -> None:
+    with StopRequest(Told()) as request:
+        assert (request.take(), request.exit_code) == ("stop", 130)
 
 
 def test_other_threads_want_nothing() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.asking import parse_numbers
+from finetune.cli.endings import end_stopped
 from finetune.cli.options import Processes
 from finetune.cli.overrides import Changes, collect, with_overrides
 from finetune.cli.processes import is_child, run_processes
@@ -136,10 +137,9 @@ def _compare(source: "Source", folder: Path, design: "Design", **options: Any) -
     try:
         follow_study(happening, console())
     except Interrupted as stop:
-        where = "at the beginning" if stop.update is None else f"after update {stop.update}"
-        words = f"stopped {where} of {stop.folder.name}; the same command goes on from there"
-        print_line((words, "yellow"))
-        raise typer.Exit(stop.exit_code) from None
+        after = "" if stop.update is None else f" after update {stop.update}"
+        words = f"stopped in {stop.folder.name}{after}; the same command goes on from there"
+        end_stopped(words, stop.exit_code)
 
 
 def _conclude(source: "Source", folder: Path, design: "Design", plot: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.cli.endings import end_stopped
 from finetune.cli.options import Precision, Processes, Settings, Trust
 from finetune.cli.overrides import collect
 from finetune.cli.processes import is_child, run_processes
@@ -80,8 +81,7 @@ def follow_pretraining(
         happening = events(plan, folder, resume=resume, overwrite=overwrite)
         result = follow(happening, f"Pre-training {folder.name}", console())
     except Interrupted as stop:
-        print_line((str(stop), "yellow"))
-        raise typer.Exit(stop.exit_code) from None
+        end_stopped(str(stop), stop.exit_code)
     if result is not None:
         if result.scores:
             console().print(score_table(result.scores))

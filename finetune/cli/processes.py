@@ -1,6 +1,7 @@
 """Several processes on this machine that make one job, as torchrun starts them."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +21,15 @@ from finetune.cli.screen import console
 _POLL = 0.05
 _FAREWELL = 2.0
 """Seconds that the others have to end by themselves when one has failed."""
+_SETTLING = 60.0
+"""Seconds for the same when it was asked to stop, once its state is saved."""
 _PORTS = range(20_000, 32_000)
 """Below those that systems hand out by themselves, so that only another job can take one."""
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+_STOPS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Exit codes of processes that were asked to stop."""
 
 Child = subprocess.Popen[bytes]
 
@@ -40,20 +45,22 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
     Signals are passed on. When one process fails the others are ended, and the error that came
     first is told.
     """
-    with TemporaryDirectory(prefix="gptft-") as folder:
-        children = _start(arguments, count, folder)
+    children: list[Child] = []
+    with TemporaryDirectory(prefix="gptft-") as name:
+        folder = Path(name)
         try:
-            with _passed_on(children):
-                _wait(children)
+            with _passed_on(children) as passed:
+                _start(arguments, count, folder, children)
+                _wait(children, folder)
             died = [child.returncode for child in children]
             _end(children)
         finally:
             for child in children:
                 child.kill()
-        return _conclude(died, Path(folder))
+        return _conclude(died, folder, passed)
 
 
-def _start(arguments: Sequence[str], count: int, folder: str) -> list[Child]:
+def _start(arguments: Sequence[str], count: int, folder: Path, children: list[Child]) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // count))
     shared = {
         "OMP_NUM_THREADS": threads,
@@ -62,11 +69,12 @@ def _start(arguments: Sequence[str], count: int, folder: str) -> list[Child]:
         "LOCAL_WORLD_SIZE": f"{count}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{_free_port()}",
-        FAULT_FOLDER: folder,
+        FAULT_FOLDER: str(folder),
     }
     command = [sys.executable, "-m", "finetune", *arguments]
-    ranks = ({"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(count))
-    return [subprocess.Popen(command, env={**shared, **rank}) for rank in ranks]
+    for rank in range(count):
+        own = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+        children.append(subprocess.Popen(command, env={**shared, **own}))
 
 
 def _free_port() -> int:
@@ -81,30 +89,43 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _passed_on(children: Sequence[Child]) -> Iterator[None]:
-    """Hands signals down while it lasts: the processes save their state, then all is over."""
+def _passed_on(children: Sequence[Child]) -> Iterator[set[int]]:
+    """Hands signals down while it lasts: the processes save their state, then all is over.
+
+    Gives the numbers of those that were handed down.
+    """
+    passed: set[int] = set()
 
     def hand_down(number: int, frame: FrameType | None) -> None:
+        passed.add(number)
         for child in children:
             child.send_signal(number)
 
     old = {number: signal.signal(number, hand_down) for number in _SIGNALS}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
-def _wait(children: Sequence[Child]) -> None:
-    """Until all have ended well, or one has not and the others have had time to say why."""
-    deadline = None
+def _wait(children: Sequence[Child], folder: Path) -> None:
+    """Until all have ended well, or one has not and the others have had time to do so, too."""
+    deadline = math.inf
     while None in (codes := [child.poll() for child in children]):
-        if deadline is None and any(codes):
-            deadline = time.monotonic() + _FAREWELL
-        if deadline is not None and time.monotonic() > deadline:
+        now = time.monotonic()
+        if any(code and not _is_stop(rank, code, folder) for rank, code in enumerate(codes)):
+            deadline = min(deadline, now + _FAREWELL)
+        elif any(codes):
+            deadline = min(deadline, now + _SETTLING)
+        if now > deadline:
             return
         time.sleep(_POLL)
+
+
+def _is_stop(rank: int, code: int, folder: Path) -> bool:
+    """Whether a process has ended as it was asked to, with its state saved."""
+    return code in _STOPS.values() and _read(folder / f"{rank}.json") is None
 
 
 def _end(children: Sequence[Child]) -> None:
@@ -114,17 +135,23 @@ def _end(children: Sequence[Child]) -> None:
         child.wait()
 
 
-def _conclude(died: Sequence[int | None], folder: Path) -> int:
-    """Tells the fault that came first; `died` holds exit codes, None for what had to be ended."""
+def _conclude(died: Sequence[int | None], folder: Path, passed: Collection[int]) -> int:
+    """Tells the fault that came first; `died` holds exit codes, None for what had to be ended.
+
+    A process that was killed by a signal that was `passed` on to it had not begun, or was over.
+    """
     failed = [rank for rank, code in enumerate(died) if code]
     if not failed:
         return 0
     console().show_cursor()
     told = {rank: fault for rank in failed if (fault := _read(folder / f"{rank}.json"))}
     silent = [rank for rank in failed if rank not in told]
-    killed = [rank for rank in silent if (died[rank] or 0) < 0]
+    killed = [-code for rank in silent if (code := died[rank] or 0) < 0]
+    if stops := [number for number in killed if number in passed and number in _STOPS]:
+        return _STOPS[stops[0]]
     if killed:
-        tell(_killed(-(died[killed[0]] or 0)), f"process {killed[0]} ")
+        rank = next(rank for rank in silent if died[rank] == -killed[0])
+        tell(_killed(killed[0]), f"process {rank} ")
         return BROKEN
     if not told:
         # Ended on request: each process has said what there was to say.
@@ -137,7 +164,7 @@ def _conclude(died: Sequence[int | None], folder: Path) -> int:
 def _killed(number: int) -> Fault:
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
-    return Fault(f"was killed by {name}", cure, BROKEN)
+    return Fault(f"was killed by {name}", cure if name == "SIGKILL" else "", BROKEN)
 
 
 def _read(path: Path) -> Fault | None:

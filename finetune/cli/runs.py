@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.cli.endings import end_stopped
 from finetune.cli.options import Processes, Trust
 from finetune.cli.overrides import Changes, with_overrides
 from finetune.cli.processes import is_child, run_processes
-from finetune.cli.screen import console, print_line, quiet_libraries
+from finetune.cli.screen import console, quiet_libraries
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
@@ -97,7 +98,6 @@ def _train(
         happening = events(recipe, folder, resume=resume, overwrite=overwrite, task=task)
         result = follow(happening, about, console())
     except Interrupted as stop:
-        print_line((str(stop), "yellow"))
-        raise typer.Exit(stop.exit_code) from None
+        end_stopped(str(stop), stop.exit_code)
     if result is not None:
         conclude(result, console())

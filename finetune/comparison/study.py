@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune import files
+from finetune.calls import connect
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
 from finetune.comparison.majority import guess
 from finetune.comparison.table import Found, Table, tabulate, write_table
 from finetune.data.sources import open_rows
 from finetune.devices import Place, choose_precision, start_processes
 from finetune.ledger import load_run_recipe
-from finetune.news import Event, Finished, Notice
+from finetune.news import Event, Finished, Interrupted, Notice
 from finetune.prompting import Asker, Manner
 from finetune.recipe import Recipe
 from finetune.recipe_files import dump, settle
 from finetune.run import CHECKPOINTS, LOG, MODEL, RECIPE, RESULT, Run, read_result
+from finetune.signals import StopRequest
+from finetune.stops import agree, stopping_at_once
 from finetune.training import events as train_events
 from task_formats import Demonstrations, Task, UsageError
 
@@ -87,19 +90,20 @@ def events(
     known = {cell.name: study.read(cell) for cell in cells if not (overwrite and cell in chosen)}
     study.accelerator.wait_for_everyone()
     study.check_shots([cell for cell in chosen if not known.get(cell.name)])
-    for number, cell in enumerate(chosen, 1):
-        if found := known.get(cell.name):
-            if (
-                keep_models
-                and cell.work == "train"
-                and not (study.folder / cell.name / MODEL).exists()
-            ):
-                yield Notice(f"{cell.name} was done without keeping its model; add --overwrite")
-            yield CellFinished(found, number, len(chosen), read=True)
-            continue
-        yield CellStarted(cell, number, len(chosen))
-        yield from study.do(cell, overwrite=overwrite, keep_model=keep_models)
-        yield CellFinished(study.found(cell), number, len(chosen), read=False)
+    with StopRequest(connect(study.accelerator)) as request:
+        for number, cell in enumerate(chosen, 1):
+            if found := known.get(cell.name):
+                if study.lacks_model(cell) and keep_models:
+                    yield Notice(f"{cell.name} was done without keeping its model; add --overwrite")
+                yield CellFinished(found, number, len(chosen), read=True)
+                continue
+            yield CellStarted(cell, number, len(chosen))
+            yield from study.do(cell, request, overwrite=overwrite, keep_model=keep_models)
+            yield CellFinished(study.found(cell), number, len(chosen), read=False)
+            # One that came too late for that cell is for the study.
+            wish, code = agree(study.accelerator, request.take(), request.exit_code)
+            if wish == "stop":
+                raise Interrupted(study.folder / cell.name, None, code)
     if study.accelerator.is_main_process:
         write_table(study.folder, read_table(recipe, folder, design))
 
@@ -169,7 +173,13 @@ class Study:
             what = f"{RESULT} lacks what a cell writes: {error}"
             raise UsageError(what, where=str(folder), cure="Do it anew: --overwrite.") from error
 
-    def do(self, cell: Cell, *, overwrite: bool, keep_model: bool) -> Iterator[Event]:
+    def lacks_model(self, cell: Cell) -> bool:
+        """Whether a cell that is trained has kept no model."""
+        return cell.work == "train" and not (self.folder / cell.name / MODEL).exists()
+
+    def do(
+        self, cell: Cell, request: StopRequest, *, overwrite: bool, keep_model: bool
+    ) -> Iterator[Event]:
         """Works on a cell to its end; what is left of it, or all of it."""
         folder = self.folder / cell.name
         if cell.work == "train":
@@ -186,7 +196,8 @@ class Study:
                 _tidy(folder, keep_model)
         else:
             then = time.perf_counter()
-            values = self._guess(cell) if cell.work == "majority" else self._ask(cell)
+            with stopping_at_once(request, folder):
+                values = self._guess(cell) if cell.work == "majority" else self._ask(cell)
             if self.accelerator.is_main_process:
                 seconds = time.perf_counter() - then
                 made_with = {"data": {"evaluate": self._evaluated}}
