@@ -104,7 +104,7 @@ def train_and_read(
     return run.with_suffix(".notes.0").read_text().split("\n")
 
 
-@pytest.mark.parametrize("lag", [1, 20])
+@pytest.mark.parametrize("lag", [pytest.param(1, marks=pytest.mark.slow), 20])
 def test_a_wish_of_another_process_is_done_in_the_first_ones_pass(
     lag, several, uncalled, tmp_path
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_signal_in_a_pass_of_one_ends_the_pass_of_all(several, uncalled, tmp_p
     jobs.assert_same(run, uncalled[0])
 
 
-@pytest.mark.parametrize("environment", [{}, SHARDS])
+@pytest.mark.parametrize("environment", [{}, pytest.param(SHARDS, marks=pytest.mark.slow)])
 def test_a_wish_told_to_every_process_is_done_once(environment, several, tmp_path) -> None:
     """As a launcher tells it, to all of them in the same moment."""
     saved = []
@@ -236,7 +236,7 @@ def stop_while_preparing(rank: int, recipe: Recipe, run: Path, stop: int | None 
     return stopped.value.exit_code
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stop_of_one_ends_the_preparation_of_all(rank, several, tmp_path) -> None:
     how = functools.partial(stop_while_preparing, rank)
     anew = {"GPTFT_CACHE": str(tmp_path / "cache")}

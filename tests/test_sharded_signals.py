@@ -128,7 +128,7 @@ def test_a_wish_to_save_is_done_after_the_pass(at, recipe, undisturbed, tmp_path
         (signal.SIGTERM, 143, "trial", 1),
         pytest.param(signal.SIGTERM, 143, "pass", 1, marks=pytest.mark.slow),
         (signal.SIGTERM, 143, "pass", 9),
-        (signal.SIGINT, 130, "pass", 8),
+        pytest.param(signal.SIGINT, 130, "pass", 8, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_the_update_of_all(

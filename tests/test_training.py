@@ -122,7 +122,7 @@ CHILD = """
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_another_process_computes_the_same_bits(finished, tmp_path, workers) -> None:
     """Encoded and trained anew, with another hash seed and other numbers of tokenizer threads."""
     run = finished("multiple_choice")

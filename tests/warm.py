@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["finetune.training", "finetune.prediction"])
+_SERVER.set_forkserver_preload(
+    ["finetune.training", "finetune.prediction", "finetune.comparison", "jobs", "together"]
+)
 
 
 def start(
