@@ -55,7 +55,7 @@ def read_rounds(
     """
     sizes = measure(examples)
     read = partial(_logits, model, examples, reading, accelerator)
-    if is_sharded(model):
+    if is_sharded(model) and len(examples):
         reading = _find_room(read, model, sizes, reading, accelerator)
     groups = _cut(sizes, reading)
     rank, processes = accelerator.process_index, accelerator.num_processes

@@ -162,6 +162,13 @@ time.sleep(600)
     assert capfd.readouterr().err == ""
 
 
+def test_a_state_that_could_not_be_saved_is_told_after_a_stop(tmp_path, capfd):
+    fault = Fault("the disk is full", "", 2, "", time.time())
+    (tmp_path / "0.json").write_text(json.dumps(fault._asdict()))
+    assert processes._conclude([2, -signal.SIGTERM], tmp_path, {signal.SIGTERM}) == 2
+    assert capfd.readouterr().err == "error: the disk is full\n"
+
+
 def test_a_crash_is_told_without_advice_about_memory(scripted, capfd):
     assert scripted("import os; os.abort()") == 1
     assert capfd.readouterr().err == "error: process 0 was killed by SIGABRT\n"

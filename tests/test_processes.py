@@ -182,6 +182,7 @@ def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_the_command_runs_several(command, tmp_path) -> None:
     done = call(tmp_path, "-m", "finetune", *command, "--num-processes", "2", "-o", "two")
     assert done.returncode == 0, done.stderr

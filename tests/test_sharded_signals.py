@@ -125,7 +125,7 @@ def test_a_wish_to_save_is_done_after_the_pass(at, recipe, undisturbed, tmp_path
 @pytest.mark.parametrize(
     ("number", "code", "kind", "at"),
     [
-        (signal.SIGTERM, 143, "trial", 1),
+        pytest.param(signal.SIGTERM, 143, "trial", 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, "pass", 1, marks=pytest.mark.slow),
         (signal.SIGTERM, 143, "pass", 9),
         pytest.param(signal.SIGINT, 130, "pass", 8, marks=pytest.mark.slow),

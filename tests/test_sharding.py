@@ -72,16 +72,24 @@ def test_shards_are_in_place_again_after_every_evaluation(bases, tmp_path):
     """A pass without a backward one leaves weights gathered that the optimizer does not know."""
     often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
-    one, many, run = (tmp_path / name for name in ("one", "many", "run"))
+    one, many = (tmp_path / name for name in ("one", "many"))
     assert train_declining(recipe, one) == 0
     train_together(2, recipe, many, environment=SHARDS, how=train_declining)
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
     alone, shards = (checkpoint.latest(path / "checkpoints")[0].tensors for path in (one, many))
     assert alone.keys() == shards.keys(), "moments too"
     torch.testing.assert_close(shards, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_shards_go_on_after_an_evaluation_that_saved_no_model(bases, tmp_path):
+    often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
+    whole, run = (tmp_path / name for name in ("whole", "run"))
+    train_together(2, recipe, whole, environment=SHARDS, how=train_declining)
     train_together(2, recipe, run, stop=5, environment=SHARDS, how=train_declining)
     train_together(2, recipe, run, environment=SHARDS, how=train_declining)
-    jobs.assert_same(many, run)
+    jobs.assert_same(whole, run)
 
 
 def count_numbers(recipe, run, stop):

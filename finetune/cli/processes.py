@@ -147,9 +147,11 @@ def _conclude(died: Sequence[int | None], folder: Path, passed: Collection[int])
     told = {rank: fault for rank in failed if (fault := _read(folder / f"{rank}.json"))}
     silent = [rank for rank in failed if rank not in told]
     killed = [-code for rank in silent if (code := died[rank] or 0) < 0]
-    if stops := [number for number in killed if number in passed and number in _STOPS]:
+    stops = [number for number in killed if number in passed and number in _STOPS]
+    if stops and not any(fault.code == MISTAKE for fault in told.values()):
+        # What the others say then is mostly that this one is gone.
         return _STOPS[stops[0]]
-    if killed:
+    if killed and not stops:
         rank = next(rank for rank in silent if died[rank] == -killed[0])
         tell(_killed(killed[0]), f"process {rank} ")
         return BROKEN
