@@ -76,7 +76,7 @@ def afflict(
         while code := torture.strike(recipe, run, moment, number):
             check(run, number, code)
             # Until its data is ready, SIGTERM simply ends a run: there is nothing to save.
-            count[moment.kind] += 0 if code in (-signal.SIGTERM, torture.UNREADY) else 1
+            count[moment.kind] += 0 if code in torture.NOT_BEGUN else 1
             moment = torture.draw_moment(draw, UPDATES, seconds)
         jobs.assert_same(run, root / "undisturbed")
         runs += 1
@@ -90,7 +90,7 @@ def check(run: Path, number: signal.Signals, code: int) -> None:
         assert code == -signal.SIGKILL, code
         # Half-written states are told and passed over; those before them are whole.
         assert all("half written" in warning for warning in warnings), warnings
-    elif code not in (-signal.SIGTERM, torture.UNREADY):
+    elif code not in torture.NOT_BEGUN:
         assert code == 128 + signal.SIGTERM, code
         assert state is not None
         assert not warnings, warnings

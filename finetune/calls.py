@@ -20,9 +20,9 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune.peers import find_highest
 
-_SAVES = 2**32
+_SAVES, _KIND = 2**32, 2**16
+_STOPS = {signal.SIGTERM: _SAVES, signal.SIGINT: _SAVES * _KIND}
 """Of the sum of all calls: wishes to save are counted below it, the stops of each kind above."""
-_STOPS = {signal.SIGTERM: 2**32, signal.SIGINT: 2**48}
 
 _POLL = 0.2
 """Seconds between two looks of a process that does not make passes."""
@@ -33,8 +33,8 @@ _FAREWELL = 1.0
 class Heard(NamedTuple):
     """The calls that all processes have had so far."""
 
-    saves: int = 0
-    stop: signal.Signals | None = None
+    saves: int
+    stop: signal.Signals | None
     """With which signal they were to stop, if they were."""
 
 
@@ -63,7 +63,7 @@ class Calls:
     def hear(self) -> Heard:
         """What all were told; wishes to save are the first process's, which writes for all."""
         calls = self._add(0)
-        stops = [n for n, unit in _STOPS.items() if calls // unit % (_SAVES >> 16)]
+        stops = [n for n, unit in _STOPS.items() if calls // unit % _KIND]
         return Heard(calls % _SAVES if self.first else 0, stops[0] if stops else None)
 
     def _add(self, number: int) -> int:

@@ -141,8 +141,9 @@ class Saver:
         distinct, same = find_same(tensors)
         _require_space(self.folder, distinct, text)
         self._copies = {name: self._copy(name, tensor) for name, tensor in distinct.items()}
-        told = (update, self._copies, same, text, self.run, self._check)
-        self._pending = self._writer.submit(_write, self.folder, *told)
+        self._pending = self._writer.submit(
+            _write, self.folder, update, self._copies, same, text, self.run, self._check
+        )
 
     def _check(self) -> None:
         if self._left.is_set():

@@ -12,7 +12,7 @@ from finetune.evaluation import Round
 from finetune.ledger import Ledger
 from finetune.loop import optimize
 from finetune.news import Evaluated, Event, Finished, Interrupted, Notice, Result
-from finetune.peers import find_highest
+from finetune.peers import meet
 from finetune.progress import Clock, Progress
 from finetune.recipe_yaml import compare_documents
 from finetune.run import read_recipe
@@ -55,7 +55,7 @@ def pursue(
         with stopping_at_once(request, folder):
             job = prepare(accelerator)
             # All leave together: who is further would wait for one that stops here.
-            find_highest([0], accelerator)
+            meet(accelerator)
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)
         yield job.started(progress.update)

@@ -18,7 +18,7 @@ from finetune.peers import find_highest
 from finetune.rehearsal import rehearse
 from finetune.sampling import Sizes, group, measure
 from finetune.sharding import is_sharded, no_gradients
-from finetune.shortage import is_out_of_memory
+from finetune.shortage import attempt
 from task_formats import Encoded, Prediction, Task
 
 WINDOW = 4096
@@ -56,8 +56,9 @@ def read_rounds(
     sizes = measure(examples)
     read = partial(_logits, model, examples, reading, accelerator)
     if is_sharded(model) and len(examples):
-        reading = _find_room(read, model, sizes, reading, accelerator)
-    groups = _cut(sizes, reading)
+        groups = _cut_within(read, model, sizes, reading, accelerator)
+    else:
+        groups = _cut(sizes, reading)
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
@@ -78,30 +79,25 @@ def _cut(sizes: Sizes, reading: Reading) -> list[np.ndarray]:
     ]
 
 
-def _find_room(
+def _cut_within(
     read: Callable[[np.ndarray], np.ndarray],
     model: nn.Module,
     sizes: Sizes,
     reading: Reading,
     accelerator: Accelerator,
-) -> Reading:
-    """The reading for whose largest pass every process has memory.
+) -> list[np.ndarray]:
+    """The rows of every forward pass, for the largest of which every process has memory.
 
     A pass of shards is one of all processes, and nobody can leave it alone: so each rehearses the
     largest of all by itself, and all halve the budget where one of them lacks memory.
     """
     while True:
-        largest = max(_cut(sizes, reading), key=lambda rows: int(sizes.tokens[rows].sum()))
-        lacks = False
-        try:
-            with rehearse(model, gradients=False):
-                read(largest)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or len(largest) == 1:
-                raise
-            lacks = True
+        groups = _cut(sizes, reading)
+        largest = max(groups, key=lambda rows: int(sizes.tokens[rows].sum()))
+        with rehearse(model, gradients=False):
+            _, lacks = attempt(partial(read, largest), len(largest) > 1)
         if not find_highest([lacks], accelerator)[0]:
-            return reading
+            return groups
         reading = _halve(reading, int(sizes.tokens[largest].sum()))
 
 
@@ -122,14 +118,14 @@ def read_within(
     """
     while True:
         parts = group(indices, sizes, reading.layout, reading.budget)
-        try:
-            return [
-                pair for part in parts for pair in zip(part.tolist(), read(part), strict=True)
-            ], reading
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or len(parts) == len(indices):
-                raise
+        found, _ = attempt(partial(_read_all, read, parts), len(parts) < len(indices))
+        if found is not None:
+            return found, reading
         reading = _halve(reading, max(int(sizes.tokens[part].sum()) for part in parts))
+
+
+def _read_all(read: Callable[[np.ndarray], np.ndarray], parts: Sequence[np.ndarray]) -> Round:
+    return [pair for part in parts for pair in zip(part.tolist(), read(part), strict=True)]
 
 
 def _logits(

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from finetune import checkpoint, files
 from finetune.loop import Step
 from finetune.news import Interrupted, Result
-from finetune.peers import find_highest
+from finetune.peers import find_highest, meet
 from finetune.progress import Progress
 from finetune.provenance import check_frozen, list_changes, trace
 from finetune.recipe import Recipe
@@ -73,7 +73,7 @@ class Ledger:
         """All stop together: launchers take the end of one process for the end of all."""
         # Where one has ended in another way than this there is nobody to wait for.
         with suppress(RuntimeError):
-            find_highest([0], self._accelerator)
+            meet(self._accelerator)
 
     def finished(self) -> Result | None:
         """The result of a run that has one already."""

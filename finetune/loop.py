@@ -19,7 +19,7 @@ from finetune.optimizer import pace
 from finetune.peers import find_highest
 from finetune.rehearsal import rehearse
 from finetune.sharding import is_sharded, measure_gradients, reshard
-from finetune.shortage import is_out_of_memory
+from finetune.shortage import attempt, is_out_of_memory
 from finetune.tables import clear_gradients, grow_in_place
 
 
@@ -173,7 +173,7 @@ def _make_apart(
     """
     last = passes.batches[-1:] if several and not new else []
     own = passes.batches[: len(passes.batches) - len(last)]
-    found, lacks = _try(partial(run, own), passes)
+    found, lacks = attempt(partial(run, own), _can_shrink(passes))
     final = None
     if last and found is not None:
         final = run(last, exchanged=True)
@@ -199,18 +199,9 @@ def _rehearse(run: Callable[..., Tensor | None], model: nn.Module, passes: Passe
 
     All processes make each pass together, and whoever fails there cannot tell the others.
     """
+    largest = [max(passes.batches, key=tokens_read)]
     with rehearse(model):
-        return _try(partial(run, [max(passes.batches, key=tokens_read)], heeds=False), passes)[1]
-
-
-def _try(run: Callable[[], Tensor | None], passes: Passes) -> tuple[Tensor | None, bool]:
-    """What the passes give, and whether memory was lacking for them and smaller ones may fit."""
-    try:
-        return run(), False
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or not _can_shrink(passes):
-            raise
-    return None, True
+        return attempt(partial(run, largest, heeds=False), _can_shrink(passes))[1]
 
 
 @contextmanager

@@ -20,6 +20,11 @@ def find_highest(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
     return [int(number) for number in own]
 
 
+def meet(accelerator: Accelerator) -> None:
+    """Waits until all processes are here. RuntimeError where one of them has ended."""
+    find_highest([0], accelerator)
+
+
 @functools.cache
 def _group() -> distributed.ProcessGroup | None:
     """Processes that talk over the CPU; None where that is what they do anyway."""

@@ -20,6 +20,9 @@ from typing import Any, Literal, Protocol
 
 Wish = Literal["save", "stop"]
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask for the end. The exit code after one is 128 + its number."""
+
 GRACE = 0.5
 """Seconds in which a second SIGINT is the first one's echo: a launcher passes on the Ctrl-C that
 the terminal has sent to each of its processes already."""
@@ -92,7 +95,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for number in (*STOPS, signal.SIGUSR1):
                 self._old[number] = signal.signal(number, self._note)
             if self._peers:
                 self._exit.enter_context(self._peers.passing_on())

@@ -5,9 +5,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from finetune.recipe import Recipe
 
 # Before anything imports torch or the hub's libraries, and for the processes that tests start.
 # The cache of whoever runs the tests is neither read nor filled.
@@ -58,6 +62,27 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     from families import make
 
     return functools.cache(lambda name: make(name, tmp_path_factory.mktemp("base") / name))
+
+
+@pytest.fixture(scope="module")
+def job(
+    request: pytest.FixtureRequest,
+    bases: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Recipe":
+    """A small job over a tiny gpt2: of the kind and with the settings that the file's JOB names."""
+    import jobs
+
+    kind, settings = request.module.JOB
+    return jobs.recipe(kind, bases("gpt2"), tmp_path_factory.mktemp("data"), **settings)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of the file's job, which nothing has disturbed; to be read only."""
+    import jobs
+
+    return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from samples import WORDS
 from torch import Tensor
 
 import finetune
+import finetune.splits
 from finetune.loop import Step
 from finetune.news import Interrupted, Notice, Started
 from finetune.recipe import BasePart, DataPart, Recipe, TaskPart, TrainPart
 from finetune.recipe_files import load_recipe
 from finetune.run import RECIPE, read_log, read_result
 from finetune.training import events
+from task_formats import Example
+
+NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
+"""Settings with random numbers in every pass."""
 
 TASKS = {
     "classification": TaskPart(
@@ -155,6 +161,17 @@ def assert_same(run: Path, other: Path) -> None:
     assert distance(weights(run), weights(other)) == 0
     assert log(run) == log(other)
     assert result(run) == result(other)
+
+
+def watch_examples(note: Callable[[Example], Example]) -> Callable[..., Any]:
+    """`finetune.splits.read_examples`, but each example is given to `note` as it is read."""
+    read = finetune.splits.read_examples
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        examples, report = read(*arguments, **options)
+        return map(note, examples), report
+
+    return watched
 
 
 def stop_at(

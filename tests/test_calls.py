@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import jobs
 import pytest
-from together import ODD, SHARDS, train_together
+from together import ODD, SHARDS, train, train_together
 
 import finetune.ledger
 import finetune.splits
@@ -204,9 +204,10 @@ def test_only_signals_that_are_for_the_run_are_told(first) -> None:
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         Calls.tell(calls, number)
     assert added == ([] if first else [1]) + [2**32, 2**48]
-    for calls._add in (lambda number: sum(added), lambda number: sum(added) - added[-1]):
-        number = signal.SIGTERM  # The gentler one, where both were told.
-        assert Calls.hear(calls) == (0, number)
+    # The gentler one, where both were told.
+    for told in (sum(added), sum(added) - added[-1]):
+        calls._add = lambda number, told=told: told
+        assert Calls.hear(calls) == (0, signal.SIGTERM)
     calls._add = lambda number: 3 + 2 * 2**48
     assert Calls.hear(calls) == (3 if first else 0, signal.SIGINT)
 
@@ -216,18 +217,14 @@ def stop_while_preparing(rank: int, recipe: Recipe, run: Path, stop: int | None 
 
     The second one waits for it then, and not in Python.
     """
-    read, own, seen = finetune.splits.read_examples, int(os.environ["RANK"]), []
+    own, seen = int(os.environ["RANK"]), []
 
-    def slowly(*arguments, **options):
-        examples, report = read(*arguments, **options)
-        return (note(example) for example in examples), report
-
-    def note(example):
+    def slowly(example):
         seen.append(example)
         time.sleep(0.5)
         return example
 
-    finetune.splits.read_examples = slowly
+    finetune.splits.read_examples = jobs.watch_examples(slowly)
     if own == rank:
         threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(Interrupted, match="made ready") as stopped:
@@ -240,7 +237,8 @@ def stop_while_preparing(rank: int, recipe: Recipe, run: Path, stop: int | None 
 def test_a_stop_of_one_ends_the_preparation_of_all(rank, several, tmp_path) -> None:
     how = functools.partial(stop_while_preparing, rank)
     anew = {"GPTFT_CACHE": str(tmp_path / "cache")}
-    train_together(2, several, tmp_path / "run", stop=1, environment=anew, how=how)
+    run = train_together(2, several, tmp_path / "run", stop=1, environment=anew, how=how)
+    assert checkpoint.latest(run / "checkpoints") == (None, [])
 
 
 def stop_with_a_slow_disk(recipe: Recipe, run: Path, stop: int | None = None) -> int:
@@ -252,17 +250,13 @@ def stop_with_a_slow_disk(recipe: Recipe, run: Path, stop: int | None = None) ->
         return write(*arguments)
 
     checkpoint.write_tensors = slowly
-    try:
-        for event in events(recipe, run, resume=True):
-            if isinstance(event, Step) and event.number == stop and os.environ["RANK"] == "0":
-                os.kill(os.getpid(), signal.SIGTERM)
-    except Interrupted as interrupted:
-        code, expected = interrupted.exit_code, [f"update-{interrupted.update:08d}"]
-        assert [path.name for path in (run / "checkpoints").iterdir()] == expected
-        return code
-    return 0
+    code = train(recipe, run, stop)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{stop:08d}"]
+    return code
 
 
 def test_none_ends_before_the_state_is_whole(several, tmp_path) -> None:
     """Launchers end all when one has ended."""
-    train_together(2, several, tmp_path / "run", stop=2, how=stop_with_a_slow_disk)
+    run = train_together(2, several, tmp_path / "run", stop=2, how=stop_with_a_slow_disk)
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert (state.facts["progress"]["update"], warnings) == (2, [])

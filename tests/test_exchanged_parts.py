@@ -14,17 +14,7 @@ from finetune.run import RECIPE, read_identity
 from task_formats import UsageError
 
 pytestmark = pytest.mark.usefixtures("no_flush")
-
-
-@pytest.fixture(scope="module")
-def job(bases, tmp_path_factory) -> Recipe:
-    folder = tmp_path_factory.mktemp("data")
-    return jobs.recipe("classification", bases("gpt2"), folder, checkpoint_updates=1, seed=1)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job, tmp_path_factory) -> Path:
-    return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
+JOB = ("classification", {"checkpoint_updates": 1, "seed": 1})
 
 
 def stop(recipe: Recipe, run: Path, update: int = 2, overwrite: bool = False) -> Path:

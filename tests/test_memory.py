@@ -144,8 +144,7 @@ def test_training_goes_on_as_ever_after_an_evaluation_in_pieces(
     bases, tmp_path, monkeypatch
 ) -> None:
     """With dropout: the model is one to be trained again, wherever the evaluation was broken."""
-    noisy = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
-    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **noisy)
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **jobs.NOISY)
     whole, forward, lacking = jobs.train(recipe, tmp_path / "whole"), TaskModel.forward, [1]
 
     def forward_or_fail(self, batch, lm=False):

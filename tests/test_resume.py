@@ -3,7 +3,6 @@
 import itertools
 import random
 import signal
-from pathlib import Path
 
 import jobs
 import pytest
@@ -15,24 +14,12 @@ import finetune.splits
 from finetune.loop import Step, tokens_read
 from finetune.model import TaskModel
 from finetune.news import Evaluated, Finished, Notice, Started
-from finetune.recipe import Recipe
 from finetune.training import events
 from task_formats import UsageError
 
-NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
+JOB = ("multiple_choice", jobs.NOISY)
 UPDATES = 6
-"""Of the job below: two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
-
-
-@pytest.fixture(scope="module")
-def job(bases, tmp_path_factory) -> Recipe:
-    folder = tmp_path_factory.mktemp("resume")
-    return jobs.recipe("multiple_choice", bases("gpt2"), folder, **NOISY)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job, tmp_path_factory) -> Path:
-    return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
+"""Of that job: two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
 
 
 # -- a signal ----------------------------------------------------------------------------------

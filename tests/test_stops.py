@@ -19,23 +19,11 @@ from finetune import checkpoint, signals, tensor_file
 from finetune.loop import Step
 from finetune.model import TaskModel
 from finetune.news import Interrupted
-from finetune.recipe import Recipe
 from finetune.run import Run
 from finetune.training import events
 
-NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
+JOB = ("multiple_choice", jobs.NOISY)
 """Two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
-
-
-@pytest.fixture(scope="module")
-def job(bases, tmp_path_factory) -> Recipe:
-    folder = tmp_path_factory.mktemp("stops")
-    return jobs.recipe("multiple_choice", bases("gpt2"), folder, **NOISY)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job, tmp_path_factory) -> Path:
-    return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -94,11 +82,7 @@ def test_a_signal_ends_a_run_whose_data_is_made_ready(
     number, job, undisturbed, tmp_path, monkeypatch
 ) -> None:
     """After not one row more; the same command begins anew, and leaves earlier states be."""
-    run, read, seen = tmp_path / "run", finetune.splits.read_examples, []
-
-    def interrupt(*arguments, **options):
-        examples, report = read(*arguments, **options)
-        return (note(example) for example in examples), report
+    run, seen = tmp_path / "run", []
 
     def note(example):
         seen.append(example)
@@ -110,7 +94,7 @@ def test_a_signal_ends_a_run_whose_data_is_made_ready(
     for wanted, options in ((0, {}), (2, {"resume": True})):
         seen.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(finetune.splits, "read_examples", interrupt)
+            patch.setattr(finetune.splits, "read_examples", jobs.watch_examples(note))
             with pytest.raises(Interrupted, match="made ready") as stop:
                 list(events(job, run, **options))
         assert (stop.value.update, stop.value.exit_code) == (None, 128 + number)

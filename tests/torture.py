@@ -16,6 +16,8 @@ from finetune.training import events
 
 UNREADY = 99
 """Exit code of a run that was stopped while its data was made ready: there was nothing to save."""
+NOT_BEGUN = (UNREADY, -signal.SIGTERM)
+"""Of one that SIGTERM ended before its first update; the latter before it looked for signals."""
 _OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir")
 
 

@@ -7,13 +7,14 @@ import typer
 
 from finetune.cli.processes import is_child
 from finetune.cli.screen import print_line
+from finetune.signals import STOPS
 
 
 def end_stopped(words: str, code: int) -> NoReturn:
     """Says so, and ends with that signal's exit code."""
     if is_child():
         # Whoever has started it may pass on a signal once more: it is on its way already.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
     print_line((words, "yellow"))
     raise typer.Exit(code)

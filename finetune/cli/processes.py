@@ -17,6 +17,7 @@ from types import FrameType
 
 from finetune.cli.faults import BROKEN, FAULT_FOLDER, MISTAKE, Fault, tell
 from finetune.cli.screen import console
+from finetune.signals import STOPS
 
 _POLL = 0.05
 _FAREWELL = 2.0
@@ -28,8 +29,6 @@ _PORTS = range(20_000, 32_000)
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
-_STOPS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""Exit codes of processes that were asked to stop."""
 
 Child = subprocess.Popen[bytes]
 
@@ -125,7 +124,7 @@ def _wait(children: Sequence[Child], folder: Path) -> None:
 
 def _is_stop(rank: int, code: int, folder: Path) -> bool:
     """Whether a process has ended as it was asked to, with its state saved."""
-    return code in _STOPS.values() and _read(folder / f"{rank}.json") is None
+    return code - 128 in STOPS and _read(folder / f"{rank}.json") is None
 
 
 def _end(children: Sequence[Child]) -> None:
@@ -146,14 +145,14 @@ def _conclude(died: Sequence[int | None], folder: Path, passed: Collection[int])
     console().show_cursor()
     told = {rank: fault for rank in failed if (fault := _read(folder / f"{rank}.json"))}
     silent = [rank for rank in failed if rank not in told]
-    killed = [-code for rank in silent if (code := died[rank] or 0) < 0]
-    stops = [number for number in killed if number in passed and number in _STOPS]
+    killed = {rank: -code for rank in silent if (code := died[rank] or 0) < 0}
+    stops = [number for number in killed.values() if number in passed and number in STOPS]
     if stops and not any(fault.code == MISTAKE for fault in told.values()):
         # What the others say then is mostly that this one is gone.
-        return _STOPS[stops[0]]
+        return 128 + stops[0]
     if killed and not stops:
-        rank = next(rank for rank in silent if died[rank] == -killed[0])
-        tell(_killed(killed[0]), f"process {rank} ")
+        rank, number = next(iter(killed.items()))
+        tell(_killed(number), f"process {rank} ")
         return BROKEN
     if not told:
         # Ended on request: each process has said what there was to say.
