@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from finetune.prompting import Asker
-from finetune.recipe_files import load_recipe
+from finetune.recipe.loading import load_recipe
 from task_formats import Demonstrations, Example, PromptEncoder
 
 CASES = {

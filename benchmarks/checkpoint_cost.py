@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune.allocator import keep_freed_memory
-from finetune.checkpoint import Saver, latest
-from finetune.state import capture
+from finetune.checkpointing.checkpoint import Saver, latest
+from finetune.checkpointing.training_state import capture
+from finetune.models.speedups.allocator import keep_freed_memory
 
 
 def main() -> None:

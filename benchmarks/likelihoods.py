@@ -15,13 +15,12 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-
-from families import POSITIONS, make
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.prompting import Asker
-from finetune.recipe_files import load_recipe
+from finetune.recipe.loading import load_recipe
 from task_formats import Demonstrations, Example, PromptEncoder
+from tests.support.families import POSITIONS, make
 
 TASKS = {"rte": "glue", "race": "race", "arc": "arc", "copa": "copa"}
 FAMILIES = ("gpt2", "llama")

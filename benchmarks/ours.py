@@ -7,11 +7,11 @@ from typing import Any
 
 from benchmarks import material
 from benchmarks.contest import Found, Scale, clock
-from finetune.allocator import keep_freed_memory
-from finetune.loop import Step
-from finetune.recipe import Recipe
-from finetune.recipe_files import load_recipe
-from finetune.training import events
+from finetune.models.speedups.allocator import keep_freed_memory
+from finetune.recipe.loading import load_recipe
+from finetune.recipe.schema import Recipe
+from finetune.training.loop import Step
+from finetune.training.train import events
 
 BATCH, WIDTH = 32, 128
 """Examples of an update, and the longest pair: what run_glue pads to."""

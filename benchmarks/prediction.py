@@ -10,11 +10,11 @@ from torch import manual_seed
 from benchmarks import material, peers
 from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
 from benchmarks.ours import WIDTH
-from finetune.bases import load_decoder
-from finetune.devices import start_processes
-from finetune.model import TaskModel
-from finetune.prediction import Predictor
-from finetune.recipe_files import load_recipe
+from finetune.distributed.setup import start_processes
+from finetune.evaluation.predictor import Predictor
+from finetune.models.pretrained import load_decoder
+from finetune.models.task_model import TaskModel
+from finetune.recipe.loading import load_recipe
 
 WARM = 16
 """Rows predicted before the clock starts."""

@@ -14,10 +14,10 @@ import datasets
 from benchmarks import material, peers
 from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
 from benchmarks.ours import WIDTH
-from finetune.allocator import keep_freed_memory
-from finetune.bases import load_decoder
-from finetune.recipe_files import load_recipe
-from finetune.splits import encode_split
+from finetune.data.splits import encode_split
+from finetune.models.pretrained import load_decoder
+from finetune.models.speedups.allocator import keep_freed_memory
+from finetune.recipe.loading import load_recipe
 
 FEW, MANY = 20_000, 400_000
 

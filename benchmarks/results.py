@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.comparison import CellFinished, Design, Row, Spread, Table, events, read_table
-from finetune.recipe import Recipe
-from finetune.recipe_files import load_recipe
+from finetune.recipe.loading import load_recipe
+from finetune.recipe.schema import Recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 

@@ -12,8 +12,8 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 
 from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
-from finetune.allocator import keep_freed_memory
-from finetune.losses import lm_loss
+from finetune.models.losses import lm_loss
+from finetune.models.speedups.allocator import keep_freed_memory
 
 TARGETS, WIDTH, VOCABULARY = 2048, 768, 50_261
 """Of a forward pass of gpt2-small with our four tokens."""

@@ -19,14 +19,11 @@ from pathlib import Path
 
 # Before torch: many small processes share this machine.
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import families
-import jobs
-import torture
-
-from finetune import checkpoint
-from finetune.recipe import Recipe
+from finetune.checkpointing import checkpoint
+from finetune.recipe.schema import Recipe
+from tests.support import families, jobs, torture
 
 UPDATES = 6
 

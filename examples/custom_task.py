@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import finetune
-from finetune.recipe import BasePart, DataPart, Recipe, TaskPart, TrainPart
+from finetune.recipe.schema import BasePart, DataPart, Recipe, TaskPart, TrainPart
 from task_formats import Classes, Format, Row, Task
 
 

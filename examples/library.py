@@ -5,15 +5,15 @@ Run: python examples/library.py --base gpt2
 
 import argparse
 
-from finetune.bases import load_decoder
-from finetune.batch import collate
-from finetune.devices import start_processes
-from finetune.evaluation import Reading, evaluate, read_rounds
-from finetune.loop import Passes, Settings, optimize
-from finetune.model import TaskModel
-from finetune.optimizer import build_optimizer
-from finetune.recipe import BasePart, TrainPart
-from finetune.schedule import plan_rates
+from finetune.batching.collate import collate
+from finetune.distributed.setup import start_processes
+from finetune.evaluation.evaluate import Reading, evaluate, read_rounds
+from finetune.models.pretrained import load_decoder
+from finetune.models.task_model import TaskModel
+from finetune.recipe.schema import BasePart, TrainPart
+from finetune.training.loop import Passes, Settings, optimize
+from finetune.training.optimizer import build_optimizer
+from finetune.training.schedule import plan_rates
 from task_formats import FORMATS, Classes, Task, ViewEncoder
 
 RAIN = ["It rains again.", "The street is wet.", "Take an umbrella.", "Clouds, and a storm."]

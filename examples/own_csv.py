@@ -9,7 +9,7 @@ from pathlib import Path
 
 import finetune
 from finetune.data import read_rows
-from finetune.recipe import BasePart, DataPart, Recipe, TaskPart, TrainPart
+from finetune.recipe.schema import BasePart, DataPart, Recipe, TaskPart, TrainPart
 
 
 def main() -> None:

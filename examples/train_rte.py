@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 import finetune
-from finetune.loop import Step
-from finetune.news import Evaluated, Finished, Notice, Started
+from finetune.training.events import Evaluated, Finished, Notice, Started
+from finetune.training.loop import Step
 
 
 def main() -> None:

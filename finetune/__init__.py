@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.classifier import Classifier
-    from finetune.news import Result
-    from finetune.prediction import Predictor, load
-    from finetune.recipe import Recipe
-    from finetune.recipe_files import load_recipe
-    from finetune.training import events, train
+    from finetune.evaluation.predictor import Predictor, load
+    from finetune.recipe.loading import load_recipe
+    from finetune.recipe.schema import Recipe
+    from finetune.sklearn import Classifier
+    from finetune.training.events import Result
+    from finetune.training.train import events, train
 
 _HOMES = {
-    "Classifier": "classifier",
-    "Predictor": "prediction",
-    "Recipe": "recipe",
-    "Result": "news",
-    "events": "training",
-    "load": "prediction",
-    "load_recipe": "recipe_files",
-    "train": "training",
+    "Classifier": "sklearn",
+    "Predictor": "evaluation.predictor",
+    "Recipe": "recipe.schema",
+    "Result": "training.events",
+    "events": "training.train",
+    "load": "evaluation.predictor",
+    "load_recipe": "recipe.loading",
+    "train": "training.train",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from task_formats.errors import RowError, UsageError, nearest
 from task_formats.example import Encoded, Example, Label, Prediction, Row, Specials
 from task_formats.formats import FORMATS, Format, named_format
 from task_formats.labels import Classes, Labels, Range
-from task_formats.prompt_encoding import PromptEncoder, Question
+from task_formats.prompt_tokens import PromptEncoder, Question
 from task_formats.prompts import Prompt
 from task_formats.task import Task
 

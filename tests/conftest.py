@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from finetune.recipe import Recipe
+    from finetune.recipe.schema import Recipe
 
 # Before anything imports torch or the hub's libraries, and for the processes that tests start.
 # The cache of whoever runs the tests is neither read nor filled.
@@ -59,7 +59,7 @@ def shared() -> Path:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """From a family's name to the folder of its tiny random base, made once a session."""
     # Here and not above: tests that need no model do not wait for torch.
-    from families import make
+    from tests.support.families import make
 
     return functools.cache(lambda name: make(name, tmp_path_factory.mktemp("base") / name))
 
@@ -71,7 +71,7 @@ def job(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> "Recipe":
     """A small job over a tiny gpt2: of the kind and with the settings that the file's JOB names."""
-    import jobs
+    from tests.support import jobs
 
     kind, settings = request.module.JOB
     return jobs.recipe(kind, bases("gpt2"), tmp_path_factory.mktemp("data"), **settings)
@@ -80,7 +80,7 @@ def job(
 @pytest.fixture(scope="module")
 def undisturbed(job: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of the file's job, which nothing has disturbed; to be read only."""
-    import jobs
+    from tests.support import jobs
 
     return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
 

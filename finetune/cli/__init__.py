@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune.signals import save_requests_ignored
+from finetune.distributed.signals import save_requests_ignored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,6 +12,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # From here on: loading the command line takes a while, in which a scheduler may ask to save.
     with save_requests_ignored():
-        from finetune.cli.application import run_command
+        from finetune.cli.app import run_command
 
         return run_command(arguments)

@@ -5,9 +5,9 @@ from typing import NoReturn
 
 import typer
 
-from finetune.cli.processes import is_child
-from finetune.cli.screen import print_line
-from finetune.signals import STOPS
+from finetune.cli.console import print_line
+from finetune.cli.launcher import is_child
+from finetune.distributed.signals import STOPS
 
 
 def end_stopped(words: str, code: int) -> NoReturn:

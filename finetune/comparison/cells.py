@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from finetune.recipe import Recipe, TrainPart
-from finetune.recipe_files import override
+from finetune.recipe.loading import override
+from finetune.recipe.schema import Recipe, TrainPart
 from task_formats import UsageError, nearest
 
 SHOTS = (0, 4, 32)

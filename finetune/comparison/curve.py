@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune import files
 from finetune.comparison.table import Row, Table
+from finetune.storage import files
 from task_formats import UsageError
 
 AXIS = "labelled examples (a part f of them is trained on for epochs / √f)"

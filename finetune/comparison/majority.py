@@ -8,10 +8,10 @@ import numpy as np
 
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
-from finetune.evaluation import counted_class
-from finetune.metrics import score
-from finetune.prompting.intervals import bootstrap
-from finetune.recipe import Recipe
+from finetune.evaluation.evaluate import counted_class
+from finetune.evaluation.intervals import bootstrap
+from finetune.evaluation.metrics import score
+from finetune.recipe.schema import Recipe
 from task_formats import Label, Range, Task, UsageError
 
 

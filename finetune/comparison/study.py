@@ -12,22 +12,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune import files
-from finetune.calls import connect
+from finetune.checkpointing.run_folder import (
+    CHECKPOINTS,
+    LOG,
+    MODEL,
+    RECIPE,
+    RESULT,
+    Run,
+    read_result,
+)
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
 from finetune.comparison.majority import guess
 from finetune.comparison.table import Found, Table, tabulate, write_table
 from finetune.data.sources import open_rows
-from finetune.devices import Place, choose_precision, start_processes
-from finetune.ledger import load_run_recipe
-from finetune.news import Event, Finished, Interrupted, Notice
+from finetune.distributed.calls import connect
+from finetune.distributed.setup import Place, choose_precision, start_processes
+from finetune.distributed.signals import StopRequest
 from finetune.prompting import Asker, Manner
-from finetune.recipe import Recipe
-from finetune.recipe_files import dump, settle
-from finetune.run import CHECKPOINTS, LOG, MODEL, RECIPE, RESULT, Run, read_result
-from finetune.signals import StopRequest
-from finetune.stops import agree, stopping_at_once
-from finetune.training import events as train_events
+from finetune.recipe.loading import dump, settle
+from finetune.recipe.schema import Recipe
+from finetune.storage import files
+from finetune.training.events import Event, Finished, Interrupted, Notice
+from finetune.training.recorder import load_run_recipe
+from finetune.training.stops import agree, stopping_at_once
+from finetune.training.train import events as train_events
 from task_formats import Demonstrations, Task, UsageError
 
 _FREE = {

@@ -5,10 +5,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal, NamedTuple
 
-from finetune import files, json_text
 from finetune.comparison.cells import Cell
-from finetune.progress import selection_value
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
+from finetune.storage import files
+from finetune.storage import json_files as json_text
+from finetune.training.progress import selection_value
 from task_formats import UsageError
 
 Kind = Literal["majority", "ask", "scratch", "tuned"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from finetune.data.places import Place, Rows, Scanned
+from finetune.data.rows import Place, Rows, Scanned
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.templates import look_up

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from finetune.data.files import FORMATS, FileRows, format_of
-from finetune.data.layouts import ANY, COLLECTIONS, LAYOUTS, SPLITS, Layout, simplify
-from finetune.data.places import Reading
+from finetune.data.known_datasets import ANY, COLLECTIONS, LAYOUTS, SPLITS, Layout, simplify
+from finetune.data.readers.files import FORMATS, FileRows, format_of
+from finetune.data.rows import Reading
 from task_formats import UsageError
 
 _SHARDS = "{split}-*-of-*.parquet"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.places import Place, Scanned, stop_at_faults
-from finetune.network import hub_answers
+from finetune.data.network import hub_answers
+from finetune.data.rows import Place, Scanned, stop_at_faults
 from task_formats import Row, UsageError, nearest
 
 _BATCH = 1000

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from finetune.data.files import open_file
 from finetune.data.folders import find_split
 from finetune.data.hub import is_saved, open_hub, open_saved
-from finetune.data.places import Rows
-from finetune.recipe import DataPart
+from finetune.data.readers.files import open_file
+from finetune.data.rows import Rows
+from finetune.recipe.schema import DataPart
 from task_formats import UsageError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

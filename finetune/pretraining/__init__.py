@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.pretraining.plan import Plan
-    from finetune.pretraining.plan_files import load_plan
-    from finetune.pretraining.training import pretrain
+    from finetune.pretraining.plan_loading import load_plan
+    from finetune.pretraining.train import pretrain
 
-_HOMES = {"Plan": "plan", "load_plan": "plan_files", "pretrain": "training"}
+_HOMES = {"Plan": "plan", "load_plan": "plan_loading", "pretrain": "train"}
 
 __all__ = ["Plan", "load_plan", "pretrain"]
 

@@ -5,8 +5,8 @@ from typing import cast, overload
 
 import numpy as np
 
-from finetune.pretraining.shards import Shards
-from finetune.sampling import Sizes
+from finetune.batching.sampler import Sizes
+from finetune.pretraining.token_shards import Shards
 from task_formats import Encoded, UsageError
 
 

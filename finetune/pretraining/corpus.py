@@ -19,7 +19,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from finetune.files import open_given
+from finetune.storage.files import open_given
 from task_formats import UsageError
 
 SUFFIXES = (".txt", ".gz", ".xz")

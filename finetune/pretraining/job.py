@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.bases import load_plain
-from finetune.batch import Batch, Totals, collate, send
-from finetune.evaluation import Reading, Round, gather, read_rounds
-from finetune.loop import Passes, Settings
-from finetune.model import LanguageModel
-from finetune.news import Notice, Started
-from finetune.origins import fingerprint_base
+from finetune.batching.collate import Batch, Totals, collate, send
+from finetune.batching.sampler import Order, Sizes, deal, group
+from finetune.checkpointing.model_folder import save_plain
+from finetune.evaluation.evaluate import Reading, Round, gather, read_rounds
+from finetune.models.fingerprints import fingerprint_base
+from finetune.models.pretrained import load_plain
+from finetune.models.task_model import LanguageModel
 from finetune.pretraining.blocks import Blocks
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan
-from finetune.pretraining.plan_files import dump_plan, parse_plan
-from finetune.recipe import BasePart
-from finetune.sampling import Order, Sizes, deal, group
-from finetune.saved import save_plain
-from finetune.schedule import plan_rates
-from finetune.work import Judgement, Rhythm, Source, Watch
+from finetune.pretraining.plan_loading import dump_plan, parse_plan
+from finetune.recipe.schema import BasePart
+from finetune.training.events import Notice, Started
+from finetune.training.job import Judgement, Rhythm, Source, Watch
+from finetune.training.loop import Passes, Settings
+from finetune.training.schedule import plan_rates
 
 _FREE = {
     "train.tokens_per_forward",

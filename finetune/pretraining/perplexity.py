@@ -6,9 +6,9 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune.batch import Batch
-from finetune.losses import Outputs
-from finetune.model import Reader
+from finetune.batching.collate import Batch
+from finetune.models.losses import Outputs
+from finetune.models.task_model import Reader
 
 
 class TextScorer(nn.Module):

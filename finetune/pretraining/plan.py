@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe import Epochs, Fraction, Part, Positive, Seed
+from finetune.recipe.schema import Epochs, Fraction, Part, Positive, Seed
 
 
 def _listed(value: Any) -> Any:

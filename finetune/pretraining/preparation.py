@@ -9,7 +9,9 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.bases import (
+from finetune.distributed.setup import choose_budget, choose_layout
+from finetune.evaluation.evaluate import Reading
+from finetune.models.pretrained import (
     UNLIMITED,
     count_positions,
     find_special,
@@ -17,19 +19,17 @@ from finetune.bases import (
     load_plain_tokenizer,
     tokenize,
 )
-from finetune.devices import choose_budget, choose_layout
-from finetune.evaluation import Reading
-from finetune.files import replace_folder, write_atomically
-from finetune.model import LanguageModel
-from finetune.optimizer import build_optimizer
+from finetune.models.task_model import LanguageModel
+from finetune.pretraining.architectures import draw_decoder
 from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.corpus_sources import Corpus, open_corpus
 from finetune.pretraining.job import Pretraining, Text
 from finetune.pretraining.plan import Plan
-from finetune.pretraining.shape import draw_decoder
-from finetune.pretraining.shards import Manifest, write_shards
-from finetune.pretraining.sources import Corpus, open_corpus
+from finetune.pretraining.token_shards import Manifest, write_shards
 from finetune.pretraining.tokenizer import learn_tokenizer
-from finetune.recipe import BasePart, TrainPart
+from finetune.recipe.schema import BasePart, TrainPart
+from finetune.storage.files import replace_folder, write_atomically
+from finetune.training.optimizer import build_optimizer
 from task_formats import UsageError
 
 

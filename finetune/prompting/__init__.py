@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.prompting.asking import Asked, Asker, Manner, ask
+    from finetune.prompting.evaluator import Asked, Asker, Manner, ask
 
-_HOME = "finetune.prompting.asking"
+_HOME = "finetune.prompting.evaluator"
 
 __all__ = ["Asked", "Asker", "Manner", "ask"]
 

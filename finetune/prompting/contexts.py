@@ -4,7 +4,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune.bases import find_special, tokenize
+from finetune.models.pretrained import find_special, tokenize
 from task_formats import Boundary
 
 

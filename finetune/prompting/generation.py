@@ -15,10 +15,10 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from finetune.bases import count_positions, find_special, load_plain
-from finetune.data.places import Place
-from finetune.devices import choose_precision, start_processes
-from finetune.recipe import SEEDS, BasePart
+from finetune.data.rows import Place
+from finetune.distributed.setup import choose_precision, start_processes
+from finetune.models.pretrained import count_positions, find_special, load_plain
+from finetune.recipe.schema import SEEDS, BasePart
 from task_formats import Row, UsageError
 
 _COLDEST = 0.001

@@ -13,14 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-malloc_limit_mb=1024", "-print_final_stats=1"]
 LONGEST = {"encoder": 400, "overrides": 200, "recipe": 1500, "rows": 2000, "tensors": 1000}
 
 
 def main() -> int:
     """Runs one target, or all of them one after the other; prints how many inputs there were."""
-    from fuzz.targets import TARGETS
+    from tests.fuzz.targets import TARGETS
 
     words = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     words.add_argument("target", choices=[*TARGETS, "all"])
@@ -37,7 +37,7 @@ def main() -> int:
 
 def run_apart(name: str, inputs: int, seed: int, corpus: Path) -> int:
     """One target in a process of its own, which the fuzzer ends; the number of its inputs."""
-    from fuzz.targets import FINDS
+    from tests.fuzz.targets import FINDS
 
     corpus.mkdir(parents=True, exist_ok=True)
     write_seeds(name, corpus)
@@ -65,7 +65,7 @@ def run_apart(name: str, inputs: int, seed: int, corpus: Path) -> int:
 
 def write_seeds(name: str, corpus: Path) -> None:
     """Something to begin with, where bytes from nowhere would take long to become one."""
-    from fuzz.seeds import build_seeds
+    from tests.fuzz.seeds import build_seeds
 
     for k, content in enumerate(build_seeds(name)):
         (corpus / f"seed-{k}").write_bytes(content)
@@ -76,7 +76,7 @@ def fuzz(name: str, words: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["finetune", "task_formats", "yaml", "json", "csv"]):
-        from fuzz.targets import TARGETS
+        from tests.fuzz.targets import TARGETS
 
     if name == "encoder":
         TARGETS[name](b"\0\1\x40a\nb\nc")  # imports what it needs before time is taken

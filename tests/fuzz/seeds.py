@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save
 
-from finetune.recipe_files import shipped
+from finetune.recipe.loading import shipped
 
 ROW = {"a": "one, two", "b": 'say "so"', "c": None, "label": 1}
 RACE = {"id": "1", "article": "Once.", "questions": ["Why?"], "options": [["a", "b"]]}

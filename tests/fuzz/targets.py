@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.data.files import FileRows
-from finetune.data.places import Reading
-from finetune.recipe import Recipe
-from finetune.recipe_files import dump, override, parse
-from finetune.tensor_file import read_tensors
+from finetune.data.readers.files import FileRows
+from finetune.data.rows import Reading
+from finetune.recipe.loading import dump, override, parse
+from finetune.recipe.schema import Recipe
+from finetune.storage.tensors import read_tensors
 from task_formats import (
     FORMATS,
     Classes,
@@ -192,8 +192,8 @@ def characters(texts: Sequence[str]) -> list[list[int]]:
 @functools.cache
 def lexicon():
     """The tokens of the base that is shipped."""
-    from finetune.bases import load_tokenizer
-    from finetune.recipe import BasePart
+    from finetune.models.pretrained import load_tokenizer
+    from finetune.recipe.schema import BasePart
 
     return load_tokenizer(BasePart(path="tiny"))
 

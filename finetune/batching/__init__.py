@@ -1,0 +1,1 @@
+"""Batches: which examples an update reads, and how they become tensors."""

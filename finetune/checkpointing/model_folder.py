@@ -1,0 +1,108 @@
+"""A trained model on disk: a plain transformers folder, and the head beside it."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from finetune.checkpointing.seals import check_model, check_writer
+from finetune.models.lora import merged
+from finetune.models.pretrained import Base, load_decoder
+from finetune.models.task_model import TaskModel
+from finetune.recipe.schema import BasePart
+from finetune.storage import files
+from finetune.storage.tensors import read_tensors
+from task_formats import Task, UsageError
+
+HEAD = "head.safetensors"
+
+
+def save_model(folder: Path, model: nn.Module, base: Base) -> None:
+    """Writes decoder, tokenizer and head; what is read back computes the very same numbers.
+
+    Adapters are merged into the weights, so the folder is a base like any other.
+    """
+    task_model = cast(TaskModel, model)
+    save_plain(folder, merged(task_model.reader.decoder), base.lexicon.tokenizer)
+    head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
+    with _clear_errors(folder):
+        save_file(head, folder / HEAD)
+
+
+def save_plain(folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a decoder and its tokenizer as transformers has them, without its progress bar.
+
+    UsageError on a full, read-only or forbidden disk.
+    """
+    files.require_space(folder, sum(part.nbytes for part in decoder.parameters()))
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with _clear_errors(folder):
+            decoder.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    """As `files.clear_errors`, also for errors of the system that Rust reports in its own way."""
+    with files.clear_errors(folder):
+        try:
+            yield
+        except Exception as error:
+            told = re.search(r"\(os error (\d+)\)", str(error))
+            if told is None or isinstance(error, OSError):
+                raise
+            number = int(told[1])
+            raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def require_model(folder: Path, run: str | None = None) -> None:
+    """UsageError where there is no model at all, or one that `check_model` refuses."""
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError("no model", where=str(folder))
+    check_model(folder, run)
+
+
+def load_model(
+    folder: Path, task: Task, *, trust_remote_code: bool = False, run: str | None = None
+) -> tuple[TaskModel, Base]:
+    """Decoder and head as saved, for reading only: no dropout.
+
+    UsageError where a file lacks or is damaged, or where another run than `run` saved them.
+    """
+    check_writer(folder, run)
+    if not (folder / HEAD).is_file():
+        raise UsageError(
+            f"no trained model in {folder}",
+            cure="Give the folder of a finished run, such as runs/rte.",
+        )
+    part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code)
+    base = load_decoder(part)
+    model = TaskModel(base.decoder, task.format, task.labels)
+    _fill_head(model, folder / HEAD)
+    return model.eval(), base
+
+
+def _fill_head(model: TaskModel, path: Path) -> None:
+    """UsageError where the file holds another task's head, or none."""
+    found, wanted = read_tensors(path), model.head.state_dict()
+    if {name: part.shape for name, part in found.items()} != {
+        name: part.shape for name, part in wanted.items()
+    }:
+        raise UsageError(
+            "the head is another task's",
+            where=str(path),
+            cure="Model and recipe of a run belong together: were files exchanged?",
+        )
+    model.head.load_state_dict(found)

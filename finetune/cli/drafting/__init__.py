@@ -1,0 +1,1 @@
+"""What `gptft new` finds out about a file."""

@@ -1,0 +1,155 @@
+"""How people keep the known data sets in folders of their own: a table, nothing else.
+
+Columns are renamed to those of the hub's copy, so that one recipe serves both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from finetune.data.rows import Reading
+
+ANY = "*"
+
+SPLITS = {"validation": ("validation", "dev", "val", "valid"), "train": ("train", "training")}
+"""The hub's word for a split, or the beginning of it, to the words that file names use."""
+
+COLLECTIONS = ("glue", "gluedata", "superglue", "scitailv11", "arcv1feb2018", "arcv1feb20182")
+"""Folders that hold the folders of data sets, as `simplify` writes them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One data set as a folder: how it is called, where its splits are, how they are read."""
+
+    title: str
+    names: tuple[str, ...]
+    """Configurations of the hub's data set, as `simplify` writes them."""
+    folders: tuple[str, ...]
+    """Names of its folder, as `simplify` writes them."""
+    reading: Reading
+    files: Mapping[str, tuple[str, ...]]
+    """Split, or ANY, to patterns of paths below the folder; the first that is there is taken."""
+    many: bool = False
+    """Whether all files that match a pattern are the split, and not one alone."""
+
+
+def simplify(name: str) -> str:
+    """A name in small letters and digits alone, so that SST-2 and sst2 are one."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def _glue(
+    title: str,
+    *names: str,
+    rename: Mapping[str, str] | None = None,
+    columns: tuple[str, ...] = (),
+    files: Mapping[str, tuple[str, ...]] | None = None,
+) -> Layout:
+    reading = Reading("tsv", columns, {"index": "idx", **(rename or {})})
+    by_split = {**(files or {}), ANY: ("{split}.tsv",)}
+    return Layout(f"GLUE's {title}", names[:1], names, reading, by_split)
+
+
+def _pairs(label: str) -> dict[str, str]:
+    return {"sentence1": "premise", "sentence2": "hypothesis", label: "label"}
+
+
+_MNLI = {"index": "idx", **_pairs("gold_label")}
+_ARC = {
+    "question": "question.stem",
+    "choices": {"text": "question.choices.text", "label": "question.choices.label"},
+}
+_STORIES = {
+    "InputStoryid": "story_id",
+    **{f"InputSentence{k}": f"input_sentence_{k}" for k in (1, 2, 3, 4)},
+    "RandomFifthSentenceQuiz1": "sentence_quiz1",
+    "RandomFifthSentenceQuiz2": "sentence_quiz2",
+    "AnswerRightEnding": "answer_right_ending",
+}
+
+
+def _mnli(genre: str) -> Layout:
+    name = f"mnli{genre}"
+    files = {
+        "validation": (f"dev_{genre}.tsv",),
+        "test": (f"test_{genre}.tsv",),
+        "train": ("train.tsv",),
+    }
+    return Layout("GLUE's MNLI", (name,), ("mnli",), Reading("tsv", rename=_MNLI), files)
+
+
+def _arc(level: str) -> Layout:
+    return Layout(
+        f"ARC {level}",
+        (f"arc{level}",),
+        (f"arc{level}", "arc"),
+        Reading("jsonl", shape=_ARC),
+        {ANY: (f"arc-{level}-{{split}}.jsonl",)},
+    )
+
+
+def _race(level: str, *names: str) -> Layout:
+    files = {ANY: (f"{{split}}/{level}/*.txt",)}
+    return Layout("RACE", names, ("race",), Reading("race"), files, many=True)
+
+
+def _story_cloze(year: str) -> Layout:
+    return Layout(
+        "Story Cloze",
+        (year,) if year else ("storycloze",),
+        ("storycloze", "rocstories"),
+        Reading("csv", rename=_STORIES),
+        {ANY: (f"cloze_test_{{split}}__*{year}*.csv",)},
+    )
+
+
+LAYOUTS = (
+    _glue("RTE", "rte"),
+    _glue("WNLI", "wnli"),
+    _glue("QNLI", "qnli"),
+    _glue("SST-2", "sst2"),
+    _glue("CoLA", "cola", columns=("source", "label", "mark", "sentence")),
+    _glue("STS-B", "stsb", rename={"score": "label"}),
+    _glue("QQP", "qqp", rename={"id": "idx", "is_duplicate": "label"}),
+    _glue(
+        "MRPC",
+        "mrpc",
+        rename={"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"},
+        # The hub's test rows have labels; among GLUE's own files only this one has them.
+        files={"test": ("msr_paraphrase_test.txt", "test.tsv")},
+    ),
+    _glue("MNLI", "mnli", rename=_MNLI),
+    _mnli("matched"),
+    _mnli("mismatched"),
+    _glue("AX", "ax", "diagnostic", rename=_pairs("label"), files={"test": ("diagnostic.tsv",)}),
+    Layout(
+        "SNLI",
+        ("snli", "plaintext"),
+        ("snli", "snli10"),
+        Reading("tsv", rename=_MNLI, fewest=10),
+        {ANY: ("{split}.tsv",)},
+    ),
+    Layout(
+        "SNLI",
+        ("snli", "plaintext"),
+        ("snli", "snli10"),
+        Reading("jsonl", rename=_pairs("gold_label")),
+        {ANY: ("snli_1.0_{split}.jsonl",)},
+    ),
+    Layout(
+        "SciTail",
+        ("scitail", "tsvformat"),
+        ("scitail", "tsvformat"),
+        Reading("tsv", columns=("premise", "hypothesis", "label")),
+        {ANY: ("scitail_1.0_{split}.tsv",)},
+    ),
+    _race("*", "all", "race"),
+    _race("middle", "middle"),
+    _race("high", "high"),
+    _story_cloze("2016"),
+    _story_cloze("2018"),
+    _story_cloze(""),
+    Layout("COPA", ("copa",), ("copa",), Reading("jsonl"), {ANY: ("{split}.jsonl",)}),
+    _arc("challenge"),
+    _arc("easy"),
+)

@@ -1,0 +1,1 @@
+"""Metrics, evaluation of a split, and prediction with a finished run."""

@@ -1,0 +1,139 @@
+"""A finished run put to use: predictions for any rows, and scores for labelled ones."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, read_identity, read_result
+from finetune.checkpointing.seals import seal_model
+from finetune.data.splits import build_encoder, encode_split
+from finetune.distributed.setup import (
+    choose_budget,
+    choose_layout,
+    choose_precision,
+    start_processes,
+)
+from finetune.evaluation.evaluate import WINDOW, Reading, evaluate, gather, read_rounds
+from finetune.models.pretrained import Base
+from finetune.models.task_model import TaskModel
+from finetune.recipe.loading import dump
+from finetune.recipe.schema import DataPart, Recipe
+from finetune.storage import files
+from finetune.training.recorder import load_run_recipe
+from task_formats import Prediction, Row, Task, UsageError
+from task_formats.task import LABEL
+
+_STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
+
+
+class Predictor:
+    """A trained model with its task: rows in, predictions out."""
+
+    def __init__(
+        self, recipe: Recipe, task: Task, model: TaskModel, base: Base, accelerator: Accelerator
+    ) -> None:
+        self.recipe, self.task = recipe, task
+        self.model, self._base, self._accelerator = model, base, accelerator
+        layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
+        budget = choose_budget(recipe.train, base.decoder, accelerator.device)
+        self._reading = Reading(layout, base.lexicon.pad, budget)
+        self._encoder = build_encoder(recipe, task, base)
+        # Whatever the rows say of their label is nothing to a prediction.
+        columns = {name: column for name, column in task.columns.items() if name != LABEL}
+        self._reader = replace(task, columns=columns)
+
+    def predict(self, rows: Iterable[Row]) -> list[Prediction]:
+        """A prediction per row, in order. RowError where a row lacks a text."""
+        return [prediction for _, prediction in self.stream(rows)]
+
+    def stream(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prediction]]:
+        """Each row with its prediction, in order; only a window of rows is held at a time."""
+        rows, at = iter(rows), 0
+        while window := list(islice(rows, WINDOW)):
+            yield from zip(window, self._predict(window, at), strict=True)
+            at += len(window)
+
+    def _predict(self, window: list[Row], at: int) -> list[Prediction]:
+        examples = [
+            self._reader.example(row, f"row/{at + n}", labelled=False)
+            for n, row in enumerate(window)
+        ]
+        encoded = self._encoder.encode(examples)
+        rounds = read_rounds(self.model, encoded, self._reading, self._accelerator)
+        logits = gather(rounds, len(encoded), self._accelerator)
+        return [
+            self.task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
+            for example, row in zip(encoded, logits, strict=True)
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load` reads, without the history of the run."""
+        files.write_atomically(folder / RECIPE, dump(self.recipe))
+        save_model(folder / MODEL, self.model, self._base)
+        seal_model(folder / MODEL)
+
+    def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:
+        """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
+
+        `split` is one of the recipe's (train, evaluate, or the name of an extra one) or a split's
+        own name, such as validation.
+        """
+        data = data or self.recipe.data
+        name = getattr(data, _STANDS_FOR.get(split, ""), None) or data.extra.get(split, split)
+        found = encode_split(self.recipe, self.task, self._base, name, data=data)
+        rounds = read_rounds(self.model, found.examples, self._reading, self._accelerator)
+        positive = self.recipe.task.positive
+        return evaluate(rounds, found.examples, self.task, self._accelerator, positive).scores
+
+
+def load(
+    folder: Path | str,
+    device: str | None = None,
+    *,
+    task: Task | None = None,
+    trust_remote_code: bool = False,
+    **changes: Any,
+) -> Predictor:
+    """The best model of a run, ready to predict.
+
+    `task` is needed where the run was trained with one of your own, `trust_remote_code` where its
+    base comes with Python code; `changes` replace fields of the recipe's train part that do not
+    change results (layout, tokens_per_forward, precision).
+    Raises UsageError where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    recipe = load_run_recipe(folder, trust_remote_code)
+    if changes:
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+    if not (folder / MODEL).is_dir():
+        raise _no_model(folder)
+    task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
+    accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
+    trust = recipe.base.trust_remote_code
+    run = read_identity(folder)
+    model, base = load_model(folder / MODEL, task, trust_remote_code=trust, run=run)
+    model.to(accelerator.device)
+    return Predictor(recipe, task, model, base, accelerator)
+
+
+def _no_model(folder: Path) -> UsageError:
+    """What a run without a model is: one that goes on, or a cell of a study that kept none."""
+    if not (folder / RESULT).exists():
+        what, cure = "this run has no model yet", f"gptft resume {folder}"
+    elif "updates" not in read_result(folder):
+        what = "nothing was trained here: this cell of a study guesses or asks"
+        cure = "Give the folder of a run, or a cell that was trained, with its model kept."
+    else:
+        what = "this run is finished, and its model was not kept"
+        cure = (
+            "A cell of gptft compare is done anew, with its model, by the same command and "
+            f"--keep-models --overwrite --only {folder.absolute().name}\n"
+            f"or by gptft train --task {folder / RECIPE} -o {folder} --overwrite"
+        )
+    return UsageError(what, where=str(folder), cure=cure)

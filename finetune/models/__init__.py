@@ -1,0 +1,1 @@
+"""Pretrained decoders, task heads, losses and attention for packed batches."""

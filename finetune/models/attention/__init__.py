@@ -1,0 +1,1 @@
+"""Attention for packed batches: the transformers interface, masks and kernels."""

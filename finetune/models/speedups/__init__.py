@@ -1,0 +1,1 @@
+"""Faster replacements for parts of a decoder, each with the same result."""

@@ -1,0 +1,1 @@
+"""Recipes: the typed schema, loading from YAML, overrides and error messages."""

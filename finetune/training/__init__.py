@@ -1,0 +1,1 @@
+"""The training loop and the jobs that use it."""

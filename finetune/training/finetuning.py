@@ -1,0 +1,299 @@
+"""One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from finetune.batching.collate import Batch, Totals, collate, send, total
+from finetune.batching.sampler import Order, Sizes, deal, group, measure
+from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.data.sources import open_rows
+from finetune.data.splits import Split, check_positions, encode_split, encode_training_split
+from finetune.data.token_store import EncodedStore
+from finetune.distributed.fsdp import is_sharded, place_model
+from finetune.distributed.setup import choose_budget, choose_layout
+from finetune.evaluation.evaluate import Reading, Round, evaluate, read_rounds
+from finetune.models.fingerprints import WEIGHTS, fingerprint_base
+from finetune.models.losses import objective
+from finetune.models.pretrained import Base, load_decoder
+from finetune.models.speedups.compilation import compile_blocks
+from finetune.models.task_model import TaskModel
+from finetune.recipe.loading import dump, parse
+from finetune.recipe.schema import Recipe
+from finetune.training.events import Notice, Started
+from finetune.training.job import Judgement, Rhythm, Source, Watch
+from finetune.training.loop import Passes, Settings
+from finetune.training.optimizer import build_optimizer
+from finetune.training.progress import plan_evaluations, selection_value
+from finetune.training.schedule import plan_rates
+from task_formats import Task, UsageError
+
+_FREE = {
+    "base.trust_remote_code",
+    "train.tokens_per_forward",
+    "train.layout",
+    "train.checkpoint_minutes",
+    "train.checkpoint_updates",
+    "train.most_refused",
+    "train.patience",
+}
+"""What may differ when a run is resumed: it does not change what the run computes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All parts of a fine-tuning run, ready for its first update."""
+
+    recipe: Recipe
+    task: Task
+    base: Base
+    model: TaskModel
+    wrapped: nn.Module
+    """The model as its processes share it; the model itself on one process."""
+    optimizer: AdamW
+    accelerator: Accelerator
+    train: Split
+    evaluated: Split | None
+    extra: dict[str, Split]
+    """What is scored at the end beside the evaluation split, by name; perhaps without labels."""
+    reading: Reading
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of the training rows."""
+        return measure(self.train.examples)
+
+    @cached_property
+    def order(self) -> Order:
+        """Which rows every update reads."""
+        part = self.recipe.train
+        drop = part.incomplete_batch == "drop"
+        return Order(len(self.train.examples), part.batch_size, part.epochs, part.seed, drop)
+
+    @property
+    def settings(self) -> Settings:
+        """What the loop needs to know."""
+        part = self.recipe.train
+        factor = plan_rates(self.order.updates, part.warmup)
+        return Settings(
+            lambda update: part.learning_rate * factor(update),
+            part.epsilon,
+            part.lm_coefficient,
+            part.max_grad_norm,
+            part.seed,
+            self.reading.budget,
+        )
+
+    @cached_property
+    def rhythm(self) -> Rhythm:
+        """When to evaluate, to save and to give up."""
+        part = self.recipe.train
+        due = plan_evaluations(self.order, part.evaluations)
+        return Rhythm(
+            due, part.patience, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
+        )
+
+    def forwards(self, update: int, budget: int | None) -> Passes:
+        """An update's rows on this process, sorted by length and cut; the size of all of it."""
+        indices = self.order.indices(update)
+        own = deal(indices, self.sizes, self.accelerator.num_processes)
+        rank, most = self.accelerator.process_index, budget or self.reading.budget
+        # In shards every pass is one of all processes: who has fewer makes idle ones.
+        cuts = [
+            group(rows, self.sizes, self.reading.layout, most)
+            for rows in (own if is_sharded(self.model) else own[rank : rank + 1])
+        ]
+        groups = cuts[rank if len(cuts) > 1 else 0]
+        totals = total([self.train.examples[n] for n in indices])
+        batches = [self._collate(rows, totals) for rows in groups]
+        idle = partial(self._idle, indices[:1])
+        batches += [idle() for _ in range(max(map(len, cuts)) - len(groups))]
+        return Passes(batches, len(indices), int(self.sizes.tokens[indices].sum()), idle)
+
+    def started(self, done: int) -> Started:
+        """What there is to say before the first update."""
+        trained = [part for part in self.model.parameters() if part.requires_grad]
+        report = self.train.report
+        return Started(
+            updates=self.order.updates,
+            done=done,
+            examples=len(self.train.examples),
+            evaluated=len(self.evaluated.examples) if self.evaluated else 0,
+            parameters=sum(part.numel() for part in trained),
+            device=str(self.accelerator.device),
+            precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            layout=self.reading.layout,
+            processes=self.accelerator.num_processes,
+            cut=sum(example.cut for example in self.train.examples),
+            skipped=len(report.skipped) + report.unlabelled,
+        )
+
+    def notices(self) -> Iterator[str]:
+        """What a person should know of the data and the base."""
+        for split in self._splits().values():
+            if split.report.unlabelled:
+                yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
+            for row in split.report.skipped:
+                yield f"left out {row.id} ({row.place}): {row.what}"
+        if is_sharded(self.model):
+            count = self.accelerator.num_processes
+            yield f"FSDP2: weights, gradients and moments are cut into {count} shards"
+        if self.reading.layout == "separate" and self.recipe.train.layout == "auto":
+            kind = self.base.decoder.config.model_type
+            yield f"{kind} has an attention of its own: views stand in rows of their own, padded"
+
+    def culprits(self, update: int) -> list[str]:
+        """Ids of the update's rows whose own loss is not finite; all of them where none is."""
+        ids, found = [], []
+        for n in self.order.indices(update):
+            example = self.train.examples[n]
+            batch = collate([example], "separate", self.reading.pad)
+            batch = send(batch, self.accelerator.device)
+            with torch.no_grad(), self.accelerator.autocast():
+                lm_coefficient = self.recipe.train.lm_coefficient
+                outputs = self.model(batch, lm=lm_coefficient > 0)
+            ids.append(example.id)
+            if not objective(outputs, batch, lm_coefficient).total.isfinite():
+                found.append(example.id)
+        return found or ids
+
+    def told(self) -> str:
+        """The recipe with every value written out."""
+        return dump(self.recipe)
+
+    def decisions(self, told: str | None = None) -> dict[str, Any]:
+        """Dotted keys of all that decides what a run computes."""
+        recipe = self.recipe if told is None else parse(told)
+        return recipe.dotted(("task", "base", "train"), _FREE)
+
+    def sources(self) -> dict[str, Source]:
+        """What was read, by split."""
+        return {
+            name: Source(split.fingerprint, len(split.examples))
+            for name, split in self._splits().items()
+        }
+
+    def _splits(self) -> dict[str, Split]:
+        own = {"train": self.train, "evaluate": self.evaluated}
+        return {**self.extra, **{name: split for name, split in own.items() if split}}
+
+    def origins(self) -> dict[str, str]:
+        """Fingerprints of the base's parts."""
+        part = self.recipe.base
+        found = fingerprint_base(part.path, self.base.decoder)
+        unread = {WEIGHTS} if part.from_scratch else set()
+        return {name: value for name, value in found.items() if name not in unread}
+
+    def rounds(self) -> Iterator[Round] | None:
+        """The evaluation split, a forward pass at a time."""
+        if self.evaluated is None:
+            return None
+        return read_rounds(self.model, self.evaluated.examples, self.reading, self.accelerator)
+
+    def judge(self, rounds: Iterable[Round]) -> Judgement:
+        """The task's metrics on the evaluation split."""
+        examples = cast(Split, self.evaluated).examples
+        scores = self._score(rounds, examples)
+        return Judgement(scores, selection_value(self.recipe.task, scores))
+
+    def _score(self, rounds: Iterable[Round], examples: EncodedStore) -> dict[str, float]:
+        positive = self.recipe.task.positive
+        return evaluate(rounds, examples, self.task, self.accelerator, positive).scores
+
+    def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Decoder, tokenizer and head; of a model in shards a copy is made for them."""
+        model = self.model if weights is None else self._copy(weights)
+        save_model(folder, model, self.base)
+
+    def _copy(self, weights: dict[str, Tensor]) -> TaskModel:
+        base = load_decoder(self.recipe.base, self.recipe.train.seed)
+        model = TaskModel(base.decoder, self.task.format, self.task.labels)
+        model.load_state_dict(weights)
+        return model
+
+    def final_scores(
+        self, folder: Path, watch: Watch
+    ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
+        """What `gptft predict` will use, on the evaluation split and the extra ones."""
+        trust = self.recipe.base.trust_remote_code
+        model, _ = load_model(folder, self.task, trust_remote_code=trust)
+        place_model(model, self.accelerator)
+        for name, split in self._labelled_splits():
+            if all(example.label is None for example in split.examples):
+                yield Notice(f"{name} has no labels: nothing to score")
+                continue
+            rounds = read_rounds(model, split.examples, self.reading, self.accelerator)
+            yield name, self._score(watch(rounds), split.examples)
+
+    def _labelled_splits(self) -> Iterator[tuple[str, Split]]:
+        if self.evaluated is not None:
+            data = self.recipe.data
+            # A split of a data set has a name; a file has a path, which says little in a table.
+            yield (data.path and data.evaluate) or "evaluate", self.evaluated
+        yield from self.extra.items()
+
+    def _idle(self, indices: np.ndarray) -> Batch:
+        """A row that weighs nothing: every process must take part in the exchange of gradients."""
+        batch = self._collate(indices)
+        return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
+
+    def _collate(self, indices: np.ndarray, totals: Totals | None = None) -> Batch:
+        examples = [self.train.examples[n] for n in indices]
+        return collate(examples, self.reading.layout, self.reading.pad, totals)
+
+
+def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
+    """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
+    # A Task from Python may leave its metrics to the recipe, which decides by them.
+    task = replace(task, metrics=recipe.task.metrics)
+    # A base may take minutes to fetch: that there are rows at all is looked up first.
+    held_out, more = recipe.data.evaluate, recipe.data.extra
+    for split in filter(None, (recipe.data.train, held_out, *more.values())):
+        open_rows(recipe.data, split)
+    base = load_decoder(recipe.base, recipe.train.seed)
+    check_positions(recipe.train.max_tokens, base)
+    if recipe.train.compile:
+        compile_blocks(base.decoder)
+    # One process reads and writes the cache; the others then find it there.
+    with accelerator.main_process_first():
+        train = encode_training_split(recipe, task, base)
+        encode = partial(encode_split, recipe, task, base)
+        evaluated = encode(held_out) if held_out else None
+        extra = {name: encode(split, labelled=False) for name, split in more.items()}
+    torch.manual_seed(recipe.train.seed)
+    model = TaskModel(base.decoder, task.format, task.labels, recipe.train.head_dropout)
+    _freeze_unread(model, recipe.train.lm_coefficient)
+    place_model(model, accelerator)
+    # Shards take the place of weights, so the optimizer comes after them.
+    optimizer = build_optimizer(model.parameters(), recipe.train)
+    layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
+    reading = Reading(
+        layout, base.lexicon.pad, choose_budget(recipe.train, base.decoder, accelerator.device)
+    )
+    wrapped = model if is_sharded(model) else cast(nn.Module, accelerator.prepare_model(model))
+    splits = (train, evaluated, extra)
+    job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, *splits, reading)
+    if job.order.updates < 1:
+        raise UsageError(
+            f"{len(train.examples)} rows make no update of {recipe.train.batch_size}",
+            where="train.batch_size",
+            cure="Lower --batch-size, or set train.incomplete_batch to keep.",
+        )
+    return job
+
+
+def _freeze_unread(model: TaskModel, lm_coefficient: float) -> None:
+    """Without an LM loss an output layer of its own gets no gradient: it must not wait for one."""
+    embedding = model.reader.decoder.get_input_embeddings().weight
+    for part in model.reader.output_layer():
+        # What is no leaf is computed from trained rows (adapters), which the embedding reads too.
+        if part is not None and part is not embedding and part.is_leaf and lm_coefficient == 0:
+            part.requires_grad_(False)

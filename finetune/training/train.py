@@ -1,0 +1,55 @@
+"""Fine-tuning from a recipe to a finished run: a generator of events, and its consumer."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from finetune.distributed.setup import choose_precision, repeatable, start_processes
+from finetune.recipe.loading import dump, settle
+from finetune.recipe.schema import Recipe
+from finetune.training.events import Event, Result
+from finetune.training.finetuning import prepare_job
+from finetune.training.runner import finish, pursue
+from task_formats import Task
+
+
+def train(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    task: Task | None = None,
+    device: str | None = None,
+) -> Result:
+    """Trains to the end and gives the result; `events` lets you watch.
+
+    `task` replaces the one the recipe describes, for rows that need code; `device` is cpu, cuda
+    or the like, and otherwise the best there is.
+    Raises UsageError for anything wrong with recipe, data, base or folder.
+    """
+    options = {"resume": resume, "overwrite": overwrite}
+    return finish(events(recipe, folder, **options, task=task, device=device))
+
+
+def events(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    task: Task | None = None,
+    device: str | None = None,
+) -> Iterator[Event]:
+    """Trains, evaluates and saves; yields every update and evaluation as it is done.
+
+    Closing the generator ends the run with its folder in order. Interrupted is raised when a
+    signal asked for the end, after a whole state was saved.
+    """
+    recipe = settle(recipe, Path.cwd())
+    accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
+    prepare = partial(prepare_job, recipe, task or recipe.task.build())
+    told = dump(recipe)
+    options = {"resume": resume, "overwrite": overwrite}
+    with repeatable(recipe.train.deterministic):
+        yield from pursue(prepare, Path(folder), accelerator, told, **options)

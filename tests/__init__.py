@@ -1,0 +1,1 @@
+"""The test suite; its packages mirror those of `finetune`."""

@@ -1,0 +1,247 @@
+"""What a run keeps: a log that resumes to the byte, recipe, result, states."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.checkpointing import checkpoint
+from finetune.checkpointing.run_folder import LOG, SECONDS, Run, read_log, read_recipe, read_result
+from task_formats import UsageError
+from tests.support.disks import names, small_disk
+
+pytestmark = pytest.mark.usefixtures("no_flush")
+
+
+def test_run_keeps_what_it_is_given(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "rte"
+    with Run.open(folder) as run:
+        assert not run.finished
+        assert run.restore() is None
+        run.save_recipe("about: grüße\n")
+        run.log("train", {"update": 1, "loss": torch.tensor(0.5), "seconds": {"step": 0.25}})
+        run.log("evaluate", {"update": 1, "scores": {"f1": float("nan")}})
+        run.write_result({"scores": {"f1": float("inf")}, "update": 1})
+        assert run.finished
+        assert run.warnings == []
+    assert read_recipe(folder) == "about: grüße\n"
+    assert read_result(folder) == {"scores": {"f1": None}, "update": 1}
+    assert list(read_log(folder)) == [
+        {"event": "train", "update": 1, "loss": 0.5, "seconds": {"step": 0.25}},
+        {"event": "evaluate", "update": 1, "scores": {"f1": None}},
+    ]
+    assert SECONDS not in next(read_log(folder, seconds=False))
+
+
+def test_every_event_is_in_the_file_at_once(tmp_path: Path) -> None:
+    with Run.open(tmp_path) as run:
+        for update in range(3):
+            run.log("train", {"update": update})
+            assert len((tmp_path / LOG).read_text().splitlines()) == update + 1
+
+
+def test_model_and_states_lie_in_the_folder(tmp_path: Path) -> None:
+    with Run.open(tmp_path) as run:
+        run.save_recipe("about: a test\n")
+        run.log("train", {"update": 1})
+        run.save(1, {"a": torch.ones(1)}, {})
+        run.model_folder.mkdir()
+        run.write_result({})
+    assert names(tmp_path) == [
+        ".lock", "checkpoints", "metrics.jsonl", "model", "recipe.yaml", "result.json",
+    ]  # fmt: skip
+
+
+# Resume.
+
+
+def train(folder: Path, updates: int, every: int, *, die_after: int | None, resume: bool) -> None:
+    """A pretended training: its events depend on the state alone, but for the seconds."""
+    logged = 0
+    with Run.open(folder, resume=resume) as run:
+        state = run.restore()
+        weight = state.tensors["weight"] if state else torch.zeros(1)
+        run.save_recipe("about: pretended\n")
+        for update in range(int(state.facts["update"]) + 1 if state else 1, updates + 1):
+            weight = weight * 0.9 + update
+            for kind in ("train", "evaluate") if update % 3 == 0 else ("train",):
+                clock = os.urandom(3).hex()
+                run.log(kind, {"update": update, "loss": weight.sum(), "seconds": clock})
+                logged += 1
+                if logged == die_after:
+                    return
+            if update % every == 0:
+                run.save(update, {"weight": weight}, {"update": update})
+        run.write_result({"loss": weight.sum()})
+
+
+@given(
+    updates=st.integers(1, 12),
+    every=st.integers(1, 5),
+    deaths=st.lists(st.integers(1, 9), max_size=3),
+    tail=st.binary(max_size=9).map(lambda tail: tail.replace(b"\n", b"x")),
+)
+def test_resumed_log_is_that_of_an_undisturbed_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    updates: int,
+    every: int,
+    deaths: list[int],
+    tail: bytes,
+) -> None:
+    whole, resumed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("resumed")
+    train(whole, updates, every, die_after=None, resume=False)
+    for death in deaths:
+        if not (resumed / "result.json").exists():
+            train(resumed, updates, every, die_after=death, resume=True)
+            with open(resumed / LOG, "ab") as log:
+                log.write(tail)  # the line that was being written
+    if not (resumed / "result.json").exists():
+        train(resumed, updates, every, die_after=None, resume=True)
+        assert list(read_log(resumed, seconds=False)) == list(read_log(whole, seconds=False))
+        assert _bytes_without_seconds(resumed) == _bytes_without_seconds(whole)
+    assert read_result(resumed) == read_result(whole)
+
+
+def _bytes_without_seconds(folder: Path) -> list[bytes]:
+    lines = (folder / LOG).read_bytes().splitlines(keepends=True)
+    return [line.partition(b', "seconds"')[0] for line in lines]
+
+
+def test_without_a_state_the_log_begins_anew(tmp_path: Path) -> None:
+    with Run.open(tmp_path) as run:
+        run.log("train", {"update": 1})
+    with Run.open(tmp_path, resume=True) as run:
+        assert run.restore() is None
+        assert (tmp_path / LOG).read_bytes() == b""
+        assert run.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"), [(b"", 0), (b'{"event"', 0), (b'{"event": "x"}\n{"ev', 1)]
+)
+def test_lost_events_are_told(tmp_path: Path, left: bytes, kept: int) -> None:
+    with Run.open(tmp_path) as run:
+        for update in (1, 2, 3):
+            run.log("train", {"update": update})
+        run.save(3, {}, {})
+    (tmp_path / LOG).write_bytes(left)
+    with Run.open(tmp_path, resume=True) as run:
+        assert run.restore() is not None
+        assert "events from before the state are lost" in run.warnings[0]
+        run.log("train", {"update": 4})
+    assert len(list(read_log(tmp_path))) == kept + 1
+
+
+def test_a_long_line_does_not_hide_the_end_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.storage.files.BLOCK", 7)
+    with Run.open(tmp_path) as run:
+        run.log("train", {"update": 1})
+        run.log("train", {"update": 2, "text": "x" * 100})
+        run.save(2, {}, {})
+    content = (tmp_path / LOG).read_bytes()
+    (tmp_path / LOG).write_bytes(content[:-1])
+    with Run.open(tmp_path, resume=True) as run:
+        run.restore()
+    assert [event["update"] for event in read_log(tmp_path)] == [1]
+
+
+def test_damaged_state_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
+    with Run.open(tmp_path) as run:
+        for update in (1, 2):
+            run.log("train", {"update": update})
+            run.save(update, {"a": torch.tensor(update)}, {"update": update})
+    os.truncate(tmp_path / "checkpoints" / "update-00000002" / checkpoint.TENSORS, 9)
+    with Run.open(tmp_path, resume=True) as run:
+        state = run.restore()
+        assert state is not None
+        assert state.facts["update"] == state.tensors["a"].item() == 1
+        assert "9 bytes, where" in run.warnings[0]
+    assert [event["update"] for event in read_log(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("size", ["x", None, -5, 1e9, True, [1]])
+def test_hostile_place_in_the_log_does_no_harm(tmp_path: Path, size: Any) -> None:
+    with Run.open(tmp_path) as run:
+        run.log("train", {"update": 1})
+    checkpoint.save(tmp_path / "checkpoints", 1, {}, {"log_bytes": size})
+    with Run.open(tmp_path, resume=True) as run:
+        assert run.restore() is not None
+    assert (tmp_path / LOG).read_bytes() == b""
+
+
+def test_half_written_last_event_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_bytes(b'{"event": "train", "update": 1}\n{"event": "tr')
+    assert list(read_log(tmp_path)) == [{"event": "train", "update": 1}]
+
+
+@pytest.mark.parametrize(("line", "what"), [(b"{", "not valid JSON"), (b"[1]", "no event")])
+def test_broken_event_is_told_with_its_line(tmp_path: Path, line: bytes, what: str) -> None:
+    (tmp_path / LOG).write_bytes(b'{"event": "train"}\n' + line + b'\n{"event": "train"}\n')
+    with pytest.raises(UsageError, match=what) as caught:
+        list(read_log(tmp_path))
+    assert caught.value.where == f"{tmp_path / LOG}, line 2"
+
+
+# Bad disks.
+
+
+def test_full_disk_is_told_and_the_state_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk, pytest.raises(UsageError) as caught:  # noqa: PT012
+        with Run.open(disk / "run") as run:
+            run.log("train", {"update": 1})
+            run.save(1, {"a": torch.arange(10)}, {})
+            run.write_result({})
+            while True:
+                run.log("train", {"update": 2, "text": "x" * 50_000})
+        raise AssertionError("unreachable")
+    assert "No space left" in caught.value.what
+    assert "Free some space" in caught.value.cure
+
+
+def test_failed_save_is_told_at_the_next_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    with Run.open(tmp_path) as run:
+        run.save(1, {"a": torch.ones(1)}, {})
+        assert run._saver._pending is not None
+        run._saver._pending.exception()
+        with pytest.raises(UsageError, match="Read-only"):
+            run.log("train", {"update": 2})
+    assert json.loads((tmp_path / LOG).read_text())["update"] == 2
+
+
+def test_failed_last_save_is_told_at_the_end_and_the_folder_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    with pytest.raises(UsageError, match="No space left"), Run.open(tmp_path) as run:
+        run.save(1, {"a": torch.ones(1)}, {})
+    Run.open(tmp_path, resume=True).close()
+
+
+def test_no_result_before_the_last_state_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    with Run.open(tmp_path) as run:
+        run.save(1, {"a": torch.ones(1)}, {})
+        with pytest.raises(UsageError, match="No space left"):
+            run.write_result({})
+        assert not run.finished

@@ -1,0 +1,137 @@
+"""`gptft preview`: tokens laid over their texts, marked as training marks them."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.text import Text
+
+from finetune.cli import main
+from finetune.cli.token_segments import dissect, list_templates, spell, split
+from finetune.cli.token_view import legend, render, summary
+from finetune.models.pretrained import load_tokenizer
+from finetune.recipe.loading import dump
+from finetune.recipe.schema import BasePart, DataPart, Recipe
+from task_formats import FORMATS, Classes, Example, Format, Task, ViewEncoder
+from tests.support import families
+from tests.support.jobs import TASKS, rows, write_rows
+
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return families.make("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def lexicon(base):
+    return load_tokenizer(BasePart(path=str(base)))
+
+
+def views(lexicon, example, task, max_tokens=512, lm=True):
+    encoder = ViewEncoder(task.format, lexicon.tokenize, lexicon.specials, max_tokens)
+    [encoded] = encoder.encode([example])
+    return encoded, dissect(example, encoded, task, lexicon, lm=lm)
+
+
+def task(format, names, labels=("a", "b", "c")):
+    return Task(format, {name: name for name in names}, Classes.of(labels))
+
+
+PAIR = task(FORMATS["entailment"], ["premise", "hypothesis", "label"])
+MIRRORED = task(FORMATS["similarity"], ["first", "second", "label"])
+CHOICE = task(FORMATS["multiple_choice"], ["context", "choices", "label"])
+
+
+@settings(max_examples=50)
+@given(texts, texts)
+def test_tokens_and_what_was_cut_make_up_the_texts(lexicon, premise, hypothesis):
+    example = Example("x/0", {"premise": premise, "hypothesis": hypothesis}, label=1)
+    for most in (7, 512):
+        encoded, [view] = views(lexicon, example, PAIR, most)
+        for segment, text in zip(view.segments, (premise, hypothesis), strict=True):
+            [piece] = segment.pieces
+            assert "".join(token.text for token in piece.tokens) + piece.cut_text == text
+        assert len(view.tokens) == len(encoded.prefix) + len(encoded.endings[0])
+        one, other = (segment.pieces[0].cut for segment in view.segments)
+        assert encoded.cut == (one if premise == hypothesis else one + other)
+
+
+def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(lexicon):
+    example = Example("x/0", {"context": "It rained."}, ("It is wet.", "Dry."), 0)
+    for lm in (True, False):
+        _, found = views(lexicon, example, CHOICE, lm=lm)
+        assert len(found) == 2
+        for view in found:
+            tokens = view.tokens
+            assert [token.read for token in tokens] == [False] * (len(tokens) - 1) + [True]
+            assert [token.lm for token in tokens] == [False] + [lm] * (len(tokens) - 1)
+            assert (tokens[0].text, tokens[-1].text) == ("S", "E")
+            assert f"{len(tokens)} tokens, head reads token {len(tokens)}" in summary(view)
+
+
+def test_a_text_keeps_its_colour_in_the_mirrored_view(lexicon):
+    example = Example("x/0", {"first": "one cat", "second": "a dog"}, label=0)
+    _, [one, other] = views(lexicon, example, MIRRORED)
+    assert [segment.color for segment in one.segments] == [0, 1]
+    assert [segment.color for segment in other.segments] == [1, 0]
+    assert list_templates(MIRRORED.format) == ["{first}", "{second}"]
+
+
+def test_a_piece_that_is_cut_is_cut_where_it_stands(lexicon):
+    views_of_my_own = Format((("{story}\n{question}", "{answer}"),))
+    own = task(views_of_my_own, ["story", "question", "answer", "label"])
+    fields = {"story": "the cat sat on the mat " * 20, "question": "Who sat?", "answer": "cat"}
+    _, [view] = views(lexicon, Example("x/0", fields, label=0), own, max_tokens=40)
+    story, question = view.segments[0].pieces
+    assert story.cut > 0
+    assert question.cut == 0
+    assert "".join(token.text for token in question.tokens) == "\nWho sat?"
+    plain = render(view, colors=False).plain
+    assert plain.index(f"<-{story.cut}:") < plain.index("W|") < plain.index("[D]")
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=3), st.data())
+def test_kept_counts_always_rebuild_the_ids(whole, data):
+    kept = [data.draw(st.integers(0, len(piece))) for piece in whole]
+    ids = [number for piece, n in zip(whole, kept, strict=True) for number in piece[:n]]
+    found = split(ids, whole)
+    assert [n for piece, k in zip(whole, found, strict=True) for n in piece[:k]] == ids
+
+
+@given(texts)
+def test_spelled_tokens_are_as_many_as_the_tokens(lexicon, text):
+    assert len(spell(lexicon, text)) == len(lexicon.tokenize([text])[0])
+
+
+def test_without_colours_nothing_is_lost(lexicon):
+    fields = {"premise": "[bold]the cat[/bold]\tsat", "hypothesis": "on\nthe mat"}
+    _, [view] = views(lexicon, Example("x/0", fields, label=0), PAIR, 512)
+    plain = render(view, colors=False).plain
+    assert plain.startswith("[S] ")
+    assert plain.endswith("[E] ")
+    joined = plain.replace("|", "")
+    assert "[bold]the cat[/bold]⇥sat [D] on⏎the mat" in joined
+    colored = render(view, colors=True)
+    assert "[bold]the cat[/bold]⇥sat D on⏎the mat" in colored.plain
+    assert "\x1b" not in legend(False, ["{premise}"]).plain
+    assert isinstance(colored, Text)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_kind_is_shown(kind, base, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = write_rows(tmp_path / "rows.jsonl", rows(kind, 5))
+    recipe = Recipe(
+        task=TASKS[kind], base=BasePart(path=str(base)), data=DataPart(train=data, evaluate=None)
+    )
+    (tmp_path / "mine.yaml").write_text(dump(recipe))
+    assert main(["preview", "mine.yaml", "--rows", "2", "--max-tokens", "40"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^train/\d", text, re.MULTILINE) == ["train/0", "train/1"]
+    shown = [line for line in text.splitlines() if line.startswith("[S] ") and "start" not in line]
+    assert len(shown) == len(re.findall(r"^view \d of \d", text, re.MULTILINE)) >= 2
+    assert "(the right one)" in text or kind != "multiple_choice"
+    assert main(["preview", "mine.yaml", "--split", "evaluate"]) == 2

@@ -1,0 +1,221 @@
+"""A run on the screen, driven by made-up events: plain lines, and a live display."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from finetune.cli.run_display import conclude, follow, score_table
+from finetune.cli.run_status import Standing, say_losses, say_time
+from finetune.models.losses import Losses
+from finetune.training.events import Evaluated, Finished, Notice, Result, Started
+from finetune.training.loop import Step
+
+
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+STARTED = Started(
+    updates=40,
+    done=0,
+    examples=1280,
+    evaluated=277,
+    parameters=124_439_808,
+    device="cpu",
+    precision="fp32",
+    layout="packed",
+    processes=1,
+    cut=12,
+    skipped=3,
+)
+
+
+def step(number, tokens=100, **losses):
+    parts = {"total": 1.5, "task": 0.5, "lm": 2.0, **losses}
+    zero = torch.tensor(0.0)
+    tensors = Losses(**{name: torch.tensor(value) for name, value in parts.items()})
+    return Step(number, tensors, zero, zero, 6.25e-5, 32, tokens, 0.1, None)
+
+
+def screen(width=80, terminal=False):
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=terminal, markup=False, highlight=False,
+        color_system=None,
+    )  # fmt: skip
+
+
+def tell(events, out, clock=None):
+    result = follow(iter(events), "Training rte from gpt2", out, clock or Clock())
+    return result, out.file.getvalue()
+
+
+def result(folder):
+    scores = {"validation": {"accuracy": 0.65, "loss": 0.7}, "mm": {"accuracy": 0.5}}
+    return Result(scores, 20, 40, 4000, 83.0, folder)
+
+
+def run_events(clock, seconds, updates=40):
+    yield STARTED._replace(updates=updates)
+    for number in range(1, updates + 1):
+        clock.now += seconds
+        yield step(number)
+
+
+def test_it_says_what_is_trained_and_how():
+    _, text = tell([STARTED], screen())
+    for words in ("Training rte from gpt2", "124,439,808 parameters", "fp32 on cpu", "1,280",
+                  "40 updates", "evaluated on 277", "12 tokens", "3 bad rows"):  # fmt: skip
+        assert words in text
+    _, text = tell([STARTED._replace(evaluated=0, cut=0, skipped=0, processes=2)], screen())
+    assert "no evaluation" in text
+    assert "2 processes" in text
+    assert "cut" not in text
+    assert "bad rows" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "updates", "lines"),
+    [
+        (0.001, 40, 1),  # over at once: the last update alone
+        (3.0, 40, 10),  # a line each tenth
+        (0.5, 40, 10),
+        (40.0, 40, 40),  # slow: a line each half minute
+        (0.0011, 10_000, 6),  # each tenth but those closer than two seconds; and the last
+    ],
+)
+def test_plain_lines_come_every_tenth_or_half_minute(seconds, updates, lines):
+    clock = Clock()
+    out = screen()
+    _, text = tell(run_events(clock, seconds, updates), out, clock)
+    found = [line for line in text.splitlines() if line.startswith("update ")]
+    assert len(found) == lines
+    assert found[-1].startswith(f"update {updates}/{updates} 100%")
+
+
+def test_a_line_tells_losses_rate_speed_and_time_left():
+    clock = Clock()
+    _, text = tell(run_events(clock, 3.0), screen(), clock)
+    line = next(line for line in text.splitlines() if line.startswith("update  4/40"))
+    assert "10%  loss 1.5000  task 0.5000  lm 2.0000  rate 6.25e-05" in line
+    assert "33 tokens/s  1:48 left" in line
+
+
+def test_evaluations_and_notices_are_lines_that_stay():
+    best = Evaluated(20, 1.5, {"accuracy": 0.61, "loss": 0.65}, True)
+    worse = Evaluated(40, 3.0, {"accuracy": 0.6, "loss": 0.7}, False)
+    for terminal in (False, True):
+        _, text = tell(
+            [STARTED, best, worse, Notice("[bold]rows[/bold] \\[x]")], screen(200, terminal)
+        )
+        assert "epoch 1.5  update 20  accuracy 0.6100  loss 0.6500  best so far\n" in text
+        assert "epoch 3  update 40  accuracy 0.6000  loss 0.7000\n" in text
+        assert "note: [bold]rows[/bold] \\[x]\n" in text
+
+
+def test_the_live_display_shows_the_last_update_and_the_best_score():
+    clock = Clock()
+    events = [*run_events(clock, 1.0), Evaluated(40, 3.0, {"f1": 0.5}, True), step(40)]
+    _, text = tell(events, screen(100, terminal=True), clock)
+    assert "update 40/40" in text
+    assert "100% 0:00 left" in text
+    assert "loss 1.5000  task 0.5000  lm 2.0000  rate 6.25e-05" in text
+    assert "best f1 0.5000  at update 40" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_no_line_of_the_live_display_is_wider_than_the_screen(width):
+    clock = Clock()
+    out = screen(width, terminal=True)
+    follow(iter([*run_events(clock, 1.0), step(40)]), "a", out, clock)
+    drawn = [line for line in out.file.getvalue().replace("\r", "\n").split("\n") if "━" in line]
+    assert drawn
+    assert max(len(_without_codes(line)) for line in drawn) <= width
+
+
+def _without_codes(line):
+    import re
+
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
+
+
+def test_losses_are_read_no_more_than_four_times_a_second():
+    reads = []
+
+    class Counting:
+        def __float__(self):
+            reads.append(1)
+            return 0.0
+
+    clock = Clock()
+
+    def events():
+        yield STARTED._replace(updates=1001)
+        for number in range(1, 1001):
+            clock.now += 0.01
+            yield step(number)._replace(losses=Losses(Counting(), Counting(), Counting()))
+
+    follow(events(), "a", screen(80, terminal=True), clock)
+    assert 30 <= len(reads) / 3 <= 41
+
+
+def test_the_result_comes_back_and_is_shown_with_the_next_commands(tmp_path):
+    folder = tmp_path / "runs of mine"
+    found, _ = tell([STARTED, Finished(result(folder))], screen())
+    assert found == result(folder)
+    out = screen(300)
+    conclude(found, out)
+    text = out.file.getvalue()
+    assert "Trained 40 updates, 4,000 tokens, in 1:23." in text
+    assert f"gptft predict '{folder}' FILE -o OUT" in text
+    assert "update 20" in text
+
+
+def test_a_run_that_was_stopped_has_no_result():
+    assert tell([STARTED, step(1)], screen())[0] is None
+
+
+def test_the_score_table_has_a_row_per_split_and_a_column_per_metric():
+    out = screen()
+    out.print(score_table({"validation": {"accuracy": 0.65}, "mm": {"accuracy": 0.5, "f1": 1.0}}))
+    lines = [line.split() for line in out.file.getvalue().splitlines() if line.strip()]
+    assert lines[0] == ["split", "accuracy", "f1"]
+    assert lines[2:] == [["validation", "0.6500"], ["mm", "0.5000", "1.0000"]]
+
+
+def test_speed_leaves_evaluations_out_and_forgets_the_distant_past():
+    clock = Clock()
+    standing = Standing(clock)
+    standing.start(STARTED)
+    for number in range(1, 5):
+        clock.now += 2
+        standing.take(step(number, tokens=100))
+    clock.now += 1000
+    standing.evaluate(Evaluated(4, 0.1, {}, True))
+    clock.now += 2
+    standing.take(step(5, tokens=100))
+    assert standing.tokens_per_second == pytest.approx(50)
+    assert standing.seconds_left == pytest.approx(70)
+    for number in range(6, 12):
+        clock.now += 10
+        standing.take(step(number, tokens=100))
+    assert standing.seconds_left == pytest.approx(290)
+
+
+def test_without_an_lm_loss_none_is_shown():
+    assert say_losses(step(1, total=0.5, lm=0.0)) == "loss 0.5000  task 0.5000  rate 6.25e-05"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01"), (None, "-:--")],
+)
+def test_times(seconds, text):
+    assert say_time(seconds) == text

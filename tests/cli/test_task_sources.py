@@ -1,0 +1,100 @@
+"""Tasks by name, by file, and out of Python modules."""
+
+import sys
+
+import pytest
+
+from finetune.cli.task_sources import find, label_names, recipe_of, split_of
+from finetune.recipe.schema import DataPart
+from task_formats import FORMATS, Classes, Format, Range, Task, UsageError
+
+MODULE = """
+from task_formats import FORMATS, Classes, Task
+
+reviews = Task(
+    format=FORMATS["classification"],
+    columns={"text": "body", "label": "stars"},
+    labels=Classes.of({1: "bad", 2: "bad", 5: "good"}),
+    read=lambda row: {**row, "body": row["title"] + ": " + row["body"]},
+)
+answer = 42
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    name = f"tasks_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def test_a_task_of_a_module_in_the_current_folder(module):
+    source = find(f"{module}:reviews", {"data.train": "rows.csv", "train.epochs": "2"})
+    assert (source.name, source.recipe.train.epochs) == ("reviews", 2)
+    row = {"title": "Well", "body": "done", "stars": 5}
+    example = source.task.example(row, "a")
+    assert (example.fields["text"], example.label) == ("Well: done", 1)
+    assert source.recipe.task.build().labels == source.task.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("{}:review", r"no 'review' in .*\n.*'reviews'"),
+        ("{}:answer", "is of type int, not a task_formats.Task"),
+        ("no_such_module_here:reviews", "no Python module 'no_such_module_here'"),
+    ],
+)
+def test_what_is_no_task_is_refused(module, name, what):
+    with pytest.raises(UsageError, match=what):
+        find(name.format(module), {})
+
+
+def test_a_module_that_itself_lacks_a_module_says_which(module, tmp_path):
+    (tmp_path / f"{module}_broken.py").write_text("import surely_not_installed\n")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        find(f"{module}_broken:task", {})
+
+
+OWN = Format((("{a} and {b}", "{c}"),))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(FORMATS["classification"], {"text": "t", "label": "l"}, Classes.of(["a", "b"])),
+        Task(FORMATS["similarity"], {"first": "x", "second": "y", "label": "z"}, Range(0, 5)),
+        Task(
+            FORMATS["multiple_choice"],
+            {"context": "{x} {y}", "choices": ["p", "q"], "label": "z"},
+            Classes.of({0: "p", 1: "q"}),
+            metrics=("accuracy",),
+            unlabelled=frozenset({"-"}),
+        ),
+        Task(OWN, {"a": "x", "b": "y", "c": "z", "label": "l"}, Classes.of(["a", "b"])),
+    ],
+)
+def test_a_recipe_around_a_task_builds_the_same_task(task):
+    built = recipe_of(task).task.build()
+    assert (built.format, built.labels, built.unlabelled) == (
+        task.format,
+        task.labels,
+        task.unlabelled,
+    )
+    as_lists = {k: v if isinstance(v, str) else list(v) for k, v in built.columns.items()}
+    assert as_lists == task.columns
+
+
+def test_splits_go_by_their_role_or_their_own_name():
+    data = DataPart(path="p", train="t", evaluate="dev", extra={"mm": "mismatched"})
+    names = ("train", "evaluate", "dev", "mm", "mismatched")
+    assert [split_of(data, n) for n in names] == ["t", "dev", "dev", "mismatched", "mismatched"]
+    with pytest.raises(UsageError, match=r"no data\.predict"):
+        split_of(data, "predict")
+
+
+def test_labels_in_words():
+    assert label_names(find("rte", {}).recipe.task) == "entailment, not_entailment"
+    assert label_names(find("stsb", {}).recipe.task) == "0 to 5"

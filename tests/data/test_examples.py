@@ -1,0 +1,173 @@
+"""From rows to examples: ids, bad rows, rows without a label, limits and the report."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.data import BadRow, Place, Report, open_file, read_examples
+from finetune.data.rows import Scanned, stop_at_faults
+from finetune.recipe.schema import TaskPart
+from task_formats import Example, Row, RowError, Task, UsageError
+
+TASK = TaskPart(
+    format="classification",
+    columns={"text": "text", "label": "label"},
+    labels={0: "no", 1: "yes"},
+    unlabelled=("-",),
+).build()
+
+
+class Given:
+    """Rows from a list: a text and a raw label, or a fault."""
+
+    origin = "given"
+
+    def __init__(self, rows: list[tuple[str, str] | None]) -> None:
+        self.rows = rows
+
+    def scan(self) -> Iterator[Scanned]:
+        for k, row in enumerate(self.rows):
+            place = Place("given", k + 1)
+            fault: Scanned = (place, RowError("torn", where=str(place)))
+            yield fault if row is None else (place, dict(zip(("text", "label"), row, strict=True)))
+
+    def __iter__(self) -> Iterator[tuple[Place, Row]]:
+        return stop_at_faults(self.scan())
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def outcome(row: tuple[str, str] | None) -> str:
+    """What must become of a row, said independently of the code under test."""
+    if row is None:
+        return "bad"
+    text, label = row
+    if label == "-":
+        return "unlabelled"
+    return "example" if text.strip() and label in ("0", "1", "no", "yes") else "bad"
+
+
+raw_row = st.none() | st.tuples(
+    st.sampled_from(["fine", "", " ", "NA", " x "]), st.sampled_from(["0", "yes", "-", "", "maybe"])
+)
+
+
+@given(st.lists(raw_row, max_size=12), st.integers(1, 12) | st.none())
+def test_no_row_is_lost(rows: list[tuple[str, str] | None], limit: int | None) -> None:
+    outcomes = [outcome(row) for row in rows[:limit]]
+    examples, report = read_examples(TASK, Given(rows), "train", on_bad_row="skip", limit=limit)
+    ids = [f"train/{k}" for k, kind in enumerate(outcomes) if kind == "example"]
+    if not ids:
+        with pytest.raises(UsageError, match=r"no rows|none of"):
+            list(examples)
+    else:
+        assert [example.id for example in examples] == ids
+    assert report.rows == len(outcomes)
+    assert report.unlabelled == outcomes.count("unlabelled")
+    bad = [k for k, kind in enumerate(outcomes) if kind == "bad"]
+    assert [(row.id, row.place.line) for row in report.skipped] == [
+        (f"train/{k}", k + 1) for k in bad
+    ]
+    assert report.examples == len(ids)
+
+
+@given(st.lists(raw_row, min_size=1, max_size=12))
+def test_the_first_bad_row_stops(rows: list[tuple[str, str] | None]) -> None:
+    outcomes = [outcome(row) for row in rows]
+    examples, _ = read_examples(TASK, Given(rows), "train")
+    before = outcomes.index("bad") if "bad" in outcomes else len(rows)
+    found: list[Example] = []
+    if "bad" in outcomes:
+        with pytest.raises(RowError, match=f"given, line {before + 1}"):
+            collect(examples, found)
+    elif "example" in outcomes:
+        found.extend(examples)
+    assert len(found) == outcomes[:before].count("example")
+
+
+def collect(examples: Iterator[Example], found: list[Example]) -> None:
+    """Keeps what came before a failure."""
+    for example in examples:
+        found.append(example)
+
+
+@given(st.lists(raw_row.filter(lambda row: row is not None and bool(row[0].strip())), min_size=1))
+def test_without_labels_every_text_is_an_example(rows: list[tuple[str, str]]) -> None:
+    good = [row for row in rows if row[1] != "maybe"]
+    examples, report = read_examples(TASK, Given(good), "predict", labelled=False)
+    if good:
+        assert [example.label for example in examples] == [
+            {"0": 0, "yes": 1}.get(label) for _, label in good
+        ]
+        assert (report.rows, report.unlabelled) == (len(good), 0)
+
+
+def test_an_error_names_file_line_row_and_cure(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("text\tlabel\nfine\t1\nodd\tye\n")
+    examples, _ = read_examples(TASK, open_file(path), "train")
+    with pytest.raises(RowError) as caught:
+        list(examples)
+    assert caught.value.headline == f"{path}, line 3 (train/1): unknown label 'ye'"
+    assert caught.value.cure.startswith("Did you mean 'yes'?")
+
+
+def test_the_report_lists_place_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_bytes(b"text\tlabel\nfine\t1\n\xff\t1\nfine\t0\t0\n \t1\nfine\t\n")
+    examples, report = read_examples(TASK, open_file(path), "train", on_bad_row="skip")
+    assert [example.id for example in examples] == ["train/0"]
+    assert report == Report(
+        rows=5,
+        skipped=[
+            BadRow(Place(str(path), 3), "train/1", "byte 0xff is not UTF-8"),
+            BadRow(Place(str(path), 4), "train/2", "3 fields under a header of 2"),
+            BadRow(Place(str(path), 5), "train/3", "empty text for 'text' in column 'text'"),
+            BadRow(Place(str(path), 6), "train/4", "no label"),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    {
+        "text,label\n": "no rows",
+        "": "the file is empty",
+        "text,label\na,-\nb,-\n": "none of 2 rows has a label",
+        "words,label\na,1\nb,1\n": "none of 2 rows can be used; the first: no column 'text'",
+    }.items(),
+)
+def test_nothing_to_use(tmp_path: Path, content: str, what: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(content)
+    examples, _ = read_examples(TASK, open_file(path), "train", on_bad_row="skip")
+    with pytest.raises(UsageError, match=what) as caught:
+        list(examples)
+    assert str(path) in caught.value.where
+    assert caught.value.cure
+
+
+def test_the_hubs_sign_for_no_label_counts_as_the_tasks_own() -> None:
+    rows = Given([("a", "-1"), ("b", "1"), ("c", "-")])
+    examples, report = read_examples(TASK, rows, "train")
+    assert [example.id for example in examples] == ["train/1"]
+    assert report.unlabelled == 2
+    sure = TaskPart(
+        format="classification", columns={"text": "text", "label": "label"}, labels={0: "a", 1: "b"}
+    )
+    with pytest.raises(RowError, match="no label"):
+        list(read_examples(sure.build(), rows, "train")[0])
+
+
+def test_a_task_that_reads_rows_by_code() -> None:
+    def read(row: Row) -> Row:
+        return {"text": row["text"] * 2, "label": row["label"]}
+
+    task = Task(TASK.format, TASK.columns, TASK.labels, unlabelled=TASK.unlabelled, read=read)
+    examples, report = read_examples(task, Given([("a", "1"), ("b", "-")]), "train")
+    assert [example.fields["text"] for example in examples] == ["aa"]
+    assert report.unlabelled == 1

@@ -1,0 +1,139 @@
+"""Data sets through `datasets`: local copies of all kinds, and a hub out of reach."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from finetune.data import open_rows
+from finetune.data.hub import open_hub
+from finetune.recipe.schema import DataPart
+from task_formats import UsageError
+
+FEATURES = datasets.Features(
+    {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+)
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"sentence": f"text {k}", "label": k % 2} for k in range(count)]
+
+
+def table(count: int) -> datasets.Dataset:
+    return datasets.Dataset.from_list(rows(count), features=FEATURES)
+
+
+def test_a_saved_collection(tmp_path: Path) -> None:
+    saved = datasets.DatasetDict({"train": table(2500), "validation": table(3)})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    data = DataPart(path=str(tmp_path / "saved"))
+    found = open_rows(data, "train")
+    assert [row for _, row in found] == rows(2500)
+    assert str([place for place, _ in found][2400]).endswith("saved, train, row 2401")
+    assert [row for _, row in open_rows(data, "validation")] == rows(3)
+    with pytest.raises(UsageError, match="no split 'test'"):
+        open_rows(data, "test")
+
+
+def test_a_saved_split_below_its_configuration(tmp_path: Path) -> None:
+    table(4).save_to_disk(str(tmp_path / "rte"))
+    assert [row for _, row in open_rows(DataPart(path=str(tmp_path), name="rte"), "train")] == rows(
+        4
+    )
+
+
+def test_a_damaged_copy(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(UsageError, match="the saved data set cannot be read"):
+        open_rows(DataPart(path=str(tmp_path)), "train")
+
+
+def test_the_fingerprint_is_of_the_rows_and_not_of_their_files(tmp_path: Path) -> None:
+    prints = []
+    for count, shards in ((2500, 1), (2500, 3), (2499, 1)):
+        folder = tmp_path / f"{count}-{shards}"
+        table(count).save_to_disk(str(folder), num_shards=shards)
+        prints.append(open_rows(DataPart(path=str(folder)), "train").fingerprint())
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_what_the_hubs_loader_gives(tmp_path: Path) -> None:
+    """`load_dataset` itself, on a folder laid out as the hub lays out its own."""
+    for split, count in (("train", 5), ("validation", 2)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows(count)), path)
+    found = open_hub(str(tmp_path), None, "train", None)
+    assert [row for _, row in found] == rows(5)
+    assert found.origin == f"{tmp_path}, train"
+    with pytest.raises(UsageError, match=r"^[^:]*: the data set cannot be loaded: Unknown split"):
+        open_hub(str(tmp_path), None, "test", None)
+    with pytest.raises(UsageError, match="BuilderConfig 'rte' not found"):
+        open_hub(str(tmp_path), "rte", "train", None)
+
+
+def fill_cache(folder: Path, commit: str) -> None:
+    """A hub's data set of one configuration, as `datasets` leaves it in its cache."""
+    source = folder / "source.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows(3)), source)
+    made = datasets.load_dataset(
+        "parquet", data_files={"train": str(source)}, split="train", cache_dir=str(folder / "made")
+    )
+    arrow = Path(made.cache_files[0]["filename"])
+    entry = folder / "cache" / "nyu-mll___glue" / "rte" / "0.0.0" / commit
+    entry.mkdir(parents=True)
+    shutil.copy(arrow, entry / "glue-train.arrow")
+    facts = json.loads((arrow.parent / "dataset_info.json").read_text())
+    (entry / "dataset_info.json").write_text(json.dumps({**facts, "config_name": "rte"}))
+
+
+def test_the_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_cache(tmp_path, "a" * 40)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for revision in (None, "a" * 40, "main"):
+        data = DataPart(path="nyu-mll/glue", name="rte", revision=revision)
+        assert [row for _, row in open_rows(data, "train")] == rows(3)
+    with pytest.raises(UsageError, match="the cache holds another revision than bbbb"):
+        open_rows(DataPart(path="nyu-mll/glue", name="rte", revision="b" * 40), "train")
+
+
+def test_offline_ends_with_a_cure() -> None:
+    with pytest.raises(UsageError) as caught:
+        open_rows(DataPart(path="nyu-mll/glue", name="rte"), "train")
+    assert caught.value.where == "nyu-mll/glue (rte), train"
+    assert caught.value.what.startswith("there is no folder 'nyu-mll/glue' here, and ")
+    assert "--data DIR" in caught.value.cure
+    assert "HF_HOME" in caught.value.cure
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(tmp_path: Path) -> None:
+    """Nobody told the libraries that there is no network; the endpoint refuses connections."""
+    code = (
+        "from finetune.data import open_rows\n"
+        "from finetune.recipe.schema import DataPart\n"
+        "open_rows(DataPart(path='nyu-mll/glue', name='rte'), 'train')\n"
+    )
+    settings = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert "UsageError: nyu-mll/glue (rte), train: there is no folder" in done.stderr
+    assert "The hub is out of reach" in done.stderr
+    assert "Retrying" not in done.stderr

@@ -1,0 +1,302 @@
+"""Local folders as people have them: the card's row counts, the hub's columns, clear refusals."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from finetune.data import open_rows
+from finetune.recipe.schema import DataPart
+from task_formats import UsageError
+
+# Folder and configuration to the card's rows of each of the hub's splits.
+CARD = {
+    ("glue/RTE", "rte"): {"train": 2490, "validation": 277, "test": 3000},
+    ("glue/MRPC", "mrpc"): {"train": 3668, "validation": 408, "test": 1725, "test.tsv": 1725},
+    ("glue/CoLA", "cola"): {"train": 8551, "validation": 1043, "test": 1063},
+    ("glue/STS-B", "stsb"): {"train": 5749, "validation": 1500, "test": 1379},
+    ("glue/SST-2", "sst2"): {"train": 67349, "validation": 872, "test": 1821},
+    ("glue/WNLI", "wnli"): {"train": 635, "validation": 71, "test": 146},
+    ("glue/QNLI", "qnli"): {"train": 5000, "validation": 5463},
+    ("glue/QQP", "qqp"): {"train": 5000, "validation": 1000},
+    ("glue/MNLI", "mnli"): {
+        "train": 4600,
+        "validation_matched": 1000,
+        "validation_mismatched": 1000,
+    },
+    ("glue/MNLI", "mnli_matched"): {"validation": 1000},
+    ("glue/diagnostic", "ax"): {"test": 1104},
+    ("snli", "plain_text"): {"train": 3072, "validation": 1000},
+    ("race", "all"): {"train": 768, "validation": 369, "test": 375},
+    ("race", "middle"): {"train": 422, "validation": 195, "test": 204},
+    ("race", "high"): {"train": 346, "validation": 174, "test": 171},
+    ("copa", "copa"): {"train": 400, "validation": 100},
+    ("arc", "ARC-Challenge"): {"validation": 294, "test": 1150},
+}
+
+LABELS = {
+    ("rte", "train"): {"entailment": 1249, "not_entailment": 1241},
+    ("rte", "validation"): {"entailment": 146, "not_entailment": 131},
+    ("mrpc", "train"): {"1": 2474, "0": 1194},
+    ("mrpc", "validation"): {"1": 279, "0": 129},
+    ("mrpc", "test"): {"1": 1147, "0": 578},
+    ("cola", "train"): {"1": 6023, "0": 2528},
+    ("cola", "validation"): {"1": 721, "0": 322},
+    ("sst2", "train"): {"1": 37569, "0": 29780},
+    ("sst2", "validation"): {"1": 444, "0": 428},
+    ("wnli", "train"): {"0": 323, "1": 312},
+    ("qnli", "train"): {"not_entailment": 2521, "entailment": 2479},
+    ("qnli", "validation"): {"not_entailment": 2761, "entailment": 2702},
+    ("qqp", "train"): {"0": 3150, "1": 1850},
+    ("qqp", "validation"): {"0": 617, "1": 383},
+    ("mnli", "train"): {"entailment": 1535, "neutral": 1533, "contradiction": 1532},
+    ("mnli", "validation_matched"): {"contradiction": 349, "entailment": 333, "neutral": 318},
+    ("mnli", "validation_mismatched"): {"contradiction": 334, "entailment": 350, "neutral": 316},
+    ("plain_text", "train"): {"entailment": 1024, "neutral": 1024, "contradiction": 1024},
+    ("plain_text", "validation"): {"entailment": 347, "contradiction": 341, "neutral": 312},
+    ("copa", "train"): {0: 195, 1: 205},
+    ("copa", "validation"): {0: 55, 1: 45},
+}
+
+COLUMNS = {
+    "cola": {"sentence"},
+    "sst2": {"sentence"},
+    "qqp": {"question1", "question2"},
+    "qnli": {"question", "sentence"},
+    **{name: {"sentence1", "sentence2"} for name in ("rte", "wnli", "mrpc", "stsb")},
+    **{name: {"premise", "hypothesis"} for name in ("mnli", "mnli_matched", "ax", "plain_text")},
+    **{name: {"article", "question", "options", "answer"} for name in ("all", "middle", "high")},
+    "copa": {"premise", "choice1", "choice2", "question", "label", "idx"},
+    "ARC-Challenge": {"id", "question", "choices", "answerKey"},
+}
+
+
+def read(folder: Path, name: str | None, split: str) -> list[dict[str, Any]]:
+    return [dict(row) for _, row in open_rows(DataPart(path=str(folder), name=name), split)]
+
+
+@pytest.mark.parametrize(("home", "name"), CARD)
+def test_every_row_of_the_card(shared: Path, home: str, name: str) -> None:
+    for split, count in CARD[home, name].items():
+        rows = read(shared / "data", name, split)
+        assert len(rows) == count
+        assert set(map(frozenset, rows)) == {frozenset(rows[0])}
+        assert COLUMNS[name] <= set(rows[0])
+        if (name, split) in LABELS:
+            assert Counter(row["label"] for row in rows) == LABELS[name, split]
+        assert not any("\ufeff" in column for column in rows[0])
+
+
+@pytest.mark.parametrize(("home", "name"), CARD)
+def test_collection_and_own_folder_are_one(shared: Path, home: str, name: str) -> None:
+    split = "validation" if "validation" in CARD[home, name] else next(iter(CARD[home, name]))
+    found = [
+        open_rows(DataPart(path=str(shared / "data" / below), name=name), split)
+        for below in (".", Path(home).parent, home)
+    ]
+    assert len({rows.fingerprint() for rows in found}) == 1
+    assert len({rows.origin for rows in found}) == 1
+
+
+def test_odd_rows_of_the_card(shared: Path) -> None:
+    data = shared / "data"
+    rte = read(data, "rte", "train")
+    assert rte[2164]["sentence1"].startswith('"')
+    assert rte[2164]["idx"] == "2164"
+    assert any(row["hypothesis"] == "n/a" for row in read(data, "mnli", "train"))
+    assert sum(row["mark"] == " " for row in read(data, "cola", "validation")) == 1
+    assert all(row["sentence"].endswith(" ") for row in read(data, "sst2", "train"))
+    mrpc = read(data, "mrpc", "train")
+    assert sum(any(str(v).startswith('"') for v in row.values()) for row in mrpc) == 455
+    pairs = [[row["sentence1"], row["sentence2"]] for row in read(data, "mrpc", "test")]
+    unlabelled = read(data, "mrpc", "test.tsv")
+    assert pairs == [[row["sentence1"], row["sentence2"]] for row in unlabelled]
+    assert "label" not in unlabelled[0]
+    stsb = [float(row["label"]) for row in read(data, "stsb", "train")]
+    assert (min(stsb), max(stsb), round(sum(stsb) / len(stsb), 2)) == (0, 5, 2.70)
+    choices = Counter(len(row["choices"]["text"]) for row in read(data, "ARC-Challenge", "test"))
+    assert choices == {4: 1144, 3: 3, 5: 3}
+
+
+def test_race_rows_are_questions_in_order(shared: Path) -> None:
+    rows = read(shared / "data", "middle", "train")
+    numbers = [int(row["example_id"].removeprefix("middle").removesuffix(".txt")) for row in rows]
+    assert numbers == sorted(numbers)
+    path = shared / "data" / "race" / "train" / "middle" / f"{numbers[0]}.txt"
+    passage = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["question"] for row in rows if row["example_id"] == passage["id"]] == passage[
+        "questions"
+    ]
+    assert rows[0]["options"] == passage["options"][0]
+    assert rows[0]["answer"] == passage["answers"][0]
+
+
+def put(folder: Path, name: str, lines: Sequence[str]) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+STORY = (
+    "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
+    "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding"
+)
+
+
+def test_story_cloze(tmp_path: Path) -> None:
+    line = '{},"One, two.",b,c,d,e,"f ""g""",2'
+    put(
+        tmp_path, "cloze_test_val__spring2016 - cloze_test_ALL_val.csv", [STORY, line.format("v16")]
+    )
+    put(
+        tmp_path,
+        "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
+        [STORY, line.format("t16")],
+    )
+    put(
+        tmp_path,
+        "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv",
+        [STORY, line.format("v18")],
+    )
+    assert read(tmp_path, "2016", "validation") == [
+        {
+            "story_id": "v16",
+            "input_sentence_1": "One, two.",
+            "input_sentence_2": "b",
+            "input_sentence_3": "c",
+            "input_sentence_4": "d",
+            "sentence_quiz1": "e",
+            "sentence_quiz2": 'f "g"',
+            "answer_right_ending": "2",
+        }
+    ]
+    assert read(tmp_path, "2016", "test")[0]["story_id"] == "t16"
+    assert read(tmp_path, "2018", "validation")[0]["story_id"] == "v18"
+    with pytest.raises(UsageError, match=r"several files for one split: .*2016.*2018"):
+        read(tmp_path, "storycloze", "validation")
+
+
+def test_scitail_and_original_snli(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "SciTailV1.1/tsv_format/scitail_1.0_dev.tsv",
+        ["A.\tB.\tentails", 'C "d.\tE.\tneutral'],
+    )
+    assert read(tmp_path, "tsv_format", "validation") == [
+        {"premise": "A.", "hypothesis": "B.", "label": "entails"},
+        {"premise": 'C "d.', "hypothesis": "E.", "label": "neutral"},
+    ]
+    original = {"gold_label": "-", "sentence1": "A", "sentence2": "B"}
+    put(tmp_path, "snli_1.0/snli_1.0_test.jsonl", [json.dumps(original)])
+    assert read(tmp_path, "plain_text", "test") == [
+        {"label": "-", "premise": "A", "hypothesis": "B"}
+    ]
+
+
+def test_arc_in_the_hubs_shape_stays_so(tmp_path: Path) -> None:
+    hub = {
+        "id": "a",
+        "question": "Q?",
+        "choices": {"text": ["x"], "label": ["A"]},
+        "answerKey": "A",
+    }
+    local = {
+        "id": "a",
+        "question": {"stem": "Q?", "choices": [{"text": "x", "label": "A"}]},
+        "answerKey": "A",
+    }
+    put(tmp_path, "ARC-Easy/ARC-Easy-Train.jsonl", [json.dumps(hub), json.dumps(local)])
+    assert read(tmp_path, "ARC-Easy", "train") == [hub, hub]
+
+
+def test_a_bad_race_file_is_named(tmp_path: Path) -> None:
+    passage = {
+        "id": "high1.txt",
+        "article": "x",
+        "questions": ["q"],
+        "options": [["a", "b"]],
+        "answers": [],
+    }
+    put(tmp_path, "race/test/high/1.txt", [json.dumps(passage)])
+    with pytest.raises(UsageError, match=r"high/1\.txt: not a passage of RACE: .*differ in number"):
+        read(tmp_path, "all", "test")
+    put(tmp_path, "race/test/high/1.txt", [json.dumps({**passage, "answers": ["A"]})])
+    put(tmp_path, "race/test/high/2.txt", ['{"article": "x"'])
+    scanned = list(open_rows(DataPart(path=str(tmp_path), name="all"), "test").scan())
+    assert [isinstance(row, UsageError) for _, row in scanned] == [False, True]
+    assert str(scanned[0][0]).endswith("1.txt, question 1")
+
+
+@pytest.mark.parametrize(
+    "name", ["train.csv", "training.csv", "TRAIN.csv", "data/train.csv", "rte/train.csv"]
+)
+def test_plain_files_serve_as_splits(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name, ["sentence1,sentence2,label", "a,b,entailment"])
+    assert read(tmp_path, "rte", "train") == [
+        {"sentence1": "a", "sentence2": "b", "label": "entailment"}
+    ]
+
+
+@pytest.mark.parametrize("word", ["validation", "dev", "val", "valid"])
+@pytest.mark.parametrize("split", ["validation", "validation_hard"])
+def test_words_for_validation(tmp_path: Path, word: str, split: str) -> None:
+    put(tmp_path, f"{split.replace('validation', word)}.jsonl", ['{"a": 1}'])
+    assert read(tmp_path, None, split) == [{"a": 1}]
+
+
+def test_another_configuration_of_the_same_folder(shared: Path) -> None:
+    assert len(read(shared / "data" / "glue", "mnli", "ax/test")) == 1104
+
+
+def test_shards_are_one_split(tmp_path: Path) -> None:
+    (tmp_path / "rte").mkdir()
+    for k in range(3):
+        table = pyarrow.Table.from_pylist([{"k": 2 * k}, {"k": 2 * k + 1}])
+        parquet.write_table(table, tmp_path / "rte" / f"validation-0000{k}-of-00003.parquet")
+    rows = open_rows(DataPart(path=str(tmp_path), name="rte"), "validation")
+    assert [row["k"] for _, row in rows] == [0, 1, 2, 3, 4, 5]
+    assert rows.origin.endswith("and 2 more")
+
+
+def test_refusals(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "glue/RTE/train.tsv",
+        ["index\tsentence1\tsentence2\tlabel", "0\ta\tb\tentailment"],
+    )
+    put(tmp_path, "own/train.csv", ["a", "1"])
+    put(tmp_path, "own/train.tsv", ["a", "1"])
+    refused = {
+        ("glue", "rte", "test"): r"no file of a split 'test' of rte\nIn '.*RTE' there is train.tsv",
+        ("glue", "mrpc", "train"): r"no file of a split 'train' of mrpc\nIn '.*glue' there is RTE/",
+        ("glue/RTE", "mrpc", "train"): r"holds GLUE's RTE, and the recipe reads GLUE's MRPC\nGive",
+        ("own", None, "train"): r"several files for one split: train\.csv, train\.tsv",
+        ("own", None, "../glue/RTE/train"): "no file of a split 'train' of ../glue/RTE",
+        ("glue/RTE", "rte", "ax/train"): "no file of a split 'train' of ax",
+        ("glue", "rte", "ax/train"): "no file of a split 'train' of ax",
+        ("own/train.csv", None, "train"): "is a file, and data.path",
+        ("nowhere/at/all", None, "train"): "no such folder",
+    }
+    for (folder, name, split), what in refused.items():
+        with pytest.raises(UsageError, match=what):
+            read(tmp_path / folder, name, split)
+
+
+def test_a_split_can_be_a_file_of_the_folder(tmp_path: Path) -> None:
+    put(tmp_path, "train.csv", ["a", "1"])
+    put(tmp_path, "train.tsv", ["a", "2"])
+    assert read(tmp_path, None, "train.tsv") == [{"a": "2"}]
+
+
+def test_without_a_folder_a_split_is_a_file(tmp_path: Path) -> None:
+    put(tmp_path, "rows.csv", ["a", "1"])
+    assert [row for _, row in open_rows(DataPart(), str(tmp_path / "rows.csv"))] == [{"a": "1"}]
+    with pytest.raises(UsageError, match=r"no such file\n.*there is rows\.csv"):
+        open_rows(DataPart(), str(tmp_path / "row.csv")).fingerprint()
+    with pytest.raises(UsageError, match="unknown kind of file"):
+        open_rows(DataPart(), "train")

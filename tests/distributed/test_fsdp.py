@@ -1,0 +1,161 @@
+"""FSDP2: weights in shards train what whole ones train, and states fit everywhere."""
+
+import itertools
+import os
+
+import pytest
+import torch
+
+import finetune.training.finetuning
+from finetune.checkpointing import checkpoint
+from finetune.distributed.fsdp import read_request
+from finetune.training.events import Started
+from finetune.training.train import events
+from task_formats import UsageError
+from tests.support import jobs
+from tests.support.together import (
+    ODD,
+    SHARDS,
+    assert_everywhere,
+    assert_same,
+    train,
+    train_together,
+)
+
+
+def train_sharded(count, recipe, run, stop=None):
+    return train_together(count, recipe, run, stop, environment=SHARDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "part", "settings"),
+    [
+        ("score", "gpt2", {}, {"tokens_per_forward": 60}),
+        pytest.param("multiple_choice", "llama", {}, {"lm_coefficient": 0}, marks=pytest.mark.slow),
+        ("entailment", "gpt2", {"lora": {"rank": 2}}, {}),
+    ],
+)
+def test_shards_train_what_whole_weights_train(kind, family, part, settings, bases, tmp_path):
+    """Tied weights and an output matrix of its own; several passes an update; adapters."""
+    recipe = jobs.recipe(
+        kind, bases(family), tmp_path / "data", base_part=part, **{**ODD, **settings}
+    )
+    one = jobs.train(recipe, tmp_path / "one")
+    shards = train_sharded(2, recipe, tmp_path / "shards")
+    assert_same(one, shards)
+
+
+def test_a_state_of_shards_goes_on_whole_and_in_shards_again(bases, tmp_path):
+    """Two shards, then two whole models, three shards, and one process."""
+    recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data", **ODD)
+    one, run = jobs.train(recipe, tmp_path / "one"), tmp_path / "run"
+    train_sharded(2, recipe, run, stop=1)
+    train_together(2, recipe, run, stop=3)
+    train_sharded(3, recipe, run, stop=5)
+    (started,) = [e for e in events(recipe, run, resume=True) if isinstance(e, Started)]
+    assert started.done == 5
+    assert jobs.distance(jobs.weights(one), jobs.weights(run)) < 1e-5
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(run), rel=1e-4)
+
+
+def test_shards_go_on_to_the_same_bits(bases, tmp_path):
+    noisy = {**ODD, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
+    recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **noisy)
+    whole = train_sharded(2, recipe, tmp_path / "whole")
+    run = train_sharded(2, recipe, tmp_path / "run", stop=3)
+    train_sharded(2, recipe, run)
+    jobs.assert_same(whole, run)
+
+
+def train_declining(recipe, run, stop=None):
+    """As `train`, with every evaluation worse than the one before: none but the first is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            finetune.training.finetuning, "selection_value", lambda part, scores: next(falling)
+        )
+        falling = itertools.count(0, -1)
+        return train(recipe, run, stop)
+
+
+def test_shards_are_in_place_again_after_every_evaluation(bases, tmp_path):
+    """A pass without a backward one leaves weights gathered that the optimizer does not know."""
+    often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
+    one, many = (tmp_path / name for name in ("one", "many"))
+    assert train_declining(recipe, one) == 0
+    train_together(2, recipe, many, environment=SHARDS, how=train_declining)
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
+    alone, shards = (checkpoint.latest(path / "checkpoints")[0].tensors for path in (one, many))
+    assert alone.keys() == shards.keys(), "moments too"
+    torch.testing.assert_close(shards, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_shards_go_on_after_an_evaluation_that_saved_no_model(bases, tmp_path):
+    often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
+    whole, run = (tmp_path / name for name in ("whole", "run"))
+    train_together(2, recipe, whole, environment=SHARDS, how=train_declining)
+    train_together(2, recipe, run, stop=5, environment=SHARDS, how=train_declining)
+    train_together(2, recipe, run, environment=SHARDS, how=train_declining)
+    jobs.assert_same(whole, run)
+
+
+def count_numbers(recipe, run, stop):
+    """Fails unless this process holds but a part of weights and moments."""
+    from finetune.training.train import train as training
+
+    found = {}
+    prepare = training.prepare_job
+
+    def keep(*arguments):
+        found["job"] = prepare(*arguments)
+        return found["job"]
+
+    training.prepare_job = keep
+    for _ in events(recipe, run):
+        pass
+    job = found["job"]
+    parts = list(job.model.parameters())
+    whole = sum(part.numel() for part in parts)
+    here = sum(part.to_local().numel() for part in parts)
+    moments = [state["exp_avg"].to_local().numel() for state in job.optimizer.state.values()]
+    notice = any("cut into 2 shards" in text for text in job.notices())
+    return 0 if here < 0.6 * whole and sum(moments) == here and notice else 1
+
+
+def test_every_process_holds_its_part_alone(bases, tmp_path):
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
+    assert_everywhere(2, count_numbers, recipe, tmp_path / "run", environment=SHARDS)
+
+
+def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):
+    for name, value in SHARDS.items():
+        monkeypatch.setenv(name, value)
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    run = jobs.train(recipe, tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in jobs.weights(run).values())
+    assert torch.distributed.is_initialized() is False
+
+
+@pytest.mark.parametrize(
+    ("told", "what"),
+    [
+        ({"FSDP_VERSION": "1"}, "version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--fsdp_activation_checkpointing"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM"),
+    ],
+)
+def test_what_is_not_supported_is_refused(told, what, monkeypatch):
+    for name, value in {**SHARDS, **told}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=what):
+        read_request()
+
+
+def test_nothing_is_asked_for_by_default(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        monkeypatch.delenv(name)
+    assert read_request() is False

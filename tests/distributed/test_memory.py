@@ -1,0 +1,167 @@
+"""Memory that is not there: on several processes at once, and while reading."""
+
+import os
+
+import pytest
+import torch
+
+import finetune
+from finetune.checkpointing import checkpoint
+from finetune.models.task_model import TaskModel
+from finetune.training.finetuning import Job
+from finetune.training.loop import tokens_read
+from tests.support import jobs
+from tests.support.together import SHARDS, train, train_together
+
+ODD = {"train": 22, "held_out": 10, "batch_size": 10, "epsilon": 1e-3}
+
+
+def lack_memory(monkeypatch, most: int, when=lambda model: True) -> list[int]:
+    """No forward pass over more than `most` tokens fits; what was tried and fitted."""
+    fitted: list[int] = []
+    forward = TaskModel.forward
+
+    def forward_or_fail(self, batch, lm=False):
+        if when(self) and tokens_read(batch) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        fitted.append(tokens_read(batch))
+        return forward(self, batch, lm)
+
+    monkeypatch.setattr(TaskModel, "forward", forward_or_fail)
+    return fitted
+
+
+def train_in_little(recipe, run, stop=None):
+    """Only the second process lacks memory, for passes of more than 70 tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            lack_memory(patch, 70, lambda model: model.training)
+        return train(recipe, run, stop)
+
+
+def lose_memory_backwards(recipe, run, stop=None):
+    """The second process lacks memory once, in the middle of a backward pass."""
+    if os.environ["RANK"] == "1":
+        calls = []
+
+        def fail(slope):
+            calls.append(1)
+            if len(calls) == 1:
+                raise torch.OutOfMemoryError("out of memory")
+
+        forward = TaskModel.forward
+
+        def watched(self, batch, lm=False):
+            outputs = forward(self, batch, lm)
+            if outputs.logits.requires_grad and len(batch.last) > 1:
+                outputs.logits.register_hook(fail)
+            return outputs
+
+        TaskModel.forward = watched
+    return train(recipe, run, stop)
+
+
+def lack_it_after_an_update(recipe, run, stop=None):
+    """The second process has memory for passes of 70 tokens at most when there are moments."""
+    step = torch.optim.AdamW.step
+
+    def take_memory(self, *arguments):
+        taken.append(1)
+        return step(self, *arguments)
+
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", take_memory)
+        if os.environ["RANK"] == "1":
+            lack_memory(patch, 70, lambda model: model.training and taken)
+        return train(recipe, run, stop)
+
+
+@pytest.mark.parametrize("environment", [{}, SHARDS], ids=["whole", "shards"])
+@pytest.mark.parametrize("how", [train_in_little, lose_memory_backwards, lack_it_after_an_update])
+def test_processes_make_an_update_again_together(how, environment, bases, tmp_path) -> None:
+    """With the same result, however few of them lacked memory; the budget is remembered."""
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
+    one = jobs.train(recipe, tmp_path / "one")
+    two = train_together(2, recipe, tmp_path / "two", environment=environment, how=how)
+    assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
+    assert jobs.numbers(one) == pytest.approx(jobs.numbers(two), rel=1e-4)
+    state, _ = checkpoint.latest(two / "checkpoints")
+    alone, _ = checkpoint.latest(one / "checkpoints")
+    assert state.facts["progress"]["budget"] < alone.facts["progress"]["budget"]
+
+
+def lose_memory_late(recipe, run, stop=None):
+    """The second process once lacks memory for a pass that is neither the largest nor the last."""
+    forward, forwards, passes, sizes = TaskModel.forward, Job.forwards, [], []
+
+    def begin(self, update, budget):
+        found = forwards(self, update, budget)
+        size = max(map(tokens_read, found.batches))
+        passes[:] = ["late" if budget == 60 and size <= max(sizes[1:], default=0) else "early"]
+        sizes.append(size)
+        return found
+
+    def forward_or_fail(self, batch, lm=False):
+        passes.append(len(batch.last))
+        if self.training and passes[0] == "late" and len(passes) == 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, batch, lm)
+
+    if os.environ["RANK"] == "1":
+        TaskModel.forward, Job.forwards = forward_or_fail, begin
+    return train(recipe, run, stop)
+
+
+def test_a_pass_that_fitted_before_may_fail(bases, tmp_path) -> None:
+    """As long as it is not the one that gradients are exchanged with."""
+    many = {**ODD, "train": 40, "batch_size": 20, "epochs": 3, "tokens_per_forward": 60}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **many, evaluations=1)
+    one = jobs.train(recipe, tmp_path / "one")
+    two = train_together(2, recipe, tmp_path / "two", how=lose_memory_late)
+    assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
+    state, _ = checkpoint.latest(two / "checkpoints")
+    assert state.facts["progress"]["budget"] <= 30
+
+
+def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **ODD)
+    run = jobs.train(recipe, tmp_path / "run")
+    predictor, rows = finetune.load(run), jobs.rows("multiple_choice", 30, seed=3)
+    scores, predictions = predictor.evaluate(), predictor.predict(rows)
+    sizes = [len(example.choices) for example in map(predictor.task.example, rows, map(str, rows))]
+    fitted = lack_memory(monkeypatch, 250)
+    assert predictor.evaluate() == pytest.approx(scores, rel=1e-5)
+    again = predictor.predict(rows)
+    assert [p.id for p in again] == [p.id for p in predictions]
+    assert [len(p.scores) for p in again] == sizes
+    for one, other in zip(predictions, again, strict=True):
+        assert one.scores == pytest.approx(other.scores, rel=1e-4)
+    assert 0 < max(fitted) <= 250
+
+
+def test_training_goes_on_as_ever_after_an_evaluation_in_pieces(
+    bases, tmp_path, monkeypatch
+) -> None:
+    """With dropout: the model is one to be trained again, wherever the evaluation was broken."""
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **jobs.NOISY)
+    whole, forward, lacking = jobs.train(recipe, tmp_path / "whole"), TaskModel.forward, [1]
+
+    def forward_or_fail(self, batch, lm=False):
+        if not self.training and lacking:
+            lacking.pop()
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, batch, lm)
+
+    monkeypatch.setattr(TaskModel, "forward", forward_or_fail)
+    run = jobs.train(recipe, tmp_path / "run")
+    assert not lacking
+    assert jobs.distance(jobs.weights(whole), jobs.weights(run)) == 0
+
+
+def test_a_row_that_does_not_fit_is_an_error(bases, tmp_path, monkeypatch) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    predictor = finetune.load(jobs.train(recipe, tmp_path / "run"))
+    lack_memory(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor.evaluate()

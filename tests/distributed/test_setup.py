@@ -1,0 +1,137 @@
+"""Precision and device belong to a job, not to the Python process that does it."""
+
+import os
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+import finetune
+from finetune.distributed.setup import choose_precision, start_processes
+from finetune.models.task_model import Head
+from finetune.training.events import Started
+from finetune.training.train import events
+from task_formats import UsageError
+from tests.support import jobs
+
+
+def product(place) -> torch.dtype:
+    with place.autocast():
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_every_place_keeps_its_precision() -> None:
+    wide, narrow = start_processes("fp32"), start_processes("bf16")
+    assert (wide.mixed_precision, narrow.mixed_precision) == ("no", "bf16")
+    found = [product(place) for place in (wide, narrow, wide)]
+    assert found == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_runs_of_both_precisions_follow_each_other(bases, tmp_path) -> None:
+    recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data")
+    predictors, started = {}, []
+    for precision in ("fp32", "bf16", "fp32"):
+        run = tmp_path / f"{precision}-{len(started)}"
+        told = events(jobs.change(recipe, "train", precision=precision), run)
+        started += [event.precision for event in told if isinstance(event, Started)]
+        predictors[run] = finetune.load(run)
+    assert started == ["fp32", "bf16", "fp32"]
+    for run, predictor in predictors.items():
+        assert predictor.evaluate() == jobs.result(run)["scores"]["evaluate"]
+    first, narrow, last = predictors
+    assert jobs.distance(jobs.weights(first), jobs.weights(last)) == 0
+    # Coarser numbers, and not too coarse; weights are kept in full.
+    assert 1e-6 < jobs.distance(jobs.weights(first), jobs.weights(narrow)) < 1e-2
+    assert {tensor.dtype for tensor in jobs.weights(narrow).values()} == {torch.float32}
+
+
+def test_the_head_computes_in_float32() -> None:
+    head = Head(8, 3, chooses=False).eval()
+    features, present = torch.randn(2, 1, 8), torch.ones(2, 1, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(features.bfloat16(), present)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, head(features.bfloat16(), present), rtol=0, atol=0)
+
+
+def test_a_device_that_is_not_there_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match="no device 'tpu' here"):
+        start_processes("fp32", "tpu")
+
+
+def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
+    old = start_processes("fp32", "cpu")
+    # As if it had been a GPU.
+    shared = {**AcceleratorState._shared_state, "device": torch.device("cuda")}
+    monkeypatch.setattr(AcceleratorState, "_shared_state", shared)
+    old.state.__dict__ = shared
+    new = start_processes("fp32", "cpu")
+    assert (old.device.type, new.device.type) == ("cuda", "cpu")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> None:
+    """As a machine with two of them looks to whoever asks for its devices."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setattr(state, "_shared_state", {})
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_device_is_the_one_that_was_named() -> None:
+    names = ("cuda:1", "cuda:0", "cuda:1", "cuda", None, "cpu", "cuda:1")
+    places = [start_processes("fp32", name) for name in names]
+    expected = ["cuda:1", "cuda:0", "cuda:1", "cuda", "cuda", "cpu", "cuda:1"]
+    # Each keeps its own, whatever was chosen after it.
+    assert [str(place.device) for place in places] == expected
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("name", ["cuda:2", "gpu", "mps", "cuda:x", ""])
+def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
+    with pytest.raises(UsageError, match=f"no device '{name}' here") as caught:
+        start_processes("fp32", name)
+    assert caught.value.cure == "Leave the device out, or say cpu or cuda:0 or cuda:1."
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_several_processes_do_not_share_one_device(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="cannot all compute on cuda:1") as caught:
+        start_processes("fp32", "cuda:1")
+    assert "Say cuda:" in caught.value.cure
+
+
+def switches() -> tuple[object, ...]:
+    cuda = torch.backends.cuda
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_deterministic_run_is_the_same_twice(device: str, bases, tmp_path, monkeypatch) -> None:
+    """Nothing of ours lacks a deterministic kernel, and what was switched is switched back."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", head_dropout=0.1)
+    exact, before = jobs.change(recipe, "train", deterministic=True), switches()
+    during = set()
+    for name in ("one", "two"):
+        for _ in events(exact, tmp_path / name, device=device):
+            during.add(switches())
+    assert during == {(True, False, False, False)}
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert switches() == before
+    jobs.assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_precision_is_what_is_asked_for() -> None:
+    assert [choose_precision(asked) for asked in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert choose_precision("auto") in ("fp32", "bf16")

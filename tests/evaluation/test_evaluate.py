@@ -1,0 +1,85 @@
+"""Scores over all rows: each counted once, in the rows' order, whatever order they are read in."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from finetune.batching.collate import collate
+from finetune.evaluation.evaluate import Reading, evaluate, gather, read_rounds
+from task_formats import Task
+from tests.support import samples
+from tests.support.samples import KINDS
+
+HERE = Accelerator(cpu=True)
+
+
+def task_of(name: str) -> Task:
+    kind = KINDS[name]
+    columns = dict.fromkeys(kind.format.fields, "x") | {"label": "y"}
+    columns |= {"choices": "z"} if kind.format.chooses else {}
+    return Task(kind.format, columns, kind.labels, ("mse" if name == "score" else "accuracy",))
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("budget", [1, 70, 10_000])
+def test_every_row_is_scored_once_and_in_its_place(name: str, budget: int, bases) -> None:
+    kind, base = KINDS[name], samples.load(bases("gpt2"))
+    many = samples.examples(kind, base, count=9)
+    model = samples.task_model(kind, base, dropout=0.5)
+    reading = Reading("packed", base.lexicon.pad, budget)
+    found = evaluate(read_rounds(model, many, reading, HERE), many, task_of(name), HERE)
+    assert model.training
+    model.eval()
+    values, losses = [], []
+    for example, prediction in zip(many, found.predictions, strict=True):
+        with torch.no_grad():
+            logits = model(collate([example], "separate", base.lexicon.pad)).logits[0].double()
+        assert prediction.id == example.id
+        if name == "score":
+            assert prediction.label == pytest.approx(logits.item(), rel=1e-5)
+            values.append((logits.item() - example.label) ** 2)
+            losses.append(values[-1])
+            continue
+        chances = logits.softmax(0)
+        assert len(logits) == (len(example.endings) if kind.format.chooses else kind.labels.width)
+        assert prediction.scores == pytest.approx(chances.tolist(), rel=1e-4)
+        best = int(logits.argmax())
+        assert prediction.label == kind.labels.names[best]
+        values.append(best == example.label)
+        losses.append(-math.log(chances[example.label]))
+    assert found.scores == pytest.approx(
+        {task_of(name).metrics[0]: np.mean(values), "loss": np.mean(losses)}, rel=1e-4
+    )
+
+
+def test_rows_without_a_label_are_predicted_and_not_scored(bases) -> None:
+    kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
+    many = samples.examples(kind, base, count=4)
+    model = samples.task_model(kind, base)
+    reading = Reading("packed", base.lexicon.pad, 100)
+
+    def scores(rows):
+        return evaluate(read_rounds(model, rows, reading, HERE), rows, task_of("entailment"), HERE)
+
+    more = [many[0]._replace(label=None), *many[:2], many[1]._replace(label=None), *many[2:]]
+    assert scores(more).scores == pytest.approx(scores(many).scores)
+    assert len(scores(more).predictions) == 6
+
+
+@pytest.mark.parametrize("found", [[0, 1], [0, 1, 1], [0, 1, 2, 2], [0, 1, 3], []])
+def test_a_row_that_is_missing_or_there_twice_is_never_scored_silently(found: list[int]) -> None:
+    with pytest.raises(RuntimeError, match=f"{len(found)} results for 3 rows"):
+        gather([[(index, np.zeros(2, np.float32)) for index in found]], 3, HERE)
+
+
+def test_numbers_that_are_none_do_not_move_a_class(bases) -> None:
+    """A NaN is kept where it stands: left out, the classes behind it would take other names."""
+    kind, base = KINDS["classification"], samples.load(bases("gpt2"))
+    (example,) = samples.examples(kind, base, count=1)
+    row = np.array([math.nan, 0.0, 1.0], np.float32)
+    found = evaluate([[(0, row)]], [example], task_of("classification"), HERE)
+    assert len(found.predictions[0].scores) == 3
+    assert math.isnan(found.scores["loss"])

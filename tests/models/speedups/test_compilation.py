@@ -1,0 +1,51 @@
+"""Compiled blocks compute the same, for all lengths at once."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from finetune.models.speedups.compilation import compile_blocks
+from task_formats import UsageError
+from tests.batching.test_collate import assert_same
+from tests.support import samples
+from tests.support.samples import KINDS
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# Dynamo looks at what it captures; PyTorch warns of that.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_compiled_blocks_are_the_same_and_are_compiled_once_for_all_lengths(family, bases) -> None:
+    kind, base = KINDS["multiple_choice"], samples.load(bases(family))
+    model, pad = samples.task_model(kind, base), base.lexicon.pad
+    batches = [samples.examples(kind, base, count=n) for n in (3, 4, 6, 9)]
+    expected = [samples.run_as(model, many, "packed", pad) for many in batches]
+    counter = CompileCounter()
+    compile_blocks(base.decoder, backend=counter)
+    counts = []
+    for many, plain in zip(batches, expected, strict=True):
+        assert_same(samples.run_as(model, many, "packed", pad), plain)
+        counts.append(counter.frame_count)
+    assert counts[0] > 0
+    # The second length may show what is dynamic; after it nothing is compiled again.
+    assert len(set(counts[1:])) == 1
+
+
+def test_names_stay(bases) -> None:
+    decoder = samples.load(bases("gpt2")).decoder
+    before = list(decoder.state_dict())
+    compile_blocks(decoder, backend="eager")
+    assert list(decoder.state_dict()) == before
+
+
+def test_without_a_compiler_it_says_so(bases, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
+        compile_blocks(samples.load(bases("gpt2")).decoder)

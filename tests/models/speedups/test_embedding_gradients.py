@@ -1,0 +1,79 @@
+"""Gradients of token tables that grow in place are those that autograd makes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetune.batching.collate import Batch, collate, total
+from finetune.models.losses import objective
+from finetune.models.speedups.embedding_gradients import clear_gradients, grow_in_place, grows
+from finetune.models.task_model import TaskModel
+from tests.support import samples
+
+
+def make(bases, family: str) -> tuple[TaskModel, list[Batch]]:
+    """A model in float64 and an update of two passes."""
+    base = samples.load(bases(family))
+    kind = samples.KINDS["similarity"]
+    many = samples.examples(kind, base, 6)
+    totals = total(many)
+    batches = [collate(part, "separate", base.lexicon.pad, totals) for part in (many[:4], many[4:])]
+    return samples.task_model(kind, base).double(), batches
+
+
+def gradients(model: TaskModel, batches: list[Batch], coefficient: float) -> dict[str, Tensor]:
+    clear_gradients(model)
+    for batch in batches:
+        objective(model(batch, lm=coefficient > 0), batch, coefficient).total.backward()
+    parts = {name: weight.grad for name, weight in model.named_parameters()}
+    return {name: part.clone() for name, part in parts.items() if part is not None}
+
+
+@pytest.mark.parametrize("coefficient", [0, 0.5])
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "llama", "gpt_neox"])
+def test_what_grows_in_place_is_what_autograd_makes(bases, family: str, coefficient: float):
+    model, batches = make(bases, family)
+    expected = gradients(model, batches, coefficient)
+    grow_in_place(model, 1)
+    tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+    assert tables
+    for _ in range(2):  # The second update begins with what the first has left.
+        found = gradients(model, batches, coefficient)
+        rooms = [table.grad.data_ptr() for table in tables]
+        assert all(part.layout == torch.strided for part in found.values())
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    clear_gradients(model)
+    assert [table.grad.data_ptr() for table in tables] == rooms
+    assert not any(table.grad.any() for table in tables)
+    growing = {id(table) for table in tables}
+    assert all(part.grad is None for part in model.parameters() if id(part) not in growing)
+
+
+@pytest.mark.parametrize("coefficient", [0, 0.5])
+def test_nothing_as_large_as_the_table_is_made_in_a_pass(bases, coefficient: float):
+    model, batches = make(bases, "gpt2")
+    table = model.reader.decoder.get_input_embeddings().weight
+    grow_in_place(model, 1)
+    clear_gradients(model)
+    handed = []
+    table.register_hook(lambda slope: handed.append(slope.layout))
+    objective(model(batches[0], lm=coefficient > 0), batches[0], coefficient).total.backward()
+    # Autograd is handed rows alone: what the LM loss adds, it adds by itself.
+    assert handed == [torch.sparse_coo]
+
+
+@pytest.mark.parametrize(("processes", "device"), [(2, "cpu"), (1, "meta")])
+def test_elsewhere_nothing_is_changed(bases, processes: int, device: str):
+    model, _ = make(bases, "gpt2")
+    grow_in_place(model.to(device), processes)
+    clear_gradients(model)
+    assert all(part.grad is None and not grows(part) for part in model.parameters())
+    assert not any(getattr(part, "sparse", False) for part in model.modules())
+
+
+def test_a_frozen_table_gets_no_gradient(bases):
+    model, batches = make(bases, "gpt2")
+    table = model.reader.decoder.get_input_embeddings().weight.requires_grad_(False)
+    grow_in_place(model, 1)
+    gradients(model, batches, 0)
+    assert table.grad is None

@@ -1,0 +1,100 @@
+"""Families whose logits are more than a linear map: scaled or capped as transformers does it."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from finetune.batching.collate import collate
+from finetune.models.pretrained import equip
+from finetune.models.task_model import Finish, LanguageModel, TaskModel
+from finetune.pretraining.perplexity import TextScorer
+from task_formats import Encoded
+from tests.support.samples import KINDS
+
+SHAPE = {
+    "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 96,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+# Far enough from 1, and caps low enough, that the logits of so small a decoder feel them.
+SETTINGS = {
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 3.0},
+    "hyperclovax": {"logits_scaling": 0.5},
+    "falcon_h1": {
+        "lm_head_multiplier": 0.3, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
+        "mamba_d_state": 8, "head_dim": 8,
+    },
+    "recurrent_gemma": {
+        "logits_soft_cap": 2.0, "lru_width": 32, "num_hidden_layers": 3,
+        "attention_window_size": 64,
+    },
+    "nanochat": {"final_logit_softcapping": 2.0},
+}  # fmt: skip
+
+
+def draw(family: str) -> transformers.PreTrainedModel:
+    config = transformers.AutoConfig.for_model(family, **{**SHAPE, **SETTINGS[family]})
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.15)
+    return model.eval()
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_loss_and_gradients_are_transformers_own(family: str) -> None:
+    decoder = draw(family)
+    rows = torch.randint(3, 320, (3, 17), generator=torch.Generator().manual_seed(2))
+    expected = decoder(input_ids=rows, labels=rows).loss
+    slopes = gradients(decoder, expected)
+    texts = [Encoded(f"x/{n}", row.tolist(), ()) for n, row in enumerate(rows)]
+    batch = collate(texts, "separate")
+    found = LanguageModel(equip(decoder))(batch, lm=True).lm_loss
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for name, slope in gradients(decoder, found).items():
+        torch.testing.assert_close(slope, slopes[name], rtol=1e-3, atol=1e-5, msg=name)
+    expected = expected.detach()
+    with torch.no_grad():
+        nats = TextScorer(decoder)(batch).logits
+    assert float(nats.sum()) == pytest.approx(16 * 3 * float(expected), rel=1e-5)
+    # Without what the family does to its logits it would be another loss.
+    finish, model = Finish.of(decoder), LanguageModel(decoder)
+    assert finish != Finish()
+    model.reader.finish = Finish()
+    assert abs(float(model(batch, lm=True).lm_loss.detach() - expected)) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite"])
+@pytest.mark.parametrize("layout", ["separate", "packed"])
+def test_answers_and_fine_tuning_read_the_same_logits(family: str, layout: str) -> None:
+    decoder = draw(family)
+    chosen = Encoded("x", [5, 6, 7], ([8, 9], [10]), 0)
+    with torch.no_grad():
+        views = [torch.tensor([[5, 6, 7, *ending]]) for ending in chosen.endings]
+        logs = [decoder(input_ids=view).logits[0].log_softmax(-1) for view in views]
+        loss = decoder(input_ids=views[1], labels=views[1]).loss
+    expected = [float(logs[0][2, 8] + logs[0][3, 9]), float(logs[1][2, 10])]
+    with torch.no_grad():
+        found = LanguageModel(equip(decoder))(collate([chosen], layout)).logits[0]
+        assert found.tolist() == pytest.approx(expected, rel=1e-5)
+        kind = KINDS["classification"]
+        model = TaskModel(decoder, kind.format, kind.labels)
+        one = collate([Encoded("x", [5, 6, 7], ([10],), 0)], layout)
+        assert float(model(one, lm=True).lm_loss) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_what_transformers_does_not_read_is_not_read_here() -> None:
+    """Mpt has a setting for it, and its logits are plain all the same."""
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=320)
+    config.logit_scale = 0.5
+    assert Finish.of(transformers.AutoModelForCausalLM.from_config(config)) == Finish()

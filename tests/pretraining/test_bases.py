@@ -1,0 +1,151 @@
+"""Pre-training that goes on from bases of other families, with what their tokenizers have."""
+
+import math
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers
+
+from finetune.checkpointing.run_folder import read_result
+from finetune.pretraining import Plan, pretrain
+from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.token_shards import open_shards
+from finetune.pretraining.train import events
+from finetune.training.loop import Step
+from task_formats import UsageError
+from tests.support import families
+
+pytestmark = pytest.mark.usefixtures("no_flush")
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(" ".join(families.SENTENCES) * 3)
+    return folder
+
+
+def go_on(base: Path, texts: Path, **train) -> Plan:
+    settings = {"updates": 2, "batch_size": 2, "precision": "fp32", "warmup_updates": 1, **train}
+    corpus = {"train": str(texts), "evaluate": str(texts / "a.txt"), "shards": str(texts / "home")}
+    return Plan.model_validate({"base": str(base), "corpus": corpus, "train": settings})
+
+
+def test_a_base_without_an_end_of_text_token_parts_documents_by_another(bases, texts, tmp_path):
+    base = bases("openai-gpt")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (None, None)
+    pretrain(go_on(base, texts), tmp_path / "run")
+    assert read_result(tmp_path / "run")["scores"]["evaluate"]["loss"] > 0
+    shards = open_shards(texts / "home" / "train")
+    # The unknown token is all that this family has: before, between and after two documents.
+    ends = shards.starts.tolist()
+    assert len(ends) == 3
+    assert [shards.read(at, at + 1).tolist() for at in ends] == [[tokenizer.unk_token_id]] * 3
+    # What came of it goes on as well.
+    pretrain(go_on(tmp_path / "run", texts, updates=1), tmp_path / "further")
+
+
+def test_without_any_special_token_the_cure_is_one_that_there_is(bases, texts, tmp_path):
+    base = tmp_path / "base"
+    tokenizer = families.make_tokenizer("gpt2")
+    transformers.AutoModelForCausalLM.from_pretrained(bases("gpt2")).save_pretrained(base)
+    core = tokenizer.backend_tokenizer
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(base)
+    with pytest.raises(UsageError, match="no special token") as caught:
+        pretrain(go_on(base, texts), tmp_path / "run")
+    assert "tokenizer_config.json" in caught.value.cure
+    # And the cure works.
+    marked = transformers.AutoTokenizer.from_pretrained(base, eos_token="<|endoftext|>")
+    marked.save_pretrained(base)
+    pretrain(go_on(base, texts), tmp_path / "again")
+
+
+def test_a_base_without_a_limit_of_positions_reads_blocks_of_2048(texts, tmp_path):
+    torch.manual_seed(0)
+    base = tmp_path / "bloom"
+    tokenizer = families.make_tokenizer("gpt2")
+    shape = transformers.BloomConfig(
+        vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, bos_token_id=0,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(base)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>"
+    ).save_pretrained(base)
+    (texts / "c.txt").write_text(" ".join(families.SENTENCES) * 40)
+    pretrain(go_on(base, texts, updates=1), tmp_path / "run")
+    # Two short documents are a block each; the long one is cut by 2047 targets.
+    targets = open_shards(texts / "home" / "train").starts
+    long = int(targets[3] - targets[2])
+    assert long > 2048
+    rows = read_result(tmp_path / "run")["made_with"]["rows"]["train"]
+    assert rows == 2 + -(-long // 2047)
+
+
+@pytest.fixture
+def small(bases, texts) -> Plan:
+    return go_on(bases("gpt2"), texts, updates=4, context=24, checkpoint_updates=1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
+    """A folder of Parquet files as the hub has them, and what `datasets` saves."""
+    folder = tmp_path / "set"
+    splits = {"train": families.SENTENCES * 3, "validation": families.SENTENCES[:2]}
+    made = {name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()}
+    if kind == "saved":
+        datasets.DatasetDict(made).save_to_disk(folder)
+    else:
+        for name, rows in made.items():
+            rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    plan = go_on(bases("gpt2"), texts).model_dump(exclude_unset=True)
+    corpus = {"path": str(folder), "train": "train", "evaluate": "validation"}
+    pretrain(Plan.model_validate({**plan, "corpus": corpus}), tmp_path / "run")
+    shards = open_shards(tmp_path / "run" / "corpus" / "train")
+    assert len(shards.starts) == 3 * len(families.SENTENCES) + 1
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bases("gpt2"))
+    first = shards.read(int(shards.starts[0]) + 1, int(shards.starts[1])).tolist()
+    assert tokenizer.decode(first) == families.SENTENCES[0]
+
+
+def test_mixed_documents_fill_every_block(small, texts, tmp_path):
+    for n in range(6):
+        (texts / f"short{n}.txt").write_text(families.SENTENCES[n])
+    mixed = small.model_copy(
+        update={"train": small.train.model_copy(update={"mix_documents": True})}
+    )
+    counts = []
+    for name, plan in (("mixed", mixed), ("apart", small)):
+        pretrain(plan, tmp_path / name)
+        counts.append(read_result(tmp_path / name)["made_with"]["rows"]["train"])
+    shards = open_shards(texts / "home" / "train")
+    assert counts[0] == -(-int(shards.starts[-1]) // 23) < counts[1]
+    blocks = Blocks(shards, 24, "train", mix_documents=True)
+    end = shards.read(0, 1)[0]
+    assert any(end in blocks[n].prefix[1:-1] for n in range(len(blocks)))
+
+
+def test_in_bf16_a_stopped_run_goes_on_as_if_it_never_stopped(small, tmp_path):
+    narrow = small.model_copy(
+        update={"train": small.train.model_copy(update={"precision": "bf16"})}
+    )
+    pretrain(narrow, tmp_path / "whole")
+    assert math.isfinite(read_result(tmp_path / "whole")["scores"]["evaluate"]["loss"])
+    happening = events(narrow, tmp_path / "stopped")
+    for event in happening:
+        if isinstance(event, Step) and event.number == 2:
+            break
+    happening.close()
+    pretrain(narrow, tmp_path / "stopped", resume=True)
+    whole, stopped = (
+        (tmp_path / name / "model" / "model.safetensors").read_bytes()
+        for name in ("whole", "stopped")
+    )
+    assert whole == stopped
+    pretrain(small, tmp_path / "wide")
+    assert (tmp_path / "wide" / "model" / "model.safetensors").read_bytes() != whole

@@ -1,0 +1,246 @@
+"""Plain text: what is read, what is changed in it, and what is refused."""
+
+import gzip
+import lzma
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
+
+from finetune.pretraining.corpus import (
+    cut_pieces,
+    find_files,
+    fingerprint,
+    join_lines,
+    read_documents,
+    read_text,
+    unwrap,
+    wrap_width,
+)
+from finetune.pretraining.corpus_sources import open_corpus
+from finetune.pretraining.plan import CorpusPart
+from task_formats import UsageError
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+LINES = st.text(st.sampled_from("ab  \n.,-"), max_size=300)
+PAGE = """\
+It was a cold and cheerless evening, and the wind that blew from the river
+brought with it nothing but the smell of coal-
+smoke. Nobody walked abroad.
+
+    O wind, that blowest all the day,
+    A sail is a blessing to them that stay,
+
+"Quiet!" said he.
+The master of the house looked up from the paper that he had been reading,
+and shook his head.
+He had been a soldier in his youth, and nothing that came to pass at night
+could move him from his chair before the last column had been read, nor had
+the servants of the house been known to try it, for they were afraid of him
+and, to say it plainly, of the dark.
+"""
+UNWRAPPED = """\
+It was a cold and cheerless evening, and the wind that blew from the river brought with it \
+nothing but the smell of coal-smoke. Nobody walked abroad.
+
+    O wind, that blowest all the day,
+    A sail is a blessing to them that stay,
+
+"Quiet!" said he.
+The master of the house looked up from the paper that he had been reading, and shook his head.
+He had been a soldier in his youth, and nothing that came to pass at night could move him from \
+his chair before the last column had been read, nor had the servants of the house been known to \
+try it, for they were afraid of him and, to say it plainly, of the dark.
+"""
+
+
+def read(path: Path, unwrapped: bool = False) -> str:
+    return "".join("".join(d.pieces) for d in read_documents([path], unwrapped))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)]
+)
+def test_mark_and_line_ends_are_the_only_changes(tmp_path, suffix, pack):
+    path = tmp_path / f"book{suffix}"
+    path.write_bytes(pack("\ufeffOne\r\ntwo \rthree\n\n\ufefffour é".encode()))
+    assert read(path) == "One\ntwo \nthree\n\n\ufefffour é"
+
+
+@given(TEXTS)
+def test_any_text_comes_back(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_bytes(text.encode())
+    plain = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    assert read(path) == plain
+
+
+@given(st.text(), st.integers(1, 50), st.lists(st.integers(0, 60), max_size=5))
+def test_pieces_are_the_text_wherever_blocks_end(text, size, cuts):
+    bounds = sorted(min(cut, len(text)) for cut in cuts)
+    blocks = [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
+    pieces = list(cut_pieces(blocks, size))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= size + 1 for piece in pieces)
+    assert pieces == list(cut_pieces([text], size))
+
+
+@given(st.text(st.sampled_from("ab'Z9 \n\t.é中"), max_size=80), st.integers(20, 40))
+def test_a_piece_ends_where_byte_level_bpe_parts_the_text_anyway(text, size):
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    blank_within_reach = all(
+        any(text[i - 1 : i + 2].split() == [text[i - 1], text[i + 1]] for i in window)
+        for end in range(size, len(text) - 1)
+        if (window := range(max(end - size + 1, 1), end + 1))
+    )
+    words = [
+        word for piece in cut_pieces([text], size) for word, _ in splitter.pre_tokenize_str(piece)
+    ]
+    if blank_within_reach:
+        assert words == [word for word, _ in splitter.pre_tokenize_str(text)]
+
+
+def test_a_page_is_unwrapped_but_for_headings_verse_and_paragraphs():
+    assert wrap_width(PAGE * 4) == 75
+    assert "".join(unwrap([PAGE * 4])) == UNWRAPPED * 4
+
+
+def test_text_without_hard_breaks_is_left_alone():
+    paragraphs = "".join(f"{'word ' * n}end.\n" for n in range(5, 90))
+    code = "".join(f"{'    ' * (n % 4)}x{n} = {n}\n" for n in range(100)) + "y = 1  " + "#" * 60
+    for text in (paragraphs, code, "", "One line."):
+        assert wrap_width(text) is None
+        assert "".join(unwrap([text])) == text
+
+
+@given(LINES, st.lists(st.integers(0, 300), max_size=6), st.integers(3, 20))
+def test_unwrapping_does_not_depend_on_blocks_and_changes_only_line_breaks(text, cuts, width):
+    bounds = sorted(min(cut, len(text)) for cut in cuts)
+    blocks = [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
+    joined = "".join(join_lines(blocks, width))
+    assert joined == "".join(join_lines([text], width))
+    assert "".join(joined.split()) == "".join(text.split())
+    assert joined.count("\n") <= text.count("\n")
+
+
+def test_a_line_longer_than_memory_streams(tmp_path):
+    path = tmp_path / "long.gz"
+    path.write_bytes(gzip.compress(b"x" * 5_000_000))
+    pieces = [len(piece) for d in read_documents([path], unwrapped=True) for piece in d.pieces]
+    assert sum(pieces) == 5_000_000
+    assert max(pieces) <= 2**16
+
+
+@pytest.mark.parametrize(
+    ("before", "at"), [(b"", 0), (b"\xef\xbb\xbf\xc3\xa9", 5), (b"a" * 2**21, 2**21)]
+)
+def test_a_byte_that_is_not_utf8_is_named_with_its_place(tmp_path, before, at):
+    path = tmp_path / "latin.txt"
+    path.write_bytes(before + b"\xe9t\xe9")
+    with pytest.raises(UsageError, match=f"latin.txt: byte {at} is 0xe9"):
+        list(read_text(path))
+
+
+def test_a_text_that_ends_inside_a_character_is_refused(tmp_path):
+    path = tmp_path / "half.txt"
+    path.write_bytes(b"ab\xc3")
+    with pytest.raises(UsageError, match="byte 2 is 0xc3"):
+        list(read_text(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.gz", gzip.compress(b"word " * 1000, mtime=0)[:40]),
+        ("cut.xz", lzma.compress(bytes(range(256)) * 100)[:100]),
+        ("not.gz", b"plain"),
+        ("not.xz", b"plain"),
+        ("flipped.gz", gzip.compress(b"word " * 1000, mtime=0)[:20] + b"\xff" * 20),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{name}: cannot be read"):
+        list(read_text(path))
+
+
+def test_files_folders_and_globs_name_each_file_once_in_order(tmp_path):
+    for name in ("b.txt", "a.txt", "sub/c.xz", "sub/notes.md", "d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+
+    def names(*patterns: str) -> list[str]:
+        return [str(path.relative_to(tmp_path)) for path in find_files(patterns)]
+
+    folder = str(tmp_path)
+    assert names(folder) == ["a.txt", "b.txt", "sub/c.xz"]
+    assert names(f"{folder}/b.txt", f"{folder}/*.txt") == ["b.txt", "a.txt"]
+    assert names(f"{folder}/**/*.md") == ["sub/notes.md"]
+    with pytest.raises(UsageError, match=r"no text files under .*nowhere"):
+        names(f"{folder}/nowhere/*.txt")
+
+
+def test_fingerprint_tells_contents_and_order_but_not_names(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path, text in zip(paths, ["one", "two", "one"], strict=True):
+        path.write_text(text)
+    a, b, c = paths
+    assert fingerprint([a, b]) == fingerprint([c, b])
+    assert len({fingerprint([a, b]), fingerprint([b, a]), fingerprint([a]), fingerprint([])}) == 4
+
+
+def test_every_novel_is_read(shared):
+    """The card: 46 and 4 files, each with a byte order mark and Windows line ends."""
+    novels = shared / "data/lm/novels"
+    assert [len(find_files([str(novels / s)])) for s in ("train", "valid")] == [46, 4]
+    path = novels / "valid/Conrad_Almayer_1895.txt.xz"
+    raw = lzma.decompress(path.read_bytes()).decode("utf-8-sig")
+    assert read(path) == raw.replace("\r\n", "\n")
+    whole, joined = read(path), read(path, unwrapped=True)
+    assert joined.count("\n") < whole.count("\n") / 5
+
+
+def pack_folder(folder: Path, name: str) -> Path:
+    """An archive of one text."""
+    (folder / "book.txt").write_text("It rained.\n")
+    packed = folder / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.write(folder / "book.txt", "book.txt")
+    else:
+        with tarfile.open(packed, f"w:{Path(name).suffix[1:].replace('tar', '')}") as archive:
+            archive.add(folder / "book.txt", "book.txt")
+    return packed
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
+def test_an_archive_is_no_text(tmp_path, name):
+    packed = pack_folder(tmp_path, name)
+    with pytest.raises(UsageError, match="is NUL, so this is no text") as caught:
+        read(packed)
+    assert caught.value.where == str(packed)
+    assert "Unpack" in caught.value.cure
+
+
+def test_endings_may_be_in_capitals(tmp_path):
+    (tmp_path / "A.TXT").write_text("one")
+    (tmp_path / "B.TXT.GZ").write_bytes(gzip.compress(b"two"))
+    (tmp_path / "C.txt.XZ").write_bytes(lzma.compress(b"three"))
+    found = find_files([str(tmp_path)])
+    assert [read(path) for path in found] == ["one", "two", "three"]
+
+
+def test_rows_are_read_as_rows_or_refused_however_they_are_packed(tmp_path):
+    content = b'{"text": "It rained."}\n'
+    for name, pack in (("A.JSONL.GZ", gzip.compress), ("a.jsonl.xz", lzma.compress)):
+        (tmp_path / name).write_bytes(pack(content))
+    corpus = open_corpus(CorpusPart(train="x"), (str(tmp_path / "A.JSONL.GZ"),))
+    assert ["".join(document.pieces) for document in corpus.read()] == ["It rained."]
+    with pytest.raises(UsageError, match=r"packed as \.xz") as caught:
+        open_corpus(CorpusPart(train="x"), (str(tmp_path / "a.jsonl.xz"),))
+    assert "a.jsonl.xz" in caught.value.where

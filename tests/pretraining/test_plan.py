@@ -1,0 +1,151 @@
+"""The plan of a pre-training run: the paper's defaults, and what is refused."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from finetune.pretraining.architectures import draw_decoder
+from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan_loading import dump_plan, load_plan, parse_plan, shipped_plans
+from task_formats import UsageError
+
+CORPUS = {"train": "books"}
+
+
+def test_what_is_not_said_is_the_papers():
+    """Facts, section 1, pre-training settings."""
+    plan = Plan.model_validate({"corpus": CORPUS})
+    shape, train = plan.shape, plan.train
+    assert (shape.style, shape.layers, shape.width, shape.heads) == ("gpt1", 12, 768, 12)
+    assert (shape.positions, plan.tokenizer.vocabulary) == (512, 40_000)
+    assert (train.learning_rate, train.warmup_updates, train.epochs) == (2.5e-4, 2000, 100)
+    assert (train.batch_size, train.context, train.dropout) == (64, None, 0.1)
+    assert (train.weight_decay, train.initial_spread, train.max_grad_norm) == (0.01, 0.02, 1.0)
+    assert plan.corpus.train == ("books",)
+    assert not train.mix_documents
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpus": {"train": []}}, "names no file"),
+        ({"corpus": {**CORPUS, "trian": "x"}}, "trian"),
+        ({"shape": {"width": 100, "heads": 12}}, "width 100 is not a multiple of heads 12"),
+        ({"shape": {"style": "llama", "heads": 12, "key_value_heads": 5}}, "key_value_heads 5"),
+        ({"shape": {"style": "llama", "width": 36, "heads": 12}}, "even"),
+        ({"shape": {"style": "gpt2", "tied": False}}, "for style: llama"),
+        ({"shape": {"style": "gpt3"}}, "gpt1"),
+        ({"train": {"context": 513}}, "train.context 513 is more than shape.positions 512"),
+        ({"tokenizer": {"vocabulary": 256}}, "257"),
+        ({"train": {"learning_rate": 0}}, "greater than 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        Plan.model_validate({"corpus": CORPUS, **changes})
+
+
+def test_a_base_brings_its_own_positions():
+    plan = Plan.model_validate({"corpus": CORPUS, "base": "gpt2", "train": {"context": 1024}})
+    assert plan.train.context == 1024
+
+
+def test_every_shipped_plan_loads_and_comes_back_from_what_a_run_writes():
+    assert "tiny" in shipped_plans()
+    for name in shipped_plans():
+        plan = load_plan(name)
+        assert plan.about
+        assert parse_plan(dump_plan(plan)) == plan
+
+
+def test_the_shipped_base_fits_its_ten_megabytes():
+    """GPT-2's numbers: 12 · layers · width² and the tables, 2 bytes each; 300 kB of tokenizer."""
+    plan = load_plan("tiny")
+    shape = plan.shape
+    blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
+    tables = (plan.tokenizer.vocabulary + shape.positions) * shape.width
+    assert 2 * (blocks + tables + 2 * shape.width) + 300_000 < 10_000_000
+    assert plan.train.store == "bf16"
+
+
+def test_the_mini_plan_draws_a_decoder_of_between_20_and_30_million_parameters():
+    plan = load_plan("mini")
+    shape, vocabulary = plan.shape, plan.tokenizer.vocabulary
+    with torch.device("meta"):
+        decoder = draw_decoder(shape, vocabulary, 0, dropout=0.1, spread=0.02, seed=42)
+    count = sum(part.numel() for part in decoder.parameters())
+    blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
+    tables = (vocabulary + shape.positions) * shape.width
+    assert count == blocks + tables + 2 * shape.width == 29_676_544
+    assert plan.train.store == "bf16"
+
+
+def test_files_lie_beside_the_plan_and_flags_where_the_program_runs(tmp_path):
+    (tmp_path / "old").mkdir()
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "corpus: {train: [a, b/*.txt], evaluate: v}\nbase: old\ntokenizer: {path: gpt2}"
+    )
+    plan = load_plan(path)
+    assert plan.corpus.train == (str(tmp_path / "a"), str(tmp_path / "b/*.txt"))
+    assert plan.corpus.evaluate == (str(tmp_path / "v"),)
+    assert (plan.base, plan.tokenizer.path) == (str(tmp_path / "old"), "gpt2")
+    changed = load_plan(path, {"corpus.train": "[here]", "train.learning_rate": "3e-4"})
+    assert changed.corpus.train == ("here",)
+    assert changed.corpus.evaluate == plan.corpus.evaluate
+    assert changed.train.learning_rate == 3e-4
+    path.write_text("corpus: {path: some/set, train: train}")
+    assert (load_plan(path).corpus.path, load_plan(path).corpus.train) == ("some/set", ("train",))
+    path.write_text("corpus: {path: old, train: train, shards: kept}")
+    corpus = load_plan(path, {"corpus.revision": "main"}).corpus
+    assert (corpus.path, corpus.shards) == (str(tmp_path / "old"), str(tmp_path / "kept"))
+    assert load_plan(path, {"corpus.shards": "here"}).corpus.shards == "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpus: {train: a}\ntrian: {}", r"mine.yaml, line 2: unknown key 'trian'"),
+        ("corpus: {train: a}\ntrain:\n  epoch: 3", r"line 3: unknown key 'train.epoch'\n.*epochs"),
+        ("train: {}", "corpus is missing"),
+        ("corpus: {train: a}\nshape: {width: 10, heads: 3}", "line 2: shape: width 10 is not"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_plan(path)
+
+
+def test_epochs_that_are_asked_for_outdo_the_updates_of_a_plan(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("corpus: {train: a}\ntrain: {epochs: 9, updates: 5}")
+    assert load_plan(path).train.updates == 5
+    assert load_plan(path, {"train.updates": 3}).train.updates == 3
+    train = load_plan(path, {"train.epochs": 2}).train
+    assert (train.epochs, train.updates) == (2, None)
+
+
+def test_the_recipe_of_a_task_is_no_plan(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: {format: classification}\ntrain: {max_tokens: 5}")
+    with pytest.raises(UsageError, match="this is the recipe of a task, not a plan"):
+        load_plan(path)
+
+
+def test_an_unknown_plan_names_the_nearest():
+    with pytest.raises(UsageError, match=r"'tinny'.*\n.*'tiny'"):
+        load_plan("tinny")
+    with pytest.raises(UsageError, match="no plan file"):
+        load_plan("tiny.yaml")
+
+
+def test_a_tilde_is_the_home_of_whoever_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "mine.yaml"
+    path.write_text("corpus: {train: ~/texts, shards: ~/shards}\ntokenizer: {path: ~/words}\n")
+    plan = load_plan(path)
+    home = str(tmp_path / "home")
+    assert plan.corpus.train == (f"{home}/texts",)
+    assert (plan.corpus.shards, plan.tokenizer.path) == (f"{home}/shards", f"{home}/words")

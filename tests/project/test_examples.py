@@ -1,0 +1,121 @@
+"""Every example is a whole program, is short, and runs offline."""
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.checkpointing.run_folder import read_result
+from tests.support import jobs
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path, capsys):
+    """Runs an example as a program in an empty folder; what it printed."""
+
+    def run(name: str, *words: object) -> str:
+        path = next(path for path in EXAMPLES if path.stem == name)
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_is_run_here(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+    assert f'example("{path.stem}"' in Path(__file__).read_text(encoding="utf-8").replace("\n", "")
+
+
+def write_rte(home: Path) -> Path:
+    """Twelve and six rows in GLUE's own layout; the folder."""
+    folder = home / "glue" / "RTE"
+    folder.mkdir(parents=True)
+    for name, count in (("train", 12), ("dev", 6)):
+        rows = jobs.rows("entailment", count)
+        lines = [
+            f"{n}\t{row['premise']}\t{row['hypothesis']}\t{['not_entailment', 'entailment'][n % 2]}"
+            for n, row in enumerate(rows)
+        ]
+        header = "index\tsentence1\tsentence2\tlabel"
+        (folder / f"{name}.tsv").write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+    return home / "glue"
+
+
+def test_train_rte(example, bases, tmp_path) -> None:
+    """On a folder in GLUE's own layout; called again, it goes on with the finished run."""
+    words = ("--base", bases("gpt2"), "--data", write_rte(tmp_path), "--epochs", 1)
+    first = example("train_rte", *words)
+    assert "12 examples, 1 updates on" in first
+    assert "epoch 1: {'accuracy':" in first
+    assert first.splitlines()[-1].startswith("It has rained. ")
+    again = example("train_rte", *words)
+    assert "finished already" in again
+    assert again.splitlines()[-1] == first.splitlines()[-1]
+
+
+def test_compare_ways(example, bases, tmp_path) -> None:
+    """A table of all ways; called again, everything is only read."""
+    words = ("--base", bases("gpt2"), "--data", write_rte(tmp_path), "--epochs", 1, "--seeds", 1)
+    first = example("compare_ways", *words)
+    assert "| from scratch | 12 | 1 |" in first
+    assert first.splitlines()[-1].endswith("of 1 seeds")
+    again = example("compare_ways", *words).splitlines()
+    assert sum(line.endswith("(done before)") for line in again) == 6
+    assert again[6:] == first.splitlines()[6:]
+
+
+def test_own_csv(example, bases, tmp_path) -> None:
+    for name, seed in (("train", 0), ("new", 1)):
+        with open(tmp_path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["review", "stars"])
+            many = jobs.rows("classification", 9, seed)
+            writer.writerows([row["text"], row["label"]] for row in many)
+    columns = ("--text", "review", "--label", "stars", "--base", bases("gpt2"))
+    held_out = ("--held-out", tmp_path / "new.csv")
+    out = example("own_csv", "train.csv", "new.csv", "labelled.csv", *columns, *held_out)
+    assert "trained 6 updates; scores: {'evaluate': {'accuracy':" in out
+    with open(tmp_path / "labelled.csv", encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["review"] for row in found] == [row["text"] for row in many]
+    assert {row["stars"] for row in found} <= {"0", "1", "2"}
+    assert all(1 / 3 <= float(row["probability"]) <= 1 for row in found)
+
+
+def test_library(example, bases) -> None:
+    lines = example("library", "--base", bases("gpt2")).splitlines()
+    assert lines[0].startswith("<|start|> ")
+    assert lines[0].endswith(" <|extract|>")
+    losses = [float(line.split(": ")[1].split(",")[0]) for line in lines[1:21]]
+    assert losses[-1] < losses[0]
+    assert lines[-1].startswith("{'accuracy': ")
+
+
+def test_classifier_pipeline(example, bases) -> None:
+    out = example("classifier_pipeline", "--base", bases("gpt2"), "--epochs", 1)
+    assert out.splitlines()[0].startswith("accuracy by fold: [")
+    assert "best: {'classifier__learning_rate': " in out
+    assert out.splitlines()[-1].startswith("of pairs: [")
+
+
+def test_custom_task(example, bases, tmp_path) -> None:
+    threads = [
+        {"messages": [{"text": row["premise"]}, {"text": "Try it."}], "thanks": n % 2}
+        for n, row in enumerate(jobs.rows("entailment", 8))
+    ]  # fmt: skip
+    (tmp_path / "threads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in threads))
+    out = example("custom_task", "threads.jsonl", "--base", bases("gpt2"))
+    assert "on what it has learned from: {'accuracy': " in out
+    assert "Prediction(id='row/0', label=" in out
+    assert read_result(tmp_path / "runs" / "threads")["updates"] == 3
+    said = finetune.load_recipe(tmp_path / "runs" / "threads" / "recipe.yaml")
+    assert said.task.format.views == (("{told}", "{answer}"),)

@@ -1,0 +1,253 @@
+"""Tasks asked in words: normalisation, calibration, scores, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from finetune.evaluation.intervals import bootstrap
+from finetune.evaluation.metrics import score
+from finetune.prompting import Asker, Manner, ask, normalization
+from finetune.prompting.contexts import find_boundary
+from finetune.recipe.schema import Recipe
+from task_formats import Encoded, Question, UsageError
+
+FACTS = [
+    ("A man rides a horse.", "An animal is there.", "yes"),
+    ("It rained all night.", "The street is dry.", "no"),
+    ("She found the letter.", "The letter was found.", "yes"),
+    ("Prices rose in 1998.", "Nothing changed.", "no"),
+    ("Nobody had read it.", "Everybody read it.", "no"),
+    ("The report is old.", "There is a report.", "yes"),
+    ("He was late again.", "He came late.", "yes"),
+    ("The river is wet.", "The grass is blue.", "no"),
+]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    rows = [dict(zip(("one", "two", "label"), row, strict=True)) for row in FACTS]
+    for name, part in (("train", rows), ("dev", rows[1:6])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+def entailment(data: Path, base: Path, **prompt) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "task": {
+                "format": "entailment",
+                "columns": {"premise": "one", "hypothesis": "two", "label": "label"},
+                "labels": ["no", "yes"],
+                "metrics": ["accuracy", "f1"],
+                "prompt": {
+                    "text": "{premise} {hypothesis} True?",
+                    "answers": {"yes": " True, it is", "no": " No"},
+                    "separator": "\n",
+                    **prompt,
+                },
+            },
+            "base": {"path": str(base)},
+            "data": {"train": str(data / "train.jsonl"), "evaluate": str(data / "dev.jsonl")},
+            "train": {"precision": "fp32"},
+        }
+    )
+
+
+def likelihood(base: Path, context: str, answer: str) -> tuple[float, int]:
+    """The answer's log-probability after the context, and its tokens, by transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    before = tokenizer(context)["input_ids"]
+    ids = torch.tensor([tokenizer(context + answer)["input_ids"]])
+    with torch.no_grad():
+        logs = model(ids).logits[0].double().log_softmax(-1)
+    targets = range(len(before), ids.shape[1])
+    return sum(float(logs[t - 1, ids[0, t]]) for t in targets), len(targets)
+
+
+def weigh(base: Path, context: str, how: str) -> list[float]:
+    """(K,) numbers of the answers no and yes, normalised as GPT-3 describes it."""
+    found = []
+    for answer in (" No", " True, it is"):
+        value, tokens = likelihood(base, context, answer)
+        prior, _ = likelihood(base, "Answer:", answer)
+        sizes = {"none": 1, "token": tokens, "byte": len(answer.strip()), "prior": 1}
+        found.append(value / sizes[how] - (prior if how == "prior" else 0))
+    return found
+
+
+@pytest.mark.parametrize("how", ["none", "token", "byte", "prior"])
+def test_zero_shot_answers_are_those_of_transformers_own_likelihoods(bases, data, how):
+    base = bases("gpt2")
+    found = Asker(entailment(data, base)).ask(Manner(normalization=how))
+    expected = []
+    for (premise, hypothesis, _), prediction in zip(FACTS[1:6], found.predictions, strict=True):
+        weights = weigh(base, f"{premise} {hypothesis} True?", how)
+        shares = np.exp(weights) / np.exp(weights).sum()
+        assert prediction.scores == pytest.approx(shares, rel=1e-4)
+        expected.append(("no", "yes")[int(np.argmax(weights))])
+    assert [prediction.label for prediction in found.predictions] == expected
+    gold = [label for _, _, label in FACTS[1:6]]
+    assert found.scores == score(("accuracy", "f1"), expected, gold, "yes")
+    assert found.predictions[2].id == f"{data / 'dev.jsonl'}/2"
+    assert (found.shown, found.cut) == (0, 0)
+
+
+def test_solved_examples_come_from_the_training_split_and_never_answer_the_question(bases, data):
+    asker = Asker(entailment(data, bases("gpt2")))
+    found = asker.ask(Manner(shots=1, seed=3))
+    alone = asker.ask(Manner())
+    assert found.shown == 1
+    assert [p.scores for p in found.predictions] != [p.scores for p in alone.predictions]
+    assert asker.ask(Manner(shots=1, seed=3)).predictions == found.predictions
+    seeds = {tuple(asker.ask(Manner(1, seed)).predictions) for seed in range(4)}
+    assert len(seeds) > 1
+    # Every row of the evaluation split is a training row as well: it is never shown.
+    with pytest.raises(UsageError, match="8 shots need 9 different labelled examples"):
+        asker.ask(Manner(shots=8))
+
+
+def test_a_limit_counts_questions_and_not_the_rows_that_examples_are_drawn_from(bases, data):
+    recipe = entailment(data, bases("gpt2"))
+    whole = Asker(recipe).ask(Manner(shots=4))
+    (first,) = ask(recipe, [4], limit=2)
+    assert [p.id for p in first.predictions] == [p.id for p in whole.predictions[:2]]
+    for one, other in zip(first.predictions, whole.predictions[:2], strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 3})})
+    assert len(Asker(few, limit=4).questions) == 3
+    with pytest.raises(UsageError, match="and there are 3"):
+        Asker(few, limit=2).ask(Manner(shots=4))
+
+
+def test_calibration_divides_by_what_is_answered_to_no_question(bases, data):
+    base = bases("gpt2")
+    found = Asker(entailment(data, base)).ask(Manner(calibrated=True))
+    empty = []
+    for word in ("N/A", "[MASK]", ""):
+        weights = np.array(weigh(base, f"{word} {word} True?", "none"))
+        empty.append(np.exp(weights) / np.exp(weights).sum())
+    for (premise, hypothesis, _), prediction in zip(FACTS[1:6], found.predictions, strict=True):
+        shares = np.exp(weigh(base, f"{premise} {hypothesis} True?", "none")) / np.mean(empty, 0)
+        assert prediction.scores == pytest.approx(shares / shares.sum(), rel=1e-4)
+
+
+def test_a_score_is_the_mean_of_its_words_under_the_models_probabilities(bases, data):
+    values = entailment(data, bases("gpt2")).model_dump()
+    rows = [{"one": "a horse", "two": "the river", "label": 1.5}]
+    rows += [{"one": f"the {w}", "two": "a horse", "label": 4} for w in ("grass", "street")]
+    (data / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["task"] |= {
+        "format": "similarity",
+        "columns": {"first": "one", "second": "two", "label": "label"},
+        "labels": None,
+        "range": (0, 5),
+        "metrics": ("pearson", "mse"),
+        "prompt": {"text": "{first} {second}", "answers": {"5": " same", "0": " not", "2": " so"}},
+    }
+    found = Asker(Recipe.model_validate(values)).ask()
+    context = "a horse the river"
+    logs = [likelihood(bases("gpt2"), context, word)[0] for word in (" not", " so", " same")]
+    shares = np.exp(logs) / np.exp(logs).sum()
+    assert found.predictions[0].label == pytest.approx(float(shares @ [0, 2, 5]), rel=1e-4)
+    assert set(found.scores) == {"pearson", "mse"}
+
+
+def test_every_number_of_shots_is_asked_with_every_seed_and_zero_once(bases, data):
+    recipe = entailment(data, bases("llama"))
+    found = list(ask(recipe, shots=(0, 1, 2), seeds=(0, 1)))
+    assert [(a.manner.shots, a.manner.seed) for a in found] == [
+        (0, 0), (1, 0), (1, 1), (2, 0), (2, 1),
+    ]  # fmt: skip
+    assert all(set(asked.scores) == {"accuracy", "f1"} for asked in found)
+    for asked in found:
+        low, high = asked.intervals["accuracy"]
+        assert 0 <= low <= asked.scores["accuracy"] <= high <= 1
+
+
+def test_what_does_not_fit_is_told(bases, data):
+    found = Asker(entailment(data, bases("gpt2"))).ask(Manner(shots=6, shared=True))
+    assert 0 <= found.shown < 6
+    long = "word " * 120
+    row = {"one": long, "two": "x", "label": "no"}
+    (data / "dev.jsonl").write_text(json.dumps(row) + "\n")
+    assert Asker(entailment(data, bases("gpt2"))).ask().cut == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": {"prompt": None}}, "the task has no prompt"),
+        ({"data": {"evaluate": None}}, "names no evaluate split"),
+        ({"base": {"path": "./nowhere"}}, "no such folder"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_clear_error(bases, data, change, message):
+    values = entailment(data, bases("gpt2")).model_dump()
+    for part, keys in change.items():
+        values[part] |= keys
+    with pytest.raises(UsageError, match=message):
+        list(ask(Recipe.model_validate(values)))
+
+
+@pytest.mark.parametrize(
+    ("family", "start", "empty"),
+    [("gpt2", None, "<|endoftext|>"), ("llama", "<s>", "<s>"), ("qwen3", None, "<|im_end|>")],
+)
+def test_a_context_begins_as_the_tokenizer_begins_a_text(bases, family, start, empty):
+    tokenizer = AutoTokenizer.from_pretrained(bases(family))
+    boundary = find_boundary(tokenizer)
+    names = tokenizer.convert_ids_to_tokens(list(boundary.start))
+    assert names == ([start] if start else [])
+    assert tokenizer.convert_ids_to_tokens(boundary.empty) == empty
+
+
+SCORES = st.lists(st.floats(-50, -0.01), min_size=2, max_size=5)
+
+
+@given(SCORES, st.integers(1, 3))
+def test_normalisations_are_the_formulas(values, absent):
+    width = len(values) + absent
+    table = np.array([[*values, *[-np.inf] * absent], [*values, *[-1.0] * absent]])
+    endings = tuple((1,) * (k + 1) for k in range(width))
+    part = Encoded("x", (1,), endings)
+    places = tuple((0, k) for k in range(width))
+    sizes = tuple(3 * (k + 1) for k in range(width))
+    whole = Question("x", 0, (part,), places, sizes, 0)
+    short = Question("x", 0, (part,), places[: len(values)], sizes[: len(values)], 0)
+    questions = [short, whole]
+    for k, value in enumerate(values):
+        assert normalization.per_token(table, questions)[0, k] == value / (k + 1)
+        assert normalization.per_byte(table, questions)[0, k] == value / (3 * (k + 1))
+    assert np.all(normalization.per_token(table, questions)[0, len(values) :] == -np.inf)
+    ratio = normalization.against(table, table)
+    assert np.all(ratio[0, : len(values)] == 0)
+    assert np.all(ratio[0, len(values) :] == -np.inf)
+    shares = np.exp(normalization.log_softmax(table))
+    assert shares.sum(1) == pytest.approx([1, 1])
+    mean = normalization.mean_probability([table, table, table])
+    assert np.exp(mean) == pytest.approx(shares)
+    value = normalization.expected_value(table, range(width))
+    assert value == pytest.approx([sum(k * s for k, s in enumerate(row)) for row in shares])
+
+
+def test_an_interval_holds_the_middle_of_what_other_rows_would_have_given():
+    predicted = np.array(["a"] * 80 + ["b"] * 20)
+    gold = np.array(["a"] * 100)
+
+    def judge(one, other):
+        return {"accuracy": float(np.mean(one == other))}
+
+    low, high = bootstrap(judge, predicted, gold, draws=2000)["accuracy"]
+    spread = 1.96 * math.sqrt(0.8 * 0.2 / 100)
+    assert low == pytest.approx(0.8 - spread, abs=0.02)
+    assert high == pytest.approx(0.8 + spread, abs=0.02)
+    assert bootstrap(judge, gold, gold)["accuracy"] == (1.0, 1.0)

@@ -1,0 +1,140 @@
+"""What a recipe can ask of a run: early stopping, extra splits, other beginnings, adapters."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import finetune
+import finetune.training.finetuning
+from finetune.checkpointing import checkpoint
+from finetune.training.events import Evaluated, Finished, Notice, Started
+from finetune.training.loop import Step
+from finetune.training.train import events
+from tests.support import jobs
+
+
+def test_patience_ends_a_run_that_gets_no_better(bases, tmp_path) -> None:
+    settings = {"learning_rate": 1e-12, "epochs": 5, "patience": 2}
+    recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **settings)
+    seen = list(events(recipe, tmp_path / "run"))
+    assert [event.number for event in seen if isinstance(event, Step)] == [*range(1, 10)]
+    assert [e.best for e in seen if isinstance(e, Evaluated)] == [True, False, False]
+    assert "no better score for 2 evaluations: stopping early" in [
+        event.text for event in seen if isinstance(event, Notice)
+    ]
+    assert (seen[-1].result.update, seen[-1].result.updates) == (3, 15)
+
+
+def test_the_best_state_is_saved_though_it_is_not_the_last(bases, tmp_path, monkeypatch) -> None:
+    values = iter([0.1, 0.7, 0.7, 0.2])
+    monkeypatch.setattr(finetune.training.finetuning, "selection_value", lambda *_: next(values))
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", evaluations=2)
+    run = tmp_path / "run"
+    at_best = {}
+    for event in events(recipe, run):
+        if isinstance(event, Evaluated) and event.best:
+            at_best = {"update": event.update, "weights": jobs.weights(run), **event.scores}
+    assert at_best["update"] == jobs.result(run)["update"] == 3
+    assert jobs.distance(jobs.weights(run), at_best["weights"]) == 0
+    last = checkpoint.latest(run / "checkpoints")[0].tensors
+    assert not torch.equal(last["weight.head.weight"], jobs.weights(run)["weight"])
+    (scores,) = jobs.result(run)["scores"].values()
+    assert scores == {name: at_best[name] for name in scores}
+
+
+def test_states_are_kept_only_where_wanted(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", checkpoint_minutes=None)
+    jobs.train(recipe, tmp_path / "none")
+    assert not (tmp_path / "none" / "checkpoints").exists()
+    jobs.train(jobs.change(recipe, "train", checkpoint_updates=4), tmp_path / "some")
+    found = sorted(path.name for path in (tmp_path / "some" / "checkpoints").iterdir())
+    assert found == ["update-00000004", "update-00000006"]
+
+
+def test_extra_splits_are_scored_at_the_end(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    hard = jobs.rows("entailment", 7, seed=5)
+    extra = {
+        "hard": jobs.write_rows(tmp_path / "hard.jsonl", hard),
+        "blank": jobs.write_rows(tmp_path / "blank.jsonl", [{**hard[0], "label": None}]),
+    }
+    recipe = jobs.change(recipe, "data", extra=extra)
+    seen = list(events(recipe, tmp_path / "run"))
+    scores = jobs.result(tmp_path / "run")["scores"]
+    assert len(scores) == 2
+    assert finetune.load(tmp_path / "run").evaluate("hard") == scores["hard"]
+    notices = [event.text for event in seen if isinstance(event, Notice)]
+    assert "blank has no labels: nothing to score" in notices
+
+
+def test_without_an_evaluation_split_the_last_state_is_saved(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
+    run = tmp_path / "run"
+    seen = list(events(jobs.change(recipe, "data", evaluate=None), run))
+    assert not [event for event in seen if isinstance(event, Evaluated)]
+    assert isinstance(seen[-1], Finished)
+    assert (seen[-1].result.scores, seen[-1].result.update) == ({}, 6)
+    last = checkpoint.latest(run / "checkpoints")[0].tensors
+    assert torch.equal(last["weight.head.weight"], jobs.weights(run)["weight"])
+    assert len(finetune.load(run).predict(jobs.rows("entailment", 2))) == 2
+
+
+def test_from_scratch_keeps_only_the_shape(bases, tmp_path) -> None:
+    still = {"learning_rate": 1e-12, "epochs": 1}
+    folder = bases("gpt2")
+    kept, drawn, again = (
+        jobs.weights(
+            jobs.train(
+                jobs.recipe("entailment", folder, tmp_path / "d", base_part=part, **still),
+                tmp_path / name,
+            )
+        )
+        for name, part in [
+            ("kept", {}),
+            ("drawn", {"from_scratch": True}),
+            ("again", {"from_scratch": True}),
+        ]
+    )
+    name = "transformer.h.0.mlp.c_fc.weight"
+    old = load_file(folder / "model.safetensors")[name]
+    assert torch.allclose(kept[name], old, atol=1e-9)
+    assert drawn[name].shape == old.shape
+    assert not torch.allclose(drawn[name], old, atol=1e-3)
+    assert drawn[name].std().item() == pytest.approx(0.02, rel=0.1)
+    assert jobs.distance(drawn, again) == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_adapters_are_trained_saved_and_come_back(family: str, bases, tmp_path) -> None:
+    part = {"lora": {"rank": 4, "dropout": 0.1}}
+    recipe = jobs.recipe(
+        "entailment", bases(family), tmp_path / "data", base_part=part, learning_rate=3e-3
+    )
+    run = tmp_path / "run"
+    seen = list(events(recipe, run))
+    (started,) = [event for event in seen if isinstance(event, Started)]
+    weights, old = jobs.weights(run), load_file(bases(family) / "model.safetensors")
+    assert started.parameters < 0.5 * sum(tensor.numel() for tensor in old.values())
+    # Merged, so the weights have the base's names; the linear layers moved, the rest did not.
+    assert weights.keys() == {*old, "weight", "bias"}
+    moved = {name for name in old if weights[name].shape != old[name].shape
+             or not torch.equal(weights[name], old[name].float())}  # fmt: skip
+    assert moved
+    assert not [name for name in moved if "ln_" in name or "norm" in name]
+    best = [event for event in seen if isinstance(event, Evaluated) and event.best][-1]
+    (scores,) = jobs.result(run)["scores"].values()
+    assert finetune.load(run).evaluate() == scores
+    assert scores == pytest.approx(best.scores, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_without_a_language_loss_the_task_is_learned_alone(family, lora, bases, tmp_path) -> None:
+    part = {"lora": lora}
+    recipe = jobs.recipe(
+        "entailment", bases(family), tmp_path / "data", base_part=part, lm_coefficient=0
+    )
+    run = jobs.train(recipe, tmp_path / "run")
+    steps = [event for event in jobs.log(run) if event["event"] == "train"]
+    assert {step["lm_loss"] for step in steps} == {0.0}
+    assert all(step["loss"] == step["task_loss"] > 0 for step in steps)

@@ -1,0 +1,258 @@
+"""Atomic files and folders, safe names, and what a bad disk says."""
+
+import errno
+import hashlib
+import os
+import resource
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.storage import files
+from task_formats import UsageError
+from tests.support.disks import make_read_only, names, small_disk
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 1000, "Grüße\n"])
+def test_write_replaces_whole_content(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "new" / "file"
+    files.write_atomically(path, "something longer that must go" * 1000)
+    files.write_atomically(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(path.parent) == ["file"]
+
+
+def test_written_file_has_the_users_permissions(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / "a", "x")
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError, Killed, KeyboardInterrupt])
+def test_error_in_block_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), files.open_atomically(path) as file:  # noqa: PT012
+        file.write(b"half")
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_write_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to("precious")
+    files.write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permissions"),
+        (errno.EFBIG, "ulimit"),
+        (errno.EIO, "Check the disk"),
+    ],
+)
+def test_system_errors_are_told_with_place_and_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, cure: str
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UsageError) as caught:
+        files.write_atomically(tmp_path / "file", "x")
+    assert caught.value.what == os.strerror(number)
+    assert caught.value.where == str(tmp_path / "file")
+    assert cure in caught.value.cure
+    assert names(tmp_path) == []
+
+
+def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        files.write_atomically(disk / "file", b"1" * 400_000)
+        with pytest.raises(UsageError, match="No space left"):
+            files.write_atomically(disk / "file", b"2" * 800_000)
+        assert (disk / "file").read_bytes() == b"1" * 400_000
+        assert names(disk) == ["file"]
+
+
+def test_read_only_disk_is_told(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        make_read_only(disk)
+        with pytest.raises(UsageError, match="Read-only"):
+            files.write_atomically(disk / "file", "x")
+
+
+def test_limit_on_file_size_keeps_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UsageError, match="ulimit"):
+            files.write_atomically(tmp_path / "file", b"2" * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_file_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="File exists"):
+        files.write_atomically(tmp_path / "file" / "below", "x")
+
+
+def fill(folder: Path, text: str) -> None:
+    with files.replace_folder(folder) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text(text)
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    fill(tmp_path / "model", "old")
+    (tmp_path / "model" / "stale").write_text("x")
+    fill(tmp_path / "model", "new")
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["inner"]
+    assert (tmp_path / "model" / "inner" / "file").read_text() == "new"
+
+
+def test_error_while_filling_leaves_the_old_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "model", "old")
+    with pytest.raises(ZeroDivisionError), files.replace_folder(tmp_path / "model") as partial:
+        (partial / "file").write_text(str(1 / 0))
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "inner" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("kill", range(6))
+def test_folder_survives_a_kill_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
+) -> None:
+    """After the kill and `settle_folder` the folder is the old one or the new one, and alone."""
+    fill(tmp_path / "model", "old")
+    left = kill
+
+    def counted(call):  # type: ignore[no-untyped-def]
+        def step(*arguments):  # type: ignore[no-untyped-def]
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return call(*arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", counted(os.rename))
+        patch.setattr(files, "flush_folder", counted(files.flush_folder))
+        # A kill leaves the half-written folder where it is.
+        patch.setattr(files, "remove", lambda path: None)
+        with pytest.raises(Killed) if kill < 5 else pytest.MonkeyPatch.context():
+            fill(tmp_path / "model", "new")
+    files.settle_folder(tmp_path / "model")
+    assert names(tmp_path) == ["model"]
+    expected = "new" if kill >= 3 else "old"
+    assert (tmp_path / "model" / "inner" / "file").read_text() == expected
+
+
+def test_remove_spares_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    (tmp_path / "link").symlink_to("precious")
+    files.remove(tmp_path / "link")
+    files.remove(tmp_path / "nothing")
+    assert names(tmp_path) == ["precious"]
+    assert names(tmp_path / "precious") == ["file"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
+def test_hash_is_that_of_hashlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(files, "BLOCK", 10)
+    content = bytes(range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert files.hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert files.read_plain(tmp_path / "file") == content
+
+
+def test_only_plain_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in [("link", "Links"), ("pipe", "plain"), (".", "plain"), ("none", "No such")]:
+        with pytest.raises(UsageError, match=what):
+            files.read_plain(tmp_path / name)
+    with pytest.raises(UsageError, match="plain"):
+        files.read_plain("/dev/zero")
+
+
+def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert files.read_plain(tmp_path / "file", limit=5) == b"12345"
+    with pytest.raises(UsageError, match="at most 4 are read"):
+        files.read_plain(tmp_path / "file", limit=4)
+
+
+def test_space_is_asked_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
+    files.require_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(UsageError, match=r"1,000,000,000,000,000,000 bytes are needed") as caught:
+        files.require_space(tmp_path / "not" / "yet", 10**18)
+    assert "Free some space" in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/../../x",
+        "a/..",
+        "/etc/passwd",
+        "//x",
+        "x\0y",
+        "out",
+        "out/x",
+        "loop",
+    ],
+)
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="this folder"):
+        files.inside(folder, name)
+
+
+@pytest.mark.parametrize("name", ["x", "a/b", "...", "a..b", "in/x", " ", "-rf", "ü"])
+def test_names_that_stay_are_kept(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "in").symlink_to("a")
+    assert files.inside(tmp_path, name) == tmp_path / name
+
+
+@given(st.text("./\\x\0~é ", max_size=12))
+def test_no_name_leads_out(name: str) -> None:
+    try:
+        path = files.inside("/base/run", name)
+    except UsageError:
+        return
+    inner = os.path.normpath(path)
+    assert inner.startswith("/base/run/")

@@ -1,0 +1,113 @@
+"""Encoded examples of every kind, with ragged choices and unequal lengths, for any tiny base."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.batching.collate import Batch, Layout, collate
+from finetune.models.losses import Losses, objective
+from finetune.models.pretrained import Base, load_decoder
+from finetune.models.task_model import TaskModel
+from finetune.recipe.schema import BasePart
+from task_formats import FORMATS, Classes, Encoded, Example, Format, Labels, Range, ViewEncoder
+from tests.support.families import SENTENCES
+
+WORDS = " ".join(SENTENCES).split()
+LETTERS = Classes.of(["A", "B", "C", "D", "E"])
+
+
+class Kind(NamedTuple):
+    """A format with labels: one of the four kinds, or similarity with a score."""
+
+    format: Format
+    labels: Labels
+    name: str
+    """What the reference calls it: "class", "choice" or "score"."""
+
+
+KINDS = {
+    "classification": Kind(FORMATS["classification"], Classes.of(["a", "b", "c"]), "class"),
+    "entailment": Kind(FORMATS["entailment"], Classes.of(["no", "yes"]), "class"),
+    "similarity": Kind(FORMATS["similarity"], Classes.of(["no", "yes"]), "class"),
+    "score": Kind(FORMATS["similarity"], Range(0, 5), "score"),
+    "multiple_choice": Kind(FORMATS["multiple_choice"], LETTERS, "choice"),
+}
+
+
+def load(folder, dropout: float = 0.0) -> Base:
+    return load_decoder(BasePart(path=str(folder), dropout=dropout))
+
+
+def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> list[Encoded]:
+    """Random words of the base's own tokenizer; the choices of an example are 2 to 5."""
+    draw = np.random.default_rng(count)
+
+    def text(most: int) -> str:
+        return " ".join(draw.choice(WORDS, draw.integers(1, most)))
+
+    made = []
+    for n in range(count):
+        fields = {name: text(14) for name in kind.format.fields}
+        choices = tuple(text(5) for _ in range(draw.integers(2, 6))) if kind.format.chooses else ()
+        if kind.name == "score":
+            label = float(draw.uniform(0, 5))
+        else:
+            label = int(draw.integers(len(choices) or kind.labels.width))
+        made.append(Example(f"x/{n}", fields, choices, label))
+    return ViewEncoder(
+        kind.format, base.lexicon.tokenize, base.lexicon.specials, max_tokens
+    ).encode(made)
+
+
+def views(example: Encoded) -> list[list[int]]:
+    return [[*example.prefix, *ending] for ending in example.endings]
+
+
+def task_model(kind: Kind, base: Base, dropout: float = 0.0) -> TaskModel:
+    """In training mode, with a head large enough to matter and a bias that is not 0."""
+    torch.manual_seed(1)
+    model = TaskModel(base.decoder, kind.format, kind.labels, dropout)
+    with torch.no_grad():
+        model.head.weight.mul_(10)
+        model.head.bias.normal_()
+    return model.train()
+
+
+class Found(NamedTuple):
+    """What one forward and backward pass gives."""
+
+    logits: Tensor
+    losses: Losses
+    gradients: dict[str, Tensor]
+
+
+def run(model: TaskModel, batches: list[Batch], coefficient: float = 0.5) -> Found:
+    """All batches of one update, gradients summed; logits of the last batch."""
+    model.zero_grad(set_to_none=True)
+    parts = []
+    for batch in batches:
+        outputs = model(batch, lm=coefficient > 0)
+        parts.append(objective(outputs, batch, coefficient))
+        parts[-1].total.backward()
+    sums = Losses(*(torch.stack(part).sum().detach() for part in zip(*parts, strict=True)))
+    gradients = {
+        name: weight.grad.detach().clone()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+    return Found(outputs.logits.detach(), sums, gradients)
+
+
+def run_as(model: TaskModel, many: list[Encoded], layout: Layout, pad: int) -> Found:
+    return run(model, [collate(many, layout, pad)])
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """|a − b| / |b| over all gradients as one long vector; infinite when their names differ."""
+    if one.keys() != other.keys():
+        return float("inf")
+    gap = sum((one[name] - other[name]).double().square().sum() for name in one)
+    size = sum(other[name].double().square().sum() for name in one)
+    return float((gap / size).sqrt())

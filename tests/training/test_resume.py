@@ -1,0 +1,174 @@
+"""A run that was stopped goes on to the very same bits, wherever it was stopped."""
+
+import itertools
+import random
+import signal
+
+import pytest
+
+import finetune
+import finetune.data.splits
+import finetune.training.finetuning
+from finetune.models.task_model import TaskModel
+from finetune.training.events import Evaluated, Finished, Notice, Started
+from finetune.training.loop import Step, tokens_read
+from finetune.training.train import events
+from task_formats import UsageError
+from tests.support import jobs, torture
+
+JOB = ("multiple_choice", jobs.NOISY)
+UPDATES = 6
+"""Of that job: two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
+
+
+# -- a signal ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", range(1, UPDATES + 1))
+def test_a_run_goes_on_from_any_update(update: int, job, undisturbed, tmp_path) -> None:
+    """Mid-epoch, at the end of one, and between an update and its evaluation."""
+    run = tmp_path / "run"
+    stop = jobs.stop_at(job, run, update)
+    assert (stop.folder, stop.update, stop.exit_code) == (run, update, 143)
+    assert not (run / "result.json").exists()
+    seen = list(events(job, run, resume=True))
+    assert [event.done for event in seen if isinstance(event, Started)] == [update]
+    assert [event.number for event in seen if isinstance(event, Step)] == [
+        *range(update + 1, UPDATES + 1)
+    ]
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_run_can_be_stopped_again_and_again(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    for update, number in zip((1, 2, 4, 5), itertools.cycle((signal.SIGINT, signal.SIGTERM))):
+        assert jobs.stop_at(job, run, update, number).exit_code == 128 + number
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+    rows = jobs.rows("multiple_choice", 7, seed=9)
+    assert finetune.load(run).predict(rows) == finetune.load(undisturbed).predict(rows)
+
+
+def test_closing_the_generator_leaves_a_run_that_goes_on(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    watched = events(jobs.change(job, "train", checkpoint_updates=1), run)
+    for event in watched:
+        if isinstance(event, Step) and event.number == 5:
+            break
+    watched.close()
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
+    seen = list(events(job, undisturbed, resume=True))
+    assert [type(event) for event in seen] == [Notice, Finished]
+    assert seen[0].text.endswith("is finished already: nothing was trained")
+    assert seen[-1].result.scores == jobs.result(undisturbed)["scores"]
+
+
+# -- a kill ------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
+    """A short torture, 20 kills; benchmarks/torture.py makes it 200."""
+    draw, kills, begun = random.Random(0), 0, itertools.count()
+    often = jobs.change(job, "train", checkpoint_updates=1)
+    while kills < 20:
+        run = tmp_path / f"{next(begun)}"
+        while code := torture.strike(
+            often, run, torture.draw_moment(draw, UPDATES), signal.SIGKILL
+        ):
+            assert code == -signal.SIGKILL
+            kills += 1
+        jobs.assert_same(run, undisturbed)
+
+
+# -- another machine, another recipe, other data -------------------------------------------------
+
+
+def test_another_recipe_is_refused(job, tmp_path) -> None:
+    run = tmp_path / "run"
+    jobs.stop_at(job, run, 2)
+    for part, values, named in [
+        ("train", {"learning_rate": 0.5}, r"another train\.learning_rate: 0\.001, not 0\.5"),
+        ("train", {"seed": 1}, r"another train\.seed: 42, not 1"),
+        ("base", {"dropout": 0.2}, r"another base\.dropout"),
+        ("task", {"metrics": ("macro_f1",)}, r"another task\.metrics"),
+    ]:
+        with pytest.raises(UsageError, match=named):
+            finetune.train(jobs.change(job, part, **values), run, resume=True)
+
+
+def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path, monkeypatch) -> None:
+    """And takes effect: who resumes with smaller passes, for want of memory, gets them."""
+    quiet = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epsilon=1e-3)
+    whole = jobs.train(quiet, tmp_path / "whole")
+    run = tmp_path / "run"
+    jobs.stop_at(quiet, run, 4)
+    smaller = {"tokens_per_forward": 70, "layout": "shared", "checkpoint_updates": 1}
+    forward, read = TaskModel.forward, []
+
+    def watched(self, batch, lm=False):
+        read.append(tokens_read(batch) if self.training else 0)
+        return forward(self, batch, lm)
+
+    monkeypatch.setattr(TaskModel, "forward", watched)
+    jobs.train(jobs.change(quiet, "train", **smaller), run, resume=True)
+    assert 0 < max(read) <= 70
+    assert jobs.distance(jobs.weights(whole), jobs.weights(run)) < 1e-5
+
+
+def test_changed_data_is_told(job, tmp_path) -> None:
+    run, copy = tmp_path / "run", tmp_path / "held-out.jsonl"
+    rows = jobs.rows("multiple_choice", 9, seed=1)
+    mine = jobs.change(job, "data", evaluate=jobs.write_rows(copy, rows))
+    jobs.stop_at(mine, run, 2)
+    jobs.write_rows(copy, rows[:8])
+    notices = [e.text for e in events(mine, run, resume=True) if isinstance(e, Notice)]
+    assert [text.split(" was ")[0] for text in notices] == [
+        "resumed with other data: evaluate",
+        "resumed with other rows: evaluate",
+    ]
+
+
+def test_other_versions_are_told(job, tmp_path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    jobs.stop_at(job, run, 2)
+    monkeypatch.setattr(finetune.checkpointing.provenance, "_version", lambda _: "0.0")
+    notices = [e.text for e in events(job, run, resume=True) if isinstance(e, Notice)]
+    assert len(notices) == 8
+    assert all(text.endswith("is 0.0") for text in notices)
+
+
+def test_nothing_to_resume_is_told(job, tmp_path) -> None:
+    first = next(iter(events(job, tmp_path / "run", resume=True)))
+    assert "nothing to resume here" in first.text
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "manifest.json"])
+def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    jobs.stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
+    broken = run / "checkpoints" / "update-00000005" / name
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2] ^= 4
+    broken.write_bytes(content)
+    seen = list(events(job, run, resume=True))
+    (warning,) = [event.text for event in seen if isinstance(event, Notice)]
+    assert str(broken) in warning
+    assert "this state is not used" in warning
+    assert [event.done for event in seen if isinstance(event, Started)] == [4]
+    jobs.assert_same(run, undisturbed)
+
+
+def test_with_every_state_damaged_the_run_starts_anew(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    jobs.stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
+    for path in run.glob("checkpoints/*/tensors.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    seen = list(events(job, run, resume=True))
+    assert len([event for event in seen if isinstance(event, Notice)]) == 2
+    assert [event.done for event in seen if isinstance(event, Started)] == [0]
+    assert len([event for event in seen if isinstance(event, Evaluated)]) == 4
+    jobs.assert_same(run, undisturbed)

@@ -1,0 +1,262 @@
+"""Signals to a run: what is under way is finished, a whole state saved, and nothing is lost."""
+
+import itertools
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune
+import finetune.data.splits
+import finetune.training.finetuning
+from finetune.checkpointing import checkpoint
+from finetune.checkpointing.run_folder import Run
+from finetune.distributed import signals
+from finetune.models.task_model import TaskModel
+from finetune.storage import tensors as tensor_file
+from finetune.training.events import Interrupted
+from finetune.training.loop import Step
+from finetune.training.train import events
+from tests.support import jobs
+
+JOB = ("multiple_choice", jobs.NOISY)
+"""Two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("left", [1, 3, 7])
+def test_a_signal_ends_an_update_between_two_passes(left, number, bases, tmp_path, monkeypatch):
+    """The state is that of the update before, or of none; the passes made so far are forgotten."""
+    small = {"tokens_per_forward": 60, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
+    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **small)
+    whole, run = jobs.train(recipe, tmp_path / "whole"), tmp_path / "run"
+    forward, count = TaskModel.forward, itertools.count(1)
+    passes: list[int] = []
+
+    def interrupt(self, batch, lm=False):
+        if self.training:
+            passes.append(next(count))
+            if passes[-1] == left:
+                os.kill(os.getpid(), number)
+        return forward(self, batch, lm)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "forward", interrupt)
+        with pytest.raises(Interrupted) as stop:
+            list(events(recipe, run))
+    assert stop.value.exit_code == 128 + number
+    assert passes == [*range(1, left + 1)]  # not one pass more
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert (state.facts["progress"]["update"], warnings) == (stop.value.update, [])
+    jobs.train(recipe, run, resume=True)
+    jobs.assert_same(run, whole)
+
+
+@pytest.mark.parametrize("evaluation", [1, 4, 5])
+def test_a_signal_ends_an_evaluation(evaluation, job, undisturbed, tmp_path, monkeypatch) -> None:
+    """The fifth is that of the saved model, after all updates."""
+    read, count = finetune.training.finetuning.read_rounds, itertools.count(1)
+
+    def interrupt(*arguments):
+        number = next(count)
+        for found in read(*arguments):
+            if number == evaluation:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield found
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.training.finetuning, "read_rounds", interrupt)
+        with pytest.raises(Interrupted) as stop:
+            finetune.train(job, run)
+    assert stop.value.update == [2, 3, 5, 6, 6][evaluation - 1]
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_whose_data_is_made_ready(
+    number, job, undisturbed, tmp_path, monkeypatch
+) -> None:
+    """After not one row more; the same command begins anew, and leaves earlier states be."""
+    run, seen = tmp_path / "run", []
+
+    def note(example):
+        seen.append(example)
+        if len(seen) == 3:
+            os.kill(os.getpid(), number)
+        return example
+
+    monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))
+    for wanted, options in ((0, {}), (2, {"resume": True})):
+        seen.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune.data.splits, "read_examples", jobs.watch_examples(note))
+            with pytest.raises(Interrupted, match="made ready") as stop:
+                list(events(job, run, **options))
+        assert (stop.value.update, stop.value.exit_code) == (None, 128 + number)
+        assert len(seen) == 3
+        assert not [*(tmp_path / "cache").glob("*")]
+        state, _ = checkpoint.latest(run / "checkpoints")
+        assert (state.facts["progress"]["update"] if state else 0) == wanted
+        if not options:
+            jobs.stop_at(job, run, 2)
+            shutil.rmtree(tmp_path / "cache")
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    saved = []
+    for event in events(job, run):
+        if isinstance(event, Step):
+            saved.append(checkpoint.latest(run / "checkpoints")[0])
+            if event.number == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    assert saved[0] is None
+    assert saved[-1].facts["progress"]["update"] >= 1
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None:
+    """That of the update before; the update goes on with the gradients that it has."""
+    little = jobs.change(job, "train", tokens_per_forward=60)
+    undisturbed, run, other = (tmp_path / name for name in ("undisturbed", "run", "other"))
+    jobs.train(little, undisturbed)
+    forward, save, passes, saved = TaskModel.forward, Run.save, [], []
+
+    def watched(self, batch, lm=False):
+        if self.training:
+            passes.append(batch)
+            if len(passes) == 2 and len(steps) == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, batch, lm)
+
+    def save_and_copy(self, update, tensors, facts):
+        saved.append((update, len(passes)))
+        save(self, update, tensors, facts)
+        if update == 4:
+            self._saver.wait()
+            shutil.copytree(run, other)
+
+    monkeypatch.setattr(TaskModel, "forward", watched)
+    monkeypatch.setattr(Run, "save", save_and_copy)
+    steps = []
+    for event in events(little, run):
+        if isinstance(event, Step):
+            steps.append(event)
+            passes.clear()
+    # At the end of the first epoch, and after two passes of update 5.
+    assert saved[:2] == [(3, 0), (4, 2)]
+    jobs.assert_same(run, undisturbed)
+    jobs.train(little, other, resume=True)
+    jobs.assert_same(other, undisturbed)
+
+
+def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypatch) -> None:
+    """It is no pass that was too large: the budget stays, and so do the bits."""
+    little = jobs.change(job, "train", tokens_per_forward=60)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    jobs.train(little, whole)
+    forward, save, passes, tried = TaskModel.forward, Run.save, itertools.count(1), []
+
+    def watched(self, batch, lm=False):
+        if self.training and next(passes) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, batch, lm)
+
+    def save_or_fail(self, update, tensors, facts):
+        tried.append(update)
+        if update == 0:
+            raise torch.OutOfMemoryError("no memory for a copy")
+        save(self, update, tensors, facts)
+
+    monkeypatch.setattr(TaskModel, "forward", watched)
+    monkeypatch.setattr(Run, "save", save_or_fail)
+    jobs.train(little, run)
+    assert tried[0] == 0
+    assert 1 in tried
+    jobs.assert_same(run, whole)
+
+
+def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:
+    run, saved = tmp_path / "run", []
+    read, save = finetune.training.finetuning.read_rounds, Run.save
+
+    def disturb(*arguments):
+        for number, found in enumerate(read(*arguments)):
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield found
+
+    def note(self, update, tensors, facts):
+        saved.append((update, facts["progress"]["evaluated"]))
+        save(self, update, tensors, facts)
+
+    monkeypatch.setattr(finetune.training.finetuning, "read_rounds", disturb)
+    monkeypatch.setattr(Run, "save", note)
+    jobs.train(job, run)
+    # After an update, and before what was being evaluated is known.
+    assert [update for update, known in saved if known < update] == [2, 3, 5, 6]
+    jobs.assert_same(run, undisturbed)
+
+
+def stop_with_slow_saves(job, run: Path, monkeypatch, number: int, second: int) -> None:
+    """From update 2 to 3, and there a signal; a second one comes while that state is written.
+
+    Which is slow until a second after that.
+    """
+    write, begun, over = checkpoint.write_tensors, threading.Event(), threading.Event()
+
+    def slowly(file, tensors, same, before_each):
+        def wait():
+            begun.set()
+            over.wait(0.01)
+            before_each()
+
+        return write(file, tensors, same, wait)
+
+    def interrupt():
+        begun.wait()
+        os.kill(os.getpid(), second)
+        time.sleep(1)
+        over.set()
+
+    jobs.stop_at(job, run, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_file, "BLOCK", 64)  # Some thousand pieces.
+        patch.setattr(checkpoint, "write_tensors", slowly)
+        helper = threading.Thread(target=interrupt)
+        helper.start()
+        try:
+            jobs.stop_at(job, run, 3, number)
+        finally:
+            helper.join()
+
+
+def test_a_second_interrupt_waits_for_no_save(job, undisturbed, tmp_path, monkeypatch) -> None:
+    """The state under way is left, and those before it stay."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(signals, "GRACE", -1)
+    with pytest.raises(KeyboardInterrupt):
+        stop_with_slow_saves(job, run, monkeypatch, signal.SIGINT, signal.SIGINT)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["update-00000002"]
+    assert not [thread for thread in threading.enumerate() if "checkpoint" in thread.name]
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_an_echo_does_not_end_a_save(number, job, undisturbed, tmp_path, monkeypatch) -> None:
+    """A launcher may pass on what the process has had already."""
+    run, first = tmp_path / "run", signal.SIGTERM if number == signal.SIGUSR1 else number
+    monkeypatch.setattr(signals, "GRACE", 1e9)
+    stop_with_slow_saves(job, run, monkeypatch, first, number)
+    state, warnings = checkpoint.latest(run / "checkpoints")
+    assert (state.facts["progress"]["update"], warnings) == (3, [])
