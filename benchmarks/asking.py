@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from finetune.prompting import Asker
+from finetune.prompting import PromptEvaluator
 from finetune.recipe.loading import load_recipe
 from task_formats import Demonstrations, Example, PromptEncoder
 
@@ -73,7 +73,7 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
         "data.limit": None if shots else options.limit,
         "train.precision": "fp32",
     }
-    asker = Asker(load_recipe(name, {k: v for k, v in changes.items() if v is not None}))
+    asker = PromptEvaluator(load_recipe(name, {k: v for k, v in changes.items() if v is not None}))
     pool = asker.solved() if shots else []
     examples = asker.questions[: options.limit]
     shown = Demonstrations(pool, shots, shared=True)

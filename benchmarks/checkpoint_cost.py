@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune.checkpointing.checkpoint import Saver, latest
-from finetune.checkpointing.training_state import capture
+from finetune.checkpointing.checkpoint import CheckpointWriter, latest
+from finetune.checkpointing.training_state import capture_state
 from finetune.models.speedups.allocator import keep_freed_memory
 
 
@@ -34,15 +34,15 @@ def main() -> None:
     updates = train(model, optimizer, device)
     for _ in range(3):
         next(updates)
-    size = sum(tensor.nbytes for tensor in capture(model, optimizer).values())
+    size = sum(tensor.nbytes for tensor in capture_state(model, optimizer).values())
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        saver = Saver(folder)
-        saver.save(0, capture(model, optimizer), {})  # the first one also finds its memory
+        saver = CheckpointWriter(folder)
+        saver.save(0, capture_state(model, optimizer), {})  # the first one also finds its memory
         saver.wait()
         costs = []
         for number in range(1, options.rounds + 1):
             alone = statistics.median(window(updates, options.seconds))
-            copied = clock(lambda n=number: saver.save(n, capture(model, optimizer), {}))
+            copied = clock(lambda n=number: saver.save(n, capture_state(model, optimizer), {}))
             beside = sum(took - alone for took in window(updates, options.seconds))
             saver.wait()
             costs.append(copied + beside)

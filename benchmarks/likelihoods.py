@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.prompting import Asker
+from finetune.prompting import PromptEvaluator
 from finetune.recipe.loading import load_recipe
 from task_formats import Demonstrations, Example, PromptEncoder
 from tests.support.families import POSITIONS, make
@@ -48,7 +48,7 @@ def main() -> None:
 def compare(task: str, data: Path, base: str, peer: HFLM, limit: int) -> float:
     """The largest difference over all answers of a task, in parts of what is allowed."""
     changes = {"base.path": base, "data.path": str(data), "data.limit": limit}
-    asker = Asker(load_recipe(task, {**changes, "train.precision": "fp32"}))
+    asker = PromptEvaluator(load_recipe(task, {**changes, "train.precision": "fp32"}))
     encoder = PromptEncoder(asker.task, asker.boundary, POSITIONS, Demonstrations([], 0))
     examples = [example for example in asker.questions if _fits(encoder, example)]
     questions = encoder.encode(examples)

@@ -10,7 +10,7 @@ from torch import manual_seed
 from benchmarks import material, peers
 from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
 from benchmarks.ours import WIDTH
-from finetune.distributed.setup import start_processes
+from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.predictor import Predictor
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import TaskModel
@@ -47,7 +47,7 @@ def _ours(scale: Scale, *, precision: str = "fp32") -> Found:
     task, base = recipe.task.build(), load_decoder(recipe.base)
     manual_seed(0)
     model = TaskModel(base.decoder, task.format, task.labels).eval()
-    predictor = Predictor(recipe, task, model, base, start_processes(precision))
+    predictor = Predictor(recipe, task, model, base, create_accelerator(precision))
 
     def steps() -> Iterator[int]:
         for part in (rows[:WARM], rows):

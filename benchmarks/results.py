@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.comparison import CellFinished, Design, Row, Spread, Table, events, read_table
+from finetune.comparison import CellFinished, Design, Row, ScoreSummary, Table, events, read_table
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
 
@@ -203,7 +203,7 @@ def _rows(name: str, table: Table) -> Iterator[str]:
         yield f"| {name} | {metric} | {floor} | {' | '.join(cells)} | {seeds} |"
 
 
-def _cell(row: Row, spread: Spread) -> str:
+def _cell(row: Row, spread: ScoreSummary) -> str:
     flag = f" †{len(row.collapsed)}" if row.collapsed else ""
     return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f}){flag}"
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import finetune
-from finetune.recipe.schema import BasePart, DataPart, Recipe, TaskPart, TrainPart
+from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
 from task_formats import Classes, Format, Row, Task
 
 
@@ -41,10 +41,10 @@ def main() -> None:
     said = parser.parse_args()
 
     recipe = Recipe(
-        task=TaskPart.of(task),
-        base=BasePart(path=said.base),
-        data=DataPart(train=str(said.threads), evaluate=None),
-        train=TrainPart(max_tokens=96, batch_size=8),
+        task=TaskConfig.of(task),
+        base=BaseConfig(path=said.base),
+        data=DataConfig(train=str(said.threads), evaluate=None),
+        train=TrainConfig(max_tokens=96, batch_size=8),
     )
     finetune.train(recipe, said.run, task=task, overwrite=True)
 

@@ -6,12 +6,12 @@ Run: python examples/library.py --base gpt2
 import argparse
 
 from finetune.batching.collate import collate
-from finetune.distributed.setup import start_processes
-from finetune.evaluation.evaluate import Reading, evaluate, read_rounds
+from finetune.distributed.setup import create_accelerator
+from finetune.evaluation.evaluate import BatchConfig, compute_logits, evaluate
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import TaskModel
-from finetune.recipe.schema import BasePart, TrainPart
-from finetune.training.loop import Passes, Settings, optimize
+from finetune.recipe.schema import BaseConfig, TrainConfig
+from finetune.training.loop import LoopSettings, MicroBatches, optimize
 from finetune.training.optimizer import build_optimizer
 from finetune.training.schedule import plan_rates
 from task_formats import FORMATS, Classes, Task, ViewEncoder
@@ -31,26 +31,26 @@ def main() -> None:
     """Row -> Example -> Encoded -> Batch -> logits, and twenty updates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="gpt2", help="a hub id, a folder, or tiny")
-    base = load_decoder(BasePart(path=parser.parse_args().base))
+    base = load_decoder(BaseConfig(path=parser.parse_args().base))
     encoder = ViewEncoder(TASK.format, base.lexicon.tokenize, base.lexicon.specials, max_tokens=48)
     encoded = encoder.encode([TASK.example(row, f"train/{n}") for n, row in enumerate(ROWS)])
     view = [*encoded[0].prefix, *encoded[0].endings[0]]
     print(" ".join(base.lexicon.tokenizer.convert_ids_to_tokens(view)))
 
-    place = start_processes("fp32")
-    part = TrainPart(learning_rate=1e-3)
+    place = create_accelerator("fp32")
+    part = TrainConfig(learning_rate=1e-3)
     model = TaskModel(base.decoder, TASK.format, TASK.labels, dropout=0.1).to(place.device)
     factor = plan_rates(updates=20, warmup=0.1)
-    settings = Settings(lambda update: part.learning_rate * factor(update))
+    settings = LoopSettings(lambda update: part.learning_rate * factor(update))
     optimizer = build_optimizer(model.parameters(), part)
 
-    def forwards(update: int, budget: int | None) -> Passes:
+    def forwards(update: int, budget: int | None) -> MicroBatches:
         batch = collate(encoded, "separate", base.lexicon.pad)
-        return Passes([batch], len(encoded), sum(example.tokens for example in encoded))
+        return MicroBatches([batch], len(encoded), sum(example.tokens for example in encoded))
 
     for step in optimize(model, optimizer, range(1, 21), forwards, settings, place):
         print(f"update {step.number}: {', '.join(f'{loss:.3f}' for loss in step.losses)}")
-    rounds = read_rounds(model, encoded, Reading("separate", base.lexicon.pad, 2048), place)
+    rounds = compute_logits(model, encoded, BatchConfig("separate", base.lexicon.pad, 2048), place)
     print(evaluate(rounds, encoded, TASK, place).scores)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import finetune
 from finetune.data import read_rows
-from finetune.recipe.schema import BasePart, DataPart, Recipe, TaskPart, TrainPart
+from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
 
 
 def main() -> None:
@@ -27,15 +27,15 @@ def main() -> None:
 
     labels = sorted({str(row[said.label]) for _, row in read_rows(said.train)})
     recipe = Recipe(
-        task=TaskPart(
+        task=TaskConfig(
             format="classification",
             columns={"text": said.text, "label": said.label},
             labels=labels,
             metrics=("accuracy", "macro_f1"),
         ),
-        base=BasePart(path=said.base),
-        data=DataPart(train=str(said.train), evaluate=said.held_out and str(said.held_out)),
-        train=TrainPart(max_tokens=96, batch_size=8),
+        base=BaseConfig(path=said.base),
+        data=DataConfig(train=str(said.train), evaluate=said.held_out and str(said.held_out)),
+        train=TrainConfig(max_tokens=96, batch_size=8),
     )
     result = finetune.train(recipe, said.run, overwrite=True)
     print(f"trained {result.updates} updates; scores: {result.scores}")

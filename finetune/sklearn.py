@@ -14,8 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from finetune.evaluation.predictor import Predictor, load
-from finetune.recipe.loading import load_recipe, override
-from finetune.recipe.schema import DataPart, Recipe, TaskPart
+from finetune.recipe.loading import load_recipe, override_recipe
+from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from finetune.sklearn_inputs import (
     Samples,
     check_rows,
@@ -153,7 +153,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         changes = {name: _plain(value) for name, value in said.items() if value is not None}
         # Whole states are for runs that somebody resumes.
         changes |= {"train.checkpoint_minutes": None, "train.checkpoint_updates": None}
-        return override(recipe, changes), task
+        return override_recipe(recipe, changes), task
 
     def _read(self, samples: Samples) -> tuple[Recipe, Task]:
         """A recipe around the task that reads the samples, and this task."""
@@ -166,7 +166,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             what = f"a task reads mappings, and X[0] is {samples.words}"
             raise UsageError(what, cure="Give rows with the task's columns, or leave task out.")
         if isinstance(self.task, Task):
-            return Recipe(task=TaskPart.of(self.task)), _strip(self.task)
+            return Recipe(task=TaskConfig.of(self.task)), _strip(self.task)
         recipe = self.task if isinstance(self.task, Recipe) else load_recipe(self.task)
         return recipe, _strip(recipe.task.build())
 
@@ -176,8 +176,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             home = Path(self.folder or scratch).absolute()
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             files.write_atomically(home / _ROWS, lines)
-            data = DataPart(train=str(home / _ROWS), evaluate=None)
-            told = recipe.model_copy(update={"task": TaskPart.of(task), "data": data})
+            data = DataConfig(train=str(home / _ROWS), evaluate=None)
+            told = recipe.model_copy(update={"task": TaskConfig.of(task), "data": data})
             run = home if self.folder else home / "run"
             # Rows that code has read are not kept in the cache of encoded rows.
             train(told, run, overwrite=True, task=replace(task, read=dict), device=self.device)
@@ -212,7 +212,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _part_of_format(name: str | None, samples: Samples) -> TaskPart:
+def _part_of_format(name: str | None, samples: Samples) -> TaskConfig:
     """The task of a format over fields of its own names; y's labels replace those given here."""
     if name is None and samples.kind == "row":
         what = "X[0] is a mapping, and nothing says how to read it"
@@ -224,7 +224,7 @@ def _part_of_format(name: str | None, samples: Samples) -> TaskPart:
         cure = "Texts are for classification, pairs for entailment or similarity; else give task."
         raise UsageError(f"{name} does not read {samples.words}", cure=cure)
     columns = {field: field for field in known.fields}
-    return TaskPart(format=name, columns=columns, labels=("no", "yes"))
+    return TaskConfig(format=name, columns=columns, labels=("no", "yes"))
 
 
 def _strip(task: Task) -> Task:
@@ -284,5 +284,5 @@ def _pack(predictor: Predictor) -> dict[str, bytes]:
 def _unpack(content: Mapping[str, bytes], device: str | None) -> Predictor:
     with TemporaryDirectory(prefix="gptft-") as scratch:
         for name, data in content.items():
-            files.write_atomically(files.inside(scratch, name), data)
+            files.write_atomically(files.safe_join(scratch, name), data)
         return load(scratch, device)

@@ -6,8 +6,8 @@ Standard library only; nothing here knows of tensors.
 from task_formats.boundary import Boundary
 from task_formats.demonstrations import Demonstrations
 from task_formats.encoding import ViewEncoder, split_common_prefix
-from task_formats.errors import RowError, UsageError, nearest
-from task_formats.example import Encoded, Example, Label, Prediction, Row, Specials
+from task_formats.errors import RowError, UsageError, suggest
+from task_formats.example import Encoded, Example, Label, Prediction, Row, SpecialTokens
 from task_formats.formats import FORMATS, Format, named_format
 from task_formats.labels import Classes, Labels, Range
 from task_formats.prompt_tokens import PromptEncoder, Question
@@ -31,11 +31,11 @@ __all__ = [
     "Range",
     "Row",
     "RowError",
-    "Specials",
+    "SpecialTokens",
     "Task",
     "UsageError",
     "ViewEncoder",
     "named_format",
-    "nearest",
     "split_common_prefix",
+    "suggest",
 ]

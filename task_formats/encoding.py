@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 from task_formats.errors import UsageError
-from task_formats.example import Encoded, Example, Specials
+from task_formats.example import Encoded, Example, SpecialTokens
 from task_formats.formats import Format, View
 from task_formats.truncation import fit
 
@@ -19,7 +19,7 @@ class ViewEncoder:
     """
 
     def __init__(
-        self, format: Format, tokenize: Tokenize, specials: Specials, max_tokens: int
+        self, format: Format, tokenize: Tokenize, specials: SpecialTokens, max_tokens: int
     ) -> None:
         fewest = max(len(view) for view in format.views) + 2
         if max_tokens < fewest:

@@ -29,7 +29,7 @@ class RowError(UsageError):
     """A row of data that cannot become an example."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """A cure for a misspelt name: the nearest known one, or all of them."""
     names = sorted(str(item) for item in known)
     close = get_close_matches(str(name), names, n=1, cutoff=0.5)

@@ -41,7 +41,7 @@ class Encoded(NamedTuple):
         return len(self.prefix) + sum(map(len, self.endings))
 
 
-class Specials(NamedTuple):
+class SpecialTokens(NamedTuple):
     """Ids of the start, delimiter and extract tokens (GPT-1, section 3.3)."""
 
     start: int

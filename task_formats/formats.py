@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from task_formats import templates
-from task_formats.errors import UsageError, nearest
+from task_formats.errors import UsageError, suggest
 from task_formats.example import Example
 
 CHOICE = "choice"
@@ -87,5 +87,5 @@ FORMATS = {
 def named_format(name: str) -> Format:
     """The format of a kind; UsageError with the nearest name where there is none."""
     if name not in FORMATS:
-        raise UsageError(f"unknown format {name!r}", cure=nearest(name, FORMATS))
+        raise UsageError(f"unknown format {name!r}", cure=suggest(name, FORMATS))
     return FORMATS[name]

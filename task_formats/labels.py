@@ -7,7 +7,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from task_formats.errors import RowError, UsageError, nearest
+from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Prediction
 
 
@@ -127,4 +127,4 @@ def as_text(value: Any) -> str:
 
 
 def _known(text: str, index: Mapping[str, int]) -> str:
-    return f"{nearest(text, index)} Correct the row, or add the label to task.labels."
+    return f"{suggest(text, index)} Correct the row, or add the label to task.labels."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from task_formats import templates
-from task_formats.errors import UsageError, nearest
+from task_formats.errors import UsageError, suggest
 from task_formats.example import Example
 from task_formats.formats import CHOICE
 from task_formats.labels import Labels, Range
@@ -64,7 +64,7 @@ class Prompt:
         Raises UsageError where the text or the answers name what the task does not have.
         """
         for name in sorted(self.fields - set(fields)):
-            raise _misfit(f"the text names {name!r}", nearest(name, fields))
+            raise _misfit(f"the text names {name!r}", suggest(name, fields))
         if self.threshold:
             if chooses or isinstance(labels, Range) or labels.width != 2:
                 raise _misfit("a threshold parts two labels", "Leave task.prompt.threshold out.")
@@ -95,7 +95,7 @@ def _ordered(answers: Mapping[str, str], labels: Labels) -> dict[str, str]:
         return dict(sorted(answers.items(), key=lambda pair: _score(pair[0], labels)))
     for name in answers:
         if name not in labels.names:
-            cure = nearest(name, labels.names)
+            cure = suggest(name, labels.names)
             raise _misfit(f"the answers name an unknown label {name!r}", cure)
     for name in labels.names:
         if name not in answers:

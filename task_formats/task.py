@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from task_formats import templates
-from task_formats.errors import RowError, UsageError, nearest
+from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Example, Label, Row
 from task_formats.formats import CHOICE, Format
 from task_formats.labels import Classes, Labels, Range, as_text
@@ -49,7 +49,7 @@ class Task:
             if self.prompt is None or name not in self.prompt.fields:
                 raise UsageError(
                     f"task.columns has {name!r}, which nothing reads",
-                    cure=nearest(name, {*wanted, LABEL}),
+                    cure=suggest(name, {*wanted, LABEL}),
                 )
         for name, column in self.columns.items():
             _check(name, column)
@@ -57,7 +57,7 @@ class Task:
         read = {part for column in texts for part in _named(column)}
         for name in sorted(set(self.values) - read):
             raise UsageError(
-                f"task.values has {name!r}, which nothing reads", cure=nearest(name, read)
+                f"task.values has {name!r}, which nothing reads", cure=suggest(name, read)
             )
         if self.format.chooses and isinstance(self.labels, Range):
             raise UsageError("a choice cannot have a range", cure="Give the labels of the choices.")
@@ -120,7 +120,7 @@ class Task:
             return held
         if held not in words:
             raise RowError(
-                f"{held!r} in column {name!r} is not in task.values", cure=nearest(held, words)
+                f"{held!r} in column {name!r} is not in task.values", cure=suggest(held, words)
             )
         return words[held]
 
@@ -185,7 +185,7 @@ def _has(row: Row, name: str) -> bool:
 
 
 def _no_column(row: Row, name: str) -> RowError:
-    return RowError(f"no column {name!r}", cure=nearest(name, map(str, row)))
+    return RowError(f"no column {name!r}", cure=suggest(name, map(str, row)))
 
 
 def _listed(row: Row, column: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from task_formats.errors import UsageError, nearest
+from task_formats.errors import UsageError, suggest
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -44,7 +44,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         if name is None:
             return piece.group()[0]
         if name not in values:
-            raise UsageError(f"{template!r} names {name!r}", cure=nearest(name, values))
+            raise UsageError(f"{template!r} names {name!r}", cure=suggest(name, values))
         return values[name]
 
     return _PIECE.sub(replace, template)

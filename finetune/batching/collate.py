@@ -32,7 +32,7 @@ class Span(NamedTuple):
         return self.prefix + max(self.endings, default=0)
 
 
-class Totals(NamedTuple):
+class UpdateTotals(NamedTuple):
     """What an update's means are taken over, all its forward passes and processes together."""
 
     examples: int
@@ -73,7 +73,7 @@ class Batch(NamedTuple):
     """Where the examples stand, on the host: what attention needs without asking the device."""
 
 
-def send(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device.
 
     On its way to a GPU it lies in pinned memory: only from there does a copy run beside what the
@@ -88,9 +88,9 @@ def send(batch: Batch, device: torch.device) -> Batch:
     return batch._replace(**moved)
 
 
-def total(examples: Sequence[Encoded]) -> Totals:
+def count_totals(examples: Sequence[Encoded]) -> UpdateTotals:
     """Labelled examples, views and targets of a whole update."""
-    return Totals(
+    return UpdateTotals(
         sum(example.label is not None for example in examples),
         sum(len(example.endings) for example in examples),
         sum(_targets(example) for example in examples),
@@ -98,7 +98,7 @@ def total(examples: Sequence[Encoded]) -> Totals:
 
 
 def collate(
-    examples: Sequence[Encoded], layout: Layout, pad: int = 0, totals: Totals | None = None
+    examples: Sequence[Encoded], layout: Layout, pad: int = 0, totals: UpdateTotals | None = None
 ) -> Batch:
     """The examples as one Batch in a layout; `totals` when they are only part of an update.
 
@@ -106,7 +106,7 @@ def collate(
     mean over views, wrong answers included. Without endings (pre-training) every target weighs
     the same. A shared prefix carries the weight of all its views.
     """
-    totals = totals or total(examples)
+    totals = totals or count_totals(examples)
     rows = _rows(examples, layout)
     spans = tuple(span for row in rows for span, _ in row)
     height, width = len(rows), max(row[-1][0].stop for row in rows)
@@ -168,7 +168,7 @@ def _place(
     n: int,
     span: Span,
     views: range,
-    totals: Totals,
+    totals: UpdateTotals,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Writes one span into the (4, R, T) grid; its targets: source, token, view, weight."""
     width = grid.shape[2]
@@ -212,19 +212,19 @@ def _targets(example: Encoded) -> int:
     return max(len(example.prefix) + ends - 1, 0)
 
 
-def _ending_weight(example: Encoded, k: int, totals: Totals) -> float:
+def _ending_weight(example: Encoded, k: int, totals: UpdateTotals) -> float:
     """Mean over the targets of view k, then mean over the update's views."""
     targets = len(example.prefix) + len(example.endings[k]) - 1
     return 1 / (max(targets, 1) * totals.views)
 
 
-def _prefix_weight(example: Encoded, views: range, totals: Totals) -> float:
+def _prefix_weight(example: Encoded, views: range, totals: UpdateTotals) -> float:
     if not example.endings:
         return 1 / max(totals.targets, 1)
     return sum(_ending_weight(example, k, totals) for k in views)
 
 
-def _shares(examples: Sequence[Encoded], totals: Totals) -> Tensor:
+def _shares(examples: Sequence[Encoded], totals: UpdateTotals) -> Tensor:
     share = 1 / max(totals.examples, 1)
     return torch.tensor([0.0 if e.label is None else share for e in examples])
 

@@ -12,7 +12,7 @@ from task_formats import Encoded
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochSampler:
     """Shuffled epochs of `rows` examples, cut into updates of `batch_size`.
 
     Nothing is remembered between updates, so a run resumes anywhere, and any number of processes
@@ -44,16 +44,16 @@ class Order:
         """The examples of update 1, 2, ...: (B,) indices, fewer at the end of an epoch."""
         epoch, step = divmod(update - 1, self.per_epoch)
         at = step * self.batch_size
-        return shuffled(self.rows, self.seed, epoch)[at : at + self.batch_size]
+        return shuffle_epoch(self.rows, self.seed, epoch)[at : at + self.batch_size]
 
 
 @lru_cache(maxsize=2)
-def shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
+def shuffle_epoch(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch: (N,) indices."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
-class Sizes(NamedTuple):
+class ExampleLengths(NamedTuple):
     """How large each of N examples is, to plan forward passes without reading them."""
 
     tokens: np.ndarray
@@ -64,18 +64,18 @@ class Sizes(NamedTuple):
     """(N,) tokens of the longest view."""
 
 
-def measure(examples: Sequence[Encoded]) -> Sizes:
+def compute_lengths(examples: Sequence[Encoded]) -> ExampleLengths:
     """The sizes of all examples; a store that knows them is asked, and reads none."""
     if known := getattr(examples, "measure", None):
-        return cast(Sizes, known())
+        return cast(ExampleLengths, known())
     found = [
         (e.tokens, max(len(e.endings), 1), len(e.prefix) + max(map(len, e.endings), default=0))
         for e in examples
     ]
-    return Sizes(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
+    return ExampleLengths(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
 
 
-def deal(indices: np.ndarray, sizes: Sizes, processes: int) -> list[np.ndarray]:
+def shard_by_length(indices: np.ndarray, sizes: ExampleLengths, processes: int) -> list[np.ndarray]:
     """An update's examples dealt to processes, longest first to and fro, so that loads are even."""
     ranked = indices[np.argsort(-sizes.tokens[indices], kind="stable")]
     laps, seat = np.divmod(np.arange(len(ranked)), processes)
@@ -83,7 +83,9 @@ def deal(indices: np.ndarray, sizes: Sizes, processes: int) -> list[np.ndarray]:
     return [ranked[seat == process] for process in range(processes)]
 
 
-def group(indices: np.ndarray, sizes: Sizes, layout: Layout, budget: int) -> list[np.ndarray]:
+def batch_by_tokens(
+    indices: np.ndarray, sizes: ExampleLengths, layout: Layout, budget: int
+) -> list[np.ndarray]:
     """Examples sorted by length and cut into forward passes of at most `budget` tokens.
 
     Padding counts. Neighbours in length waste least of it, and of as few passes as the budget

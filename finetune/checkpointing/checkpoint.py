@@ -22,7 +22,14 @@ from torch import Tensor
 
 from finetune.storage import files
 from finetune.storage import json_files as json_text
-from finetune.storage.manifest import MANIFEST, Entry, Manifest, check_file, compare, read_manifest
+from finetune.storage.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    check_file,
+    compare,
+    read_manifest,
+)
 from finetune.storage.tensors import Same, find_same, read_tensors, write_tensors
 from task_formats import UsageError
 
@@ -37,7 +44,7 @@ _NAME = re.compile(r"(update-(\d{1,18}))(\.partial|\.old)?")
 _RANKS = {None: 2, ".partial": 1, ".old": 0}
 
 
-class State(NamedTuple):
+class CheckpointState(NamedTuple):
     """What a run needs to go on, as it was saved."""
 
     tensors: dict[str, Tensor]
@@ -63,7 +70,7 @@ def save(
     return _write(Path(folder), update, *find_same(tensors), _encode(facts), run)
 
 
-def latest(folder: Path | str, run: str | None = None) -> tuple[State | None, list[str]]:
+def latest(folder: Path | str, run: str | None = None) -> tuple[CheckpointState | None, list[str]]:
     """The newest whole state of `run`, and a warning with file and reason for every newer one.
 
     Changes nothing on disk, so any number of processes can call it at once.
@@ -77,32 +84,32 @@ def latest(folder: Path | str, run: str | None = None) -> tuple[State | None, li
     return None, warnings
 
 
-def load(path: Path | str, run: str | None = None) -> State:
+def load(path: Path | str, run: str | None = None) -> CheckpointState:
     """The state in a folder; UsageError naming the file and what is wrong with it.
 
     With `run`, a state that another run has saved is wrong too.
     """
     path = Path(path)
-    with files.clear_errors(path):
+    with files.explain_os_errors(path):
         _require_state(path)
     manifest = read_manifest(path, FORMAT, run)
     expected = manifest.files
     if expected.keys() != {TENSORS, FACTS}:
         raise UsageError("damaged: it does not list a state's files", where=str(path / MANIFEST))
-    if manifest.name != files.own_name(path):
+    if manifest.name != files.final_name(path):
         what = f"belongs to another state, {manifest.name!r}"
         raise UsageError(what, where=str(path / MANIFEST))
-    text = files.read_plain(path / FACTS, _LARGEST_TEXT)
+    text = files.read_regular_file(path / FACTS, _LARGEST_TEXT)
     compare(path / FACTS, expected[FACTS], _entry(text))
     check_file(path / TENSORS, expected[TENSORS])
     facts = json_text.decode(text, str(path / FACTS))
     if not isinstance(facts, dict):
         raise UsageError("damaged: it holds no facts", where=str(path / FACTS))
-    return State(read_tensors(path / TENSORS), facts, path, manifest.run)
+    return CheckpointState(read_tensors(path / TENSORS), facts, path, manifest.run)
 
 
-def _entry(text: bytes) -> Entry:
-    return Entry(len(text), sha256(text).hexdigest())
+def _entry(text: bytes) -> FileRecord:
+    return FileRecord(len(text), sha256(text).hexdigest())
 
 
 def _require_state(path: Path) -> None:
@@ -116,7 +123,7 @@ class _Abandoned(Exception):
     """A state shall not be written to its end."""
 
 
-class Saver:
+class CheckpointWriter:
     """Saves states in the background: `save` copies the tensors and training goes on.
 
     The copy keeps its memory from one save to the next (fresh memory is far slower to fill), as
@@ -195,7 +202,7 @@ def _encode(facts: Mapping[str, Any]) -> bytes:
 
 def _require_space(folder: Path, tensors: Mapping[str, Tensor], facts: bytes) -> None:
     numbers = sum(tensor.nbytes for tensor in tensors.values())
-    files.require_space(folder, numbers + len(facts) + 500 * len(tensors) + 2**16)
+    files.check_disk_space(folder, numbers + len(facts) + 500 * len(tensors) + 2**16)
 
 
 def _write(
@@ -208,13 +215,13 @@ def _write(
     before_each: Callable[[], object] = bool,
 ) -> Path:
     path = folder / f"update-{update:08d}"
-    with files.clear_errors(folder):
+    with files.explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _settle(folder)
     _require_space(folder, tensors, facts)
     with files.replace_folder(path) as partial:
         with open(partial / TENSORS, "xb") as file:
-            written = Entry(*write_tensors(file, tensors, same, before_each))
+            written = FileRecord(*write_tensors(file, tensors, same, before_each))
             files.flush(file)
         files.write_atomically(partial / FACTS, facts)
         manifest = Manifest(FORMAT, path.name, {TENSORS: written, FACTS: _entry(facts)}, run)
@@ -225,7 +232,7 @@ def _write(
 
 def _states(folder: Path) -> list[Path]:
     """Folders of states, half-written ones too, from the oldest to the newest."""
-    with files.clear_errors(folder):
+    with files.explain_os_errors(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     matches = [match for match in map(_NAME.fullmatch, names) if match]
     matches.sort(key=lambda match: (int(match[2]), _RANKS[match[3]], match[0]))
@@ -235,17 +242,17 @@ def _states(folder: Path) -> list[Path]:
 def _settle(folder: Path) -> None:
     """Give a whole state that a kill left under a passing name its own, and sweep the rest."""
     for path in _states(folder):
-        own = path.with_name(files.own_name(path))
+        own = path.with_name(files.final_name(path))
         if path.suffix == ".partial" and (path / MANIFEST).exists() and not own.exists():
             path.rename(own)
         if path != own:
-            files.settle_folder(own)
+            files.finish_replacement(own)
 
 
 def _prune(folder: Path, newest: Path) -> None:
     states = _states(folder)
     kept = states[: states.index(newest) + 1][-KEEP:]
-    with files.clear_errors(folder):
+    with files.explain_os_errors(folder):
         for path in states:
             if path not in kept:
                 files.remove(path)

@@ -13,15 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from finetune.checkpointing.seals import check_model, check_writer
-from finetune.models.lora import merged
+from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import Base, load_decoder
 from finetune.models.task_model import TaskModel
-from finetune.recipe.schema import BasePart
+from finetune.recipe.schema import BaseConfig
 from finetune.storage import files
 from finetune.storage.tensors import read_tensors
 from task_formats import Task, UsageError
 
-HEAD = "head.safetensors"
+HEAD_FILE = "head.safetensors"
 
 
 def save_model(folder: Path, model: nn.Module, base: Base) -> None:
@@ -30,18 +30,20 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
     Adapters are merged into the weights, so the folder is a base like any other.
     """
     task_model = cast(TaskModel, model)
-    save_plain(folder, merged(task_model.reader.decoder), base.lexicon.tokenizer)
+    save_decoder(folder, merge_adapters(task_model.reader.decoder), base.lexicon.tokenizer)
     head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
     with _clear_errors(folder):
-        save_file(head, folder / HEAD)
+        save_file(head, folder / HEAD_FILE)
 
 
-def save_plain(folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_decoder(
+    folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Writes a decoder and its tokenizer as transformers has them, without its progress bar.
 
     UsageError on a full, read-only or forbidden disk.
     """
-    files.require_space(folder, sum(part.nbytes for part in decoder.parameters()))
+    files.check_disk_space(folder, sum(part.nbytes for part in decoder.parameters()))
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -55,8 +57,8 @@ def save_plain(folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedToke
 
 @contextmanager
 def _clear_errors(folder: Path) -> Iterator[None]:
-    """As `files.clear_errors`, also for errors of the system that Rust reports in its own way."""
-    with files.clear_errors(folder):
+    """As `files.explain_os_errors`, also for system errors that Rust reports."""
+    with files.explain_os_errors(folder):
         try:
             yield
         except Exception as error:
@@ -82,15 +84,17 @@ def load_model(
     UsageError where a file lacks or is damaged, or where another run than `run` saved them.
     """
     check_writer(folder, run)
-    if not (folder / HEAD).is_file():
+    if not (folder / HEAD_FILE).is_file():
         raise UsageError(
             f"no trained model in {folder}",
             cure="Give the folder of a finished run, such as runs/rte.",
         )
-    part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code)
+    part = BaseConfig(
+        path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code
+    )
     base = load_decoder(part)
     model = TaskModel(base.decoder, task.format, task.labels)
-    _fill_head(model, folder / HEAD)
+    _fill_head(model, folder / HEAD_FILE)
     return model.eval(), base
 
 

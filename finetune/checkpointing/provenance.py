@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from finetune.models.fingerprints import WEIGHTS
-from finetune.training.job import Work
+from finetune.training.job import TrainingJob
 from task_formats import UsageError
 
 _PACKAGES = (
@@ -16,7 +16,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def trace(job: Work) -> dict[str, Any]:
+def collect_provenance(job: TrainingJob) -> dict[str, Any]:
     """Versions, base and data: what a result depends on besides its recipe."""
     sources = job.sources()
     versions = {name: _version(name) for name in _PACKAGES}

@@ -35,7 +35,7 @@ SECONDS = "seconds"
 """The key of an event for everything that a clock has measured; all else is the same each time."""
 
 
-class Run:
+class RunFolder:
     """The one writer of a run folder; use it in a `with` block.
 
         with Run.open(folder, resume=resume) as run:
@@ -54,15 +54,17 @@ class Run:
 
     def __init__(self, folder: Path, held: FileIO, warnings: list[str]) -> None:
         self.folder, self.warnings = folder, warnings
-        self.model_folder = files.inside(folder, MODEL)
+        self.model_folder = files.safe_join(folder, MODEL)
         """Where the best model goes; `files.replace_folder` puts it there as a whole."""
-        self.checkpoints = files.inside(folder, CHECKPOINTS)
+        self.checkpoints = files.safe_join(folder, CHECKPOINTS)
         self._lock = held
-        self._saver = checkpoint.Saver(self.checkpoints)
+        self._saver = checkpoint.CheckpointWriter(self.checkpoints)
         self._log: FileIO | None = None
 
     @classmethod
-    def open(cls, folder: Path | str, *, resume: bool = False, overwrite: bool = False) -> "Run":
+    def open(
+        cls, folder: Path | str, *, resume: bool = False, overwrite: bool = False
+    ) -> "RunFolder":
         """Take the folder, made where missing, for a new run or to go on with the one in it.
 
         UsageError where another process has it, where it holds files of something else, or where
@@ -73,15 +75,15 @@ class Run:
         if resume and overwrite:
             cure = "Give --resume to go on with the run there, or --overwrite to delete it."
             raise UsageError("--resume and --overwrite exclude each other", cure=cure)
-        with files.clear_errors(folder):
+        with files.explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(folder)
-        held = lock.acquire(folder / _LOCK)
+        held = lock.acquire_lock(folder / _LOCK)
         try:
             started = [name for name in _PARTS if os.path.lexists(folder / name)]
             if started and not (resume or overwrite):
                 raise _not_empty(folder)
-            with files.clear_errors(folder):
+            with files.explain_os_errors(folder):
                 _tidy(folder, [] if resume else started)
             nothing = f"{folder}: nothing to resume here, so this run starts anew"
             return cls(folder, held, [nothing] if resume and not started else [])
@@ -89,7 +91,7 @@ class Run:
             held.close()
             raise
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(
@@ -122,7 +124,7 @@ class Run:
         """Whether the folder holds a result."""
         return (self.folder / RESULT).exists()
 
-    def restore(self) -> checkpoint.State | None:
+    def restore(self) -> checkpoint.CheckpointState | None:
         """The newest whole state, or None; the log is cut back to the moment it was saved.
 
         What was found damaged, or another run's, on the way is told in `warnings`.
@@ -137,15 +139,15 @@ class Run:
         self._saver.run = identity or self._identify(state)
         return state
 
-    def _identify(self, state: checkpoint.State | None) -> str:
+    def _identify(self, state: checkpoint.CheckpointState | None) -> str:
         """Gives the run an identity: that of its state, should run.json have been lost."""
         identity = (state and state.run) or secrets.token_hex(16)
         content = json_text.encode({"id": identity}, indent=1) + b"\n"
-        files.write_atomically(files.inside(self.folder, _IDENTITY), content)
+        files.write_atomically(files.safe_join(self.folder, _IDENTITY), content)
         return identity
 
     def _cut_log(self, size: int) -> None:
-        with files.clear_errors(self.folder / LOG):
+        with files.explain_os_errors(self.folder / LOG):
             log = self._open_log()
             whole = _end_of_line(log, size)
             if whole < size:
@@ -154,8 +156,8 @@ class Run:
 
     def _open_log(self) -> FileIO:
         if self._log is None:
-            path = files.inside(self.folder, LOG)
-            self._log = files.open_plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            path = files.safe_join(self.folder, LOG)
+            self._log = files.open_regular_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         return self._log
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -164,7 +166,7 @@ class Run:
         Also raises the error of a background save that failed since the last call.
         """
         line = json_text.encode({"event": kind, **values}) + b"\n"
-        with files.clear_errors(self.folder / LOG):
+        with files.explain_os_errors(self.folder / LOG):
             log, rest = self._open_log(), memoryview(line)
             while rest:
                 rest = rest[log.write(rest) :]
@@ -172,7 +174,7 @@ class Run:
 
     def save(self, update: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Save the state after `update` updates; training goes on while it is being written."""
-        with files.clear_errors(self.folder / LOG):
+        with files.explain_os_errors(self.folder / LOG):
             log = self._open_log()
             # On the disk before the state: after a power cut the log must not be the older one.
             os.fsync(log.fileno())
@@ -181,21 +183,21 @@ class Run:
 
     def save_recipe(self, text: str) -> None:
         """Write recipe.yaml."""
-        files.write_atomically(files.inside(self.folder, RECIPE), text)
+        files.write_atomically(files.safe_join(self.folder, RECIPE), text)
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         """Write result.json, after the last save is on the disk: the run has finished."""
         self._saver.wait()
         content = json_text.encode(values, indent=2) + b"\n"
-        files.write_atomically(files.inside(self.folder, RESULT), content)
+        files.write_atomically(files.safe_join(self.folder, RESULT), content)
 
 
 def read_identity(folder: Path | str) -> str | None:
     """What a run calls itself in what it writes; None where it has no name yet."""
-    path = files.inside(folder, _IDENTITY)
+    path = files.safe_join(folder, _IDENTITY)
     if not path.exists():
         return None
-    content = json_text.decode(files.read_plain(path, limit=2**16), str(path))
+    content = json_text.decode(files.read_regular_file(path, limit=2**16), str(path))
     identity = content.get("id") if isinstance(content, dict) else None
     if not isinstance(identity, str) or not identity:
         cure = "Delete it, and the newest state says whose it is."
@@ -207,7 +209,7 @@ def read_recipe(folder: Path | str) -> str:
     """The text of a run's recipe; UsageError where the folder holds no run."""
     path = _part(folder, RECIPE)
     try:
-        return files.read_plain(path, limit=2**20).decode("utf-8")
+        return files.read_regular_file(path, limit=2**20).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"not UTF-8: {error}", where=str(path)) from None
 
@@ -215,7 +217,7 @@ def read_recipe(folder: Path | str) -> str:
 def read_result(folder: Path | str) -> dict[str, Any]:
     """The result of a finished run; UsageError where there is none."""
     path = _part(folder, RESULT)
-    content = json_text.decode(files.read_plain(path), str(path))
+    content = json_text.decode(files.read_regular_file(path), str(path))
     if not isinstance(content, dict):
         raise UsageError("holds no result", where=str(path))
     return content
@@ -227,7 +229,7 @@ def read_log(folder: Path | str, *, seconds: bool = True) -> Iterator[dict[str, 
     Without `seconds` two runs of one recipe on one machine give equal events, resumed or not.
     """
     path = _part(folder, LOG)
-    with files.clear_errors(path), BufferedReader(files.open_plain(path)) as file:
+    with files.explain_os_errors(path), BufferedReader(files.open_regular_file(path)) as file:
         for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
             if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
                 return
@@ -238,7 +240,7 @@ def read_log(folder: Path | str, *, seconds: bool = True) -> Iterator[dict[str, 
 
 
 def _part(folder: Path | str, name: str) -> Path:
-    path = files.inside(folder, name)
+    path = files.safe_join(folder, name)
     if path.exists():
         return path
     started = any((Path(folder) / part).exists() for part in _PARTS)
@@ -277,7 +279,7 @@ def _tidy(folder: Path, unwanted: list[str]) -> None:
         files.remove(folder / name)
     for path in folder.glob(".*.partial"):
         files.remove(path)
-    files.settle_folder(folder / MODEL)
+    files.finish_replacement(folder / MODEL)
 
 
 def _end_of_line(log: FileIO, size: int) -> int:

@@ -16,7 +16,7 @@ _BEGINNING = 2**10
 
 def seal_model(folder: Path, run: str | None = None) -> None:
     """Makes a saved model one that is checked when it is read: nothing in it may change."""
-    with files.clear_errors(folder):
+    with files.explain_os_errors(folder):
         seal_folder(folder, _FORMAT, run)
 
 
@@ -50,7 +50,7 @@ def _is_ours(path: Path) -> bool:
     """
     if path.is_symlink() or not path.is_file():
         return False
-    with files.clear_errors(path), files.open_plain(path) as file:
+    with files.explain_os_errors(path), files.open_regular_file(path) as file:
         return _FORMAT.encode() in (file.read(_BEGINNING) or b"")
 
 

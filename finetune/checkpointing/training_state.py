@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.distributed.fsdp import cut_tensor, gather_tensor, reshard
+from finetune.distributed.fsdp import gather_tensor, reshard, shard_tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def capture(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, Tensor]:
+def capture_state(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, Tensor]:
     """Every trained weight with its moments. Frozen weights come from the base again.
 
     All processes call this together; what is sharded comes whole, where it is kept.
@@ -26,7 +26,7 @@ def capture(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, 
     return found
 
 
-def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+def restore_state(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
     """Puts captured tensors back, bit for bit. ValueError where they are another model's."""
     names = {name for name, _ in _trained(model)}
     saved = {name.partition(".")[2] for name in tensors}
@@ -35,11 +35,11 @@ def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -
     _check_shapes(model, tensors)
     for name, parameter in _trained(model):
         with torch.no_grad():
-            parameter.copy_(cut_tensor(tensors[f"weight.{name}"], parameter))
+            parameter.copy_(shard_tensor(tensors[f"weight.{name}"], parameter))
         moments = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
         if moments:
             optimizer.state[parameter] = {
-                m: cut_tensor(t, parameter) if t.dim() else t.to(parameter.device)
+                m: shard_tensor(t, parameter) if t.dim() else t.to(parameter.device)
                 for m, t in moments.items()
             }
 

@@ -10,7 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from finetune.cli.console import console
 from finetune.cli.output_columns import find_columns
-from finetune.data import Place, PredictionColumns, Rows, name_columns, write_rows
+from finetune.data import PredictionColumns, RowLocation, Rows, name_columns, write_rows
 from finetune.evaluation.predictor import Predictor
 from task_formats import Classes, Prediction, Row, RowError, Task, UsageError
 
@@ -20,7 +20,7 @@ class Count:
     """What became of the rows."""
 
     labelled: int = 0
-    skipped: list[tuple[Place, str]] = field(default_factory=list)
+    skipped: list[tuple[RowLocation, str]] = field(default_factory=list)
 
 
 def label_rows(predictor: Predictor, rows: Rows, output: str, kind: str, *, skip: bool) -> Count:
@@ -52,7 +52,9 @@ def _answer(prediction: Prediction, added: PredictionColumns) -> dict[str, Any]:
     return {added.label: prediction.label, **dict(scores)}
 
 
-def _usable(task: Task, rows: Rows, count: Count, *, skip: bool) -> Iterator[tuple[Place, Row]]:
+def _usable(
+    task: Task, rows: Rows, count: Count, *, skip: bool
+) -> Iterator[tuple[RowLocation, Row]]:
     """Rows that can be labelled; the others raise, with their place, or are counted."""
     columns = {name: column for name, column in task.columns.items() if name != "label"}
     reader = replace(task, columns=columns)
@@ -69,7 +71,7 @@ def _usable(task: Task, rows: Rows, count: Count, *, skip: bool) -> Iterator[tup
             yield place, row
 
 
-def _check(reader: Task, row: Row, place: Place) -> None:
+def _check(reader: Task, row: Row, place: RowLocation) -> None:
     try:
         reader.example(row, "", labelled=False)
     except RowError as error:

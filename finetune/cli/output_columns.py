@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.data import Place, format_of
+from finetune.data import RowLocation, detect_format
 from task_formats import Row, RowError, UsageError
 
 _LOOK_AHEAD = 1000
@@ -12,8 +12,8 @@ _LOOK_AHEAD = 1000
 
 
 def find_columns(
-    rows: Iterable[tuple[Place, Row]],
-) -> tuple[list[str], Iterator[tuple[Place, Row]]]:
+    rows: Iterable[tuple[RowLocation, Row]],
+) -> tuple[list[str], Iterator[tuple[RowLocation, Row]]]:
     """The columns of the first rows, none where there is no row, and all rows.
 
     The rows raise RowError at one that has a column besides.
@@ -25,8 +25,8 @@ def find_columns(
 
 
 def _same_columns(
-    rows: Iterable[tuple[Place, Row]], known: set[str]
-) -> Iterator[tuple[Place, Row]]:
+    rows: Iterable[tuple[RowLocation, Row]], known: set[str]
+) -> Iterator[tuple[RowLocation, Row]]:
     for place, row in rows:
         strange: Sequence[str] = sorted(set(row) - known)
         if strange:
@@ -43,7 +43,7 @@ def choose_format(output: str, format: str | None = None) -> str:
     if output == "-" and format is None:
         what = "standard output has no name that tells a format"
         raise UsageError(what, cure="Name a file with -o.")
-    kind = format_of(output, format)
+    kind = detect_format(output, format)
     if output != "-" and not Path(output).absolute().parent.is_dir():
         what = f"there is no folder {str(Path(output).parent)!r}"
         raise UsageError(what, where=output, cure="Make it, or name another file with -o.")

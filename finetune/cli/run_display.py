@@ -24,10 +24,10 @@ _FEWEST_SECONDS, _MOST_SECONDS = 2.0, 30.0
 """Between two plain lines."""
 
 
-class View(Protocol):
+class RunView(Protocol):
     """What shows the state of a run between the lines that stay."""
 
-    def __enter__(self) -> "View": ...
+    def __enter__(self) -> "RunView": ...
 
     def __exit__(
         self,
@@ -49,7 +49,7 @@ def follow(
 ) -> Result | None:
     """Shows a run to its end and gives its result, or None where it was stopped before."""
     standing = Standing(clock)
-    view: View = LiveView(out, clock) if out.is_terminal else PlainView(out, clock)
+    view: RunView = LiveView(out, clock) if out.is_terminal else PlainView(out, clock)
     with view:
         for event in events:
             match event:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from finetune.cli.run_status import Standing, say_scores, say_time
 from finetune.comparison import CellFinished, CellStarted, Table
-from finetune.comparison.table import say_row
+from finetune.comparison.table import format_row
 from finetune.training.events import Evaluated, Event, Notice, Started
 from finetune.training.loop import Step
 
@@ -67,5 +67,5 @@ def study_table(table: Table) -> Grid:
         grid.add_column("interval")
     grid.add_column("collapsed", style="yellow")
     for row in table.rows:
-        grid.add_row(*map(Text, say_row(row, table.metrics)))
+        grid.add_row(*map(Text, format_row(row, table.metrics)))
     return grid

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from finetune.cli.recipe_options import Changes
 from finetune.recipe import loading as recipe_files
-from finetune.recipe.schema import DataPart, Recipe, TaskPart
-from task_formats import Format, Task, UsageError, nearest
+from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
+from task_formats import Format, Task, UsageError, suggest
 
 _LOCAL = ("data.path", "base.path")
 """Values that may name a folder: said on the command line, it is seen from the current one."""
 
 
-class Source(NamedTuple):
+class TaskSource(NamedTuple):
     """A recipe with its overrides, the name it goes by, and the Task where Python wrote it."""
 
     name: str
@@ -23,16 +23,16 @@ class Source(NamedTuple):
     task: Task | None
 
 
-def find(text: str, changes: Changes) -> Source:
+def find(text: str, changes: Changes) -> TaskSource:
     """The task a user means; UsageError names the nearest one where there is none."""
     changes = {key: seen_from_here(key, value) for key, value in changes.items()}
     module, colon, name = text.rpartition(":")
     if colon and not Path(text).exists() and not Path(module).is_absolute():
         task = import_task(module, name)
-        recipe = recipe_files.override(recipe_of(task), changes)
-        return Source(name, _place_files(recipe, changes), task)
+        recipe = recipe_files.override_recipe(recipe_of(task), changes)
+        return TaskSource(name, _place_files(recipe, changes), task)
     recipe = recipe_files.load_recipe(text, changes)
-    return Source(Path(text).stem, _place_files(recipe, changes), None)
+    return TaskSource(Path(text).stem, _place_files(recipe, changes), None)
 
 
 def _place_files(recipe: Recipe, changes: Changes) -> Recipe:
@@ -45,7 +45,7 @@ def _place_files(recipe: Recipe, changes: Changes) -> Recipe:
         for key, value in files.items()
         if isinstance(value, str) and Path(value).expanduser().is_file()
     }
-    return recipe_files.override(recipe, whole)
+    return recipe_files.override_recipe(recipe, whole)
 
 
 def import_task(module: str, name: str) -> Task:
@@ -63,7 +63,7 @@ def import_task(module: str, name: str) -> Task:
     names = [key for key, value in vars(found).items() if isinstance(value, Task)]
     task = getattr(found, name, None)
     if task is None:
-        cure = nearest(name, names) if names else "It holds no task_formats.Task at all."
+        cure = suggest(name, names) if names else "It holds no task_formats.Task at all."
         raise UsageError(f"no {name!r} in {found.__file__}", cure=cure)
     if not isinstance(task, Task):
         what = f"{module}:{name} is of type {type(task).__name__}, not a task_formats.Task"
@@ -73,7 +73,7 @@ def import_task(module: str, name: str) -> Task:
 
 def recipe_of(task: Task) -> Recipe:
     """A recipe around a Task, with the paper's values; the data are named by overrides."""
-    return Recipe(task=TaskPart.of(task))
+    return Recipe(task=TaskConfig.of(task))
 
 
 def seen_from_here(key: str, value: Any) -> Any:
@@ -83,7 +83,7 @@ def seen_from_here(key: str, value: Any) -> Any:
     return value
 
 
-def split_of(data: DataPart, name: str) -> str:
+def split_of(data: DataConfig, name: str) -> str:
     """The split or file that a name stands for: train, evaluate, predict, or an extra one.
 
     Raises UsageError where the recipe has none, or where the name can be neither split nor file.
@@ -94,7 +94,7 @@ def split_of(data: DataPart, name: str) -> str:
         raise UsageError(f"the recipe has no data.{name}", cure=f"Name it: --set data.{name}=FILE.")
     known = {role: said for role, said in {**roles, **data.extra}.items() if said}
     if data.path is None and found not in known.values() and not Path(found).exists():
-        raise UsageError(f"neither a split nor a file: {name!r}", cure=nearest(name, known))
+        raise UsageError(f"neither a split nor a file: {name!r}", cure=suggest(name, known))
     return found
 
 
@@ -106,7 +106,7 @@ def kind(recipe: Recipe) -> str:
     return "multiple_choice" if Format(found.views).chooses else "custom views"
 
 
-def label_names(part: TaskPart) -> str:
+def label_names(part: TaskConfig) -> str:
     """The labels of a task in a few words."""
     if part.range:
         return f"{part.range[0]:g} to {part.range[1]:g}"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from finetune.batching.collate import collate
-from finetune.cli.token_view import Piece, Segment, Token, View
-from finetune.models.pretrained import Lexicon
+from finetune.cli.token_view import Piece, Segment, Token, TokenView
+from finetune.models.pretrained import TaskTokens
 from task_formats import Encoded, Example, Format, Task
 from task_formats.formats import View as Words
 
@@ -20,8 +20,8 @@ class Mark(NamedTuple):
 
 
 def dissect(
-    example: Example, encoded: Encoded, task: Task, lexicon: Lexicon, *, lm: bool = True
-) -> list[View]:
+    example: Example, encoded: Encoded, task: Task, lexicon: TaskTokens, *, lm: bool = True
+) -> list[TokenView]:
     """The K views of an example, marked as the very batch says that training is given."""
     batch = collate([encoded], "separate")
     width = batch.tokens.shape[1]
@@ -49,7 +49,9 @@ def _colors(format: Format, k: int) -> list[int]:
     return [templates.index(segment) for segment in view]
 
 
-def _cut(marks: Sequence[Mark], texts: Words, colors: Sequence[int], lexicon: Lexicon) -> View:
+def _cut(
+    marks: Sequence[Mark], texts: Words, colors: Sequence[int], lexicon: TaskTokens
+) -> TokenView:
     """One view, cut at its delimiters, each stretch laid over its own text."""
     last = len(marks) - 1
     bounds = [0, *(n for n in range(last) if marks[n].id == lexicon.specials.delimiter), last]
@@ -62,10 +64,12 @@ def _cut(marks: Sequence[Mark], texts: Words, colors: Sequence[int], lexicon: Le
         Token("D" if 0 < at < last else "E" if at else "S", marks[at].lm, read=marks[at].read)
         for at in bounds
     )
-    return View(start, tuple(segments), tuple(delimiters), extract)
+    return TokenView(start, tuple(segments), tuple(delimiters), extract)
 
 
-def _lay_over(marks: Sequence[Mark], texts: Sequence[str], color: int, lexicon: Lexicon) -> Segment:
+def _lay_over(
+    marks: Sequence[Mark], texts: Sequence[str], color: int, lexicon: TaskTokens
+) -> Segment:
     """The tokens between two delimiters, each with the part of the text that it stands for."""
     ids = lexicon.tokenize(texts)
     kept = split([mark.id for mark in marks], ids)
@@ -97,7 +101,7 @@ def split(ids: Sequence[int], whole: Sequence[Sequence[int]]) -> list[int]:
     return [most, *split(ids[most:], others)]
 
 
-def spell(lexicon: Lexicon, text: str) -> list[str]:
+def spell(lexicon: TaskTokens, text: str) -> list[str]:
     """The part of the text behind every token; together they are the text up to its last token."""
     if not lexicon.tokenizer.is_fast:
         return [str(lexicon.tokenizer.decode([number])) for number in lexicon.tokenize([text])[0]]

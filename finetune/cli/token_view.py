@@ -43,7 +43,7 @@ class Segment(NamedTuple):
         return tuple(token for piece in self.pieces for token in piece.tokens)
 
 
-class View(NamedTuple):
+class TokenView(NamedTuple):
     """S, the segments with D between them, and E."""
 
     start: Token
@@ -61,7 +61,7 @@ class View(NamedTuple):
         return (*found, self.extract)
 
 
-def render(view: View, colors: bool) -> Text:
+def render(view: TokenView, colors: bool) -> Text:
     """The view in one text that wraps; without colours tokens are parted by bars."""
     text = Text()
     _special(text, view.start, colors)
@@ -82,7 +82,7 @@ def _append(text: Text, piece: Piece, color: int, colors: bool) -> None:
         text.append(_cut(piece), "red strike" if colors else "")
 
 
-def summary(view: View) -> str:
+def summary(view: TokenView) -> str:
     """The view in numbers."""
     tokens = view.tokens
     read = next((n + 1 for n, token in enumerate(tokens) if token.read), 0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         list_cells,
         read_table,
     )
-    from finetune.comparison.table import Row, Spread, Table
+    from finetune.comparison.table import Row, ScoreSummary, Table
 
 _HOMES = {
     "Cell": "cells",
@@ -25,7 +25,7 @@ _HOMES = {
     "CellStarted": "study",
     "Design": "cells",
     "Row": "table",
-    "Spread": "table",
+    "ScoreSummary": "table",
     "Table": "table",
     "compare": "study",
     "events": "study",
@@ -40,7 +40,7 @@ __all__ = [
     "CellStarted",
     "Design",
     "Row",
-    "Spread",
+    "ScoreSummary",
     "Table",
     "compare",
     "events",

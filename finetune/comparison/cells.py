@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from finetune.recipe.loading import override
-from finetune.recipe.schema import Recipe, TrainPart
-from task_formats import UsageError, nearest
+from finetune.recipe.loading import override_recipe
+from finetune.recipe.schema import Recipe, TrainConfig
+from task_formats import UsageError, suggest
 
 SHOTS = (0, 4, 32)
 
@@ -88,7 +88,7 @@ def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
 def _untrained(recipe: Recipe, design: Design) -> Iterator[Cell]:
     """What does not depend on how the recipe trains, and so does not change with it."""
     part = recipe.train
-    kept = TrainPart(precision=part.precision, tokens_per_forward=part.tokens_per_forward)
+    kept = TrainConfig(precision=part.precision, tokens_per_forward=part.tokens_per_forward)
     recipe = recipe.model_copy(update={"train": kept})
     yield Cell("majority", "majority", "majority", recipe)
     shots = design.shots
@@ -101,7 +101,7 @@ def _untrained(recipe: Recipe, design: Design) -> Iterator[Cell]:
 
 
 def _trained(recipe: Recipe, design: Design) -> Iterator[Cell]:
-    scratch = override(recipe, {"base.from_scratch": True, **design.scratch})
+    scratch = override_recipe(recipe, {"base.from_scratch": True, **design.scratch})
     for seed in design.seeds:
         yield _train(scratch, "scratch", "from scratch", seed)
     coefficient = recipe.train.lm_coefficient
@@ -140,7 +140,7 @@ def select_cells(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
             raise UsageError(
                 f"no cell {pattern!r} in this study",
                 where="only",
-                cure=f"{nearest(pattern, names)} --list names all of them.",
+                cure=f"{suggest(pattern, names)} --list names all of them.",
             )
     return [
         cell

@@ -8,14 +8,14 @@ import numpy as np
 
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
-from finetune.evaluation.evaluate import counted_class
-from finetune.evaluation.intervals import bootstrap
+from finetune.evaluation.evaluate import positive_class
+from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
 from finetune.recipe.schema import Recipe
 from task_formats import Label, Range, Task, UsageError
 
 
-class Guessed(NamedTuple):
+class MajorityBaseline(NamedTuple):
     """How good it is to give one answer to all rows."""
 
     answer: str | float
@@ -26,7 +26,7 @@ class Guessed(NamedTuple):
     """Training rows that the answer was found in."""
 
 
-def guess(recipe: Recipe, task: Task) -> Guessed:
+def predict_majority(recipe: Recipe, task: Task) -> MajorityBaseline:
     """The commonest training label, or the mean training score, scored on the evaluation split.
 
     Of labels that are equally common the first in the order of the task is taken.
@@ -35,13 +35,13 @@ def guess(recipe: Recipe, task: Task) -> Guessed:
     answer = _commonest(task, known)
     predicted = np.array([answer] * len(asked))
     gold = np.array([task.labels.name(cast(float, label)) for label in asked])
-    positive = counted_class(task, recipe.task.positive)
+    positive = positive_class(task, recipe.task.positive)
 
     def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return score(recipe.task.metrics, predicted.tolist(), gold.tolist(), positive)
 
-    intervals = bootstrap(judge, predicted, gold)
-    return Guessed(answer, judge(predicted, gold), intervals, len(known))
+    intervals = bootstrap_interval(judge, predicted, gold)
+    return MajorityBaseline(answer, judge(predicted, gold), intervals, len(known))
 
 
 def _commonest(task: Task, labels: Sequence[Label]) -> str | float:

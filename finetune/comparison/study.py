@@ -18,18 +18,18 @@ from finetune.checkpointing.run_folder import (
     MODEL,
     RECIPE,
     RESULT,
-    Run,
+    RunFolder,
     read_result,
 )
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
-from finetune.comparison.majority import guess
-from finetune.comparison.table import Found, Table, tabulate, write_table
+from finetune.comparison.majority import predict_majority
+from finetune.comparison.table import CellResult, Table, build_table, write_table
 from finetune.data.sources import open_rows
 from finetune.distributed.calls import connect
-from finetune.distributed.setup import Place, choose_precision, start_processes
+from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
 from finetune.distributed.signals import StopRequest
-from finetune.prompting import Asker, Manner
-from finetune.recipe.loading import dump, settle
+from finetune.prompting import PromptEvaluator, PromptOptions
+from finetune.recipe.loading import dump_recipe, resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
@@ -57,7 +57,7 @@ class CellStarted(NamedTuple):
 class CellFinished(NamedTuple):
     """A cell's scores are there."""
 
-    found: Found
+    found: CellResult
     number: int
     cells: int
     read: bool
@@ -89,9 +89,9 @@ def events(
     keeps its recipe, log and result, and with `keep_models` its best model.
     Raises UsageError where a cell in the folder was told something else, before the first cell
     where there are too few rows for the shots of one, and for all that `training.events` and
-    `Asker` do; Interrupted where a signal asked for the end.
+    `PromptEvaluator` do; Interrupted where a signal asked for the end.
     """
-    study = Study(settle(recipe, Path.cwd()), Path(folder), task, device)
+    study = Study(resolve_paths(recipe, Path.cwd()), Path(folder), task, device)
     cells = plan_cells(study.recipe, design)
     chosen = select_cells(cells, only)
     # What was told something else is found before any work is done, chosen or not.
@@ -118,9 +118,9 @@ def events(
 
 def list_cells(
     recipe: Recipe, folder: Path | str, design: Design, only: Sequence[str] = ()
-) -> list[tuple[Cell, Found | None]]:
+) -> list[tuple[Cell, CellResult | None]]:
     """All cells of a study, or the chosen ones, each with what it has found if it is done."""
-    study = Study(settle(recipe, Path.cwd()), Path(folder))
+    study = Study(resolve_paths(recipe, Path.cwd()), Path(folder))
     chosen = select_cells(plan_cells(study.recipe, design), only)
     return [(cell, study.read(cell)) for cell in chosen]
 
@@ -128,7 +128,7 @@ def list_cells(
 def read_table(recipe: Recipe, folder: Path | str, design: Design) -> Table:
     """The table of all cells of a study that are done."""
     done = [found for _, found in list_cells(recipe, folder, design) if found]
-    return tabulate(recipe, done)
+    return build_table(recipe, done)
 
 
 class Study:
@@ -142,15 +142,15 @@ class Study:
         self._own_task = task
 
     @cached_property
-    def accelerator(self) -> Place:
+    def accelerator(self) -> RunAccelerator:
         """This process among its peers."""
         precision = choose_precision(self.recipe.train.precision, self._device)
-        return start_processes(precision, self._device)
+        return create_accelerator(precision, self._device)
 
     @cached_property
-    def asker(self) -> Asker:
+    def asker(self) -> PromptEvaluator:
         """Base, questions and solved examples of all few-shot cells, loaded when first wanted."""
-        return Asker(self.recipe, self.task)
+        return PromptEvaluator(self.recipe, self.task)
 
     @cached_property
     def _evaluated(self) -> str:
@@ -164,7 +164,7 @@ class Study:
         if most:
             Demonstrations(self.asker.solved(), most)
 
-    def read(self, cell: Cell) -> Found | None:
+    def read(self, cell: Cell) -> CellResult | None:
         """What a cell has found, if it is done; UsageError where it was told something else."""
         folder = self.folder / cell.name
         if (folder / RECIPE).exists():
@@ -172,11 +172,11 @@ class Study:
             _check_same(load_run_recipe(folder, trusted), cell.recipe, folder)
         return self.found(cell) if (folder / RESULT).exists() else None
 
-    def found(self, cell: Cell) -> Found:
+    def found(self, cell: Cell) -> CellResult:
         """What a cell that is done has found. UsageError where its result is no cell's."""
         folder = self.folder / cell.name
         try:
-            return Found.of(cell, read_result(folder))
+            return CellResult.of(cell, read_result(folder))
         except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
             what = f"{RESULT} lacks what a cell writes: {error}"
             raise UsageError(what, where=str(folder), cure="Do it anew: --overwrite.") from error
@@ -213,7 +213,7 @@ class Study:
         self.accelerator.wait_for_everyone()
 
     def _guess(self, cell: Cell) -> dict[str, Any]:
-        found = guess(cell.recipe, self.task)
+        found = predict_majority(cell.recipe, self.task)
         return {
             "scores": {"evaluate": found.scores},
             "intervals": found.intervals,
@@ -222,7 +222,7 @@ class Study:
         }
 
     def _ask(self, cell: Cell) -> dict[str, Any]:
-        asked = self.asker.ask(Manner(cell.shots, cell.seed))
+        asked = self.asker.ask(PromptOptions(cell.shots, cell.seed))
         return {
             "scores": {"evaluate": asked.scores},
             "intervals": asked.intervals,
@@ -234,8 +234,8 @@ class Study:
 
 def _write(folder: Path, cell: Cell, values: dict[str, Any]) -> None:
     """A cell without training as a run that has nothing but a recipe and a result."""
-    with Run.open(folder, overwrite=True) as run:
-        run.save_recipe(dump(cell.recipe))
+    with RunFolder.open(folder, overwrite=True) as run:
+        run.save_recipe(dump_recipe(cell.recipe))
         run.write_result(values)
 
 

@@ -30,7 +30,7 @@ _CURVE = (
 )
 
 
-class Found(NamedTuple):
+class CellResult(NamedTuple):
     """What a cell has found."""
 
     cell: Cell
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     """What it was asked in."""
 
     @classmethod
-    def of(cls, cell: Cell, result: Mapping[str, Any]) -> "Found":
+    def of(cls, cell: Cell, result: Mapping[str, Any]) -> "CellResult":
         """From a cell's result.json."""
         scores = next(iter(result["scores"].values()))
         wanted = {str(name): float(scores[name]) for name in cell.recipe.task.metrics}
@@ -56,7 +56,7 @@ class Found(NamedTuple):
         return cls(cell, wanted, labels, intervals, seconds, evaluated, precision)
 
 
-class Spread(NamedTuple):
+class ScoreSummary(NamedTuple):
     """A score of an arm."""
 
     median: float
@@ -84,7 +84,7 @@ class Row(NamedTuple):
     shots: int
     """Solved examples that were asked with; fewer may have fitted."""
     seeds: tuple[int, ...]
-    scores: dict[str, Spread]
+    scores: dict[str, ScoreSummary]
     collapsed: tuple[int, ...] | None
     """Seeds of trained cells that are no better than the majority class; None where that is not
     known, as its cell is not done."""
@@ -107,11 +107,11 @@ class Table(NamedTuple):
         return len({row.labels for row in self.rows if row.kind == "tuned"}) > 1
 
 
-def tabulate(recipe: Recipe, found: Sequence[Found]) -> Table:
+def build_table(recipe: Recipe, found: Sequence[CellResult]) -> Table:
     """The table of some finished cells. UsageError where they were scored on different rows."""
     _check_rows(found)
     floor = next((one for one in found if one.cell.work == "majority"), None)
-    arms: dict[str, list[Found]] = {}
+    arms: dict[str, list[CellResult]] = {}
     for one in found:
         arms.setdefault(one.cell.arm, []).append(one)
     rows = tuple(_row(recipe, arm, cells, floor) for arm, cells in arms.items())
@@ -119,7 +119,7 @@ def tabulate(recipe: Recipe, found: Sequence[Found]) -> Table:
     return Table(recipe.about, recipe.base.path, tuple(recipe.task.metrics), rows, notes)
 
 
-def _notes(rows: Sequence[Row], found: Sequence[Found]) -> tuple[str, ...]:
+def _notes(rows: Sequence[Row], found: Sequence[CellResult]) -> tuple[str, ...]:
     """What has to be known of these cells."""
     curve = [_CURVE] if any(row.fraction < 1 for row in rows) else []
     precisions = sorted({one.precision for one in found if one.precision})
@@ -128,7 +128,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Found]) -> tuple[str, ...]:
     return (*NOTES, *curve, *([asked] if precisions else []))
 
 
-def _check_rows(found: Sequence[Found]) -> None:
+def _check_rows(found: Sequence[CellResult]) -> None:
     for one in found:
         if one.evaluated != found[0].evaluated:
             raise UsageError(
@@ -137,7 +137,7 @@ def _check_rows(found: Sequence[Found]) -> None:
             )
 
 
-def _row(recipe: Recipe, arm: str, cells: Sequence[Found], floor: Found | None) -> Row:
+def _row(recipe: Recipe, arm: str, cells: Sequence[CellResult], floor: CellResult | None) -> Row:
     first = cells[0].cell
     trained = first.work == "train"
     return Row(
@@ -160,17 +160,17 @@ def _kind(cell: Cell) -> Kind:
     return cell.work
 
 
-def _spread(metric: str, cells: Sequence[Found]) -> Spread:
+def _spread(metric: str, cells: Sequence[CellResult]) -> ScoreSummary:
     values = tuple(one.scores[metric] for one in cells)
     bounds = cells[0].intervals
     if len(cells) == 1 and bounds:
         low, high = bounds[metric]
-        return Spread(values[0], low, high, "rows", values)
-    return Spread(median(values), min(values), max(values), "seeds", values)
+        return ScoreSummary(values[0], low, high, "rows", values)
+    return ScoreSummary(median(values), min(values), max(values), "seeds", values)
 
 
 def _find_collapsed(
-    recipe: Recipe, cells: Sequence[Found], floor: Found | None
+    recipe: Recipe, cells: Sequence[CellResult], floor: CellResult | None
 ) -> tuple[int, ...] | None:
     """Seeds of trained cells that are worth no more than the answer that needs no model."""
     if floor is None:
@@ -194,11 +194,11 @@ def write_markdown(table: Table) -> str:
     header = ["", "labels", "seeds", *(f"{metric} | interval" for metric in table.metrics)]
     lines += [f"| {' | '.join([*header, 'collapsed'])} |"]
     lines += ["|" + "---|" * (4 + 2 * len(table.metrics))]
-    lines += [f"| {' | '.join(say_row(row, table.metrics))} |" for row in table.rows]
+    lines += [f"| {' | '.join(format_row(row, table.metrics))} |" for row in table.rows]
     return "\n".join([*lines, "", *(f"* {note}" for note in table.notes), ""])
 
 
-def say_row(row: Row, metrics: Sequence[str]) -> list[str]:
+def format_row(row: Row, metrics: Sequence[str]) -> list[str]:
     """A row as texts: arm, labels, seeds, two for every metric, and the collapsed ones."""
     spreads = [row.scores[metric] for metric in metrics]
     numbers = [

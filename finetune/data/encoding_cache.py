@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from finetune.data.examples import BadRow, Report
-from finetune.data.rows import Place
-from finetune.data.token_store import DTYPES, Array, Arrays, EncodedStore, Totals, flatten
+from finetune.data.examples import BadRow, ReadReport
+from finetune.data.rows import RowLocation
+from finetune.data.token_store import DTYPES, Array, Arrays, StoreOffsets, TokenStore, flatten
 from task_formats import Encoded, Example, UsageError, ViewEncoder
 
 VERSION = 1
@@ -28,13 +28,13 @@ _ABANDONED = 24 * 3600
 """Seconds after which a half-written folder is taken for a dead process's."""
 
 
-def prepare(
+def encode_examples(
     examples: Iterable[Example],
     encoder: ViewEncoder,
     cache: Path | None,
     key: str,
-    report: Report | None = None,
-) -> EncodedStore:
+    report: ReadReport | None = None,
+) -> TokenStore:
     """The encodings of all examples, the same and in the same order as `encoder.encode` gives.
 
     With a cache they are kept there under a hash of `key`, which must name everything they
@@ -46,8 +46,8 @@ def prepare(
         streams = {name: io.BytesIO() for name in DTYPES}
         facts = _write(examples, encoder, dict(streams))
         arrays = {name: _view(streams[name], name) for name in DTYPES}
-        return EncodedStore(Arrays(**arrays), whole=facts["whole"])
-    report = report if report is not None else Report()
+        return TokenStore(Arrays(**arrays), whole=facts["whole"])
+    report = report if report is not None else ReadReport()
     folder = cache / hashlib.sha256(f"{VERSION}\n{key}".encode()).hexdigest()[:32]
     found = _load(folder, report)
     if found is None:
@@ -63,7 +63,9 @@ def prepare(
     return found
 
 
-def _build(folder: Path, examples: Iterable[Example], encoder: ViewEncoder, report: Report) -> None:
+def _build(
+    folder: Path, examples: Iterable[Example], encoder: ViewEncoder, report: ReadReport
+) -> None:
     """Write a store beside its place and rename it; another process may do the same."""
     _sweep(folder)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}-{time.time_ns()}")
@@ -75,7 +77,7 @@ def _build(folder: Path, examples: Iterable[Example], encoder: ViewEncoder, repo
         facts["report"] = _dump(report)
         (partial / _MANIFEST).write_text(json.dumps(facts), encoding="utf-8")
         # No fsync: what a power cut damages is found by its hash and made anew.
-        if folder.exists() and _load(folder, Report()) is None:
+        if folder.exists() and _load(folder, ReadReport()) is None:
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             partial.rename(folder)
@@ -105,7 +107,7 @@ def _write(
 
     for name in ("segments", "examples", "id_ends"):
         append(name, np.zeros(1, DTYPES[name]))
-    totals, whole = Totals(), True
+    totals, whole = StoreOffsets(), True
     for batch in _batches(examples, encoder):
         whole = whole and all(isinstance(item.label, int | None) for item in batch)
         arrays, totals = flatten(batch, totals)
@@ -121,7 +123,7 @@ def _batches(examples: Iterable[Example], encoder: ViewEncoder) -> Iterator[list
         yield encoder.encode(batch)
 
 
-def _load(folder: Path, report: Report) -> EncodedStore | None:
+def _load(folder: Path, report: ReadReport) -> TokenStore | None:
     """The store of a folder, its report filled in; None where anything is missing or damaged."""
     try:
         facts = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -130,7 +132,7 @@ def _load(folder: Path, report: Report) -> EncodedStore | None:
             return None
         arrays = {name: _map(folder / name, name) for name in DTYPES}
         _fill(report, facts["report"])
-        return EncodedStore(Arrays(**arrays), whole=bool(facts["whole"]))
+        return TokenStore(Arrays(**arrays), whole=bool(facts["whole"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -156,13 +158,13 @@ def _view(stream: io.BytesIO, name: str) -> Array:
     return np.frombuffer(stream.getbuffer(), DTYPES[name])
 
 
-def _dump(report: Report) -> dict[str, Any]:
+def _dump(report: ReadReport) -> dict[str, Any]:
     skipped = [[*bad.place, bad.id, bad.what] for bad in report.skipped]
     return {"rows": report.rows, "unlabelled": report.unlabelled, "skipped": skipped}
 
 
-def _fill(report: Report, facts: dict[str, Any]) -> None:
+def _fill(report: ReadReport, facts: dict[str, Any]) -> None:
     report.rows, report.unlabelled = facts["rows"], facts["unlabelled"]
     report.skipped[:] = [
-        BadRow(Place(*place), name, what) for *place, name, what in facts["skipped"]
+        BadRow(RowLocation(*place), name, what) for *place, name, what in facts["skipped"]
     ]

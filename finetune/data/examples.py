@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from finetune.data.rows import Place, Rows, Scanned
+from finetune.data.rows import RowLocation, Rows, Scanned
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.templates import look_up
@@ -14,13 +14,13 @@ from task_formats.templates import look_up
 class BadRow(NamedTuple):
     """A row that was left out: where it stands, its id, and why."""
 
-    place: Place
+    place: RowLocation
     id: str
     what: str
 
 
 @dataclass
-class Report:
+class ReadReport:
     """What became of the rows; it fills while the examples are read."""
 
     skipped: list[BadRow] = field(default_factory=list)
@@ -43,14 +43,14 @@ def read_examples(
     labelled: bool = True,
     on_bad_row: Literal["stop", "skip"] = "stop",
     limit: int | None = None,
-) -> tuple[Iterator[Example], Report]:
+) -> tuple[Iterator[Example], ReadReport]:
     """The examples of a split, streamed, and the report that fills meanwhile.
 
     An id is `split/index`, the index counted from 0 over all rows of the split. `limit` counts
     rows. Where labels are wanted, rows whose raw label is in `task.unlabelled` are left out.
     Raises RowError at a bad row unless it is to be skipped, and UsageError where no row is good.
     """
-    report = Report()
+    report = ReadReport()
     scanned = islice(rows.scan(), limit)
     stop = on_bad_row == "stop"
     return _examples(task, scanned, rows.origin, split, labelled, stop, report), report
@@ -63,7 +63,7 @@ def _examples(
     split: str,
     labelled: bool,
     stop: bool,
-    report: Report,
+    report: ReadReport,
 ) -> Iterator[Example]:
     sets_aside = labelled and bool(task.unlabelled)
     for index, (place, row) in enumerate(scanned):
@@ -86,7 +86,7 @@ def _examples(
         raise _nothing(report, origin)
 
 
-def _example(task: Task, row: Row, id: str, labelled: bool, place: Place) -> Example:
+def _example(task: Task, row: Row, id: str, labelled: bool, place: RowLocation) -> Example:
     try:
         return task.example(row, id, labelled=labelled)
     except RowError as error:
@@ -105,7 +105,7 @@ def _set_aside(task: Task, row: Row) -> bool:
     )
 
 
-def _nothing(report: Report, origin: str) -> UsageError:
+def _nothing(report: ReadReport, origin: str) -> UsageError:
     if not report.rows:
         return UsageError("no rows", where=origin, cure="The file has a header at most.")
     if not report.skipped:

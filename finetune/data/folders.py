@@ -5,15 +5,24 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from finetune.data.known_datasets import ANY, COLLECTIONS, LAYOUTS, SPLITS, Layout, simplify
-from finetune.data.readers.files import FORMATS, FileRows, format_of
-from finetune.data.rows import Reading
+from finetune.data.known_datasets import (
+    ANY,
+    COLLECTIONS,
+    KNOWN_DATASETS,
+    SPLITS,
+    KnownDataset,
+    normalize_name,
+)
+from finetune.data.readers.files import FORMATS, FileRows, detect_format
+from finetune.data.rows import ReadOptions
 from task_formats import UsageError
 
 _SHARDS = "{split}-*-of-*.parquet"
 
 
-def find_split(folder: Path, name: str | None, split: str, *, below: bool = False) -> FileRows:
+def find_split_files(
+    folder: Path, name: str | None, split: str, *, below: bool = False
+) -> FileRows:
     """The rows of a split in a folder: a data set's own, or one that holds several.
 
     `name` is the configuration of the hub's data set, by which a layout is known; without it
@@ -25,23 +34,23 @@ def find_split(folder: Path, name: str | None, split: str, *, below: bool = Fals
     for layout, home in known:
         if files := _layout_files(home, layout, split):
             return FileRows(files, layout.reading)
-    homes = _homes(folder, (simplify(name or ""),), below)
+    homes = _homes(folder, (normalize_name(name or ""),), below)
     plain = [inner for home in homes for inner in (home, *_children(home, ("data",)))]
     for home in plain:
         if files := _plain_files(home, split):
-            return FileRows(files, Reading(format_of(files[0])))
+            return FileRows(files, ReadOptions(detect_format(files[0])))
     nearest = [home for _, home in known] + plain
     what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
     raise UsageError(what, where=str(folder), cure=_list(nearest[0] if nearest else folder))
 
 
-def _known_layouts(folder: Path, name: str | None, below: bool) -> list[Layout]:
+def _known_layouts(folder: Path, name: str | None, below: bool) -> list[KnownDataset]:
     """The layouts a folder may have; UsageError where it is another data set's own."""
-    called = simplify(folder.resolve().name)
-    own = [layout for layout in LAYOUTS if called in layout.folders]
+    called = normalize_name(folder.resolve().name)
+    own = [layout for layout in KNOWN_DATASETS if called in layout.folders]
     if name is None:
         return own
-    wanted = [layout for layout in LAYOUTS if simplify(name) in layout.names]
+    wanted = [layout for layout in KNOWN_DATASETS if normalize_name(name) in layout.names]
     titles = {layout.title for layout in wanted}
     if own and wanted and not below and not titles.intersection(layout.title for layout in own):
         raise UsageError(
@@ -60,7 +69,9 @@ def _homes(folder: Path, names: Sequence[str], below: bool) -> list[Path]:
 
 
 def _children(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [path for path in _listed(folder) if simplify(path.name) in names and path.is_dir()]
+    return [
+        path for path in _listed(folder) if normalize_name(path.name) in names and path.is_dir()
+    ]
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -76,7 +87,7 @@ def _listed(folder: Path) -> list[Path]:
     return sorted(found, key=natural)
 
 
-def _layout_files(home: Path, layout: Layout, split: str) -> tuple[Path, ...]:
+def _layout_files(home: Path, layout: KnownDataset, split: str) -> tuple[Path, ...]:
     for pattern in layout.files.get(split, layout.files.get(ANY, ())):
         for word in _words(split):
             found = _match(home, pattern.format(split=glob.escape(word)))

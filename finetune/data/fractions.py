@@ -8,7 +8,7 @@ _STREAM = 0x5EED
 """Keeps this draw apart from the others of the same seed."""
 
 
-def draw_part(labels: np.ndarray, fraction: float, seed: int, *, classes: bool) -> np.ndarray:
+def draw_fraction(labels: np.ndarray, fraction: float, seed: int, *, classes: bool) -> np.ndarray:
     """Sorted indices of round(fraction · N) of N rows, at least one; 1 gives all of them.
 
     Nested: with one seed a smaller part lies within every larger one. Stratified: labels share

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.network import hub_answers
-from finetune.data.rows import Place, Scanned, stop_at_faults
-from task_formats import Row, UsageError, nearest
+from finetune.data.rows import RowLocation, Scanned, raise_bad_rows
+from task_formats import Row, UsageError, suggest
 
 _BATCH = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,10 +29,10 @@ class HubRows:
         for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
             for row in batch.to_pylist():
                 number += 1
-                yield Place(self.origin, number, "row"), row
+                yield RowLocation(self.origin, number, "row"), row
 
-    def __iter__(self) -> Iterator[tuple[Place, Row]]:
-        return stop_at_faults(self.scan())
+    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
+        return raise_bad_rows(self.scan())
 
     def fingerprint(self) -> str:
         """A sha256 over columns and rows, whatever the files they came in."""
@@ -86,7 +86,7 @@ def open_saved(folder: Path, split: str) -> HubRows:
         raise UsageError(what, where=str(folder), cure="Save it anew.") from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise UsageError(f"no split {split!r}", where=str(folder), cure=nearest(split, saved))
+            raise UsageError(f"no split {split!r}", where=str(folder), cure=suggest(split, saved))
         saved = saved[split]
     return HubRows(f"{folder}, {split}", saved)
 

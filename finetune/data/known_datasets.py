@@ -6,7 +6,7 @@ Columns are renamed to those of the hub's copy, so that one recipe serves both.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune.data.rows import Reading
+from finetune.data.rows import ReadOptions
 
 ANY = "*"
 
@@ -14,26 +14,26 @@ SPLITS = {"validation": ("validation", "dev", "val", "valid"), "train": ("train"
 """The hub's word for a split, or the beginning of it, to the words that file names use."""
 
 COLLECTIONS = ("glue", "gluedata", "superglue", "scitailv11", "arcv1feb2018", "arcv1feb20182")
-"""Folders that hold the folders of data sets, as `simplify` writes them."""
+"""Folders that hold the folders of data sets, as `normalize_name` writes them."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class KnownDataset:
     """One data set as a folder: how it is called, where its splits are, how they are read."""
 
     title: str
     names: tuple[str, ...]
-    """Configurations of the hub's data set, as `simplify` writes them."""
+    """Configurations of the hub's data set, as `normalize_name` writes them."""
     folders: tuple[str, ...]
-    """Names of its folder, as `simplify` writes them."""
-    reading: Reading
+    """Names of its folder, as `normalize_name` writes them."""
+    reading: ReadOptions
     files: Mapping[str, tuple[str, ...]]
     """Split, or ANY, to patterns of paths below the folder; the first that is there is taken."""
     many: bool = False
     """Whether all files that match a pattern are the split, and not one alone."""
 
 
-def simplify(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name in small letters and digits alone, so that SST-2 and sst2 are one."""
     return "".join(character for character in name.lower() if character.isalnum())
 
@@ -44,10 +44,10 @@ def _glue(
     rename: Mapping[str, str] | None = None,
     columns: tuple[str, ...] = (),
     files: Mapping[str, tuple[str, ...]] | None = None,
-) -> Layout:
-    reading = Reading("tsv", columns, {"index": "idx", **(rename or {})})
+) -> KnownDataset:
+    reading = ReadOptions("tsv", columns, {"index": "idx", **(rename or {})})
     by_split = {**(files or {}), ANY: ("{split}.tsv",)}
-    return Layout(f"GLUE's {title}", names[:1], names, reading, by_split)
+    return KnownDataset(f"GLUE's {title}", names[:1], names, reading, by_split)
 
 
 def _pairs(label: str) -> dict[str, str]:
@@ -68,42 +68,42 @@ _STORIES = {
 }
 
 
-def _mnli(genre: str) -> Layout:
+def _mnli(genre: str) -> KnownDataset:
     name = f"mnli{genre}"
     files = {
         "validation": (f"dev_{genre}.tsv",),
         "test": (f"test_{genre}.tsv",),
         "train": ("train.tsv",),
     }
-    return Layout("GLUE's MNLI", (name,), ("mnli",), Reading("tsv", rename=_MNLI), files)
+    return KnownDataset("GLUE's MNLI", (name,), ("mnli",), ReadOptions("tsv", rename=_MNLI), files)
 
 
-def _arc(level: str) -> Layout:
-    return Layout(
+def _arc(level: str) -> KnownDataset:
+    return KnownDataset(
         f"ARC {level}",
         (f"arc{level}",),
         (f"arc{level}", "arc"),
-        Reading("jsonl", shape=_ARC),
+        ReadOptions("jsonl", shape=_ARC),
         {ANY: (f"arc-{level}-{{split}}.jsonl",)},
     )
 
 
-def _race(level: str, *names: str) -> Layout:
+def _race(level: str, *names: str) -> KnownDataset:
     files = {ANY: (f"{{split}}/{level}/*.txt",)}
-    return Layout("RACE", names, ("race",), Reading("race"), files, many=True)
+    return KnownDataset("RACE", names, ("race",), ReadOptions("race"), files, many=True)
 
 
-def _story_cloze(year: str) -> Layout:
-    return Layout(
+def _story_cloze(year: str) -> KnownDataset:
+    return KnownDataset(
         "Story Cloze",
         (year,) if year else ("storycloze",),
         ("storycloze", "rocstories"),
-        Reading("csv", rename=_STORIES),
+        ReadOptions("csv", rename=_STORIES),
         {ANY: (f"cloze_test_{{split}}__*{year}*.csv",)},
     )
 
 
-LAYOUTS = (
+KNOWN_DATASETS = (
     _glue("RTE", "rte"),
     _glue("WNLI", "wnli"),
     _glue("QNLI", "qnli"),
@@ -122,25 +122,25 @@ LAYOUTS = (
     _mnli("matched"),
     _mnli("mismatched"),
     _glue("AX", "ax", "diagnostic", rename=_pairs("label"), files={"test": ("diagnostic.tsv",)}),
-    Layout(
+    KnownDataset(
         "SNLI",
         ("snli", "plaintext"),
         ("snli", "snli10"),
-        Reading("tsv", rename=_MNLI, fewest=10),
+        ReadOptions("tsv", rename=_MNLI, fewest=10),
         {ANY: ("{split}.tsv",)},
     ),
-    Layout(
+    KnownDataset(
         "SNLI",
         ("snli", "plaintext"),
         ("snli", "snli10"),
-        Reading("jsonl", rename=_pairs("gold_label")),
+        ReadOptions("jsonl", rename=_pairs("gold_label")),
         {ANY: ("snli_1.0_{split}.jsonl",)},
     ),
-    Layout(
+    KnownDataset(
         "SciTail",
         ("scitail", "tsvformat"),
         ("scitail", "tsvformat"),
-        Reading("tsv", columns=("premise", "hypothesis", "label")),
+        ReadOptions("tsv", columns=("premise", "hypothesis", "label")),
         {ANY: ("scitail_1.0_{split}.tsv",)},
     ),
     _race("*", "all", "race"),
@@ -149,7 +149,7 @@ LAYOUTS = (
     _story_cloze("2016"),
     _story_cloze("2018"),
     _story_cloze(""),
-    Layout("COPA", ("copa",), ("copa",), Reading("jsonl"), {ANY: ("{split}.jsonl",)}),
+    KnownDataset("COPA", ("copa",), ("copa",), ReadOptions("jsonl"), {ANY: ("{split}.jsonl",)}),
     _arc("challenge"),
     _arc("easy"),
 )

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple, Protocol
 
 from task_formats import Row, RowError
 
-LONGEST_ROW = 2**23
+MAX_ROW_BYTES = 2**23
 """Bytes of the longest row that is read (8 MiB): what one row may cost in memory is bounded."""
-MOST_COLUMNS = 10_000
+MAX_COLUMNS = 10_000
 """Columns of the widest table that is read."""
 
 
-class Place(NamedTuple):
+class RowLocation(NamedTuple):
     """Where a row begins.
 
-    >>> str(Place("train.tsv", 17))
+    >>> str(RowLocation("train.tsv", 17))
     'train.tsv, line 17'
     """
 
@@ -28,7 +28,7 @@ class Place(NamedTuple):
         return f"{self.file}, {self.unit} {self.line}"
 
 
-Scanned = tuple[Place, Row | RowError]
+Scanned = tuple[RowLocation, Row | RowError]
 """A place with the row that stands there, or with what is wrong with it."""
 
 
@@ -44,7 +44,7 @@ class Rows(Protocol):
         """All rows in order, unusable ones as the RowError that says why."""
         ...
 
-    def __iter__(self) -> Iterator[tuple[Place, Row]]:
+    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         """All rows in order; raises RowError at the first unusable one."""
         ...
 
@@ -54,11 +54,11 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a file is to be read: its format, and what its columns are called.
 
     GLUE's CoLA has no header and other names than the hub, so it is read with
-    `Reading("tsv", columns=("source", "label", "mark", "sentence"))`.
+    `ReadOptions("tsv", columns=("source", "label", "mark", "sentence"))`.
     """
 
     format: str
@@ -72,7 +72,7 @@ class Reading:
     """For ragged rows: fewest fields of a row. The last field belongs to the last column."""
 
 
-def stop_at_faults(scanned: Iterator[Scanned]) -> Iterator[tuple[Place, Row]]:
+def raise_bad_rows(scanned: Iterator[Scanned]) -> Iterator[tuple[RowLocation, Row]]:
     """The rows alone; raises the RowError of the first unusable one."""
     for place, row in scanned:
         if isinstance(row, RowError):

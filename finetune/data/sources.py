@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-from finetune.data.folders import find_split
+from finetune.data.folders import find_split_files
 from finetune.data.hub import is_saved, open_hub, open_saved
 from finetune.data.readers.files import open_file
 from finetune.data.rows import Rows
-from finetune.recipe.schema import DataPart
+from finetune.recipe.schema import DataConfig
 from task_formats import UsageError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def open_rows(part: DataPart, split: str) -> Rows:
+def open_rows(part: DataConfig, split: str) -> Rows:
     """The rows of one split, named as in the recipe (`part.train`, a value of `part.extra`).
 
     `part.path` is a local folder or a hub's data set; without it the split is a file. A split of
@@ -29,7 +29,7 @@ def open_rows(part: DataPart, split: str) -> Rows:
         saved = [home for home in (folder / (name or ""), folder) if is_saved(home)]
         if saved:
             return open_saved(saved[0], split)
-        return find_split(folder, name, split, below=bool(other))
+        return find_split_files(folder, name, split, below=bool(other))
     if folder.exists():
         raise UsageError(
             "is a file, and data.path (--data) is a folder or a data set of the hub",

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.data.encoding_cache import prepare
-from finetune.data.examples import Report, read_examples
-from finetune.data.fractions import draw_part
+from finetune.data.encoding_cache import encode_examples
+from finetune.data.examples import ReadReport, read_examples
+from finetune.data.fractions import draw_fraction
 from finetune.data.rows import Rows
 from finetune.data.sources import open_rows
-from finetune.data.token_store import EncodedStore
+from finetune.data.token_store import TokenStore
 from finetune.models.pretrained import Base
-from finetune.recipe.schema import DataPart, Recipe
+from finetune.recipe.schema import DataConfig, Recipe
 from task_formats import Example, Row, Task, UsageError, ViewEncoder
 
 Read = Callable[[Row], Row]
@@ -23,13 +23,13 @@ Read = Callable[[Row], Row]
 class Split(NamedTuple):
     """The encoded rows of one split, where they came from, and what was left out of them."""
 
-    examples: EncodedStore
-    report: Report
+    examples: TokenStore
+    report: ReadReport
     origin: str
     fingerprint: str
 
 
-def check_positions(max_tokens: int, base: Base) -> None:
+def check_max_tokens(max_tokens: int, base: Base) -> None:
     """UsageError where views could be longer than the decoder has positions."""
     if base.positions is not None and max_tokens > base.positions:
         raise UsageError(
@@ -41,7 +41,7 @@ def check_positions(max_tokens: int, base: Base) -> None:
 
 def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
     """The input transform of the recipe over the base's tokens."""
-    check_positions(recipe.train.max_tokens, base)
+    check_max_tokens(recipe.train.max_tokens, base)
     return ViewEncoder(
         task.format, base.lexicon.tokenize, base.lexicon.specials, recipe.train.max_tokens
     )
@@ -53,7 +53,7 @@ def encode_split(
     base: Base,
     name: str,
     *,
-    data: DataPart | None = None,
+    data: DataConfig | None = None,
     labelled: bool = True,
 ) -> Split:
     """Reads, checks and encodes a split; encoded rows are kept in the user's cache.
@@ -71,7 +71,7 @@ def encode_split(
     examples = _watch(examples, rows, before)
     encoder = build_encoder(recipe, task, base)
     key = _key(recipe, base, fingerprint, name, labelled) if task.read is None else None
-    store = prepare(examples, encoder, cache_folder() if key else None, key or "", report)
+    store = encode_examples(examples, encoder, cache_folder() if key else None, key or "", report)
     return Split(store, report, rows.origin, fingerprint)
 
 
@@ -105,7 +105,7 @@ def encode_training_split(recipe: Recipe, task: Task, base: Base) -> Split:
     if recipe.train.fraction == 1:
         return split
     store, part = split.examples, recipe.train
-    rows = draw_part(store.labels, part.fraction, part.seed, classes=store.whole)
+    rows = draw_fraction(store.labels, part.fraction, part.seed, classes=store.whole)
     return split._replace(examples=store.select(rows))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.batching.sampler import Sizes
+from finetune.batching.sampler import ExampleLengths
 from task_formats import Encoded, Label
 
 Array = NDArray[Any]
@@ -43,7 +43,7 @@ class Arrays(NamedTuple):
     """(N + 1,) where ids begin in `ids`, and where the last one ends."""
 
 
-class EncodedStore(Sequence[Encoded]):
+class TokenStore(Sequence[Encoded]):
     """N encoded examples; an item is an Encoded whose token sequences are views of one array.
 
     `whole` says that labels are whole numbers: classes or choices, not scores.
@@ -108,16 +108,16 @@ class EncodedStore(Sequence[Encoded]):
         """(N,) views K of every example."""
         return np.diff(self.arrays.examples) - 1
 
-    def select(self, rows: Sequence[int] | Array) -> "EncodedStore":
+    def select(self, rows: Sequence[int] | Array) -> "TokenStore":
         """The examples at some indices, in their order, copied into memory."""
-        arrays, _ = flatten([self[int(k)] for k in rows], Totals())
+        arrays, _ = flatten([self[int(k)] for k in rows], StoreOffsets())
         begin = {name: np.zeros(1, DTYPES[name]) for name in ("segments", "examples", "id_ends")}
         bounds = {name: np.concatenate([at, getattr(arrays, name)]) for name, at in begin.items()}
-        return EncodedStore(arrays._replace(**bounds), whole=self.whole)
+        return TokenStore(arrays._replace(**bounds), whole=self.whole)
 
-    def measure(self) -> Sizes:
+    def measure(self) -> ExampleLengths:
         """What forward passes are planned by."""
-        return Sizes(self.lengths, np.maximum(self.views, 1), self.longest)
+        return ExampleLengths(self.lengths, np.maximum(self.views, 1), self.longest)
 
     @property
     def cuts(self) -> Array:
@@ -130,7 +130,7 @@ class EncodedStore(Sequence[Encoded]):
         return int(self.arrays.cuts.sum())
 
 
-class Totals(NamedTuple):
+class StoreOffsets(NamedTuple):
     """Where the arrays of the next batch begin."""
 
     tokens: int = 0
@@ -138,13 +138,13 @@ class Totals(NamedTuple):
     id_bytes: int = 0
 
 
-def flatten(batch: Sequence[Encoded], totals: Totals) -> tuple[Arrays, Totals]:
+def flatten(batch: Sequence[Encoded], totals: StoreOffsets) -> tuple[Arrays, StoreOffsets]:
     """What a batch adds to each array (to those of bounds: its ends), and the totals after it."""
     segments = [segment for item in batch for segment in (item.prefix, *item.endings)]
     ends = _ends(map(len, segments), len(segments), totals.tokens)
     names = [item.id.encode() for item in batch]
     id_ends = _ends(map(len, names), len(batch), totals.id_bytes)
-    after = Totals(
+    after = StoreOffsets(
         int(ends[-1]) if len(ends) else totals.tokens,
         totals.segments + len(segments),
         int(id_ends[-1]) if len(id_ends) else totals.id_bytes,

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
-from finetune.data.readers.files import format_of
+from finetune.data.readers.files import detect_format
 from finetune.data.readers.parquet import ParquetSink
 from task_formats import RowError, UsageError
 
 
-class Sink(Protocol):
+class RowSink(Protocol):
     """Takes rows, one by one."""
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> Predic
 @contextmanager
 def write_rows(
     path: Path | str, columns: Sequence[str], *, format: str | None = None
-) -> Iterator[Sink]:
+) -> Iterator[RowSink]:
     """A sink for rows of these columns: CSV, TSV, JSON lines or Parquet, `.gz` too.
 
     `-` is standard output, `format` given. A file appears whole or not at all. A value that is
@@ -70,7 +70,7 @@ def write_rows(
 
     Raises UsageError where the file cannot be written, and for a row the format cannot hold.
     """
-    kind = format_of(path, format)
+    kind = detect_format(path, format)
     name = "standard output" if str(path) == "-" else str(path)
     try:
         with _open_output(path) as stream:
@@ -89,7 +89,7 @@ def write_rows(
         ) from error
 
 
-def _sink(kind: str, stream: BinaryIO, columns: Sequence[str], name: str) -> Sink:
+def _sink(kind: str, stream: BinaryIO, columns: Sequence[str], name: str) -> RowSink:
     if kind == "parquet":
         return ParquetSink(stream, columns, name)
     if kind in ("jsonl", "json"):

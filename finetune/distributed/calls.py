@@ -18,7 +18,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from finetune.distributed.collectives import find_highest
+from finetune.distributed.collectives import all_reduce_max
 
 _SAVES, _KIND = 2**32, 2**16
 _STOPS = {signal.SIGTERM: _SAVES, signal.SIGINT: _SAVES * _KIND}
@@ -48,7 +48,7 @@ class Calls:
     def __init__(self, accelerator: Accelerator) -> None:
         # A store may outlive a job that is started anew, and a process may have several jobs.
         first = accelerator.is_main_process
-        (name,) = find_highest([time.time_ns() if first else 0], accelerator)
+        (name,) = all_reduce_max([time.time_ns() if first else 0], accelerator)
         self._name, self.first = f"gptft/{name}", first
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = TCPStore(*where, wait_for_workers=False)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import distributed
 
 
-def find_highest(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
+def all_reduce_max(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
     """The highest of each number over all processes, which all call this at the same point.
 
     The numbers go from CPU to CPU: hosts wait for each other, and for no device.
@@ -20,9 +20,9 @@ def find_highest(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
     return [int(number) for number in own]
 
 
-def meet(accelerator: Accelerator) -> None:
+def barrier(accelerator: Accelerator) -> None:
     """Waits until all processes are here. RuntimeError where one of them has ended."""
-    find_highest([0], accelerator)
+    all_reduce_max([0], accelerator)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from task_formats import UsageError
 _DDP = "Several processes need none of these: without them each has the whole model (DDP)."
 
 
-def read_request() -> bool:
+def fsdp_requested() -> bool:
     """Whether accelerate is told to shard. UsageError for what of its options is not supported."""
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if _says(f"ACCELERATE_USE_{name}"):
@@ -42,9 +42,9 @@ def _says(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1", "yes")
 
 
-def place_model(model: nn.Module, accelerator: Accelerator) -> None:
+def prepare_model(model: nn.Module, accelerator: Accelerator) -> None:
     """Moves a model to this process's device, in shards where that is asked for, in place."""
-    if accelerator.num_processes == 1 or not read_request():
+    if accelerator.num_processes == 1 or not fsdp_requested():
         model.to(accelerator.device)
         return
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -90,7 +90,7 @@ def gather_tensor(tensor: Tensor, keep: bool = True) -> Tensor:
     return whole.cpu() if keep else whole.new_empty(0)
 
 
-def cut_tensor(whole: Tensor, like: Tensor) -> Tensor:
+def shard_tensor(whole: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as another one is: this process's shard of it, or all on its device."""
     if not isinstance(like, DTensor):
         return whole.to(like.device)
@@ -99,7 +99,7 @@ def cut_tensor(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
+def gather_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
     """All weights of a sharded model, whole and on the CPU; None for a model without shards.
 
     Empty where they are not kept. All processes call this together.
@@ -115,12 +115,12 @@ def gather_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
     return found if keep else {}
 
 
-def measure_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
     """Clips gradients to a global norm and gives what it was before: (), the same everywhere."""
     norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def no_gradients(model: nn.Module) -> torch.no_grad | torch.inference_mode:
+def inference_context(model: nn.Module) -> torch.no_grad | torch.inference_mode:
     """The fastest way to read only: gathered weights must not become inference tensors."""
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()

@@ -12,7 +12,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or "DefaultCPUAllocator" in str(error)
 
 
-def attempt(run: Callable[[], Found], smaller: bool) -> tuple[Found | None, bool]:
+def catch_out_of_memory(run: Callable[[], Found], smaller: bool) -> tuple[Found | None, bool]:
     """What `run` gives, and whether memory was lacking for it.
 
     The error is raised where nothing `smaller` could be tried instead.

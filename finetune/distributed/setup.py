@@ -11,9 +11,9 @@ from accelerate.state import AcceleratorState, PartialState
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import Layout
-from finetune.distributed.fsdp import read_request
-from finetune.models.attention.interface import NAME
-from finetune.recipe.schema import TrainPart
+from finetune.distributed.fsdp import fsdp_requested
+from finetune.models.attention.interface import ATTENTION_NAME
+from finetune.recipe.schema import TrainConfig
 from task_formats import UsageError
 
 Precision = Literal["fp32", "bf16"]
@@ -24,7 +24,7 @@ GPT2_SMALL = 12 * 768
 """Layers times width."""
 
 
-class Place(Accelerator):
+class RunAccelerator(Accelerator):
     """This process among its peers, with a precision of its own.
 
     accelerate has one precision for all that a Python process ever does. Here a run in bfloat16
@@ -49,20 +49,20 @@ class Place(Accelerator):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
-def start_processes(precision: Precision, device: str | None = None) -> Place:
+def create_accelerator(precision: Precision, device: str | None = None) -> RunAccelerator:
     """This process's place among its peers, on the device it is given or the best there is.
 
     UsageError where there is no such device, or too few for the processes of this machine.
     """
     wanted = _find_device(device)
-    read_request()  # What is not supported is told before anything is loaded.
+    fsdp_requested()  # What is not supported is told before anything is loaded.
     place, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
     if wanted.type != "cpu" and 0 < devices <= place:
         what = f"process {place + 1} of this machine finds only {devices} device(s)"
         raise UsageError(what, cure=f"Start {devices} with --num-processes {devices}.")
     _forget_device(wanted)
     # Only when it is told that it has but a CPU does accelerate look for peers there.
-    return Place(precision, wanted)
+    return RunAccelerator(precision, wanted)
 
 
 def _find_device(name: str | None) -> torch.device:
@@ -106,7 +106,7 @@ def choose_precision(
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Within the block a GPU computes the same bits every time, at a cost; a CPU always does."""
     if not wanted:
         yield
@@ -133,9 +133,9 @@ def repeatable(wanted: bool) -> Iterator[None]:
         memory.fill_uninitialized_memory = filled
 
 
-def choose_layout(part: TrainPart, decoder: PreTrainedModel, chooses: bool) -> Layout:
+def choose_layout(part: TrainConfig, decoder: PreTrainedModel, chooses: bool) -> Layout:
     """The asked layout, or the fastest the base can take. UsageError where it cannot take it."""
-    free = decoder.config._attn_implementation == NAME
+    free = decoder.config._attn_implementation == ATTENTION_NAME
     if part.layout != "auto":
         if part.layout != "separate" and not free:
             raise UsageError(
@@ -147,7 +147,9 @@ def choose_layout(part: TrainPart, decoder: PreTrainedModel, chooses: bool) -> L
     return "packed" if free else "separate"
 
 
-def choose_budget(part: TrainPart, decoder: PreTrainedModel, device: torch.device) -> int:
+def choose_max_tokens_per_forward(
+    part: TrainConfig, decoder: PreTrainedModel, device: torch.device
+) -> int:
     """Most tokens in a forward pass: as many of gpt2-small's as the device takes at its best.
 
     A smaller decoder takes more of them, since what it must remember of each is less.

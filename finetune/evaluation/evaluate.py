@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from finetune.batching.collate import Layout, collate, send
-from finetune.batching.sampler import Sizes, group, measure
-from finetune.distributed.collectives import find_highest
-from finetune.distributed.fsdp import is_sharded, no_gradients
-from finetune.distributed.memory import attempt
+from finetune.batching.collate import Layout, collate, to_device
+from finetune.batching.sampler import ExampleLengths, batch_by_tokens, compute_lengths
+from finetune.distributed.collectives import all_reduce_max
+from finetune.distributed.fsdp import inference_context, is_sharded
+from finetune.distributed.memory import catch_out_of_memory
 from finetune.distributed.rehearsal import rehearse
 from finetune.evaluation.metrics import score
 from finetune.models.losses import task_loss
@@ -25,7 +25,7 @@ WINDOW = 4096
 """Rows that are sorted by length together."""
 
 
-class Reading(NamedTuple):
+class BatchConfig(NamedTuple):
     """How batches are made for a reader: layout, pad token, and tokens per forward pass."""
 
     layout: Layout
@@ -33,27 +33,27 @@ class Reading(NamedTuple):
     budget: int
 
 
-class Evaluation(NamedTuple):
+class EvaluationResult(NamedTuple):
     """Scores by metric, and what was predicted for every row, in order."""
 
     scores: dict[str, float]
     predictions: list[Prediction]
 
 
-Round = list[tuple[int, np.ndarray]]
+RowLogits = list[tuple[int, np.ndarray]]
 """What one forward pass found on this process: an index and (L,) logits per row."""
 
 
-def read_rounds(
-    model: nn.Module, examples: Sequence[Encoded], reading: Reading, accelerator: Accelerator
-) -> Iterator[Round]:
+def compute_logits(
+    model: nn.Module, examples: Sequence[Encoded], reading: BatchConfig, accelerator: Accelerator
+) -> Iterator[RowLogits]:
     """This process's share of all rows, a forward pass at a time, in order of length.
 
     A stream of rows is read through the same windows, so that evaluating a file and predicting on
     it make the same forward passes and the same numbers. Every process yields as many rounds, the
     last of them perhaps empty, so that whoever consumes them can agree with its peers in between.
     """
-    sizes = measure(examples)
+    sizes = compute_lengths(examples)
     read = partial(_logits, model, examples, reading, accelerator)
     if is_sharded(model) and len(examples):
         groups = _cut_within(read, model, sizes, reading, accelerator)
@@ -66,24 +66,26 @@ def read_rounds(
             # A pass is one of all processes, also of those that have nothing to read.
             found = [*zip(mine.tolist(), read(mine if len(mine) else groups[0][:1]), strict=False)]
         else:
-            found, reading = read_within(read, mine, sizes, reading)
+            found, reading = compute_within_memory(read, mine, sizes, reading)
         yield found
 
 
-def _cut(sizes: Sizes, reading: Reading) -> list[np.ndarray]:
+def _cut(sizes: ExampleLengths, reading: BatchConfig) -> list[np.ndarray]:
     """The rows of every forward pass of all processes: the same, whoever asks."""
     rows = np.arange(len(sizes.tokens))
     windows = np.split(rows, range(WINDOW, len(rows), WINDOW))
     return [
-        part for window in windows for part in group(window, sizes, reading.layout, reading.budget)
+        part
+        for window in windows
+        for part in batch_by_tokens(window, sizes, reading.layout, reading.budget)
     ]
 
 
 def _cut_within(
     read: Callable[[np.ndarray], np.ndarray],
     model: nn.Module,
-    sizes: Sizes,
-    reading: Reading,
+    sizes: ExampleLengths,
+    reading: BatchConfig,
     accelerator: Accelerator,
 ) -> list[np.ndarray]:
     """The rows of every forward pass, for the largest of which every process has memory.
@@ -95,43 +97,43 @@ def _cut_within(
         groups = _cut(sizes, reading)
         largest = max(groups, key=lambda rows: int(sizes.tokens[rows].sum()))
         with rehearse(model, gradients=False):
-            _, lacks = attempt(partial(read, largest), len(largest) > 1)
-        if not find_highest([lacks], accelerator)[0]:
+            _, lacks = catch_out_of_memory(partial(read, largest), len(largest) > 1)
+        if not all_reduce_max([lacks], accelerator)[0]:
             return groups
         reading = _halve(reading, int(sizes.tokens[largest].sum()))
 
 
-def _halve(reading: Reading, tokens: int) -> Reading:
+def _halve(reading: BatchConfig, tokens: int) -> BatchConfig:
     """Half of what did not fit, where that is less than what may be tried."""
     return reading._replace(budget=min(tokens, reading.budget) // 2)
 
 
-def read_within(
+def compute_within_memory(
     read: Callable[[np.ndarray], np.ndarray],
     indices: np.ndarray,
-    sizes: Sizes,
-    reading: Reading,
-) -> tuple[Round, Reading]:
+    sizes: ExampleLengths,
+    reading: BatchConfig,
+) -> tuple[RowLogits, BatchConfig]:
     """What is read of the indexed rows; out of memory, with half the budget, which then stays.
 
     `read` gives (n, L) numbers of n rows.
     """
     while True:
-        parts = group(indices, sizes, reading.layout, reading.budget)
-        found, _ = attempt(partial(_read_all, read, parts), len(parts) < len(indices))
+        parts = batch_by_tokens(indices, sizes, reading.layout, reading.budget)
+        found, _ = catch_out_of_memory(partial(_read_all, read, parts), len(parts) < len(indices))
         if found is not None:
             return found, reading
         reading = _halve(reading, max(int(sizes.tokens[part].sum()) for part in parts))
 
 
-def _read_all(read: Callable[[np.ndarray], np.ndarray], parts: Sequence[np.ndarray]) -> Round:
+def _read_all(read: Callable[[np.ndarray], np.ndarray], parts: Sequence[np.ndarray]) -> RowLogits:
     return [pair for part in parts for pair in zip(part.tolist(), read(part), strict=True)]
 
 
 def _logits(
     model: nn.Module,
     examples: Sequence[Encoded],
-    reading: Reading,
+    reading: BatchConfig,
     accelerator: Accelerator,
     indices: np.ndarray,
 ) -> np.ndarray:
@@ -140,25 +142,25 @@ def _logits(
     was_training = model.training
     model.eval()
     try:
-        with no_gradients(model), accelerator.autocast():
-            logits = model(send(batch, accelerator.device)).logits.float().cpu().numpy()
+        with inference_context(model), accelerator.autocast():
+            logits = model(to_device(batch, accelerator.device)).logits.float().cpu().numpy()
     finally:
         model.train(was_training)
     return cast(np.ndarray, logits)
 
 
 def evaluate(
-    rounds: Iterable[Round],
+    rounds: Iterable[RowLogits],
     examples: Sequence[Encoded],
     task: Task,
     accelerator: Accelerator,
     positive: str | None = None,
-) -> Evaluation:
+) -> EvaluationResult:
     """The task's metrics and the mean task loss over labelled examples.
 
     F1 counts the class `positive`, or the last of two.
     """
-    logits = gather(rounds, len(examples), accelerator)
+    logits = gather_logits(rounds, len(examples), accelerator)
     predictions = [
         task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
         for example, row in zip(examples, logits, strict=True)
@@ -166,18 +168,18 @@ def evaluate(
     labels = [example.label for example in examples]
     known = [n for n, label in enumerate(labels) if label is not None]
     gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
-    positive = counted_class(task, positive)
+    positive = positive_class(task, positive)
     scores = score(task.metrics, [predictions[n].label for n in known], gold, positive)
     loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
-    return Evaluation({**scores, "loss": float(loss.mean())}, predictions)
+    return EvaluationResult({**scores, "loss": float(loss.mean())}, predictions)
 
 
-def counted_class(task: Task, positive: str | None) -> str | None:
+def positive_class(task: Task, positive: str | None) -> str | None:
     """The class that F1 counts: the named one, or the last of two."""
     return positive or (str(task.labels.name(1)) if task.labels.width == 2 else None)
 
 
-def gather(rounds: Iterable[Round], rows: int, accelerator: Accelerator) -> np.ndarray:
+def gather_logits(rounds: Iterable[RowLogits], rows: int, accelerator: Accelerator) -> np.ndarray:
     """(N, L) logits of all processes in the rows' order; -inf where a row has fewer choices.
 
     A row that is missing or there twice is an error, never a silently wrong score.

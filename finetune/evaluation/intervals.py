@@ -8,7 +8,7 @@ Judge = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """(N,) predictions and (N,) truths to a number per metric."""
 
 
-def bootstrap(
+def bootstrap_interval(
     judge: Judge, predicted: np.ndarray, gold: np.ndarray, draws: int = 200
 ) -> dict[str, tuple[float, float]]:
     """The middle 95 % of each metric over as many rows drawn anew, `draws` times; seeded."""

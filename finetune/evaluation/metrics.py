@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as sk
 
-from task_formats import UsageError, nearest
+from task_formats import UsageError, suggest
 
 Answers = Sequence[str | float]
 """N class names, or N scores."""
@@ -25,7 +25,7 @@ def score(
     """
     for name in metrics:
         if name not in _METRICS:
-            raise UsageError(f"unknown metric {name!r}", cure=nearest(name, _METRICS))
+            raise UsageError(f"unknown metric {name!r}", cure=suggest(name, _METRICS))
     if not len(gold):
         raise UsageError("no labelled rows to score", cure="Evaluate on rows that have labels.")
     assert len(predicted) == len(gold), (len(predicted), len(gold))

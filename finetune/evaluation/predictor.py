@@ -14,16 +14,22 @@ from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, read_identi
 from finetune.checkpointing.seals import seal_model
 from finetune.data.splits import build_encoder, encode_split
 from finetune.distributed.setup import (
-    choose_budget,
     choose_layout,
+    choose_max_tokens_per_forward,
     choose_precision,
-    start_processes,
+    create_accelerator,
 )
-from finetune.evaluation.evaluate import WINDOW, Reading, evaluate, gather, read_rounds
+from finetune.evaluation.evaluate import (
+    WINDOW,
+    BatchConfig,
+    compute_logits,
+    evaluate,
+    gather_logits,
+)
 from finetune.models.pretrained import Base
 from finetune.models.task_model import TaskModel
-from finetune.recipe.loading import dump
-from finetune.recipe.schema import DataPart, Recipe
+from finetune.recipe.loading import dump_recipe
+from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from finetune.training.recorder import load_run_recipe
 from task_formats import Prediction, Row, Task, UsageError
@@ -41,8 +47,8 @@ class Predictor:
         self.recipe, self.task = recipe, task
         self.model, self._base, self._accelerator = model, base, accelerator
         layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
-        budget = choose_budget(recipe.train, base.decoder, accelerator.device)
-        self._reading = Reading(layout, base.lexicon.pad, budget)
+        budget = choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device)
+        self._reading = BatchConfig(layout, base.lexicon.pad, budget)
         self._encoder = build_encoder(recipe, task, base)
         # Whatever the rows say of their label is nothing to a prediction.
         columns = {name: column for name, column in task.columns.items() if name != LABEL}
@@ -65,8 +71,8 @@ class Predictor:
             for n, row in enumerate(window)
         ]
         encoded = self._encoder.encode(examples)
-        rounds = read_rounds(self.model, encoded, self._reading, self._accelerator)
-        logits = gather(rounds, len(encoded), self._accelerator)
+        rounds = compute_logits(self.model, encoded, self._reading, self._accelerator)
+        logits = gather_logits(rounds, len(encoded), self._accelerator)
         return [
             self.task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
             for example, row in zip(encoded, logits, strict=True)
@@ -74,11 +80,11 @@ class Predictor:
 
     def save(self, folder: Path) -> None:
         """Writes what `load` reads, without the history of the run."""
-        files.write_atomically(folder / RECIPE, dump(self.recipe))
+        files.write_atomically(folder / RECIPE, dump_recipe(self.recipe))
         save_model(folder / MODEL, self.model, self._base)
         seal_model(folder / MODEL)
 
-    def evaluate(self, split: str = "evaluate", data: DataPart | None = None) -> dict[str, float]:
+    def evaluate(self, split: str = "evaluate", data: DataConfig | None = None) -> dict[str, float]:
         """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
 
         `split` is one of the recipe's (train, evaluate, or the name of an extra one) or a split's
@@ -87,7 +93,7 @@ class Predictor:
         data = data or self.recipe.data
         name = getattr(data, _STANDS_FOR.get(split, ""), None) or data.extra.get(split, split)
         found = encode_split(self.recipe, self.task, self._base, name, data=data)
-        rounds = read_rounds(self.model, found.examples, self._reading, self._accelerator)
+        rounds = compute_logits(self.model, found.examples, self._reading, self._accelerator)
         positive = self.recipe.task.positive
         return evaluate(rounds, found.examples, self.task, self._accelerator, positive).scores
 
@@ -114,7 +120,7 @@ def load(
     if not (folder / MODEL).is_dir():
         raise _no_model(folder)
     task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
-    accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
+    accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
     run = read_identity(folder)
     model, base = load_model(folder / MODEL, task, trust_remote_code=trust, run=run)

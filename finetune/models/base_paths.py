@@ -5,15 +5,15 @@ from importlib.resources import files
 from pathlib import Path
 
 from finetune.checkpointing.seals import check_base
-from finetune.recipe.schema import BasePart
+from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 
-SHIPPED = ("tiny",)
+SHIPPED_BASES = ("tiny",)
 
 
-def locate(path: str) -> str:
+def find_base(path: str) -> str:
     """A shipped base's folder, a local folder or the model of the run in it, or a hub id."""
-    if path in SHIPPED and not Path(path).exists():
+    if path in SHIPPED_BASES and not Path(path).exists():
         return str(files("finetune") / "shipped" / path)
     if not path or Path(path).expanduser().is_file():
         raise UsageError(
@@ -41,9 +41,9 @@ def locate(path: str) -> str:
     return str(folder / "model" if is_run else folder)
 
 
-def locate_whole(part: BasePart) -> str:
-    """As `locate`; UsageError where the base is a model of ours, and not as it was saved."""
-    path = locate(part.path)
+def locate_whole(part: BaseConfig) -> str:
+    """As `find_base`; UsageError where the base is a model of ours, and not as it was saved."""
+    path = find_base(part.path)
     if not part.from_scratch:
         check_base(Path(path))
     return path

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from finetune.models.base_paths import locate
+from finetune.models.base_paths import find_base
 from finetune.storage import files
 
 WEIGHTS = "weights"
@@ -25,7 +25,7 @@ _PARTS = {
 
 def fingerprint_base(path: str, decoder: nn.Module) -> dict[str, str]:
     """SHA-256 of the parts of a base in a folder; of one from the hub, its commit."""
-    folder = Path(locate(path))
+    folder = Path(find_base(path))
     if folder.is_dir():
         return {name: _hash(folder, patterns) for name, patterns in _PARTS.items()}
     commit = getattr(getattr(decoder, "config", None), "_commit_hash", None)

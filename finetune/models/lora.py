@@ -7,11 +7,11 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune.recipe.schema import LoraPart
+from finetune.recipe.schema import LoraConfig
 from task_formats import UsageError
 
 
-def adapt(decoder: PreTrainedModel, part: LoraPart, fresh: list[int]) -> PreTrainedModel:
+def add_adapters(decoder: PreTrainedModel, part: LoraConfig, fresh: list[int]) -> PreTrainedModel:
     """The decoder with adapters in its linear layers; the rows `fresh` of the embedding train too.
 
     Raises UsageError where peft is not installed or no layer bears a name of `targets`.
@@ -41,7 +41,7 @@ def adapt(decoder: PreTrainedModel, part: LoraPart, fresh: list[int]) -> PreTrai
         ) from error
 
 
-def merged(decoder: PreTrainedModel) -> PreTrainedModel:
+def merge_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
     """The plain decoder with any adapters added into its weights; `decoder` stays as it is."""
     if not hasattr(decoder, "merge_and_unload"):
         return decoder

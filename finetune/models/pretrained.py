@@ -20,21 +20,21 @@ from transformers.utils import logging
 
 from finetune.data.network import hub_answers
 from finetune.models.attention import interface as attention
-from finetune.models.base_paths import locate, locate_whole
-from finetune.models.lora import adapt
-from finetune.models.speedups.activations import quicken
-from finetune.models.speedups.last_token import narrow
-from finetune.models.task_tokens import DELIMITER, EXTRACT, START, add_tokens, extend
-from finetune.recipe.schema import BasePart
-from task_formats import Specials, UsageError
+from finetune.models.base_paths import find_base, locate_whole
+from finetune.models.lora import add_adapters
+from finetune.models.speedups.activations import replace_modules
+from finetune.models.speedups.last_token import enable_last_token_shortcut
+from finetune.models.task_tokens import DELIMITER, EXTRACT, START, add_embedding_rows, add_tokens
+from finetune.recipe.schema import BaseConfig
+from task_formats import SpecialTokens, UsageError
 
 
 @dataclass(frozen=True)
-class Lexicon:
+class TaskTokens:
     """A tokenizer, and the tokens that the input transforms need."""
 
     tokenizer: PreTrainedTokenizerBase
-    specials: Specials
+    specials: SpecialTokens
     pad: int
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -47,7 +47,7 @@ class Base:
     """A decoder with its lexicon."""
 
     decoder: PreTrainedModel
-    lexicon: Lexicon
+    lexicon: TaskTokens
 
     @property
     def positions(self) -> int | None:
@@ -55,7 +55,7 @@ class Base:
         return count_positions(self.decoder)
 
 
-UNLIMITED = 2048
+DEFAULT_CONTEXT = 2048
 """Tokens that are read at once by a decoder that sets no limit."""
 
 
@@ -66,7 +66,7 @@ def count_positions(decoder: PreTrainedModel) -> int | None:
     return int(value) if value else None
 
 
-def find_special(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
+def find_special_token(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
     """The id of the first of some special tokens (bos, eos, pad) that there is, else of unk."""
     ids = (getattr(tokenizer, f"{name}_token_id") for name in (*names, "unk"))
     return next((token for token in ids if isinstance(token, int)), None)
@@ -87,7 +87,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return cast(list[list[int]], encoded["input_ids"])
 
 
-def load_decoder(part: BasePart, seed: int = 0) -> Base:
+def load_decoder(part: BaseConfig, seed: int = 0) -> Base:
     """A decoder as the recipe names it, in float32, with start, delimiter, extract and pad tokens.
 
     New rows of the embedding start at the mean of the old ones plus small noise, or at N(0, 0.02)
@@ -101,13 +101,13 @@ def load_decoder(part: BasePart, seed: int = 0) -> Base:
     torch.manual_seed(seed)
     decoder = _decoder(path, part, config, options)
     drawn = part.from_scratch or config.model_type == "openai-gpt"
-    extend(decoder, lexicon.tokenizer, fresh, drawn)
+    add_embedding_rows(decoder, lexicon.tokenizer, fresh, drawn)
     if part.lora:
-        decoder = adapt(decoder, part.lora, list(lexicon.specials))
+        decoder = add_adapters(decoder, part.lora, list(lexicon.specials))
     return Base(decoder, lexicon)
 
 
-def load_plain(part: BasePart) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_language_model(part: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder and its tokenizer as they are, in float32, none of our tokens added.
 
     So it predicts plain text: a token more would take probability from all others.
@@ -116,31 +116,31 @@ def load_plain(part: BasePart) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     path = locate_whole(part)
     options = _options(part, path)
     config = _config(path, part, options)
-    return _decoder(path, part, config, options), load_plain_tokenizer(part)
+    return _decoder(path, part, config, options), load_base_tokenizer(part)
 
 
-def load_plain_tokenizer(part: BasePart) -> PreTrainedTokenizerBase:
+def load_base_tokenizer(part: BaseConfig) -> PreTrainedTokenizerBase:
     """A base's tokenizer as it is. UsageError as in `load_decoder`."""
-    path = locate(part.path)
+    path = find_base(part.path)
     options = _options(part, path)
     return cast(PreTrainedTokenizerBase, _load(AutoTokenizer.from_pretrained, path, part, options))
 
 
-def load_tokenizer(part: BasePart) -> Lexicon:
+def load_task_tokens(part: BaseConfig) -> TaskTokens:
     """The base's tokens alone, without its weights. UsageError as in `load_decoder`."""
-    path = locate(part.path)
+    path = find_base(part.path)
     return _lexicon(path, part, _options(part, path))[0]
 
 
-def _lexicon(path: str, part: BasePart, options: dict[str, Any]) -> tuple[Lexicon, list[str]]:
+def _lexicon(path: str, part: BaseConfig, options: dict[str, Any]) -> tuple[TaskTokens, list[str]]:
     """The lexicon with all our tokens in it, and the names of those that are new."""
     tokenizer = _load(AutoTokenizer.from_pretrained, path, part, options)
     fresh = add_tokens(tokenizer)
     ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))
-    return Lexicon(tokenizer, Specials(*ids), cast(int, tokenizer.pad_token_id)), fresh
+    return TaskTokens(tokenizer, SpecialTokens(*ids), cast(int, tokenizer.pad_token_id)), fresh
 
 
-def _options(part: BasePart, path: str) -> dict[str, Any]:
+def _options(part: BaseConfig, path: str) -> dict[str, Any]:
     local = Path(path).is_dir()
     return {
         "revision": part.revision,
@@ -149,7 +149,7 @@ def _options(part: BasePart, path: str) -> dict[str, Any]:
     }
 
 
-def _load(loader: Callable[..., Any], path: str, part: BasePart, options: dict[str, Any]) -> Any:
+def _load(loader: Callable[..., Any], path: str, part: BaseConfig, options: dict[str, Any]) -> Any:
     """Calls one of transformers' loaders, and says what went wrong in one sentence."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -162,7 +162,7 @@ def _load(loader: Callable[..., Any], path: str, part: BasePart, options: dict[s
             logging.enable_progress_bar()
 
 
-def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
+def _unloadable(part: BaseConfig, path: str, error: Exception) -> UsageError:
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
         return UsageError(
@@ -185,7 +185,7 @@ def _unloadable(part: BasePart, path: str, error: Exception) -> UsageError:
     return UsageError(f"cannot load the base {part.path!r}: {first}", where="base.path", cure=cure)
 
 
-def _config(path: str, part: BasePart, options: dict[str, Any]) -> PreTrainedConfig:
+def _config(path: str, part: BaseConfig, options: dict[str, Any]) -> PreTrainedConfig:
     config = cast(PreTrainedConfig, _load(AutoConfig.from_pretrained, path, part, options))
     # Code of a hub, which transformers would fetch and run: attention: owner/kernel.
     named = [str(c._attn_implementation) for c in (config, config.get_text_config())]
@@ -218,7 +218,7 @@ def set_dropout(config: PreTrainedConfig, probability: float) -> None:
 
 
 def _decoder(
-    path: str, part: BasePart, config: PreTrainedConfig, options: dict[str, Any]
+    path: str, part: BaseConfig, config: PreTrainedConfig, options: dict[str, Any]
 ) -> PreTrainedModel:
     if part.from_scratch:
         trust = {"trust_remote_code": part.trust_remote_code}
@@ -232,10 +232,10 @@ def _decoder(
         found = _load(AutoModelForCausalLM.from_pretrained, path, part, {**options, **wanted})
         decoder, info = cast(tuple[PreTrainedModel, dict[str, Any]], found)
         _check_complete(part, sorted(info["missing_keys"]))
-    return equip(decoder)
+    return optimize_decoder(decoder)
 
 
-def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
+def _check_complete(part: BaseConfig, missing: Sequence[str]) -> None:
     """Transformers would draw missing weights at random, and only warn."""
     if missing:
         raise UsageError(
@@ -245,16 +245,16 @@ def _check_complete(part: BasePart, missing: Sequence[str]) -> None:
         )
 
 
-def equip(decoder: PreTrainedModel) -> PreTrainedModel:
+def optimize_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
     """The decoder with quicker parts, and with our attention where it can be given it."""
-    quicken(decoder)
-    if takes_sight(decoder):
-        decoder.set_attn_implementation(attention.NAME)
-        narrow(decoder)
+    replace_modules(decoder)
+    if supports_packed_attention(decoder):
+        decoder.set_attn_implementation(attention.ATTENTION_NAME)
+        enable_last_token_shortcut(decoder)
     return decoder
 
 
-def takes_sight(decoder: PreTrainedModel) -> bool:
+def supports_packed_attention(decoder: PreTrainedModel) -> bool:
     """True when the decoder's layers can be given our attention, and so any layout."""
     body = inspect.signature(decoder.base_model.forward).parameters
     hands_down = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in body.values())

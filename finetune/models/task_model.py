@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import Batch
-from finetune.models.attention.interface import NAME, Memory
-from finetune.models.attention.masks import Sight
+from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
+from finetune.models.attention.masks import AttentionLayout
 from finetune.models.losses import Outputs, lm_loss, token_losses
 from task_formats import Format, Labels
 
 
-class Head(nn.Module):
+class LinearHead(nn.Module):
     """A linear map of the states at the extract tokens, summed over the axis without a label.
 
     A linear map of a sum is the sum of the maps, so for two orders of a pair this is the paper's
@@ -40,26 +40,28 @@ class Head(nn.Module):
         return scores.masked_fill(~present[..., None], 0).sum(1) + self.bias
 
 
-class Reader(nn.Module):
+class DecoderWrapper(nn.Module):
     """A decoder that reads a Batch in whatever layout it comes."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
         self.decoder = decoder
-        self.finish = Finish.of(decoder)
+        self.finish = LogitTransform.of(decoder)
 
     def states(
-        self, batch: Batch, memory: Memory | None = None, *, ends_only: bool = False
+        self, batch: Batch, memory: PrefixCache | None = None, *, ends_only: bool = False
     ) -> Tensor:
         """(R·T, D) last hidden states; with a full `memory`, of texts that continue it.
 
         With `ends_only` those of the views' last tokens are right, and all others mean nothing.
         """
-        body = plain(self.decoder).base_model
+        body = unwrap_adapters(self.decoder).base_model
         arguments = {"input_ids": batch.tokens, "position_ids": batch.place}
-        if self.decoder.config._attn_implementation == NAME:
+        if self.decoder.config._attn_implementation == ATTENTION_NAME:
             extra = {"memory": memory} if memory else {}
-            found = body(**arguments, sight=Sight(batch, ends_only), use_cache=False, **extra)
+            found = body(
+                **arguments, sight=AttentionLayout(batch, ends_only), use_cache=False, **extra
+            )
         else:
             found = body(**arguments, **_padding_mask(batch))
         return cast(Tensor, found.last_hidden_state).flatten(0, 1)
@@ -86,14 +88,14 @@ class Reader(nn.Module):
         return states * scale, weight, None if bias is None else bias * scale
 
 
-class Finish(NamedTuple):
+class LogitTransform(NamedTuple):
     """What a family makes of its logits z after the linear map: cap · tanh(scale · z / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
 
     @classmethod
-    def of(cls, decoder: PreTrainedModel) -> "Finish":
+    def of(cls, decoder: PreTrainedModel) -> "LogitTransform":
         """As the decoder's configuration says, under whatever name its family has for it."""
         config = decoder.config.get_text_config()
         scale = 1.0
@@ -119,7 +121,7 @@ _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """As gemma2, recurrent_gemma and xlstm call it."""
 
 
-def plain(decoder: PreTrainedModel) -> PreTrainedModel:
+def unwrap_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
     """The transformers model itself, without a wrapper of adapters."""
     return cast(PreTrainedModel, getattr(decoder, "get_base_model", lambda: decoder)())
 
@@ -140,9 +142,9 @@ class TaskModel(nn.Module):
         self, decoder: PreTrainedModel, format: Format, labels: Labels, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.reader = Reader(decoder)
+        self.reader = DecoderWrapper(decoder)
         width = decoder.get_output_embeddings().weight.shape[1]
-        self.head = Head(width, labels.width, format.chooses, dropout)
+        self.head = LinearHead(width, labels.width, format.chooses, dropout)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """(N, L) logits, and with `lm` the batch's share of the LM loss."""
@@ -160,7 +162,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
-        self.reader = Reader(decoder)
+        self.reader = DecoderWrapper(decoder)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """(N, K) log-probabilities of the endings in nats, or with `lm` the LM loss instead."""

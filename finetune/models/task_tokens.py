@@ -28,7 +28,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return fresh
 
 
-def extend(
+def add_embedding_rows(
     decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fresh: list[str], drawn: bool
 ) -> None:
     """Gives every token a row, and the new ones their first values."""

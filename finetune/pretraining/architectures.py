@@ -12,13 +12,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune.models.pretrained import equip, set_dropout
-from finetune.pretraining.plan import ShapePart
+from finetune.models.pretrained import optimize_decoder, set_dropout
+from finetune.pretraining.plan import ShapeConfig
 from task_formats import UsageError
 
 
-def draw_decoder(
-    shape: ShapePart, vocabulary: int, end: int, *, dropout: float, spread: float, seed: int
+def build_decoder(
+    shape: ShapeConfig, vocabulary: int, end: int, *, dropout: float, spread: float, seed: int
 ) -> PreTrainedModel:
     """A decoder in float32 with weights from N(0, spread); the same seed draws the same ones.
 
@@ -35,10 +35,10 @@ def draw_decoder(
     )
     set_dropout(config, dropout)
     torch.manual_seed(seed)
-    return equip(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
+    return optimize_decoder(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
 
 
-def _gpt1(shape: ShapePart, **common: Any) -> PreTrainedConfig:
+def _gpt1(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
     if shape.feed_forward not in (None, 4 * shape.width):
         raise UsageError(
             f"feed_forward {shape.feed_forward} is not 4 · width",
@@ -54,7 +54,7 @@ def _gpt1(shape: ShapePart, **common: Any) -> PreTrainedConfig:
     )
 
 
-def _gpt2(shape: ShapePart, **common: Any) -> PreTrainedConfig:
+def _gpt2(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
     return GPT2Config(
         n_positions=shape.positions,
         n_embd=shape.width,
@@ -65,7 +65,7 @@ def _gpt2(shape: ShapePart, **common: Any) -> PreTrainedConfig:
     )
 
 
-def _llama(shape: ShapePart, **common: Any) -> PreTrainedConfig:
+def _llama(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
     return LlamaConfig(
         max_position_embeddings=shape.positions,
         hidden_size=shape.width,

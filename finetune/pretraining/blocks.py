@@ -5,12 +5,12 @@ from typing import cast, overload
 
 import numpy as np
 
-from finetune.batching.sampler import Sizes
-from finetune.pretraining.token_shards import Shards
+from finetune.batching.sampler import ExampleLengths
+from finetune.pretraining.token_shards import TokenShards
 from task_formats import Encoded, UsageError
 
 
-class Blocks(Sequence[Encoded]):
+class TokenBlocks(Sequence[Encoded]):
     """Stretches of at most `context` tokens that together predict every token exactly once.
 
     A document of n + 1 tokens gives ⌈n / (context − 1)⌉ blocks of nearly equal length; each
@@ -19,7 +19,7 @@ class Blocks(Sequence[Encoded]):
     """
 
     def __init__(
-        self, shards: Shards, context: int, split: str, mix_documents: bool = False
+        self, shards: TokenShards, context: int, split: str, mix_documents: bool = False
     ) -> None:
         if context < 2:
             raise UsageError(
@@ -56,10 +56,10 @@ class Blocks(Sequence[Encoded]):
     def __iter__(self) -> Iterator[Encoded]:
         return (self[n] for n in range(len(self)))
 
-    def measure(self) -> Sizes:
+    def measure(self) -> ExampleLengths:
         """The sizes of all blocks, without reading one."""
         first, last = self._bounds(np.arange(len(self)))
-        return Sizes(last - first + 1, np.ones_like(first), last - first + 1)
+        return ExampleLengths(last - first + 1, np.ones_like(first), last - first + 1)
 
     def _bounds(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The first and the last token of blocks: two arrays as long as `index`."""

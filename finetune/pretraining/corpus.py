@@ -19,7 +19,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from finetune.storage.files import open_given
+from finetune.storage.files import open_input_file
 from task_formats import UsageError
 
 SUFFIXES = (".txt", ".gz", ".xz")
@@ -84,7 +84,7 @@ def fingerprint(paths: Iterable[str | Path]) -> str:
     whole = hashlib.sha256()
     for path in paths:
         one = hashlib.sha256()
-        with _reading(Path(path)), open_given(path) as file:
+        with _reading(Path(path)), open_input_file(path) as file:
             while block := file.read(BLOCK):
                 one.update(block)
         whole.update(one.digest())
@@ -97,7 +97,7 @@ def read_text(path: Path) -> Iterator[str]:
         codecs.getincrementaldecoder("utf-8-sig")(), translate=True
     )
     read = 0
-    with _reading(path), open_given(path) as raw, _unpack(raw, path.suffix.lower()) as file:
+    with _reading(path), open_input_file(path) as raw, _unpack(raw, path.suffix.lower()) as file:
         while block := file.read(BLOCK):
             if read == 0:
                 _refuse_nul(block, path)

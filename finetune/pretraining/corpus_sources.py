@@ -16,8 +16,8 @@ from finetune.pretraining.corpus import (
     read_documents,
     unwrap,
 )
-from finetune.pretraining.plan import CorpusPart
-from finetune.recipe.schema import DataPart
+from finetune.pretraining.plan import CorpusConfig
+from finetune.recipe.schema import DataConfig
 from task_formats import RowError, UsageError
 from task_formats.templates import look_up
 
@@ -26,7 +26,7 @@ from task_formats.templates import look_up
 class Corpus:
     """The texts of one split; its documents can be read again and again."""
 
-    part: CorpusPart
+    part: CorpusConfig
     files: tuple[Path, ...]
     """Plain text, a document each."""
     tables: tuple[Rows, ...]
@@ -49,16 +49,16 @@ class Corpus:
         return sha256(f"{parts} {self.part.unwrap} {self.part.column}".encode()).hexdigest()
 
 
-def open_corpus(part: CorpusPart, names: tuple[str, ...]) -> Corpus:
+def open_corpus(part: CorpusConfig, names: tuple[str, ...]) -> Corpus:
     """The corpus that files, folders and globs name, or the splits of the part's data set.
 
     UsageError where there is no such file or split.
     """
     if part.path is not None:
-        data = DataPart(path=part.path, name=part.name, revision=part.revision)
+        data = DataConfig(path=part.path, name=part.name, revision=part.revision)
         return Corpus(part, (), tuple(open_rows(data, split) for split in names))
     files = find_files(names)
-    tables = tuple(open_rows(DataPart(), str(path)) for path in files if _is_table(path))
+    tables = tuple(open_rows(DataConfig(), str(path)) for path in files if _is_table(path))
     return Corpus(part, tuple(path for path in files if not _is_table(path)), tables)
 
 

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.batching.collate import Batch, Totals, collate, send
-from finetune.batching.sampler import Order, Sizes, deal, group
-from finetune.checkpointing.model_folder import save_plain
-from finetune.evaluation.evaluate import Reading, Round, gather, read_rounds
+from finetune.batching.collate import Batch, UpdateTotals, collate, to_device
+from finetune.batching.sampler import EpochSampler, ExampleLengths, batch_by_tokens, shard_by_length
+from finetune.checkpointing.model_folder import save_decoder
+from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, gather_logits
 from finetune.models.fingerprints import fingerprint_base
-from finetune.models.pretrained import load_plain
+from finetune.models.pretrained import load_language_model
 from finetune.models.task_model import LanguageModel
-from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.plan_loading import dump_plan, parse_plan
-from finetune.recipe.schema import BasePart
+from finetune.recipe.schema import BaseConfig
 from finetune.training.events import Notice, Started
-from finetune.training.job import Judgement, Rhythm, Source, Watch
-from finetune.training.loop import Passes, Settings
+from finetune.training.job import EvaluationSchedule, EvaluationScores, SplitSource, Watch
+from finetune.training.loop import LoopSettings, MicroBatches
 from finetune.training.schedule import plan_rates
 
 _FREE = {
@@ -42,16 +42,16 @@ _FREE = {
 
 
 @dataclass(frozen=True)
-class Text:
+class TextSplit:
     """The blocks of one split, and what bits per byte are counted over."""
 
-    blocks: Blocks
+    blocks: TokenBlocks
     text_bytes: int
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class PretrainingJob:
     """All parts of a pre-training run, ready for its first update (a `work.Work`)."""
 
     plan: Plan
@@ -61,32 +61,32 @@ class Pretraining:
     wrapped: nn.Module
     optimizer: AdamW
     accelerator: Accelerator
-    reading: Reading
-    train: Text
-    evaluated: Text | None
+    reading: BatchConfig
+    train: TextSplit
+    evaluated: TextSplit | None
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ExampleLengths:
         """Of the training blocks."""
         return self.train.blocks.measure()
 
     @cached_property
-    def order(self) -> Order:
+    def order(self) -> EpochSampler:
         """Which blocks every update reads; the rest of an epoch that fills no batch waits."""
         part, rows = self.plan.train, len(self.train.blocks)
         batch_size = min(part.batch_size, rows)
         per_epoch = rows // batch_size
         epochs = part.updates / per_epoch if part.updates else part.epochs
-        return Order(rows, batch_size, epochs, part.seed, drop_incomplete=True)
+        return EpochSampler(rows, batch_size, epochs, part.seed, drop_incomplete=True)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> LoopSettings:
         """Linear warm-up to the peak rate, then a cosine to 0 (GPT-1, section 4.1)."""
         part, updates = self.plan.train, self.order.updates
         # A run shorter than the paper's warm-up climbs during its first tenth.
         warmup = part.warmup_updates / updates if part.warmup_updates < updates else 0.1
         factor = plan_rates(updates, warmup, "cosine")
-        return Settings(
+        return LoopSettings(
             lambda update: part.learning_rate * factor(update),
             part.epsilon,
             1.0,
@@ -96,7 +96,7 @@ class Pretraining:
         )
 
     @cached_property
-    def rhythm(self) -> Rhythm:
+    def rhythm(self) -> EvaluationSchedule:
         """Validations evenly over the run, the last one at its end."""
         part, updates = self.plan.train, self.order.updates
 
@@ -104,26 +104,28 @@ class Pretraining:
             """With the k-th validation at ⌈updates · k / evaluations⌉: whether one falls here."""
             return update * part.evaluations // updates > (update - 1) * part.evaluations // updates
 
-        return Rhythm(
+        return EvaluationSchedule(
             due, None, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
         )
 
-    def forwards(self, update: int, budget: int | None) -> Passes:
+    def forwards(self, update: int, budget: int | None) -> MicroBatches:
         """The forward passes of an update on this process, and the size of the whole update."""
         indices = self.order.indices(update)
         tokens = int(self.sizes.tokens[indices].sum())
-        totals = Totals(0, 0, tokens - len(indices))
-        own = deal(indices, self.sizes, self.accelerator.num_processes)
+        totals = UpdateTotals(0, 0, tokens - len(indices))
+        own = shard_by_length(indices, self.sizes, self.accelerator.num_processes)
         mine = own[self.accelerator.process_index]
-        groups = group(mine, self.sizes, self.reading.layout, budget or self.reading.budget)
+        groups = batch_by_tokens(
+            mine, self.sizes, self.reading.layout, budget or self.reading.budget
+        )
         batches = [self._collate(rows, totals) for rows in groups]
-        return Passes(batches, len(indices), tokens, partial(self._idle, indices[:1], totals))
+        return MicroBatches(batches, len(indices), tokens, partial(self._idle, indices[:1], totals))
 
-    def _idle(self, rows: np.ndarray, totals: Totals) -> Batch:
+    def _idle(self, rows: np.ndarray, totals: UpdateTotals) -> Batch:
         batch = self._collate(rows, totals)
         return batch._replace(weight=batch.weight * 0)
 
-    def _collate(self, rows: np.ndarray, totals: Totals) -> Batch:
+    def _collate(self, rows: np.ndarray, totals: UpdateTotals) -> Batch:
         examples = [self.train.blocks[n] for n in rows.tolist()]
         return collate(examples, self.reading.layout, self.reading.pad, totals)
 
@@ -134,7 +136,7 @@ class Pretraining:
         for example in examples:
             batch = collate([example], self.reading.layout, self.reading.pad)
             with torch.no_grad(), self.accelerator.autocast():
-                nats = scorer(send(batch, self.accelerator.device)).logits
+                nats = scorer(to_device(batch, self.accelerator.device)).logits
             found += [] if nats.isfinite().all() else [example.id]
         return found or [example.id for example in examples]
 
@@ -165,7 +167,7 @@ class Pretraining:
             updates, warmup = self.order.updates, self.plan.train.warmup_updates
             yield f"{updates} updates are fewer than {warmup} of warm-up: it takes a tenth of them"
 
-    def _texts(self) -> Iterator[tuple[str, Text]]:
+    def _texts(self) -> Iterator[tuple[str, TextSplit]]:
         yield "train", self.train
         if self.evaluated:
             yield "evaluate", self.evaluated
@@ -179,34 +181,36 @@ class Pretraining:
         plan = self.plan if told is None else parse_plan(told)
         return plan.dotted(("tokenizer", "shape", "train"), _FREE)
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, SplitSource]:
         """What was read, by split."""
-        return {name: Source(text.fingerprint, len(text.blocks)) for name, text in self._texts()}
+        return {
+            name: SplitSource(text.fingerprint, len(text.blocks)) for name, text in self._texts()
+        }
 
     def origins(self) -> dict[str, str]:
         """Fingerprints of the parts of the base that is trained on; of a new one there are none."""
         return fingerprint_base(self.plan.base, self.decoder) if self.plan.base else {}
 
-    def rounds(self) -> Iterator[Round] | None:
+    def rounds(self) -> Iterator[RowLogits] | None:
         """The validation text, a forward pass at a time."""
         return self._read(self.decoder) if self.evaluated else None
 
-    def _read(self, decoder: PreTrainedModel) -> Iterator[Round]:
-        blocks = cast(Text, self.evaluated).blocks
-        return read_rounds(TextScorer(decoder), blocks, self.reading, self.accelerator)
+    def _read(self, decoder: PreTrainedModel) -> Iterator[RowLogits]:
+        blocks = cast(TextSplit, self.evaluated).blocks
+        return compute_logits(TextScorer(decoder), blocks, self.reading, self.accelerator)
 
-    def judge(self, rounds: Iterable[Round]) -> Judgement:
+    def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
         """Perplexity per token, bits per byte, and nats per token, which decide."""
-        text = cast(Text, self.evaluated)
-        nats = gather(rounds, len(text.blocks), self.accelerator).sum(dtype=np.float64)
+        text = cast(TextSplit, self.evaluated)
+        nats = gather_logits(rounds, len(text.blocks), self.accelerator).sum(dtype=np.float64)
         found = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
-        return Judgement(found._asdict(), -found.loss)
+        return EvaluationScores(found._asdict(), -found.loss)
 
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """A plain transformers folder: decoder and tokenizer, nothing of ours."""
         halves = self.plan.train.store == "bf16"
         decoder = copy.deepcopy(self.decoder).bfloat16() if halves else self.decoder
-        save_plain(folder, decoder, self.tokenizer)
+        save_decoder(folder, decoder, self.tokenizer)
 
     def final_scores(
         self, folder: Path, watch: Watch
@@ -216,7 +220,7 @@ class Pretraining:
             yield Notice("no validation text: nothing to score")
             return
         trust = self.plan.trust_remote_code
-        part = BasePart(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
-        decoder, _ = load_plain(part)
+        part = BaseConfig(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
+        decoder, _ = load_language_model(part)
         rounds = self._read(decoder.to(self.accelerator.device))
         yield "evaluate", self.judge(watch(rounds)).scores

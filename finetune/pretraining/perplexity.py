@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from finetune.batching.collate import Batch
 from finetune.models.losses import Outputs
-from finetune.models.task_model import Reader
+from finetune.models.task_model import DecoderWrapper
 
 
 class TextScorer(nn.Module):
@@ -16,7 +16,7 @@ class TextScorer(nn.Module):
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
-        self.reader = Reader(decoder)
+        self.reader = DecoderWrapper(decoder)
 
     def forward(self, batch: Batch) -> Outputs:
         """(N, 1) nats, summed over the targets of each example."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe.schema import Epochs, Fraction, Part, Positive, Seed
+from finetune.recipe.schema import Epochs, Fraction, Positive, Seed, StrictModel
 
 
 def _listed(value: Any) -> Any:
@@ -21,7 +21,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """One path or several."""
 
 
-class CorpusPart(Part):
+class CorpusConfig(StrictModel):
     """Where text comes from: files, folders and globs, or a `datasets` source."""
 
     train: Annotated[Paths, AfterValidator(_one_or_more)]
@@ -42,7 +42,7 @@ class CorpusPart(Part):
     """Undo hard line breaks inside paragraphs (corpus.py says exactly which)."""
 
 
-class TokenizerPart(Part):
+class TokenizerConfig(StrictModel):
     """A tokenizer to take, or the size of one to train on the corpus."""
 
     path: str | None = None
@@ -51,7 +51,7 @@ class TokenizerPart(Part):
     """Tokens of the byte-level BPE: 256 bytes, the end of text, and merges."""
 
 
-class ShapePart(Part):
+class ShapeConfig(StrictModel):
     """The decoder's architecture and size. Defaults are GPT-1's."""
 
     style: Literal["gpt1", "gpt2", "llama"] = "gpt1"
@@ -70,7 +70,7 @@ class ShapePart(Part):
     """One table for reading and predicting tokens; untied is for llama only."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "ShapePart":
+    def _fits_together(self) -> "ShapeConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         groups = self.key_value_heads or self.heads
@@ -83,7 +83,7 @@ class ShapePart(Part):
         return self
 
 
-class SchedulePart(Part):
+class PretrainConfig(StrictModel):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
     learning_rate: float = Field(2.5e-4, gt=0)
@@ -129,19 +129,19 @@ class SchedulePart(Part):
     """The type of the weights in the finished model folder."""
 
 
-class Plan(Part):
+class Plan(StrictModel):
     """Everything a pre-training run is told. What is not said is GPT-1's."""
 
     about: str = ""
     """One line for humans."""
-    corpus: CorpusPart
-    tokenizer: TokenizerPart = TokenizerPart()
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
     base: str | None = None
     """Continue training this decoder, with its own tokenizer and shape, instead of a new one."""
     trust_remote_code: bool = False
     """Run Python code that comes with `base` or the tokenizer. Only for sources you trust."""
-    shape: ShapePart = ShapePart()
-    train: SchedulePart = SchedulePart()
+    shape: ShapeConfig = ShapeConfig()
+    train: PretrainConfig = PretrainConfig()
 
     @model_validator(mode="after")
     def _context_fits(self) -> "Plan":

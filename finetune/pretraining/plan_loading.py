@@ -5,11 +5,11 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from finetune.pretraining.plan import CorpusPart, Plan
-from finetune.recipe.loading import check_trust
-from finetune.recipe.overrides import change, read_text, type_values
+from finetune.pretraining.plan import CorpusConfig, Plan
+from finetune.recipe.loading import check_code_trust
+from finetune.recipe.overrides import apply_overrides, read_text, validate
 from finetune.recipe.yaml_documents import parse_document, write_document
-from task_formats import UsageError, nearest
+from task_formats import UsageError, suggest
 
 _TRUST = "trust_remote_code"
 
@@ -22,9 +22,9 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
     """
     path = _find_plan(name_or_path)
     plan = _place_files(parse_plan(read_text(path), str(path)), path.resolve().parent)
-    check_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
+    check_code_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
     said = plan.model_dump(exclude_unset=True)
-    changed = type_values(Plan, change(Plan, said, _settle_length(overrides)), {}, "")
+    changed = validate(Plan, apply_overrides(Plan, said, _settle_length(overrides)), {}, "")
     _refuse_idle(changed, overrides)
     return changed
 
@@ -55,7 +55,7 @@ def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Pl
     plan = parse_plan(text, where)
     if trust_remote_code:
         return plan.model_copy(update={_TRUST: True})
-    check_trust(_TRUST, plan.trust_remote_code, (), where)
+    check_code_trust(_TRUST, plan.trust_remote_code, (), where)
     return plan
 
 
@@ -65,7 +65,7 @@ def parse_plan(text: str, where: str = "") -> Plan:
     if "task" in document.data and "corpus" not in document.data:
         cure = "gptft train --task takes it; a plan names a corpus."
         raise UsageError("this is the recipe of a task, not a plan", where=where, cure=cure)
-    return type_values(Plan, document.data, document.lines, where)
+    return validate(Plan, document.data, document.lines, where)
 
 
 def is_plan(text: str) -> bool:
@@ -99,7 +99,7 @@ def _find_plan(name: str | Path) -> Path:
         raise UsageError(f"no plan file {name}", cure="Check the path.")
     raise UsageError(
         f"unknown plan {str(name)!r}",
-        cure=f"{nearest(str(name), known)} A plan of your own is named with its .yaml.",
+        cure=f"{suggest(str(name), known)} A plan of your own is named with its .yaml.",
     )
 
 
@@ -116,7 +116,7 @@ def _place_files(plan: Plan, folder: Path) -> Plan:
     return plan.model_copy(update={k: v for k, v in changes.items() if k in plan.model_fields_set})
 
 
-def _place_corpus(part: CorpusPart, folder: Path) -> dict[str, Any]:
+def _place_corpus(part: CorpusConfig, folder: Path) -> dict[str, Any]:
     """Splits of a data set stay names; texts and the shards lie beside the plan."""
     placed: dict[str, Any] = {"path": _place(part.path, folder)}
     if part.path is None:

@@ -9,31 +9,31 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.distributed.setup import choose_budget, choose_layout
-from finetune.evaluation.evaluate import Reading
+from finetune.distributed.setup import choose_layout, choose_max_tokens_per_forward
+from finetune.evaluation.evaluate import BatchConfig
 from finetune.models.pretrained import (
-    UNLIMITED,
+    DEFAULT_CONTEXT,
     count_positions,
-    find_special,
-    load_plain,
-    load_plain_tokenizer,
+    find_special_token,
+    load_base_tokenizer,
+    load_language_model,
     tokenize,
 )
 from finetune.models.task_model import LanguageModel
-from finetune.pretraining.architectures import draw_decoder
-from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.architectures import build_decoder
+from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus_sources import Corpus, open_corpus
-from finetune.pretraining.job import Pretraining, Text
+from finetune.pretraining.job import PretrainingJob, TextSplit
 from finetune.pretraining.plan import Plan
-from finetune.pretraining.token_shards import Manifest, write_shards
+from finetune.pretraining.token_shards import ShardManifest, write_shards
 from finetune.pretraining.tokenizer import learn_tokenizer
-from finetune.recipe.schema import BasePart, TrainPart
+from finetune.recipe.schema import BaseConfig, TrainConfig
 from finetune.storage.files import replace_folder, write_atomically
 from finetune.training.optimizer import build_optimizer
 from task_formats import UsageError
 
 
-def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> Pretraining:
+def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> PretrainingJob:
     """Reads, tokenises and builds everything. UsageError for whatever does not fit."""
     home = Path(plan.corpus.shards) if plan.corpus.shards else folder / "corpus"
     # One process writes tokenizer and shards; the others then find them there.
@@ -49,15 +49,17 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
             for name, corpus in corpora.items()
         }
     model = LanguageModel(decoder.to(accelerator.device))
-    part = TrainPart(**plan.train.model_dump(include=_SHARED))
+    part = TrainConfig(**plan.train.model_dump(include=_SHARED))
     sizes = texts["train"].blocks.measure()
     # Blocks of one length stand best in rows of their own; short documents are packed.
     even = sizes.tokens.mean() > 0.9 * sizes.tokens.max()
     layout = choose_layout(part, decoder, chooses=False)
-    reading = Reading(
-        "separate" if even else layout, 0, choose_budget(part, decoder, accelerator.device)
+    reading = BatchConfig(
+        "separate" if even else layout,
+        0,
+        choose_max_tokens_per_forward(part, decoder, accelerator.device),
     )
-    return Pretraining(
+    return PretrainingJob(
         plan,
         decoder,
         tokenizer,
@@ -81,14 +83,14 @@ def _load(
     """The decoder to train with its tokenizer: an old one, or a new one of the plan's shape."""
     trust = plan.trust_remote_code
     if plan.base is not None:
-        part = BasePart(path=plan.base, dropout=plan.train.dropout, trust_remote_code=trust)
-        return load_plain(part)
+        part = BaseConfig(path=plan.base, dropout=plan.train.dropout, trust_remote_code=trust)
+        return load_language_model(part)
     if plan.tokenizer.path is not None:
-        part = BasePart(path=plan.tokenizer.path, trust_remote_code=trust)
-        tokenizer = load_plain_tokenizer(part)
+        part = BaseConfig(path=plan.tokenizer.path, trust_remote_code=trust)
+        tokenizer = load_base_tokenizer(part)
     else:
         tokenizer = _learn(plan, corpus, home / "tokenizer")
-    decoder = draw_decoder(
+    decoder = build_decoder(
         plan.shape,
         len(tokenizer),
         _end(tokenizer),
@@ -109,7 +111,7 @@ def _learn(plan: Plan, corpus: Corpus, folder: Path) -> PreTrainedTokenizerBase:
         with replace_folder(folder) as partial_folder:
             learned.save_pretrained(partial_folder)
             write_atomically(partial_folder / note.name, key)
-    return load_plain_tokenizer(BasePart(path=str(folder.absolute())))
+    return load_base_tokenizer(BaseConfig(path=str(folder.absolute())))
 
 
 def _encode(
@@ -119,24 +121,24 @@ def _encode(
     home: Path,
     name: str,
     context: int,
-) -> Text:
+) -> TextSplit:
     """The blocks of a split; its shards are written unless they are there already."""
     content = corpus.fingerprint()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     tokens = hashlib.sha256(backend.to_str().encode()).hexdigest() if backend else None
     key = json.dumps([content, tokens])
-    start = Manifest(key, len(tokenizer), _end(tokenizer))
+    start = ShardManifest(key, len(tokenizer), _end(tokenizer))
     shards = write_shards(
         corpus.read(), lambda texts: tokenize(tokenizer, texts), home / name, start
     )
-    blocks = Blocks(shards, context, name, plan.train.mix_documents)
-    return Text(blocks, shards.manifest.text_bytes, content)
+    blocks = TokenBlocks(shards, context, name, plan.train.mix_documents)
+    return TextSplit(blocks, shards.manifest.text_bytes, content)
 
 
 def _context(plan: Plan, decoder: PreTrainedModel) -> int:
     """Tokens of a block."""
     positions = count_positions(decoder)
-    context = plan.train.context or positions or UNLIMITED
+    context = plan.train.context or positions or DEFAULT_CONTEXT
     if positions is not None and context > positions:
         raise UsageError(
             f"the base reads {positions} tokens and train.context is {context}",
@@ -148,7 +150,7 @@ def _context(plan: Plan, decoder: PreTrainedModel) -> int:
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of what stands between documents: the end of text, or what comes nearest to it."""
-    end = find_special(tokenizer, "eos", "bos", "pad")
+    end = find_special_token(tokenizer, "eos", "bos", "pad")
     if end is None:
         raise UsageError(
             "the tokenizer has no special token that could stand between documents",

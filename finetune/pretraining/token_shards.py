@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune.pretraining.corpus import Document
-from finetune.storage.files import hash_file, inside, read_plain, write_atomically
+from finetune.storage.files import hash_file, read_regular_file, safe_join, write_atomically
 from finetune.storage.json_files import decode, encode
 from task_formats import UsageError
 
@@ -28,7 +28,7 @@ _AT_ONCE = 64
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 
-class Stored(NamedTuple):
+class StoredFile(NamedTuple):
     """One file of the folder."""
 
     name: str
@@ -39,14 +39,14 @@ class Stored(NamedTuple):
 class Shard(NamedTuple):
     """What one step of writing added to the folder."""
 
-    tokens: Stored
-    starts: Stored
+    tokens: StoredFile
+    starts: StoredFile
     length: int
     """Tokens in it."""
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ShardManifest:
     """What the folder holds so far, and how much of the corpus went into it."""
 
     key: str
@@ -65,7 +65,7 @@ class Manifest:
         return sum(shard.length for shard in self.shards)
 
     @property
-    def files(self) -> list[Stored]:
+    def files(self) -> list[StoredFile]:
         """Every file but the manifest itself."""
         return [stored for shard in self.shards for stored in (shard.tokens, shard.starts)]
 
@@ -75,10 +75,10 @@ class Manifest:
         return np.uint16 if self.vocabulary <= 2**16 else np.uint32
 
 
-class Shards:
+class TokenShards:
     """The tokens of a finished folder. N tokens, M documents."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: ShardManifest) -> None:
         self.manifest = manifest
         self._parts = [_map(folder, shard.tokens) for shard in manifest.shards]
         counts = [shard.length for shard in manifest.shards]
@@ -107,9 +107,9 @@ def write_shards(
     documents: Iterable[Document],
     tokenize: Tokenize,
     folder: Path,
-    start: Manifest,
+    start: ShardManifest,
     size: int = SHARD,
-) -> Shards:
+) -> TokenShards:
     """The tokens of the documents in `folder`; `start` says for which key, vocabulary and end.
 
     What an interrupted call with the same key left there is used again, if it is undamaged, and
@@ -119,29 +119,29 @@ def write_shards(
     if not found.complete:
         for found in _extend(found, documents, tokenize, folder, size):  # noqa: B020
             write_atomically(folder / MANIFEST, encode(asdict(found), indent=1))
-    return Shards(folder, found)
+    return TokenShards(folder, found)
 
 
-def open_shards(folder: Path) -> Shards:
+def open_shards(folder: Path) -> TokenShards:
     """The finished shards of a folder, every byte checked against its manifest."""
     manifest = read_manifest(folder)
     damaged = [stored.name for stored in manifest.files if not _whole(folder, stored)]
     if damaged or not manifest.complete:
         what = f"{damaged[0]} is damaged or missing" if damaged else "the shards are unfinished"
         raise UsageError(what, where=str(folder), cure="Remove the folder and start again.")
-    return Shards(folder, manifest)
+    return TokenShards(folder, manifest)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> ShardManifest:
     """The manifest of a folder; UsageError where it is missing or not what we write."""
     path = folder / MANIFEST
     try:
-        found = decode(read_plain(path), str(path))
+        found = decode(read_regular_file(path), str(path))
         shards = tuple(
-            Shard(Stored(**shard["tokens"]), Stored(**shard["starts"]), shard["length"])
+            Shard(StoredFile(**shard["tokens"]), StoredFile(**shard["starts"]), shard["length"])
             for shard in found.pop("shards")
         )
-        manifest = Manifest(**{**found, "shards": shards})
+        manifest = ShardManifest(**{**found, "shards": shards})
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             "not a manifest of shards", where=str(path), cure="Remove the folder."
@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _usable(folder: Path, start: Manifest) -> Manifest:
+def _usable(folder: Path, start: ShardManifest) -> ShardManifest:
     """The manifest to go on from: the folder's own if it is for the same job and undamaged."""
     try:
         found = read_manifest(folder)
@@ -186,7 +186,7 @@ class _Open:
         self.tokens.append(tokens)
         self.at += len(tokens)
 
-    def close(self, done: Manifest, folder: Path, complete: bool = False) -> Manifest:
+    def close(self, done: ShardManifest, folder: Path, complete: bool = False) -> ShardManifest:
         """Writes the shard; gives the manifest that knows it."""
         number, joined = len(done.shards), np.concatenate(self.tokens)
         shard = Shard(
@@ -204,8 +204,8 @@ class _Open:
 
 
 def _extend(
-    done: Manifest, documents: Iterable[Document], tokenize: Tokenize, folder: Path, size: int
-) -> Iterator[Manifest]:
+    done: ShardManifest, documents: Iterable[Document], tokenize: Tokenize, folder: Path, size: int
+) -> Iterator[ShardManifest]:
     """Writes shard after shard; yields the manifest with each, the last one complete."""
     shard, end = _Open(done.count), np.array([done.end], done.dtype)
     for piece, ids in _tokenized(islice(_pieces(documents), done.pieces, None), tokenize):
@@ -238,21 +238,21 @@ def _tokenized(
         yield from zip(batch, tokenize([piece.text for piece in batch]), strict=True)
 
 
-def _store(folder: Path, name: str, array: np.ndarray) -> Stored:
+def _store(folder: Path, name: str, array: np.ndarray) -> StoredFile:
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     write_atomically(folder / name, content.getvalue())
-    return Stored(name, len(content.getvalue()), hash_file(folder / name))
+    return StoredFile(name, len(content.getvalue()), hash_file(folder / name))
 
 
-def _whole(folder: Path, stored: Stored) -> bool:
+def _whole(folder: Path, stored: StoredFile) -> bool:
     """True when the file is there with the size and hash it was written with."""
-    path = inside(folder, stored.name)
+    path = safe_join(folder, stored.name)
     try:
         return path.stat().st_size == stored.size and hash_file(path) == stored.sha256
     except (OSError, UsageError):
         return False
 
 
-def _map(folder: Path, stored: Stored) -> np.ndarray:
-    return np.load(inside(folder, stored.name), mmap_mode="r", allow_pickle=False)
+def _map(folder: Path, stored: StoredFile) -> np.ndarray:
+    return np.load(safe_join(folder, stored.name), mmap_mode="r", allow_pickle=False)

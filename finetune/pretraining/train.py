@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from finetune.distributed.fsdp import read_request
-from finetune.distributed.setup import choose_precision, repeatable, start_processes
+from finetune.distributed.fsdp import fsdp_requested
+from finetune.distributed.setup import choose_precision, create_accelerator, deterministic_kernels
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.plan_loading import dump_plan
 from finetune.pretraining.preparation import prepare_pretraining
 from finetune.training.events import Event, Result
-from finetune.training.runner import finish, pursue
+from finetune.training.runner import finish_run, run
 from task_formats import UsageError
 
 
@@ -21,18 +21,18 @@ def pretrain(
 
     Raises UsageError for anything wrong with plan, corpus or folder.
     """
-    return finish(events(plan, folder, resume=resume, overwrite=overwrite))
+    return finish_run(events(plan, folder, resume=resume, overwrite=overwrite))
 
 
 def events(
     plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[Event]:
     """Trains, validates and saves; yields every update and validation as it is done."""
-    if read_request():
+    if fsdp_requested():
         raise UsageError("pre-training has no FSDP", cure="Leave --use_fsdp out: it has DDP.")
-    accelerator = start_processes(choose_precision(plan.train.precision))
+    accelerator = create_accelerator(choose_precision(plan.train.precision))
     prepare = partial(prepare_pretraining, plan, Path(folder))
     told = dump_plan(plan)
     options = {"resume": resume, "overwrite": overwrite}
-    with repeatable(plan.train.deterministic):
-        yield from pursue(prepare, Path(folder), accelerator, told, **options)
+    with deterministic_kernels(plan.train.deterministic):
+        yield from run(prepare, Path(folder), accelerator, told, **options)

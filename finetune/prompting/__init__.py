@@ -7,11 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.prompting.evaluator import Asked, Asker, Manner, ask
+    from finetune.prompting.evaluator import (
+        PromptEvaluator,
+        PromptOptions,
+        PromptResult,
+        evaluate_prompts,
+    )
 
 _HOME = "finetune.prompting.evaluator"
 
-__all__ = ["Asked", "Asker", "Manner", "ask"]
+__all__ = ["PromptEvaluator", "PromptOptions", "PromptResult", "evaluate_prompts"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune.models.pretrained import find_special, tokenize
+from finetune.models.pretrained import find_special_token, tokenize
 from task_formats import Boundary
 
 
@@ -18,5 +18,5 @@ def find_boundary(tokenizer: PreTrainedTokenizerBase) -> Boundary:
     usual: list[int] = tokenizer("a")["input_ids"]
     before = len(usual) - len(plain)
     start = usual[:before] if before > 0 and usual[before:] == plain else []
-    empty = find_special(tokenizer, "bos", "eos")
+    empty = find_special_token(tokenizer, "bos", "eos")
     return Boundary(partial(tokenize, tokenizer), tuple(start), empty or 0)

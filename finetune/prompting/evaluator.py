@@ -11,15 +11,15 @@ from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
 from finetune.distributed.setup import (
     Precision,
-    choose_budget,
     choose_layout,
+    choose_max_tokens_per_forward,
     choose_precision,
-    start_processes,
+    create_accelerator,
 )
-from finetune.evaluation.evaluate import Reading, counted_class
-from finetune.evaluation.intervals import Judge, bootstrap
+from finetune.evaluation.evaluate import BatchConfig, positive_class
+from finetune.evaluation.intervals import Judge, bootstrap_interval
 from finetune.evaluation.metrics import score
-from finetune.models.pretrained import UNLIMITED, count_positions, load_plain
+from finetune.models.pretrained import DEFAULT_CONTEXT, count_positions, load_language_model
 from finetune.prompting import normalization
 from finetune.prompting.answer_scorer import AnswerScorer
 from finetune.prompting.contexts import find_boundary
@@ -44,7 +44,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 
 
 @dataclass(frozen=True)
-class Manner:
+class PromptOptions:
     """How the questions are asked."""
 
     shots: int = 0
@@ -59,10 +59,10 @@ class Manner:
     """How log-likelihoods are normalised; without it, as the task's prompt says."""
 
 
-class Asked(NamedTuple):
+class PromptResult(NamedTuple):
     """What came of asking all questions in one manner."""
 
-    manner: Manner
+    manner: PromptOptions
     scores: dict[str, float]
     """The task's metrics over the labelled questions."""
     intervals: dict[str, tuple[float, float]]
@@ -80,7 +80,7 @@ class Asked(NamedTuple):
     (`score`: its label)."""
 
 
-class Asker:
+class PromptEvaluator:
     """A decoder with a task's questions and solved examples."""
 
     def __init__(self, recipe: Recipe, task: Task | None = None, limit: int | None = None) -> None:
@@ -91,19 +91,19 @@ class Asker:
         """
         self.recipe, self.task = recipe, task or recipe.task.build()
         self.precision = choose_precision(recipe.train.precision)
-        accelerator = start_processes(self.precision)
-        decoder, tokenizer = load_plain(recipe.base.model_copy(update={"dropout": None}))
+        accelerator = create_accelerator(self.precision)
+        decoder, tokenizer = load_language_model(recipe.base.model_copy(update={"dropout": None}))
         asked, most = _named(recipe.data.evaluate, "evaluate"), _least(limit, recipe.data.limit)
         self.questions = self._read(asked, most, labelled=False)
         self._pool: list[Example] | None = None
         self.boundary = find_boundary(tokenizer)
-        self._max_tokens = count_positions(decoder) or UNLIMITED
+        self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         layout = choose_layout(recipe.train, decoder, chooses=True)
-        budget = choose_budget(recipe.train, decoder, accelerator.device)
-        reading = Reading(layout, tokenizer.pad_token_id or 0, budget)
+        budget = choose_max_tokens_per_forward(recipe.train, decoder, accelerator.device)
+        reading = BatchConfig(layout, tokenizer.pad_token_id or 0, budget)
         self._scorer = AnswerScorer(decoder.to(accelerator.device), reading, accelerator)
 
-    def ask(self, manner: Manner = Manner()) -> Asked:
+    def ask(self, manner: PromptOptions = PromptOptions()) -> PromptResult:
         """Asks every question of the evaluation split. UsageError for what has no meaning."""
         self._check(manner)
         pool = self.solved() if manner.shots else []
@@ -117,7 +117,7 @@ class Asker:
         else:
             predictions = self._decide(questions, weights)
         scores, intervals = self._score(questions, predictions)
-        return Asked(
+        return PromptResult(
             manner,
             scores,
             intervals,
@@ -140,7 +140,7 @@ class Asker:
             first += len(question.parts)
         return table
 
-    def _check(self, manner: Manner) -> None:
+    def _check(self, manner: PromptOptions) -> None:
         """A text that is its own answer has no solved examples, and no bias towards an answer."""
         prompt = self.task.prompt
         if prompt and prompt.threshold and (manner.shots or manner.calibrated):
@@ -150,7 +150,9 @@ class Asker:
                 cure="Ask with --shots 0, or with another prompt.",
             )
 
-    def _find_threshold(self, encoder: PromptEncoder, weights: np.ndarray, manner: Manner) -> float:
+    def _find_threshold(
+        self, encoder: PromptEncoder, weights: np.ndarray, manner: PromptOptions
+    ) -> float:
         """Of the (N,) weights of the questions, or the best one on the training split."""
         if encoder.prompt.threshold == "median":
             return float(np.median(weights))
@@ -171,7 +173,7 @@ class Asker:
         encoder: PromptEncoder,
         examples: Sequence[Example],
         questions: list[Question],
-        manner: Manner,
+        manner: PromptOptions,
     ) -> np.ndarray:
         """(N, K) comparable numbers, normalised and calibrated as the manner says."""
         scores = self.likelihoods(questions)
@@ -217,7 +219,7 @@ class Asker:
         self, questions: Sequence[Question], predictions: Sequence[Prediction]
     ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
         judge, predicted, gold = self._judged(questions, predictions)
-        return judge(predicted, gold), bootstrap(judge, predicted, gold)
+        return judge(predicted, gold), bootstrap_interval(judge, predicted, gold)
 
     def _judged(
         self, questions: Sequence[Question], predictions: Sequence[Prediction]
@@ -227,7 +229,7 @@ class Asker:
         predicted = np.array([predictions[n].label for n in labelled])
         labels = [cast(float, questions[n].label) for n in labelled]
         gold = np.array([self.task.labels.name(label) for label in labels])
-        positive = counted_class(self.task, self.recipe.task.positive)
+        positive = positive_class(self.task, self.recipe.task.positive)
 
         def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
             return score(self.task.metrics, predicted.tolist(), gold.tolist(), positive)
@@ -255,7 +257,7 @@ class Asker:
         return list(examples)
 
 
-def ask(
+def evaluate_prompts(
     recipe: Recipe,
     shots: Sequence[int] = (0,),
     seeds: Sequence[int] = (0,),
@@ -265,16 +267,16 @@ def ask(
     shared: bool = False,
     calibrated: bool = False,
     normalization: Normalization | None = None,
-) -> Iterator[Asked]:
+) -> Iterator[PromptResult]:
     """Asks the evaluation split of a recipe with every number of shots and every seed, in turn.
 
     `limit` asks its first rows alone. Zero shots draw nothing, so they are asked once. Raises
     UsageError for whatever does not fit.
     """
-    asker = Asker(recipe, task, limit)
+    asker = PromptEvaluator(recipe, task, limit)
     for count in shots:
         for seed in seeds if count else seeds[:1]:
-            yield asker.ask(Manner(count, seed, shared, calibrated, normalization))
+            yield asker.ask(PromptOptions(count, seed, shared, calibrated, normalization))
 
 
 def _normalize(scores: np.ndarray, how: Normalization, questions: list[Question]) -> np.ndarray:

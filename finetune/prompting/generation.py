@@ -15,10 +15,10 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from finetune.data.rows import Place
-from finetune.distributed.setup import choose_precision, start_processes
-from finetune.models.pretrained import count_positions, find_special, load_plain
-from finetune.recipe.schema import SEEDS, BasePart
+from finetune.data.rows import RowLocation
+from finetune.distributed.setup import choose_precision, create_accelerator
+from finetune.models.pretrained import count_positions, find_special_token, load_language_model
+from finetune.recipe.schema import SEED_LIMIT, BaseConfig
 from task_formats import Row, UsageError
 
 _COLDEST = 0.001
@@ -26,7 +26,7 @@ _COLDEST = 0.001
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingOptions:
     """How the next token is chosen."""
 
     max_new_tokens: int = 100
@@ -55,7 +55,7 @@ class Decoding:
             "top_p": (0 < self.top_p <= 1, "a number over 0 and up to 1"),
             "beams": (self.beams > 0, "1 or more"),
             "length_penalty": (math.isfinite(self.length_penalty), "a number"),
-            "seed": (0 <= self.seed < SEEDS, f"a number from 0 to {SEEDS - 1}"),
+            "seed": (0 <= self.seed < SEED_LIMIT, f"a number from 0 to {SEED_LIMIT - 1}"),
         }
         for name, (fits, wanted) in bounds.items():
             if not fits:
@@ -73,18 +73,18 @@ class Decoding:
             "length_penalty": (self.beams == 1, "there is no beam search", "--beams 4"),
         }
         for name, (unused, why, other) in idle.items():
-            if unused and getattr(self, name) != getattr(Decoding, name):
+            if unused and getattr(self, name) != getattr(DecodingOptions, name):
                 cure = f"Give {other} as well, or leave it out."
                 raise UsageError(f"{why}, so {_option(name)} has no effect", cure=cure)
 
 
-class Writer:
+class TextGenerator:
     """A decoder that goes on with texts."""
 
-    def __init__(self, base: BasePart, device: str | None = None) -> None:
+    def __init__(self, base: BaseConfig, device: str | None = None) -> None:
         """Loads the decoder in float32, or bfloat16 where that is faster. UsageError as usual."""
-        self._accelerator = accelerator = start_processes("fp32", device)
-        decoder, tokenizer = load_plain(base.model_copy(update={"dropout": None}))
+        self._accelerator = accelerator = create_accelerator("fp32", device)
+        decoder, tokenizer = load_language_model(base.model_copy(update={"dropout": None}))
         # Its own attention: ours holds no cache that grows by a token.
         decoder.set_attn_implementation("sdpa" if decoder._supports_sdpa else "eager")
         fast = accelerator.device.type != "cpu" and choose_precision("auto") == "bf16"
@@ -97,8 +97,8 @@ class Writer:
     def write(
         self,
         texts: Sequence[str],
-        decoding: Decoding = Decoding(),
-        places: Sequence[Place] = (),
+        decoding: DecodingOptions = DecodingOptions(),
+        places: Sequence[RowLocation] = (),
     ) -> list[str]:
         """What comes after each text, read together in one batch.
 
@@ -112,9 +112,9 @@ class Writer:
 
     def write_rows(
         self,
-        rows: Iterable[tuple[Place, Row]],
+        rows: Iterable[tuple[RowLocation, Row]],
         column: str,
-        decoding: Decoding = Decoding(),
+        decoding: DecodingOptions = DecodingOptions(),
         batch_size: int = 8,
     ) -> Iterator[tuple[Row, str]]:
         """Each row with what comes after its text, in order; several processes share the batches.
@@ -130,7 +130,7 @@ class Writer:
             written = gather_object(found) if processes > 1 else found
             yield from zip((row for _, row in lap), written, strict=True)
 
-    def stream(self, text: str, decoding: Decoding = Decoding()) -> Iterator[str]:
+    def stream(self, text: str, decoding: DecodingOptions = DecodingOptions()) -> Iterator[str]:
         """What comes after a text, piece by piece as it is written; with beams, in one piece.
 
         Raises UsageError at once where the text is too long.
@@ -140,7 +140,7 @@ class Writer:
             return iter(self.write([text], decoding))
         return self._stream(inputs, decoding)
 
-    def _stream(self, inputs: dict[str, torch.Tensor], decoding: Decoding) -> Iterator[str]:
+    def _stream(self, inputs: dict[str, torch.Tensor], decoding: DecodingOptions) -> Iterator[str]:
         pieces = TextIteratorStreamer(
             cast(Any, self._tokenizer), skip_prompt=True, skip_special_tokens=True
         )
@@ -155,7 +155,7 @@ class Writer:
     def _run(
         self,
         inputs: dict[str, torch.Tensor],
-        decoding: Decoding,
+        decoding: DecodingOptions,
         pieces: TextIteratorStreamer,
         failures: list[BaseException],
     ) -> None:
@@ -169,7 +169,7 @@ class Writer:
             pieces.end()
 
     def _inputs(
-        self, texts: Sequence[str], decoding: Decoding, places: Sequence[Place] = ()
+        self, texts: Sequence[str], decoding: DecodingOptions, places: Sequence[RowLocation] = ()
     ) -> tuple[dict[str, torch.Tensor], int]:
         """Texts padded on the left, so that all go on at the same column; and that column."""
         rows = [
@@ -191,7 +191,7 @@ class Writer:
         device = self._decoder.device
         return {"input_ids": tokens.to(device), "attention_mask": seen.to(device)}, longest
 
-    def _settings(self, decoding: Decoding) -> GenerationConfig:
+    def _settings(self, decoding: DecodingOptions) -> GenerationConfig:
         draws = decoding.temperature > 0
         chosen: dict[str, Any] = {"num_beams": decoding.beams, "do_sample": draws}
         if draws:
@@ -214,9 +214,9 @@ def _option(name: str) -> str:
 
 def _empty(tokenizer: PreTrainedTokenizerBase) -> int:
     """What stands for a text without tokens."""
-    return find_special(tokenizer, "bos", "eos") or 0
+    return find_special_token(tokenizer, "bos", "eos") or 0
 
 
 def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any token: the mask hides it."""
-    return find_special(tokenizer, "pad", "eos") or 0
+    return find_special_token(tokenizer, "pad", "eos") or 0

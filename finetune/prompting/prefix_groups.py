@@ -7,11 +7,11 @@ import numpy as np
 
 from task_formats import Encoded
 
-WORTHWHILE = 256
+MIN_SHARED_TOKENS = 256
 """Tokens that must be saved for a beginning to be read on its own."""
 
 
-class Trunk(NamedTuple):
+class PrefixGroup(NamedTuple):
     """Requests whose contexts have their first `length` tokens in common; 0 where none."""
 
     length: int
@@ -19,7 +19,7 @@ class Trunk(NamedTuple):
     """(n,) indices of the requests."""
 
 
-def find_trunks(requests: Sequence[Encoded]) -> list[Trunk]:
+def find_prefix_groups(requests: Sequence[Encoded]) -> list[PrefixGroup]:
     """Every request in one trunk; those that share nothing worthwhile are the last.
 
     In order of their tokens neighbours share the most. One joins its neighbours' trunk if that
@@ -38,13 +38,13 @@ def find_trunks(requests: Sequence[Encoded]) -> list[Trunk]:
                 continue
         trunks.append((longest, [n]))
     shared = [
-        Trunk(length, np.array(members))
+        PrefixGroup(length, np.array(members))
         for length, members in trunks
-        if length * (len(members) - 1) >= WORTHWHILE
+        if length * (len(members) - 1) >= MIN_SHARED_TOKENS
     ]
     inside = {int(n) for trunk in shared for n in trunk.requests}
     alone = np.array([n for n in order if n not in inside], np.int64)
-    return shared + ([Trunk(0, alone)] if len(alone) else [])
+    return shared + ([PrefixGroup(0, alone)] if len(alone) else [])
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from finetune.recipe.yaml_documents import Path, describe_value
-from task_formats import UsageError, nearest
+from task_formats import UsageError, suggest
 
 _EXPECTED = {
     "string": "text",
@@ -134,7 +134,7 @@ def _expected(fault: ErrorDetails) -> str:
 def _cure(fault: ErrorDetails, wanted: str) -> str:
     value = fault["input"]
     if fault["type"] == "literal_error" and isinstance(value, str):
-        return nearest(value, wanted.replace(" or ", ", ").replace("'", "").split(", "))
+        return suggest(value, wanted.replace(" or ", ", ").replace("'", "").split(", "))
     if "text" in wanted and isinstance(value, bool | int | float):
         return "Write it in quotes."
     return f"Write it as [{value}]." if wanted == "a list" and isinstance(value, str) else ""

@@ -6,13 +6,13 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.overrides import change, read_text, type_values
+from finetune.recipe.overrides import apply_overrides, read_text, validate
 from finetune.recipe.schema import Recipe
 from finetune.recipe.yaml_documents import Path as KeyPath
 from finetune.recipe.yaml_documents import parse_document, write_document
-from task_formats import UsageError, nearest
+from task_formats import UsageError, suggest
 
-TRUST = "GPTFT_TRUST_REMOTE_CODE"
+TRUST_VARIABLE = "GPTFT_TRUST_REMOTE_CODE"
 """The variable that lets files and runs ask for what --trust-remote-code asks for in a command."""
 _SPLITS = ("train", "evaluate", "predict")
 
@@ -27,22 +27,22 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
     contents with the line it stands on.
     """
     path = _find_recipe(name_or_path)
-    recipe = parse(read_text(path), str(path))
-    check_trust("base.trust_remote_code", recipe.base.trust_remote_code, overrides, str(path))
-    return override(_place_files(recipe, path.resolve().parent), overrides)
+    recipe = parse_recipe(read_text(path), str(path))
+    check_code_trust("base.trust_remote_code", recipe.base.trust_remote_code, overrides, str(path))
+    return override_recipe(_place_files(recipe, path.resolve().parent), overrides)
 
 
-def check_trust(key: str, wanted: bool, said: Container[str], where: str) -> None:
+def check_code_trust(key: str, wanted: bool, said: Container[str], where: str) -> None:
     """UsageError where nobody but the file itself says that a base's code can be trusted."""
-    if wanted and key not in said and os.environ.get(TRUST) != "1":
+    if wanted and key not in said and os.environ.get(TRUST_VARIABLE) != "1":
         raise UsageError(
             f"{key}: true would run Python code that comes with the base",
             where=where,
-            cure=f"If you trust its source, pass --trust-remote-code or set {TRUST}=1.",
+            cure=f"If you trust its source, pass --trust-remote-code or set {TRUST_VARIABLE}=1.",
         )
 
 
-def parse(text: str, where: str = "") -> Recipe:
+def parse_recipe(text: str, where: str = "") -> Recipe:
     """The recipe that a YAML text holds; file names in it stay as they are."""
     document = parse_document(text, where)
     if "corpus" in document.data and "task" not in document.data:
@@ -54,17 +54,17 @@ def parse(text: str, where: str = "") -> Recipe:
     return _type(document.data, document.lines, where)
 
 
-def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with the values at some dotted paths changed, and checked again.
 
     Values may be text from a command line: `3e-5` becomes a number where a number is wanted,
     `null` nothing, `{0: no, 1: yes}` a mapping, and `yes` stays the word it is.
     """
-    said = change(Recipe, recipe.model_dump(exclude_unset=True), changes)
+    said = apply_overrides(Recipe, recipe.model_dump(exclude_unset=True), changes)
     return _forget_unsaid_files(_type(said, {}, ""))
 
 
-def settle(recipe: Recipe, folder: Path) -> Recipe:
+def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with whole paths for the data and the base that it names as seen from a folder.
 
     So a run made by `Recipe(...)` in Python can be read from anywhere. Splits that are not said
@@ -78,19 +78,19 @@ def settle(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"base": part})
 
 
-def dump(recipe: Recipe) -> str:
+def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every value written out; it loads back equal."""
     return write_document(recipe.model_dump())
 
 
-def shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     inside = Path(__file__).parents[1] / "recipes"
     folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def schema() -> dict[str, Any]:
+def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors: types, defaults and descriptions."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -99,7 +99,7 @@ def schema() -> dict[str, Any]:
 
 
 def _find_recipe(name: str | Path) -> Path:
-    known = shipped()
+    known = shipped_recipes()
     if str(name) in known:
         return known[str(name)]
     path = Path(name)
@@ -111,13 +111,13 @@ def _find_recipe(name: str | Path) -> Path:
         raise UsageError(f"no recipe file {name}", cure="Check the path; `gptft new` writes one.")
     raise UsageError(
         f"unknown task {str(name)!r}",
-        cure=f"{nearest(str(name), known)} A recipe of your own is named with its .yaml.",
+        cure=f"{suggest(str(name), known)} A recipe of your own is named with its .yaml.",
     )
 
 
 def _type(data: Any, lines: Mapping[KeyPath, int], where: str) -> Recipe:
     """The values as a recipe whose parts fit together."""
-    recipe = type_values(Recipe, data, lines, where)
+    recipe = validate(Recipe, data, lines, where)
     try:
         recipe.task.build()
         for name in recipe.task.prompts:

@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def type_values(model: type[Model], data: Any, lines: Mapping[KeyPath, int], where: str) -> Model:
+def validate(model: type[Model], data: Any, lines: Mapping[KeyPath, int], where: str) -> Model:
     """The values as a model; UsageError for every fault, with the line it stands on."""
     if faults := find_faults(model, data):
         raise explain_faults(faults, model, lines, where)
@@ -51,7 +51,7 @@ def type_values(model: type[Model], data: Any, lines: Mapping[KeyPath, int], whe
     return typed
 
 
-def change(
+def apply_overrides(
     model: type[BaseModel], said: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The values with those at some dotted paths replaced; texts are read as the model wants them.

@@ -15,21 +15,21 @@ from task_formats import (
     Task,
     UsageError,
     named_format,
-    nearest,
+    suggest,
 )
 from task_formats.labels import as_text
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-SEEDS = 2**32
+SEED_LIMIT = 2**32
 """Seeds are below this: scikit-learn's and NumPy's generators take no others."""
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
 _FOR_SCORES = ("pearson", "spearman", "mse")
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """What every part of a recipe shares: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(
@@ -46,14 +46,14 @@ class Part(BaseModel):
         return {key: value for key, value in found.items() if key not in without}
 
 
-class CustomFormat(Part):
+class CustomFormatConfig(StrictModel):
     """Views of one's own, each a list of texts with {fields}."""
 
     views: tuple[tuple[str, ...], ...]
     """For every view the texts it joins; one that names {choice} is repeated for every choice."""
 
 
-class PromptPart(Part):
+class PromptConfig(StrictModel):
     """The task asked in words, for zero- and few-shot evaluation."""
 
     text: str
@@ -71,10 +71,10 @@ class PromptPart(Part):
     likelier than this: the best threshold on the training split, or the questions' median."""
 
 
-class TaskPart(Part):
+class TaskConfig(StrictModel):
     """How a row becomes an example, what its label may be, and how answers are scored."""
 
-    format: str | CustomFormat
+    format: str | CustomFormatConfig
     """classification, entailment, similarity, multiple_choice, or {views: ...}."""
     columns: dict[str, str | tuple[str, ...]]
     """Field to column: a bare name, a {template} over columns, or for choices a list of these."""
@@ -92,19 +92,19 @@ class TaskPart(Part):
     """The label name that F1 counts; without it, the last of two."""
     unlabelled: tuple[str | int, ...] = ()
     """Raw labels that mean "no label" in this data set: such rows are left out, and counted."""
-    prompt: PromptPart | None = None
+    prompt: PromptConfig | None = None
     """The task in words; without it there is no zero- or few-shot evaluation."""
-    prompts: dict[str, PromptPart] = {}
+    prompts: dict[str, PromptConfig] = {}
     """Other ways to ask, by name: `gptft ask --prompt gpt1`."""
 
     @model_validator(mode="after")
-    def _one_kind_of_label(self) -> "TaskPart":
+    def _one_kind_of_label(self) -> "TaskConfig":
         if (self.labels is None) == (self.range is None):
             raise ValueError("give exactly one of labels and range")
         return self
 
     @model_validator(mode="after")
-    def _metrics_that_fit(self) -> "TaskPart":
+    def _metrics_that_fit(self) -> "TaskConfig":
         for metric in self.metrics:
             if (metric in _FOR_SCORES) != (self.range is not None):
                 raise UsageError(
@@ -116,7 +116,7 @@ class TaskPart(Part):
             if self.positive is not None and self.positive not in names:
                 raise UsageError(
                     f"positive is {self.positive!r}, which is no label",
-                    cure=nearest(self.positive, names),
+                    cure=suggest(self.positive, names),
                 )
             if "f1" in self.metrics and self.positive is None and len(names) > 2:
                 raise UsageError(
@@ -126,12 +126,12 @@ class TaskPart(Part):
         return self
 
     @classmethod
-    def of(cls, task: Task) -> "TaskPart":
+    def of(cls, task: Task) -> "TaskConfig":
         """How a recipe says what a Task is; without its prompt, and without its code."""
         named = next((name for name, known in FORMATS.items() if known == task.format), None)
         bounds = (task.labels.low, task.labels.high) if isinstance(task.labels, Range) else None
         return cls(
-            format=named or CustomFormat(views=task.format.views),
+            format=named or CustomFormatConfig(views=task.format.views),
             columns={
                 name: column if isinstance(column, str) else tuple(column)
                 for name, column in task.columns.items()
@@ -143,10 +143,10 @@ class TaskPart(Part):
             unlabelled=tuple(sorted(task.unlabelled)),
         )
 
-    def with_prompt(self, name: str) -> "TaskPart":
+    def with_prompt(self, name: str) -> "TaskConfig":
         """The same task asked with another of its prompts; UsageError where it has none such."""
         if name not in self.prompts:
-            cure = nearest(name, self.prompts) if self.prompts else "It has none besides its own."
+            cure = suggest(name, self.prompts) if self.prompts else "It has none besides its own."
             raise UsageError(f"the task has no prompt {name!r}", where="task.prompts", cure=cure)
         return self.model_copy(update={"prompt": self.prompts[name]})
 
@@ -168,7 +168,7 @@ class TaskPart(Part):
         )
 
 
-class LoraPart(Part):
+class LoraConfig(StrictModel):
     """Low-rank adapters through peft; head and new token rows are trained in full."""
 
     rank: Annotated[int, Field(gt=0, le=4096)] = 8
@@ -181,7 +181,7 @@ class LoraPart(Part):
     """Names of the linear layers that get an adapter."""
 
 
-class BasePart(Part):
+class BaseConfig(StrictModel):
     """The pretrained decoder."""
 
     path: str = "gpt2"
@@ -194,11 +194,11 @@ class BasePart(Part):
     """Every dropout of the decoder; null leaves what its own configuration says."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base. Only for sources you trust."""
-    lora: LoraPart | None = None
+    lora: LoraConfig | None = None
     """Train low-rank adapters and leave the decoder's own weights alone; null trains all."""
 
 
-class DataPart(Part):
+class DataConfig(StrictModel):
     """Where rows come from: a hub data set, a folder, or files beside the recipe."""
 
     path: str | None = None
@@ -221,7 +221,7 @@ class DataPart(Part):
     """Use only the first rows of every split."""
 
     @model_validator(mode="after")
-    def _names_of_their_own(self) -> "DataPart":
+    def _names_of_their_own(self) -> "DataConfig":
         if taken := {"train", "evaluate", self.evaluate} & self.extra.keys():
             raise UsageError(
                 f"a split of data.extra is called {max(map(str, taken))!r}, as another one is",
@@ -230,7 +230,7 @@ class DataPart(Part):
         return self
 
 
-class TrainPart(Part):
+class TrainConfig(StrictModel):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
     learning_rate: float = Field(6.25e-5, gt=0)
@@ -284,16 +284,16 @@ class TrainPart(Part):
     """Updates between checkpoints, instead of or besides the minutes."""
 
 
-class Recipe(Part):
+class Recipe(StrictModel):
     """Everything a run is told. What is not said is the paper's."""
 
     about: str = ""
     """One line for `gptft tasks`."""
-    task: TaskPart
+    task: TaskConfig
     """How a row becomes an example, and how answers are scored."""
-    base: BasePart = BasePart()
+    base: BaseConfig = BaseConfig()
     """The pretrained decoder."""
-    data: DataPart = DataPart()
+    data: DataConfig = DataConfig()
     """Where rows come from."""
-    train: TrainPart = TrainPart()
+    train: TrainConfig = TrainConfig()
     """How to train."""

@@ -32,7 +32,7 @@ _CURES = {
 
 
 @contextmanager
-def clear_errors(path: Path | str) -> Iterator[None]:
+def explain_os_errors(path: Path | str) -> Iterator[None]:
     """Turn an OSError of the body into a UsageError: the file, the reason, the cure."""
     try:
         yield
@@ -52,7 +52,7 @@ def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
-    with clear_errors(path):
+    with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "xb") as file:
@@ -76,11 +76,11 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 def replace_folder(path: Path | str) -> Iterator[Path]:
     """A new folder to fill that takes the place of `path` at the end of the block.
 
-    After an error the old folder is untouched; after a kill `settle_folder` puts things right.
+    After an error the old folder is untouched; after a kill `finish_replacement` puts things right.
     """
     path = Path(path)
     partial, old = _beside(path)
-    with clear_errors(path):
+    with explain_os_errors(path):
         remove(partial)
         partial.mkdir(parents=True)
         try:
@@ -98,10 +98,10 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         remove(old)
 
 
-def settle_folder(path: Path) -> None:
+def finish_replacement(path: Path) -> None:
     """Finish, or undo, what a kill inside `replace_folder` left beside `path`."""
     partial, old = _beside(path)
-    with clear_errors(path):
+    with explain_os_errors(path):
         if not os.path.lexists(path) and os.path.lexists(old):
             # The old one steps aside only when the new one is whole and on the disk.
             os.rename(partial if os.path.lexists(partial) else old, path)
@@ -113,7 +113,7 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
 
 
-def own_name(path: Path) -> str:
+def final_name(path: Path) -> str:
     """What a file or folder under a passing name is to be called, or was."""
     return path.name.removesuffix(".partial").removesuffix(".old")
 
@@ -132,7 +132,7 @@ def flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def push_out(file: BinaryIO, start: int, stop: int) -> None:
+def flush_range(file: BinaryIO, start: int, stop: int) -> None:
     """Have these bytes on the disk and out of the system's cache, where it can be asked for that.
 
     To find gigabytes of fresh memory for the cache costs several times the processor time of the
@@ -160,12 +160,12 @@ def flush_folder(path: Path) -> None:
 def _flush_tree(path: Path) -> None:
     for folder, _, names in os.walk(path):
         for name in names:
-            with open_plain(Path(folder, name)) as file:
+            with open_regular_file(Path(folder, name)) as file:
                 os.fsync(file.fileno())
         flush_folder(Path(folder))
 
 
-def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> FileIO:
+def open_regular_file(path: Path | str, flags: int = os.O_RDONLY) -> FileIO:
     """Open a file that is neither link, folder, pipe nor device; `flags` as for `os.open`.
 
     OSError where that fails; UsageError where it is no plain file. Unbuffered.
@@ -173,7 +173,7 @@ def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> FileIO:
     return _open_plain(path, flags | os.O_NOFOLLOW, "Remove it.")
 
 
-def open_given(path: Path | str) -> BinaryIO:
+def open_input_file(path: Path | str) -> BinaryIO:
     """A file that a user has named, to read: a plain one, or a link to one. Buffered.
 
     OSError where that fails; UsageError where it is a pipe or a device, which may never end.
@@ -194,9 +194,9 @@ def _open_plain(path: Path | str, flags: int, cure: str) -> FileIO:
     return FileIO(descriptor, "r+b" if writable else "rb")
 
 
-def read_plain(path: Path | str, limit: int = 2**26) -> bytes:
+def read_regular_file(path: Path | str, limit: int = 2**26) -> bytes:
     """All bytes of a plain file; UsageError where it has more than `limit` of them."""
-    with clear_errors(path), open_plain(path) as file:
+    with explain_os_errors(path), open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise UsageError(f"{size:,} bytes, and at most {limit:,} are read", where=str(path))
@@ -207,18 +207,18 @@ def read_plain(path: Path | str, limit: int = 2**26) -> bytes:
 def hash_file(path: Path | str) -> str:
     """SHA-256 of a plain file, in hexadecimal."""
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
-    with clear_errors(path), open_plain(path) as file:
+    with explain_os_errors(path), open_regular_file(path) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()
 
 
-def require_space(folder: Path | str, size: int) -> None:
+def check_disk_space(folder: Path | str, size: int) -> None:
     """UsageError unless the disk of `folder`, or of its nearest parent, has `size` bytes free."""
     place = Path(folder).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
-    with clear_errors(folder):
+    with explain_os_errors(folder):
         free = shutil.disk_usage(place).free
     if free < size:
         raise UsageError(
@@ -228,7 +228,7 @@ def require_space(folder: Path | str, size: int) -> None:
         )
 
 
-def inside(folder: Path | str, name: str) -> Path:
+def safe_join(folder: Path | str, name: str) -> Path:
     """The path of `name` in `folder`; UsageError for any name that leads out of it.
 
     Refused: absolute paths, `..`, the folder itself, links to somewhere else.

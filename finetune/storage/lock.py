@@ -14,14 +14,14 @@ from task_formats import UsageError
 _HELD: weakref.WeakSet[FileIO] = weakref.WeakSet()
 
 
-def acquire(path: Path) -> FileIO:
+def acquire_lock(path: Path) -> FileIO:
     """Lock the file, made where missing; closing what comes back unlocks it.
 
     UsageError naming process and host where it is locked already, by this very process too, and
     where the file system knows no locks.
     """
-    with files.clear_errors(path):
-        file = files.open_plain(path, os.O_RDWR | os.O_CREAT)
+    with files.explain_os_errors(path):
+        file = files.open_regular_file(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)

@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 _LARGEST = 2**20
 
 
-class Entry(NamedTuple):
+class FileRecord(NamedTuple):
     """A file as it was written."""
 
     bytes: int
@@ -32,7 +32,7 @@ class Manifest(NamedTuple):
     format: str
     name: str
     """Of the folder."""
-    files: Mapping[str, Entry]
+    files: Mapping[str, FileRecord]
     run: str | None = None
     """The identity of the run that wrote it, where that has one."""
 
@@ -50,7 +50,7 @@ def read_manifest(folder: Path, form: str, run: str | None = None) -> Manifest:
     Without `run` any run may have written it; a manifest that names none is anybody's.
     """
     where = folder / MANIFEST
-    data = files.read_plain(where, _LARGEST)
+    data = files.read_regular_file(where, _LARGEST)
     content = json_text.decode(data, str(where))
     if not isinstance(content, dict) or content.get("format") != form:
         raise UsageError(f"not of the format {form!r}", where=str(where))
@@ -65,27 +65,27 @@ def read_manifest(folder: Path, form: str, run: str | None = None) -> Manifest:
     return found
 
 
-def _entries(listed: Any) -> dict[str, Entry] | None:
+def _entries(listed: Any) -> dict[str, FileRecord] | None:
     """Files by name; None where that is no such list."""
     if not isinstance(listed, dict) or not all(isinstance(x, dict) for x in listed.values()):
         return None
     if not all(x.keys() == {"bytes", "sha256"} for x in listed.values()):
         return None
-    found = {name: Entry(x["bytes"], x["sha256"]) for name, x in listed.items()}
+    found = {name: FileRecord(x["bytes"], x["sha256"]) for name, x in listed.items()}
     right = all(type(x.bytes) is int and type(x.sha256) is str for x in found.values())
     return found if right else None
 
 
-def check_file(path: Path, expected: Entry) -> None:
+def check_file(path: Path, expected: FileRecord) -> None:
     """UsageError unless the file is what was written."""
     # The size first: it costs nothing, and names the commonest damage.
-    with files.clear_errors(path), files.open_plain(path) as file:
+    with files.explain_os_errors(path), files.open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-    compare(path, expected, Entry(size, expected.sha256))
-    compare(path, expected, Entry(size, files.hash_file(path)))
+    compare(path, expected, FileRecord(size, expected.sha256))
+    compare(path, expected, FileRecord(size, files.hash_file(path)))
 
 
-def compare(path: Path, expected: Entry, found: Entry) -> None:
+def compare(path: Path, expected: FileRecord, found: FileRecord) -> None:
     """UsageError where a file is not what was written."""
     if found.bytes != expected.bytes:
         what = f"damaged: {found.bytes:,} bytes, where {expected.bytes:,} were written"
@@ -98,15 +98,15 @@ def seal_folder(folder: Path, form: str, run: str | None = None) -> None:
     """Writes the manifest of all files that are in a folder now."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {
-        path.relative_to(folder).as_posix(): Entry(path.stat().st_size, files.hash_file(path))
+        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, files.hash_file(path))
         for path in paths
         if path != folder / MANIFEST
     }
-    manifest = Manifest(form, files.own_name(folder), entries, run)
+    manifest = Manifest(form, files.final_name(folder), entries, run)
     files.write_atomically(folder / MANIFEST, manifest.encode())
 
 
 def check_folder(folder: Path, form: str, run: str | None = None) -> None:
     """UsageError unless all files of the manifest are there as they were written."""
     for name, entry in read_manifest(folder, form, run).files.items():
-        check_file(files.inside(folder, name), entry)
+        check_file(files.safe_join(folder, name), entry)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from finetune.storage.files import BLOCK, push_out
+from finetune.storage.files import BLOCK, flush_range
 from task_formats import UsageError
 
 _DTYPES = {
@@ -91,7 +91,7 @@ def write_tensors(
             file.write(piece)
             size += len(piece)
             if size - pushed >= STRETCH:
-                push_out(file, pushed, size)
+                flush_range(file, pushed, size)
                 pushed = size
     return size, digest.hexdigest()
 

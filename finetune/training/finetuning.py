@@ -12,25 +12,31 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.batching.collate import Batch, Totals, collate, send, total
-from finetune.batching.sampler import Order, Sizes, deal, group, measure
+from finetune.batching.collate import Batch, UpdateTotals, collate, count_totals, to_device
+from finetune.batching.sampler import (
+    EpochSampler,
+    ExampleLengths,
+    batch_by_tokens,
+    compute_lengths,
+    shard_by_length,
+)
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.data.sources import open_rows
-from finetune.data.splits import Split, check_positions, encode_split, encode_training_split
-from finetune.data.token_store import EncodedStore
-from finetune.distributed.fsdp import is_sharded, place_model
-from finetune.distributed.setup import choose_budget, choose_layout
-from finetune.evaluation.evaluate import Reading, Round, evaluate, read_rounds
+from finetune.data.splits import Split, check_max_tokens, encode_split, encode_training_split
+from finetune.data.token_store import TokenStore
+from finetune.distributed.fsdp import is_sharded, prepare_model
+from finetune.distributed.setup import choose_layout, choose_max_tokens_per_forward
+from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, evaluate
 from finetune.models.fingerprints import WEIGHTS, fingerprint_base
 from finetune.models.losses import objective
 from finetune.models.pretrained import Base, load_decoder
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel
-from finetune.recipe.loading import dump, parse
+from finetune.recipe.loading import dump_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Notice, Started
-from finetune.training.job import Judgement, Rhythm, Source, Watch
-from finetune.training.loop import Passes, Settings
+from finetune.training.job import EvaluationSchedule, EvaluationScores, SplitSource, Watch
+from finetune.training.loop import LoopSettings, MicroBatches
 from finetune.training.optimizer import build_optimizer
 from finetune.training.progress import plan_evaluations, selection_value
 from finetune.training.schedule import plan_rates
@@ -49,7 +55,7 @@ _FREE = {
 
 
 @dataclass(frozen=True)
-class Job:
+class FinetuningJob:
     """All parts of a fine-tuning run, ready for its first update."""
 
     recipe: Recipe
@@ -64,26 +70,26 @@ class Job:
     evaluated: Split | None
     extra: dict[str, Split]
     """What is scored at the end beside the evaluation split, by name; perhaps without labels."""
-    reading: Reading
+    reading: BatchConfig
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ExampleLengths:
         """Of the training rows."""
-        return measure(self.train.examples)
+        return compute_lengths(self.train.examples)
 
     @cached_property
-    def order(self) -> Order:
+    def order(self) -> EpochSampler:
         """Which rows every update reads."""
         part = self.recipe.train
         drop = part.incomplete_batch == "drop"
-        return Order(len(self.train.examples), part.batch_size, part.epochs, part.seed, drop)
+        return EpochSampler(len(self.train.examples), part.batch_size, part.epochs, part.seed, drop)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> LoopSettings:
         """What the loop needs to know."""
         part = self.recipe.train
         factor = plan_rates(self.order.updates, part.warmup)
-        return Settings(
+        return LoopSettings(
             lambda update: part.learning_rate * factor(update),
             part.epsilon,
             part.lm_coefficient,
@@ -93,30 +99,30 @@ class Job:
         )
 
     @cached_property
-    def rhythm(self) -> Rhythm:
+    def rhythm(self) -> EvaluationSchedule:
         """When to evaluate, to save and to give up."""
         part = self.recipe.train
         due = plan_evaluations(self.order, part.evaluations)
-        return Rhythm(
+        return EvaluationSchedule(
             due, part.patience, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
         )
 
-    def forwards(self, update: int, budget: int | None) -> Passes:
+    def forwards(self, update: int, budget: int | None) -> MicroBatches:
         """An update's rows on this process, sorted by length and cut; the size of all of it."""
         indices = self.order.indices(update)
-        own = deal(indices, self.sizes, self.accelerator.num_processes)
+        own = shard_by_length(indices, self.sizes, self.accelerator.num_processes)
         rank, most = self.accelerator.process_index, budget or self.reading.budget
         # In shards every pass is one of all processes: who has fewer makes idle ones.
         cuts = [
-            group(rows, self.sizes, self.reading.layout, most)
+            batch_by_tokens(rows, self.sizes, self.reading.layout, most)
             for rows in (own if is_sharded(self.model) else own[rank : rank + 1])
         ]
         groups = cuts[rank if len(cuts) > 1 else 0]
-        totals = total([self.train.examples[n] for n in indices])
+        totals = count_totals([self.train.examples[n] for n in indices])
         batches = [self._collate(rows, totals) for rows in groups]
         idle = partial(self._idle, indices[:1])
         batches += [idle() for _ in range(max(map(len, cuts)) - len(groups))]
-        return Passes(batches, len(indices), int(self.sizes.tokens[indices].sum()), idle)
+        return MicroBatches(batches, len(indices), int(self.sizes.tokens[indices].sum()), idle)
 
     def started(self, done: int) -> Started:
         """What there is to say before the first update."""
@@ -156,7 +162,7 @@ class Job:
         for n in self.order.indices(update):
             example = self.train.examples[n]
             batch = collate([example], "separate", self.reading.pad)
-            batch = send(batch, self.accelerator.device)
+            batch = to_device(batch, self.accelerator.device)
             with torch.no_grad(), self.accelerator.autocast():
                 lm_coefficient = self.recipe.train.lm_coefficient
                 outputs = self.model(batch, lm=lm_coefficient > 0)
@@ -167,17 +173,17 @@ class Job:
 
     def told(self) -> str:
         """The recipe with every value written out."""
-        return dump(self.recipe)
+        return dump_recipe(self.recipe)
 
     def decisions(self, told: str | None = None) -> dict[str, Any]:
         """Dotted keys of all that decides what a run computes."""
-        recipe = self.recipe if told is None else parse(told)
+        recipe = self.recipe if told is None else parse_recipe(told)
         return recipe.dotted(("task", "base", "train"), _FREE)
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, SplitSource]:
         """What was read, by split."""
         return {
-            name: Source(split.fingerprint, len(split.examples))
+            name: SplitSource(split.fingerprint, len(split.examples))
             for name, split in self._splits().items()
         }
 
@@ -192,19 +198,19 @@ class Job:
         unread = {WEIGHTS} if part.from_scratch else set()
         return {name: value for name, value in found.items() if name not in unread}
 
-    def rounds(self) -> Iterator[Round] | None:
+    def rounds(self) -> Iterator[RowLogits] | None:
         """The evaluation split, a forward pass at a time."""
         if self.evaluated is None:
             return None
-        return read_rounds(self.model, self.evaluated.examples, self.reading, self.accelerator)
+        return compute_logits(self.model, self.evaluated.examples, self.reading, self.accelerator)
 
-    def judge(self, rounds: Iterable[Round]) -> Judgement:
+    def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
         """The task's metrics on the evaluation split."""
         examples = cast(Split, self.evaluated).examples
         scores = self._score(rounds, examples)
-        return Judgement(scores, selection_value(self.recipe.task, scores))
+        return EvaluationScores(scores, selection_value(self.recipe.task, scores))
 
-    def _score(self, rounds: Iterable[Round], examples: EncodedStore) -> dict[str, float]:
+    def _score(self, rounds: Iterable[RowLogits], examples: TokenStore) -> dict[str, float]:
         positive = self.recipe.task.positive
         return evaluate(rounds, examples, self.task, self.accelerator, positive).scores
 
@@ -225,12 +231,12 @@ class Job:
         """What `gptft predict` will use, on the evaluation split and the extra ones."""
         trust = self.recipe.base.trust_remote_code
         model, _ = load_model(folder, self.task, trust_remote_code=trust)
-        place_model(model, self.accelerator)
+        prepare_model(model, self.accelerator)
         for name, split in self._labelled_splits():
             if all(example.label is None for example in split.examples):
                 yield Notice(f"{name} has no labels: nothing to score")
                 continue
-            rounds = read_rounds(model, split.examples, self.reading, self.accelerator)
+            rounds = compute_logits(model, split.examples, self.reading, self.accelerator)
             yield name, self._score(watch(rounds), split.examples)
 
     def _labelled_splits(self) -> Iterator[tuple[str, Split]]:
@@ -245,12 +251,12 @@ class Job:
         batch = self._collate(indices)
         return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
 
-    def _collate(self, indices: np.ndarray, totals: Totals | None = None) -> Batch:
+    def _collate(self, indices: np.ndarray, totals: UpdateTotals | None = None) -> Batch:
         examples = [self.train.examples[n] for n in indices]
         return collate(examples, self.reading.layout, self.reading.pad, totals)
 
 
-def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
+def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> FinetuningJob:
     """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
     # A Task from Python may leave its metrics to the recipe, which decides by them.
     task = replace(task, metrics=recipe.task.metrics)
@@ -259,7 +265,7 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     for split in filter(None, (recipe.data.train, held_out, *more.values())):
         open_rows(recipe.data, split)
     base = load_decoder(recipe.base, recipe.train.seed)
-    check_positions(recipe.train.max_tokens, base)
+    check_max_tokens(recipe.train.max_tokens, base)
     if recipe.train.compile:
         compile_blocks(base.decoder)
     # One process reads and writes the cache; the others then find it there.
@@ -271,16 +277,20 @@ def prepare_job(recipe: Recipe, task: Task, accelerator: Accelerator) -> Job:
     torch.manual_seed(recipe.train.seed)
     model = TaskModel(base.decoder, task.format, task.labels, recipe.train.head_dropout)
     _freeze_unread(model, recipe.train.lm_coefficient)
-    place_model(model, accelerator)
+    prepare_model(model, accelerator)
     # Shards take the place of weights, so the optimizer comes after them.
     optimizer = build_optimizer(model.parameters(), recipe.train)
     layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
-    reading = Reading(
-        layout, base.lexicon.pad, choose_budget(recipe.train, base.decoder, accelerator.device)
+    reading = BatchConfig(
+        layout,
+        base.lexicon.pad,
+        choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device),
     )
     wrapped = model if is_sharded(model) else cast(nn.Module, accelerator.prepare_model(model))
     splits = (train, evaluated, extra)
-    job = Job(recipe, task, base, model, wrapped, optimizer, accelerator, *splits, reading)
+    job = FinetuningJob(
+        recipe, task, base, model, wrapped, optimizer, accelerator, *splits, reading
+    )
     if job.order.updates < 1:
         raise UsageError(
             f"{len(train.examples)} rows make no update of {recipe.train.batch_size}",

@@ -8,16 +8,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.batching.sampler import Order
-from finetune.evaluation.evaluate import Reading, Round
+from finetune.batching.sampler import EpochSampler
+from finetune.evaluation.evaluate import BatchConfig, RowLogits
 from finetune.training.events import Notice, Started
-from finetune.training.loop import Passes, Settings
+from finetune.training.loop import LoopSettings, MicroBatches
 
-Watch = Callable[[Iterable[Round]], Iterator[Round]]
+Watch = Callable[[Iterable[RowLogits]], Iterator[RowLogits]]
 """The rounds of an evaluation as they come, left between two when a signal asks for the end."""
 
 
-class Rhythm(NamedTuple):
+class EvaluationSchedule(NamedTuple):
     """When a run pauses between two updates."""
 
     due: Callable[[int], bool]
@@ -35,21 +35,21 @@ class Rhythm(NamedTuple):
         return bool(self.checkpoint_minutes or self.checkpoint_updates)
 
 
-class Source(NamedTuple):
+class SplitSource(NamedTuple):
     """What was read for a split: its fingerprint, and the number of its examples."""
 
     fingerprint: str
     rows: int
 
 
-class Judgement(NamedTuple):
+class EvaluationScores(NamedTuple):
     """The scores of an evaluation, and the number that decides which is the best: more is."""
 
     scores: dict[str, float]
     value: float
 
 
-class Work(Protocol):
+class TrainingJob(Protocol):
     """Fine-tuning or pre-training, made ready: a model, its data, and how to judge it."""
 
     @property
@@ -69,22 +69,22 @@ class Work(Protocol):
         """This process among its peers."""
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> BatchConfig:
         """How batches are made."""
 
     @property
-    def order(self) -> Order:
+    def order(self) -> EpochSampler:
         """Which examples every update reads."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> LoopSettings:
         """What the loop needs to know besides batches."""
 
     @property
-    def rhythm(self) -> Rhythm:
+    def rhythm(self) -> EvaluationSchedule:
         """When to evaluate, to save and to give up."""
 
-    def forwards(self, update: int, budget: int | None) -> Passes:
+    def forwards(self, update: int, budget: int | None) -> MicroBatches:
         """The forward passes of an update on this process, and the size of the whole update."""
 
     def culprits(self, update: int) -> list[str]:
@@ -102,16 +102,16 @@ class Work(Protocol):
     def decisions(self, told: str | None = None) -> dict[str, Any]:
         """Dotted keys of what decides what is computed, in its own telling or in another."""
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, SplitSource]:
         """What was read, by split."""
 
     def origins(self) -> dict[str, str]:
         """Fingerprints of the base's parts; empty where there is no base."""
 
-    def rounds(self) -> Iterator[Round] | None:
+    def rounds(self) -> Iterator[RowLogits] | None:
         """The evaluation split, a forward pass at a time; None where there is none."""
 
-    def judge(self, rounds: Iterable[Round]) -> Judgement:
+    def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
         """The scores of all rounds."""
 
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:

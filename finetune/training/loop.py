@@ -13,17 +13,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.batching.collate import Batch, send
-from finetune.distributed.collectives import find_highest
-from finetune.distributed.fsdp import is_sharded, measure_gradients, reshard
-from finetune.distributed.memory import attempt, is_out_of_memory
+from finetune.batching.collate import Batch, to_device
+from finetune.distributed.collectives import all_reduce_max
+from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard
+from finetune.distributed.memory import catch_out_of_memory, is_out_of_memory
 from finetune.distributed.rehearsal import rehearse
 from finetune.models.losses import Losses, objective
-from finetune.models.speedups.embedding_gradients import clear_gradients, grow_in_place
-from finetune.training.optimizer import pace
+from finetune.models.speedups.embedding_gradients import accumulate_in_place, clear_gradients
+from finetune.training.optimizer import set_adamw_step
 
 
-class Passes(NamedTuple):
+class MicroBatches(NamedTuple):
     """One update: its forward passes on this process, and what all processes read together."""
 
     batches: Sequence[Batch]
@@ -34,11 +34,11 @@ class Passes(NamedTuple):
     """A small batch that weighs nothing, for a process that has none or lacks memory."""
 
 
-Forwards = Callable[[int, int | None], Passes]
+Forwards = Callable[[int, int | None], MicroBatches]
 """The passes of an update, given its number and a budget of tokens for each of them."""
 
 
-class Settings(NamedTuple):
+class LoopSettings(NamedTuple):
     """What an update needs to know besides its batches."""
 
     rate: Callable[[int], float]
@@ -76,7 +76,7 @@ def optimize(
     optimizer: AdamW,
     updates: Iterable[int],
     forwards: Forwards,
-    settings: Settings,
+    settings: LoopSettings,
     accelerator: Accelerator,
 ) -> Iterator[Step]:
     """Yields a Step per update, each with the exact gradient of its whole batch.
@@ -88,7 +88,7 @@ def optimize(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     room = _Room(settings.budget)
-    grow_in_place(model, accelerator.num_processes)
+    accumulate_in_place(model, accelerator.num_processes)
     model.train()
     for number in updates:
         began = time.perf_counter()
@@ -98,10 +98,10 @@ def optimize(
         if made is None:
             return
         losses, passes = made
-        norm = measure_gradients(parameters, settings.max_grad_norm)
+        norm = clip_gradients(parameters, settings.max_grad_norm)
         refused = (~(norm.isfinite() & losses.total.isfinite())).float()
         rate = settings.rate(number)
-        pace(optimizer, number, rate, settings.epsilon)
+        set_adamw_step(optimizer, number, rate, settings.epsilon)
         # The fused kernel leaves weights and moments alone where this flag is 1, without asking
         # the host.
         optimizer.found_inf = refused  # type: ignore[attr-defined]
@@ -130,9 +130,9 @@ def _accumulate(
     forwards: Forwards,
     number: int,
     room: _Room,
-    settings: Settings,
+    settings: LoopSettings,
     accelerator: Accelerator,
-) -> tuple[Losses, Passes] | None:
+) -> tuple[Losses, MicroBatches] | None:
     """Gradients of one update, or None where it was left halfway.
 
     With less memory than needed they are made in smaller and smaller pieces: all processes agree
@@ -141,18 +141,18 @@ def _accumulate(
     run = partial(_backward, model, settings, accelerator)
     while True:
         passes = forwards(number, room.budget)
-        most = max(map(tokens_read, passes.batches), default=0)
+        most = max(map(count_tokens, passes.batches), default=0)
         new = most > room.proven
         with _advising(passes, most):
             lacks = new and is_sharded(model) and _rehearse(run, model, passes)
-            reseed(settings.seed, number, accelerator.process_index)
+            seed_update(settings.seed, number, accelerator.process_index)
             if is_sharded(model):
                 found = _make_together(run, passes, lacks, accelerator)
             else:
                 found, lacks = _make_apart(run, passes, new, accelerator.num_processes > 1)
         smaller = most // 2 if lacks else _NO_LIMIT
         left = found is None and not lacks
-        one_left, one_lacks, less = find_highest([left, lacks, -smaller], accelerator)
+        one_left, one_lacks, less = all_reduce_max([left, lacks, -smaller], accelerator)
         if one_left:
             return None
         if found is not None and not one_lacks:
@@ -163,7 +163,7 @@ def _accumulate(
 
 
 def _make_apart(
-    run: Callable[..., Tensor | None], passes: Passes, new: bool, several: bool
+    run: Callable[..., Tensor | None], passes: MicroBatches, new: bool, several: bool
 ) -> tuple[Tensor | None, bool]:
     """The passes of whole models: what each gives (None: some are missing); was memory lacking?
 
@@ -173,7 +173,7 @@ def _make_apart(
     """
     last = passes.batches[-1:] if several and not new else []
     own = passes.batches[: len(passes.batches) - len(last)]
-    found, lacks = attempt(partial(run, own), _can_shrink(passes))
+    found, lacks = catch_out_of_memory(partial(run, own), _can_shrink(passes))
     final = None
     if last and found is not None:
         final = run(last, exchanged=True)
@@ -184,28 +184,28 @@ def _make_apart(
 
 
 def _make_together(
-    run: Callable[..., Tensor | None], passes: Passes, lacks: bool, accelerator: Accelerator
+    run: Callable[..., Tensor | None], passes: MicroBatches, lacks: bool, accelerator: Accelerator
 ) -> Tensor | None:
     """The passes of a model in shards: what each gives, or None where they were left halfway.
 
     None of them is made where one process lacks memory for its own.
     """
-    (one_lacks,) = find_highest([lacks], accelerator)
+    (one_lacks,) = all_reduce_max([lacks], accelerator)
     return run([] if one_lacks else passes.batches, exchanged=True)
 
 
-def _rehearse(run: Callable[..., Tensor | None], model: nn.Module, passes: Passes) -> bool:
+def _rehearse(run: Callable[..., Tensor | None], model: nn.Module, passes: MicroBatches) -> bool:
     """Whether this process lacks memory for its largest pass of a model in shards.
 
     All processes make each pass together, and whoever fails there cannot tell the others.
     """
-    largest = [max(passes.batches, key=tokens_read)]
+    largest = [max(passes.batches, key=count_tokens)]
     with rehearse(model):
-        return attempt(partial(run, largest, heeds=False), _can_shrink(passes))[1]
+        return catch_out_of_memory(partial(run, largest, heeds=False), _can_shrink(passes))[1]
 
 
 @contextmanager
-def _advising(passes: Passes, most: int) -> Iterator[None]:
+def _advising(passes: MicroBatches, most: int) -> Iterator[None]:
     """An error for want of memory, which ends the run, also says what may fit."""
     try:
         yield
@@ -218,14 +218,14 @@ def _advising(passes: Passes, most: int) -> Iterator[None]:
         raise
 
 
-def _can_shrink(passes: Passes) -> bool:
+def _can_shrink(passes: MicroBatches) -> bool:
     """Whether a pass has several examples: one alone is not cut."""
     return len(passes.batches) < sum(len(batch.last) for batch in passes.batches)
 
 
 def _backward(
     model: nn.Module,
-    settings: Settings,
+    settings: LoopSettings,
     accelerator: Accelerator,
     batches: Sequence[Batch],
     exchanged: bool = False,
@@ -242,7 +242,7 @@ def _backward(
             return None
         waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
         with accelerator.no_sync(model) if waits else nullcontext():
-            here = send(batch, accelerator.device)
+            here = to_device(batch, accelerator.device)
             with accelerator.autocast():
                 outputs = model(here, lm=settings.lm_coefficient > 0)
             losses = objective(outputs, here, settings.lm_coefficient)
@@ -252,7 +252,7 @@ def _backward(
     return torch.cat(found)
 
 
-def _idle(passes: Passes) -> Batch:
+def _idle(passes: MicroBatches) -> Batch:
     """A batch that weighs nothing: every process must take part in the exchange of gradients."""
     if passes.idle is not None:
         return passes.idle()
@@ -260,12 +260,12 @@ def _idle(passes: Passes) -> Batch:
     return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
 
 
-def reseed(seed: int, update: int, process: int) -> None:
+def seed_update(seed: int, update: int, process: int) -> None:
     """Makes every generator's state a function of the seed, the update and the process."""
     # numpy's seed sequence mixes the three well; torch's own seeding of one number does not.
     torch.manual_seed(int(np.random.SeedSequence([seed, update, process]).generate_state(1)[0]))
 
 
-def tokens_read(batch: Batch) -> int:
+def count_tokens(batch: Batch) -> int:
     """Real tokens of a batch."""
     return sum(span.stop - span.start for span in batch.spans)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import AdamW
 
-from finetune.recipe.schema import TrainPart
+from finetune.recipe.schema import TrainConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], part: TrainPart) -> AdamW:
+def build_optimizer(parameters: Iterable[nn.Parameter], part: TrainConfig) -> AdamW:
     """AdamW over what is trained; only tensors with more than one dimension decay."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
@@ -20,7 +20,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], part: TrainPart) -> Adam
     return AdamW(groups, lr=part.learning_rate, betas=part.betas, eps=part.epsilon, fused=True)
 
 
-def pace(optimizer: AdamW, update: int, rate: float, epsilon: float) -> None:
+def set_adamw_step(optimizer: AdamW, update: int, rate: float, epsilon: float) -> None:
     """Sets the numbers of update 1, 2, ... so that AdamW takes exactly the original's step.
 
     The original adds epsilon outside the bias correction and decays inside the corrected step:

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.batching.sampler import Order
-from finetune.recipe.schema import TaskPart
-from finetune.training.job import Rhythm
+from finetune.batching.sampler import EpochSampler
+from finetune.recipe.schema import TaskConfig
+from finetune.training.job import EvaluationSchedule
 from finetune.training.loop import Step
 
 _LOWER_IS_BETTER = {"mse", "loss"}
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Counters of a run. Everything but `seconds` is the same however often it was resumed."""
 
     update: int = 0
@@ -33,7 +33,7 @@ class Progress:
     """Tokens in a forward pass, after any halving for want of memory."""
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Progress":
+    def of(cls, facts: Mapping[str, Any]) -> "TrainingProgress":
         """What a checkpoint remembered. ValueError or TypeError where that makes no sense."""
         if not all(value is None or isinstance(value, int | float) for value in facts.values()):
             raise ValueError("its progress holds something else than numbers")
@@ -67,10 +67,10 @@ class Progress:
         self.best, self.best_update = -math.inf, 0
 
 
-class Clock:
+class CheckpointTimer:
     """Says when the next checkpoint is due, in minutes or updates."""
 
-    def __init__(self, rhythm: Rhythm) -> None:
+    def __init__(self, rhythm: EvaluationSchedule) -> None:
         self._minutes, self._updates = rhythm.checkpoint_minutes, rhythm.checkpoint_updates
         self._saved = time.monotonic()
 
@@ -83,7 +83,7 @@ class Clock:
         return bool(late or turn)
 
 
-def plan_evaluations(order: Order, evaluations: int) -> Callable[[int], bool]:
+def plan_evaluations(order: EpochSampler, evaluations: int) -> Callable[[int], bool]:
     """Whether to evaluate after an update: evenly within each epoch, and after the last."""
     per_epoch = order.per_epoch
     count = min(evaluations, per_epoch)
@@ -91,7 +91,7 @@ def plan_evaluations(order: Order, evaluations: int) -> Callable[[int], bool]:
     return lambda update: update == order.updates or (update - 1) % per_epoch + 1 in steps
 
 
-def selection_value(part: TaskPart, scores: Mapping[str, float]) -> float:
+def selection_value(part: TaskConfig, scores: Mapping[str, float]) -> float:
     """What decides which state is the best: the first metric or the mean of all; more is better."""
     chosen = part.metrics if part.select == "mean" else part.metrics[:1]
     signs = [-1.0 if metric in _LOWER_IS_BETTER else 1.0 for metric in chosen]

@@ -10,26 +10,26 @@ from accelerate import Accelerator
 
 from finetune.checkpointing import checkpoint
 from finetune.checkpointing.model_folder import require_model
-from finetune.checkpointing.provenance import check_frozen, list_changes, trace
+from finetune.checkpointing.provenance import check_frozen, collect_provenance, list_changes
 from finetune.checkpointing.run_folder import (
     CHECKPOINTS,
     RECIPE,
-    Run,
+    RunFolder,
     read_identity,
     read_recipe,
     read_result,
 )
 from finetune.checkpointing.seals import seal_model
-from finetune.checkpointing.training_state import capture, restore
-from finetune.distributed.collectives import find_highest, meet
-from finetune.distributed.fsdp import gather_weights
+from finetune.checkpointing.training_state import capture_state, restore_state
+from finetune.distributed.collectives import all_reduce_max, barrier
+from finetune.distributed.fsdp import gather_state_dict
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
 from finetune.training.events import Interrupted, Result
-from finetune.training.job import Work
+from finetune.training.job import TrainingJob
 from finetune.training.loop import Step
-from finetune.training.progress import Progress
+from finetune.training.progress import TrainingProgress
 from task_formats import UsageError
 
 _RESULT = ("scores", "update", "updates", "tokens", "seconds")
@@ -37,10 +37,10 @@ _LAG = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device: each reading waits for it."""
 
 
-class Ledger:
+class RunRecorder:
     """The run folder as training sees it, on any process."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, run: Run | None) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, run: RunFolder | None) -> None:
         self.folder, self._accelerator, self._run = folder, accelerator, run
         self._made_with: dict[str, Any] = {}
         self._pending: list[Step] = []
@@ -51,15 +51,15 @@ class Ledger:
     @classmethod
     def open(
         cls, folder: Path, accelerator: Accelerator, *, resume: bool, overwrite: bool
-    ) -> "Ledger":
+    ) -> "RunRecorder":
         """Takes the folder on the main process. UsageError where it cannot be had."""
         run = None
         if accelerator.is_main_process:
-            run = Run.open(folder, resume=resume, overwrite=overwrite)
+            run = RunFolder.open(folder, resume=resume, overwrite=overwrite)
         accelerator.wait_for_everyone()
         return cls(folder, accelerator, run)
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "RunRecorder":
         return self
 
     def __exit__(
@@ -81,7 +81,7 @@ class Ledger:
         """All stop together: launchers take the end of one process for the end of all."""
         # Where one has ended in another way than this there is nobody to wait for.
         with suppress(RuntimeError):
-            meet(self._accelerator)
+            barrier(self._accelerator)
 
     def finished(self) -> Result | None:
         """The result of a run that has one already."""
@@ -96,10 +96,10 @@ class Ledger:
             )
         return Result(**{name: found[name] for name in _RESULT}, folder=self.folder)
 
-    def begin(self, job: Work) -> tuple[Progress, list[str]]:
+    def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
         """Goes back to the newest whole state, if there is one; what is worth a notice."""
         notices = list(job.notices())
-        self._made_with = trace(job)
+        self._made_with = collect_provenance(job)
         if self._run:
             state = self._run.restore()
             notices += self._run.warnings
@@ -108,18 +108,18 @@ class Ledger:
         if state is not None:
             self._check_recipe(job, state.facts.get("told"))
             with _fitting(state.path):
-                restore(job.model, job.optimizer, state.tensors)
+                restore_state(job.model, job.optimizer, state.tensors)
                 notices += list_changes(state.facts["made_with"], self._made_with)
                 check_frozen(job.model, state.facts["made_with"], self._made_with)
-                Progress.of(state.facts["progress"])
+                TrainingProgress.of(state.facts["progress"])
         if self._run:
             self._run.save_recipe(job.told())
         self._accelerator.wait_for_everyone()
-        progress = Progress.of(state.facts["progress"]) if state else Progress()
+        progress = TrainingProgress.of(state.facts["progress"]) if state else TrainingProgress()
         self.refused_in_a_row = progress.refused
         return progress, notices + self._check_best(job, progress)
 
-    def _check_best(self, job: Work, progress: Progress) -> list[str]:
+    def _check_best(self, job: TrainingJob, progress: TrainingProgress) -> list[str]:
         """Sees to it that the run can end where its best model is lost or damaged; what to tell.
 
         The state may be of that very update; else the best model is what is saved next.
@@ -130,7 +130,7 @@ class Ledger:
                 require_model(self._run.model_folder, self._run.identity)
             except UsageError as error:
                 notices = [f"{error.headline}; the best model, of update {progress.best_update}, "]
-        (lost,) = find_highest([len(notices)], self._accelerator)
+        (lost,) = all_reduce_max([len(notices)], self._accelerator)
         if lost and progress.update == progress.best_update:
             self.save_model(job)
             return [notice + "is saved again" for notice in notices]
@@ -138,7 +138,7 @@ class Ledger:
             progress.forget_best()
         return [notice + "is lost, and the next one is saved instead" for notice in notices]
 
-    def _check_recipe(self, job: Work, told: Any) -> None:
+    def _check_recipe(self, job: TrainingJob, told: Any) -> None:
         """UsageError where a resumed run is told something else than `told`, which its state was.
 
         By a command, or by a recipe.yaml that was edited, which says nothing true of the state.
@@ -205,24 +205,24 @@ class Ledger:
             self.refused_in_a_row = 0
         return together or self._run is not None
 
-    def save(self, job: Work, progress: Progress) -> None:
+    def save(self, job: TrainingJob, progress: TrainingProgress) -> None:
         """Writes a whole state in the background, with all that was noted in the log before it."""
         self._write()
-        tensors = capture(job.model, job.optimizer, keep=self._run is not None)
+        tensors = capture_state(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
             facts = {"progress": progress.facts(), "told": job.told(), "made_with": self._made_with}
             self._run.save(progress.update, tensors, facts)
 
-    def save_model(self, job: Work) -> None:
+    def save_model(self, job: TrainingJob) -> None:
         """Puts the model as it is now in the place of the best one."""
-        weights = gather_weights(job.model, keep=self._run is not None)
+        weights = gather_state_dict(job.model, keep=self._run is not None)
         if self._run:
             with files.replace_folder(self._run.model_folder) as partial:
                 job.save_model(partial, weights)
                 seal_model(partial, self._run.identity)
         self._accelerator.wait_for_everyone()
 
-    def write_result(self, job: Work, result: Result) -> None:
+    def write_result(self, job: TrainingJob, result: Result) -> None:
         """Writes the result: the run is finished."""
         values = {name: getattr(result, name) for name in Result.__dataclass_fields__}
         del values["folder"]

@@ -9,24 +9,24 @@ from accelerate import Accelerator
 
 from finetune.checkpointing.run_folder import read_recipe
 from finetune.distributed.calls import connect
-from finetune.distributed.collectives import meet
+from finetune.distributed.collectives import barrier
 from finetune.distributed.fsdp import is_sharded
 from finetune.distributed.memory import is_out_of_memory
 from finetune.distributed.signals import StopRequest
-from finetune.evaluation.evaluate import Round
+from finetune.evaluation.evaluate import RowLogits
 from finetune.recipe.yaml_documents import compare_documents
 from finetune.training.events import Evaluated, Event, Finished, Interrupted, Notice, Result
-from finetune.training.job import Watch, Work
+from finetune.training.job import TrainingJob, Watch
 from finetune.training.loop import optimize
-from finetune.training.progress import Clock, Progress
-from finetune.training.recorder import Ledger
+from finetune.training.progress import CheckpointTimer, TrainingProgress
+from finetune.training.recorder import RunRecorder
 from finetune.training.stops import agree, stopping_at_once
-from finetune.training.verdict import conclude
+from finetune.training.verdict import finalize
 from task_formats import UsageError
 
 
-def pursue(
-    prepare: Callable[[Accelerator], Work],
+def run(
+    prepare: Callable[[Accelerator], TrainingJob],
     folder: Path,
     accelerator: Accelerator,
     told: str,
@@ -44,7 +44,7 @@ def pursue(
         # To the very end: what the ledger still writes then is not to be killed by an echo.
         request = stack.enter_context(StopRequest(connect(accelerator)))
         ledger = stack.enter_context(
-            Ledger.open(folder, accelerator, resume=resume, overwrite=overwrite)
+            RunRecorder.open(folder, accelerator, resume=resume, overwrite=overwrite)
         )
         if finished := ledger.finished():
             yield Notice(f"{folder} is finished already: nothing was trained")
@@ -55,16 +55,16 @@ def pursue(
         with stopping_at_once(request, folder):
             job = prepare(accelerator)
             # All leave together: who is further would wait for one that stops here.
-            meet(accelerator)
+            barrier(accelerator)
         progress, notices = ledger.begin(job)
         yield from map(Notice, notices)
         yield job.started(progress.update)
         watch = partial(_watch, job=job, ledger=ledger, request=request, progress=progress)
         yield from _train(job, ledger, request, progress, watch)
-        yield from conclude(job, ledger, progress, watch)
+        yield from finalize(job, ledger, progress, watch)
 
 
-def finish(events: Iterable[Event]) -> Result:
+def finish_run(events: Iterable[Event]) -> Result:
     """The result of a run, when all its events have come."""
     for event in events:
         if isinstance(event, Finished):
@@ -73,11 +73,15 @@ def finish(events: Iterable[Event]) -> Result:
 
 
 def _train(
-    job: Work, ledger: Ledger, request: StopRequest, progress: Progress, watch: Watch
+    job: TrainingJob,
+    ledger: RunRecorder,
+    request: StopRequest,
+    progress: TrainingProgress,
+    watch: Watch,
 ) -> Iterator[Event]:
     """Updates, and evaluations and checkpoints when they are due."""
     due = job.rhythm.due
-    clock = Clock(job.rhythm)
+    clock = CheckpointTimer(job.rhythm)
     # A run that was stopped between an update and its evaluation begins with that evaluation.
     if due(progress.update) and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
@@ -113,7 +117,9 @@ def _train(
         raise Interrupted(ledger.folder, progress.update, code)
 
 
-def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) -> bool:
+def _pause(
+    job: TrainingJob, ledger: RunRecorder, request: StopRequest, progress: TrainingProgress
+) -> bool:
     """Between two passes of an update: whether to leave it there, once a wish to save is done.
 
     Weights and moments are still those of the update before, and a state holds nothing else. Shards
@@ -137,14 +143,14 @@ def _pause(job: Work, ledger: Ledger, request: StopRequest, progress: Progress) 
     return wish == "stop"
 
 
-def _save(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
+def _save(job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress) -> Iterator[Event]:
     """Writes a whole state, once everything before it is in the log."""
     ledger.flush()
     yield from _explain(job, ledger, progress)
     ledger.save(job, progress)
 
 
-def _explain(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
+def _explain(job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress) -> Iterator[Event]:
     """Names the rows behind updates that were refused; too many in a row end the run."""
     for number in ledger.refused():
         rows = ", ".join(job.culprits(number))
@@ -159,7 +165,9 @@ def _explain(job: Work, ledger: Ledger, progress: Progress) -> Iterator[Event]:
         )
 
 
-def _evaluate(job: Work, ledger: Ledger, progress: Progress, watch: Watch) -> Iterator[Event]:
+def _evaluate(
+    job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress, watch: Watch
+) -> Iterator[Event]:
     """Scores the evaluation split; the best state so far is saved as the run's model."""
     ledger.flush()
     yield from _explain(job, ledger, progress)
@@ -178,8 +186,12 @@ def _evaluate(job: Work, ledger: Ledger, progress: Progress, watch: Watch) -> It
 
 
 def _watch(
-    rounds: Iterable[Round], job: Work, ledger: Ledger, request: StopRequest, progress: Progress
-) -> Iterator[Round]:
+    rounds: Iterable[RowLogits],
+    job: TrainingJob,
+    ledger: RunRecorder,
+    request: StopRequest,
+    progress: TrainingProgress,
+) -> Iterator[RowLogits]:
     """The rounds of an evaluation; between two of them a signal's wish is done."""
     for found in rounds:
         yield found
@@ -190,6 +202,6 @@ def _watch(
             raise Interrupted(ledger.folder, progress.update, code)
 
 
-def _worn_out(job: Work, progress: Progress) -> bool:
+def _worn_out(job: TrainingJob, progress: TrainingProgress) -> bool:
     patience = job.rhythm.patience
     return patience is not None and progress.stale >= patience

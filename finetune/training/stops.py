@@ -7,7 +7,7 @@ from typing import Literal
 
 from accelerate import Accelerator
 
-from finetune.distributed.collectives import find_highest
+from finetune.distributed.collectives import all_reduce_max
 from finetune.distributed.signals import StopRequest, Wish
 from finetune.training.events import Interrupted
 
@@ -20,7 +20,7 @@ def agree(accelerator: Accelerator, wish: Wish | None, code: int) -> tuple[Wish 
     if accelerator.num_processes == 1:
         return wish, code
     ranks: tuple[Wish | Literal["save", "stop"] | None, ...] = (None, "save", "stop")
-    strongest, highest = find_highest([ranks.index(wish), code], accelerator)
+    strongest, highest = all_reduce_max([ranks.index(wish), code], accelerator)
     return ranks[strongest], highest
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from finetune.distributed.setup import choose_precision, repeatable, start_processes
-from finetune.recipe.loading import dump, settle
+from finetune.distributed.setup import choose_precision, create_accelerator, deterministic_kernels
+from finetune.recipe.loading import dump_recipe, resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Event, Result
-from finetune.training.finetuning import prepare_job
-from finetune.training.runner import finish, pursue
+from finetune.training.finetuning import prepare_finetuning
+from finetune.training.runner import finish_run, run
 from task_formats import Task
 
 
@@ -29,7 +29,7 @@ def train(
     Raises UsageError for anything wrong with recipe, data, base or folder.
     """
     options = {"resume": resume, "overwrite": overwrite}
-    return finish(events(recipe, folder, **options, task=task, device=device))
+    return finish_run(events(recipe, folder, **options, task=task, device=device))
 
 
 def events(
@@ -46,10 +46,10 @@ def events(
     Closing the generator ends the run with its folder in order. Interrupted is raised when a
     signal asked for the end, after a whole state was saved.
     """
-    recipe = settle(recipe, Path.cwd())
-    accelerator = start_processes(choose_precision(recipe.train.precision, device), device)
-    prepare = partial(prepare_job, recipe, task or recipe.task.build())
-    told = dump(recipe)
+    recipe = resolve_paths(recipe, Path.cwd())
+    accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
+    prepare = partial(prepare_finetuning, recipe, task or recipe.task.build())
+    told = dump_recipe(recipe)
     options = {"resume": resume, "overwrite": overwrite}
-    with repeatable(recipe.train.deterministic):
-        yield from pursue(prepare, Path(folder), accelerator, told, **options)
+    with deterministic_kernels(recipe.train.deterministic):
+        yield from run(prepare, Path(folder), accelerator, told, **options)

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from finetune.training.events import Event, Finished, Notice, Result
-from finetune.training.job import Watch, Work
-from finetune.training.progress import Progress
-from finetune.training.recorder import Ledger
+from finetune.training.job import TrainingJob, Watch
+from finetune.training.progress import TrainingProgress
+from finetune.training.recorder import RunRecorder
 
 
-def conclude(job: Work, ledger: Ledger, progress: Progress, watch: Watch) -> Iterator[Event]:
+def finalize(
+    job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress, watch: Watch
+) -> Iterator[Event]:
     """Scores what will be used later: the saved model, not the one in memory."""
     if progress.best_update == 0:
         ledger.save_model(job)

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.batching.collate import Batch, collate, send, total
+from finetune.batching.collate import Batch, collate, count_totals, to_device
 from finetune.models.attention import interface as attention
-from finetune.models.attention.interface import NAME
-from finetune.models.attention.rectangles import arrange
-from finetune.models.pretrained import takes_sight
+from finetune.models.attention.interface import ATTENTION_NAME
+from finetune.models.attention.rectangles import group_by_length
+from finetune.models.pretrained import supports_packed_attention
 from task_formats import Encoded
 from tests.support import samples
 from tests.support.families import FAMILIES
@@ -124,7 +124,7 @@ def test_in_plain_text_all_targets_weigh_the_same(many: list[Encoded], layout) -
 
 @given(MANY, st.sampled_from(LAYOUTS), st.integers(1, 4))
 def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) -> None:
-    totals = total(many)
+    totals = count_totals(many)
     parts = [collate(many[at : at + size], layout, 0, totals) for at in range(0, len(many), size)]
     whole = collate(many, layout)
     for name in ("weight", "share"):
@@ -141,19 +141,24 @@ def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) 
 def test_a_batch_is_sent_whole(bases) -> None:
     base = samples.load(bases("gpt2"))
     batch = collate(samples.examples(KINDS["entailment"], base), "packed", base.lexicon.pad)
-    sent = send(batch, torch.device("meta"))
+    sent = to_device(batch, torch.device("meta"))
     for here, there in zip(batch, sent, strict=True):
         if isinstance(here, torch.Tensor):
             assert (there.device.type, there.shape, there.dtype) == ("meta", here.shape, here.dtype)
         else:
             assert here == there
     assert all(
-        one is other for one, other in zip(batch, send(batch, torch.device("cpu")), strict=True)
+        one is other
+        for one, other in zip(batch, to_device(batch, torch.device("cpu")), strict=True)
     )
 
 
 def test_the_families_that_take_any_layout_are_known(bases) -> None:
-    found = {family for family in FAMILIES if takes_sight(samples.load(bases(family)).decoder)}
+    found = {
+        family
+        for family in FAMILIES
+        if supports_packed_attention(samples.load(bases(family)).decoder)
+    }
     assert found == set(FREE)
 
 
@@ -179,7 +184,7 @@ def test_all_layouts_give_the_same_logits_losses_and_gradients(family, name, bas
 def test_four_times_eight_is_thirty_two(name: str, layout, bases) -> None:
     kind, base = KINDS[name], samples.load(bases("gpt2"))
     many = samples.examples(kind, base, count=32, max_tokens=20)
-    model, totals = samples.task_model(kind, base), total(many)
+    model, totals = samples.task_model(kind, base), count_totals(many)
     whole = samples.run_as(model, many, layout, base.lexicon.pad)
     # Unequal micro-batches too: the sum is of shares, not a mean of means.
     for cuts in ((0, 8, 16, 24, 32), (0, 1, 20, 32)):
@@ -255,7 +260,7 @@ def test_a_base_that_cannot_take_a_layout_says_so(family: str, layout, bases) ->
 def test_attention_dropout_drops_nothing_where_it_may_not(bases) -> None:
     """The path that drops attention weights is the same arithmetic as the fused one."""
     kind, base = KINDS["multiple_choice"], samples.load(bases("gpt2"))
-    assert base.decoder.config._attn_implementation == NAME
+    assert base.decoder.config._attn_implementation == ATTENTION_NAME
     model = samples.task_model(kind, base)
     many = samples.examples(kind, base)
     expected = samples.run_as(model, many, "shared", base.lexicon.pad)
@@ -279,14 +284,14 @@ def test_sequences_laid_in_rectangles_give_the_same(family, layout, bases, monke
     many, pad = samples.examples(kind, base, count=7), base.lexicon.pad
     model = samples.task_model(kind, base)
     expected = samples.run_as(model, many, layout, pad)
-    monkeypatch.setattr(attention, "likes_rectangles", lambda device: True)
+    monkeypatch.setattr(attention, "prefers_padded_groups", lambda device: True)
     assert_same(samples.run_as(model, many, layout, pad), expected)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20))
 def test_every_span_stands_in_one_rectangle_less_than_twice_its_length(lengths) -> None:
     batch = collate([Encoded("x/0", [1] * n, ()) for n in lengths], "packed")
-    found = arrange(batch.spans, batch.tokens.shape[1], torch.device("cpu"))
+    found = group_by_length(batch.spans, batch.tokens.shape[1], torch.device("cpu"))
     assert sorted(span for part in found for span in part.spans) == sorted(batch.spans)
     assert all(part.length < 2 * (s.stop - s.start) for part in found for s in part.spans)
     flat = torch.cat([part.flat for part in found])

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.batching.collate import collate
-from finetune.batching.sampler import Sizes, group, measure
-from finetune.data.encoding_cache import prepare
+from finetune.batching.sampler import ExampleLengths, batch_by_tokens, compute_lengths
+from finetune.data.encoding_cache import encode_examples
 from task_formats import Encoded
 
 LAYOUTS = ("separate", "shared", "packed")
@@ -25,7 +25,7 @@ MANY = st.lists(encoded(), min_size=1, max_size=12)
 
 @given(MANY, st.sampled_from(LAYOUTS), st.integers(1, 200))
 def test_every_example_goes_once_and_within_the_budget_unless_alone(many, layout, budget):
-    groups = group(np.arange(len(many)), measure(many), layout, budget)
+    groups = batch_by_tokens(np.arange(len(many)), compute_lengths(many), layout, budget)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(many)))
     for chosen in groups:
         cells = collate([many[n] for n in chosen], layout).tokens.numel()
@@ -35,8 +35,8 @@ def test_every_example_goes_once_and_within_the_budget_unless_alone(many, layout
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(50, 300))
 def test_packed_passes_are_few_and_even(lengths, budget):
     tokens = np.array(lengths)
-    sizes = Sizes(tokens, np.ones_like(tokens), tokens)
-    groups = group(np.arange(len(tokens)), sizes, "packed", budget)
+    sizes = ExampleLengths(tokens, np.ones_like(tokens), tokens)
+    groups = batch_by_tokens(np.arange(len(tokens)), sizes, "packed", budget)
     loads = [tokens[chosen].sum() for chosen in groups]
     total = tokens.sum()
     # What does not fit beside its longer neighbours leaves a gap shorter than itself.
@@ -46,14 +46,14 @@ def test_packed_passes_are_few_and_even(lengths, budget):
 
 def test_two_passes_share_the_work():
     tokens = np.full(32, 70)
-    sizes = Sizes(tokens, np.ones_like(tokens), tokens)
-    groups = group(np.arange(32), sizes, "packed", 2048)
+    sizes = ExampleLengths(tokens, np.ones_like(tokens), tokens)
+    groups = batch_by_tokens(np.arange(32), sizes, "packed", 2048)
     assert [len(chosen) for chosen in groups] == [16, 16]
 
 
 def test_no_examples_make_no_pass():
     empty = np.empty(0, np.int64)
-    assert group(empty, Sizes(empty, empty, empty), "packed", 10) == []
+    assert batch_by_tokens(empty, ExampleLengths(empty, empty, empty), "packed", 10) == []
 
 
 @given(MANY)
@@ -64,6 +64,6 @@ def test_a_store_knows_the_sizes_of_what_it_holds(many):
         def encode(self, examples):
             return examples
 
-    store = prepare(many, Ready(), None, "")
-    for known, counted in zip(measure(store), measure(many), strict=True):
+    store = encode_examples(many, Ready(), None, "")
+    for known, counted in zip(compute_lengths(store), compute_lengths(many), strict=True):
         assert known.tolist() == counted.tolist()

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 
 from finetune.checkpointing import checkpoint
-from finetune.checkpointing.checkpoint import FACTS, MANIFEST, TENSORS, Saver, latest, load, save
+from finetune.checkpointing.checkpoint import (
+    FACTS,
+    MANIFEST,
+    TENSORS,
+    CheckpointWriter,
+    latest,
+    load,
+    save,
+)
 from task_formats import UsageError
 from tests.storage.test_json_files import VALUES
 from tests.support.disks import names
@@ -90,7 +98,7 @@ def test_saver_saves_what_was_and_not_what_becomes(
     go = threading.Event()
     write = checkpoint.write_tensors
     monkeypatch.setattr(checkpoint, "write_tensors", lambda *a: go.wait() and write(*a))
-    saver = Saver(tmp_path)
+    saver = CheckpointWriter(tmp_path)
     tensors, facts = tensors_of(1), facts_of(1)
     saver.save(1, tensors, facts)
     tensors["weight"].zero_()
@@ -103,7 +111,7 @@ def test_saver_saves_what_was_and_not_what_becomes(
 
 
 def test_saver_keeps_the_memory_of_its_copies(tmp_path: Path) -> None:
-    saver = Saver(tmp_path)
+    saver = CheckpointWriter(tmp_path)
     places = []
     for update in (1, 2, 3):
         saver.save(update, tensors_of(update), facts_of(update))
@@ -123,7 +131,7 @@ def test_saver_raises_what_went_wrong_at_the_next_call(
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    saver = Saver(tmp_path)
+    saver = CheckpointWriter(tmp_path)
     saver.save(1, tensors_of(1), facts_of(1))
     saver.wait()
     monkeypatch.setattr(checkpoint, "write_tensors", fail)
@@ -139,7 +147,7 @@ def test_saver_raises_what_went_wrong_at_the_next_call(
 
 def test_saver_tells_a_full_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
-    saver = Saver(tmp_path)
+    saver = CheckpointWriter(tmp_path)
     with pytest.raises(UsageError, match="0 are free"):
         saver.save(1, tensors_of(1), facts_of(1))
     saver.close()

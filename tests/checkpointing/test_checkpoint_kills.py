@@ -156,7 +156,7 @@ def test_full_disk_is_told_before_writing_and_the_states_stay(tmp_path: Path) ->
 def test_disk_that_fills_while_writing_keeps_the_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "require_space", lambda folder, size: None)
+    monkeypatch.setattr(files, "check_disk_space", lambda folder, size: None)
     with small_disk(tmp_path / "disk", "1m") as disk:
         save_states(disk, 1, 2)
         with pytest.raises(UsageError, match="No space left on device"):

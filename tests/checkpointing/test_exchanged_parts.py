@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.checkpointing import checkpoint
 from finetune.checkpointing.run_folder import RECIPE, read_identity
-from finetune.recipe.schema import LoraPart, Recipe
+from finetune.recipe.schema import LoraConfig, Recipe
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -170,7 +170,7 @@ def test_a_changed_base_is_told(job, own_base, undisturbed, tmp_path) -> None:
 
 def test_a_changed_base_is_refused_where_its_weights_are_frozen(job, own_base, tmp_path) -> None:
     pytest.importorskip("peft")
-    adapted = jobs.change(job, "base", path=str(own_base), lora=LoraPart(rank=4))
+    adapted = jobs.change(job, "base", path=str(own_base), lora=LoraConfig(rank=4))
     run = stop(adapted, tmp_path / "run")
     scale(own_base)
     with pytest.raises(UsageError, match="the base's weights have changed"):

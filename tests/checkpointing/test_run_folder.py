@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.checkpointing import checkpoint
-from finetune.checkpointing.run_folder import LOG, SECONDS, Run, read_log, read_recipe, read_result
+from finetune.checkpointing.run_folder import (
+    LOG,
+    SECONDS,
+    RunFolder,
+    read_log,
+    read_recipe,
+    read_result,
+)
 from task_formats import UsageError
 from tests.support.disks import names, small_disk
 
@@ -20,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_flush")
 
 def test_run_keeps_what_it_is_given(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "rte"
-    with Run.open(folder) as run:
+    with RunFolder.open(folder) as run:
         assert not run.finished
         assert run.restore() is None
         run.save_recipe("about: grüße\n")
@@ -39,14 +46,14 @@ def test_run_keeps_what_it_is_given(tmp_path: Path) -> None:
 
 
 def test_every_event_is_in_the_file_at_once(tmp_path: Path) -> None:
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         for update in range(3):
             run.log("train", {"update": update})
             assert len((tmp_path / LOG).read_text().splitlines()) == update + 1
 
 
 def test_model_and_states_lie_in_the_folder(tmp_path: Path) -> None:
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         run.save_recipe("about: a test\n")
         run.log("train", {"update": 1})
         run.save(1, {"a": torch.ones(1)}, {})
@@ -63,7 +70,7 @@ def test_model_and_states_lie_in_the_folder(tmp_path: Path) -> None:
 def train(folder: Path, updates: int, every: int, *, die_after: int | None, resume: bool) -> None:
     """A pretended training: its events depend on the state alone, but for the seconds."""
     logged = 0
-    with Run.open(folder, resume=resume) as run:
+    with RunFolder.open(folder, resume=resume) as run:
         state = run.restore()
         weight = state.tensors["weight"] if state else torch.zeros(1)
         run.save_recipe("about: pretended\n")
@@ -113,9 +120,9 @@ def _bytes_without_seconds(folder: Path) -> list[bytes]:
 
 
 def test_without_a_state_the_log_begins_anew(tmp_path: Path) -> None:
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         run.log("train", {"update": 1})
-    with Run.open(tmp_path, resume=True) as run:
+    with RunFolder.open(tmp_path, resume=True) as run:
         assert run.restore() is None
         assert (tmp_path / LOG).read_bytes() == b""
         assert run.warnings == []
@@ -125,12 +132,12 @@ def test_without_a_state_the_log_begins_anew(tmp_path: Path) -> None:
     ("left", "kept"), [(b"", 0), (b'{"event"', 0), (b'{"event": "x"}\n{"ev', 1)]
 )
 def test_lost_events_are_told(tmp_path: Path, left: bytes, kept: int) -> None:
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         for update in (1, 2, 3):
             run.log("train", {"update": update})
         run.save(3, {}, {})
     (tmp_path / LOG).write_bytes(left)
-    with Run.open(tmp_path, resume=True) as run:
+    with RunFolder.open(tmp_path, resume=True) as run:
         assert run.restore() is not None
         assert "events from before the state are lost" in run.warnings[0]
         run.log("train", {"update": 4})
@@ -141,24 +148,24 @@ def test_a_long_line_does_not_hide_the_end_of_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune.storage.files.BLOCK", 7)
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         run.log("train", {"update": 1})
         run.log("train", {"update": 2, "text": "x" * 100})
         run.save(2, {}, {})
     content = (tmp_path / LOG).read_bytes()
     (tmp_path / LOG).write_bytes(content[:-1])
-    with Run.open(tmp_path, resume=True) as run:
+    with RunFolder.open(tmp_path, resume=True) as run:
         run.restore()
     assert [event["update"] for event in read_log(tmp_path)] == [1]
 
 
 def test_damaged_state_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         for update in (1, 2):
             run.log("train", {"update": update})
             run.save(update, {"a": torch.tensor(update)}, {"update": update})
     os.truncate(tmp_path / "checkpoints" / "update-00000002" / checkpoint.TENSORS, 9)
-    with Run.open(tmp_path, resume=True) as run:
+    with RunFolder.open(tmp_path, resume=True) as run:
         state = run.restore()
         assert state is not None
         assert state.facts["update"] == state.tensors["a"].item() == 1
@@ -168,10 +175,10 @@ def test_damaged_state_is_told_and_the_one_before_is_used(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", ["x", None, -5, 1e9, True, [1]])
 def test_hostile_place_in_the_log_does_no_harm(tmp_path: Path, size: Any) -> None:
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         run.log("train", {"update": 1})
     checkpoint.save(tmp_path / "checkpoints", 1, {}, {"log_bytes": size})
-    with Run.open(tmp_path, resume=True) as run:
+    with RunFolder.open(tmp_path, resume=True) as run:
         assert run.restore() is not None
     assert (tmp_path / LOG).read_bytes() == b""
 
@@ -194,7 +201,7 @@ def test_broken_event_is_told_with_its_line(tmp_path: Path, line: bytes, what: s
 
 def test_full_disk_is_told_and_the_state_stays(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m") as disk, pytest.raises(UsageError) as caught:  # noqa: PT012
-        with Run.open(disk / "run") as run:
+        with RunFolder.open(disk / "run") as run:
             run.log("train", {"update": 1})
             run.save(1, {"a": torch.arange(10)}, {})
             run.write_result({})
@@ -212,7 +219,7 @@ def test_failed_save_is_told_at_the_next_event(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(checkpoint, "write_tensors", fail)
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
         assert run._saver._pending is not None
         run._saver._pending.exception()
@@ -228,9 +235,9 @@ def test_failed_last_save_is_told_at_the_end_and_the_folder_is_let_go(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_tensors", fail)
-    with pytest.raises(UsageError, match="No space left"), Run.open(tmp_path) as run:
+    with pytest.raises(UsageError, match="No space left"), RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
-    Run.open(tmp_path, resume=True).close()
+    RunFolder.open(tmp_path, resume=True).close()
 
 
 def test_no_result_before_the_last_state_is_whole(
@@ -240,7 +247,7 @@ def test_no_result_before_the_last_state_is_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_tensors", fail)
-    with Run.open(tmp_path) as run:
+    with RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
         with pytest.raises(UsageError, match="No space left"):
             run.write_result({})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.checkpointing.run_folder import LOG, Run, read_log, read_recipe, read_result
+from finetune.checkpointing.run_folder import LOG, RunFolder, read_log, read_recipe, read_result
 from task_formats import UsageError
 from tests.support.disks import names
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_flush")
 
 def start(folder: Path, *, finish: bool = False) -> None:
     """A run of one event and one state."""
-    with Run.open(folder) as run:
+    with RunFolder.open(folder) as run:
         run.save_recipe("about: a test\n")
         run.log("train", {"update": 1})
         run.save(1, {"a": torch.ones(1)}, {})
@@ -39,17 +39,17 @@ def test_folder_of_a_run_is_not_taken_without_being_asked(tmp_path: Path) -> Non
     ]:
         before = names(tmp_path / name)
         with pytest.raises(UsageError, match=what) as caught:
-            Run.open(tmp_path / name)
+            RunFolder.open(tmp_path / name)
         assert all(cure in caught.value.cure for cure in cures)
         assert names(tmp_path / name) == before
-        with Run.open(tmp_path / name, resume=True) as run:
+        with RunFolder.open(tmp_path / name, resume=True) as run:
             assert run.finished == (name == "done")
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     start(tmp_path, finish=True)
     (tmp_path / "notes.txt").write_text("mine")
-    with Run.open(tmp_path, overwrite=True) as run:
+    with RunFolder.open(tmp_path, overwrite=True) as run:
         assert names(tmp_path) == [".lock", "notes.txt"]
         assert run.restore() is None
         assert not run.finished
@@ -60,7 +60,7 @@ def test_to_resume_and_to_overwrite_exclude_each_other(tmp_path: Path) -> None:
     before = names(tmp_path / "run")
     for folder in (tmp_path / "run", tmp_path / "none"):
         with pytest.raises(UsageError, match="--resume and --overwrite exclude") as caught:
-            Run.open(folder, resume=True, overwrite=True)
+            RunFolder.open(folder, resume=True, overwrite=True)
         assert "--resume to go on" in caught.value.cure
     assert names(tmp_path / "run") == before
     assert not (tmp_path / "none").exists()
@@ -73,14 +73,14 @@ def test_folder_of_something_else_is_refused_untouched(
     (tmp_path / "model").mkdir()
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UsageError, match=r"no run's: model, thesis\.tex") as caught:
-        Run.open(tmp_path, **manner)
+        RunFolder.open(tmp_path, **manner)
     assert "empty folder" in caught.value.cure
     assert names(tmp_path) == ["model", "thesis.tex"]
 
 
 def test_hidden_files_do_not_count(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_text("")
-    Run.open(tmp_path).close()
+    RunFolder.open(tmp_path).close()
     assert names(tmp_path) == [".DS_Store", ".lock"]
 
 
@@ -88,13 +88,13 @@ def test_copied_run_without_its_lock_is_still_one(tmp_path: Path) -> None:
     start(tmp_path)
     (tmp_path / ".lock").unlink()
     with pytest.raises(UsageError, match="has not finished"):
-        Run.open(tmp_path)
-    with Run.open(tmp_path, resume=True) as run:
+        RunFolder.open(tmp_path)
+    with RunFolder.open(tmp_path, resume=True) as run:
         assert run.restore() is not None
 
 
 def test_nothing_to_resume_is_told_and_starts_anew(tmp_path: Path) -> None:
-    with Run.open(tmp_path / "new", resume=True) as run:
+    with RunFolder.open(tmp_path / "new", resume=True) as run:
         assert "nothing to resume" in run.warnings[0]
         assert run.restore() is None
 
@@ -103,7 +103,7 @@ def test_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match="a part of it is a file"):
-            Run.open(folder)
+            RunFolder.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_nothing_is_written_through_links(tmp_path: Path, part: str) -> None:
 
 
 @contextmanager
-def _resumed(folder: Path) -> Iterator[Run]:
-    with Run.open(folder, resume=True) as run:
+def _resumed(folder: Path) -> Iterator[RunFolder]:
+    with RunFolder.open(folder, resume=True) as run:
         yield run
 
 
@@ -165,7 +165,7 @@ def test_leftovers_of_a_kill_go_and_a_half_replaced_model_is_put_right(tmp_path:
     (tmp_path / "model").rename(tmp_path / "model.old")
     (tmp_path / "model.partial").mkdir()
     (tmp_path / "model.partial" / "new").write_text("whole")
-    with Run.open(tmp_path, resume=True):
+    with RunFolder.open(tmp_path, resume=True):
         assert names(tmp_path) == [".lock", "checkpoints", LOG, "model", "recipe.yaml"]
         assert names(tmp_path / "model") == ["new"]
 
@@ -174,23 +174,23 @@ def test_leftovers_of_a_kill_go_and_a_half_replaced_model_is_put_right(tmp_path:
 
 
 def test_one_process_cannot_open_a_folder_twice(tmp_path: Path) -> None:
-    with Run.open(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
-        Run.open(tmp_path, resume=True)
-    Run.open(tmp_path, resume=True).close()
+    with RunFolder.open(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
+        RunFolder.open(tmp_path, resume=True)
+    RunFolder.open(tmp_path, resume=True).close()
 
 
 def test_refused_folder_is_let_go(tmp_path: Path) -> None:
     start(tmp_path)
     with pytest.raises(UsageError, match="has not finished"):
-        Run.open(tmp_path)
-    Run.open(tmp_path, resume=True).close()
+        RunFolder.open(tmp_path)
+    RunFolder.open(tmp_path, resume=True).close()
 
 
 HOLDER = """
     import os, sys, time
     from pathlib import Path
     from finetune.storage import lock
-    held = lock.acquire(Path(sys.argv[1], ".lock"))
+    held = lock.acquire_lock(Path(sys.argv[1], ".lock"))
     if sys.argv[2] == "alone":
         print(0, flush=True)
     elif os.fork() == 0:
@@ -210,13 +210,13 @@ def test_second_process_is_refused_until_the_first_is_killed(
         worker = int(holder.stdout.readline())
         try:
             with pytest.raises(UsageError, match=f"in use by process {holder.pid} on ") as caught:
-                Run.open(tmp_path, resume=True)
+                RunFolder.open(tmp_path, resume=True)
             assert caught.value.cure
             with pytest.raises(UsageError, match="in use by"):
-                Run.open(tmp_path)
+                RunFolder.open(tmp_path)
             holder.kill()
             holder.wait()
-            Run.open(tmp_path, resume=True).close()
+            RunFolder.open(tmp_path, resume=True).close()
         finally:
             holder.kill()
             if worker:
@@ -225,7 +225,7 @@ def test_second_process_is_refused_until_the_first_is_killed(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff" * 2000])
 def test_holder_that_has_not_signed_yet(tmp_path: Path, content: bytes) -> None:
-    with Run.open(tmp_path):
+    with RunFolder.open(tmp_path):
         (tmp_path / ".lock").write_bytes(content)
         with pytest.raises(UsageError, match="in use by another process"):
-            Run.open(tmp_path)
+            RunFolder.open(tmp_path)

@@ -74,20 +74,20 @@ def test_tasks_lists_every_recipe_at_any_width(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     text = run(capsys, "tasks")
     firsts = [line.split()[0] for line in text.splitlines() if line.split()]
-    assert set(recipe_files.shipped()) <= set(firsts)
+    assert set(recipe_files.shipped_recipes()) <= set(firsts)
     assert max(map(len, text.splitlines()[:-1])) <= int(columns)
 
 
 def test_show_writes_a_recipe_that_loads_back_with_its_overrides(here, capsys):
     text = run(capsys, "show", "rte", "--epochs", "5", "--set", "about=[bold]mine[/bold] \\[x]")
-    recipe = recipe_files.parse(text)
+    recipe = recipe_files.parse_recipe(text)
     assert (recipe.train.epochs, recipe.about) == (5, "[bold]mine[/bold] \\[x]")
     assert recipe.task == recipe_files.load_recipe("rte").task
 
 
 def test_schema_is_that_of_a_recipe(here, capsys):
     printed = run(capsys, "schema")
-    assert json.loads(printed) == recipe_files.schema()
+    assert json.loads(printed) == recipe_files.recipe_schema()
     assert "wrote" in run(capsys, "schema", "-o", "recipe.json").lower()
     assert (here / "recipe.json").read_text() == printed
     assert main(["schema", "-o", "recipe.json"]) == 2

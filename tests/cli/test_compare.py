@@ -10,9 +10,9 @@ from finetune.cli import main
 from finetune.cli.options import spread
 from finetune.cli.study_display import study_table
 from finetune.comparison import Row, Spread, Table, curve
-from finetune.comparison.table import say_row
-from finetune.recipe.loading import dump
-from finetune.recipe.schema import PromptPart
+from finetune.comparison.table import format_row
+from finetune.recipe.loading import dump_recipe
+from finetune.recipe.schema import PromptConfig
 from finetune.storage import files
 from task_formats import UsageError
 from tests.support import jobs
@@ -26,8 +26,8 @@ def words(bases, tmp_path_factory) -> list[str]:
     home = tmp_path_factory.mktemp("compare")
     recipe = jobs.recipe("entailment", bases("gpt2"), home, epochs=1, batch_size=10)
     answers = {"no": " no", "yes": " yes"}
-    recipe = jobs.change(recipe, "task", prompt=PromptPart(text="{hypothesis}", answers=answers))
-    (home / "mine.yaml").write_text(dump(recipe))
+    recipe = jobs.change(recipe, "task", prompt=PromptConfig(text="{hypothesis}", answers=answers))
+    (home / "mine.yaml").write_text(dump_recipe(recipe))
     words = ["compare", "--task", str(home / "mine.yaml"), "--seeds", "0-1", "--shots", "0", "2"]
     return [*words, "-o", str(home / "study")]
 
@@ -191,9 +191,9 @@ def test_without_matplotlib_there_is_one_clear_error(monkeypatch, words, capsys,
 
 def test_solved_examples_that_did_not_fit_are_told():
     row = arm("32-shot", "ask", 32, 0.5)._replace(labels=3.42)
-    assert say_row(row, ["accuracy"])[1] == "3.4 of 32"
-    assert say_row(row._replace(labels=32), ["accuracy"])[1] == "32"
-    assert say_row(arm("tuned", "tuned", 67349, 0.5), ["accuracy"])[1] == "67,349"
+    assert format_row(row, ["accuracy"])[1] == "3.4 of 32"
+    assert format_row(row._replace(labels=32), ["accuracy"])[1] == "32"
+    assert format_row(arm("tuned", "tuned", 67349, 0.5), ["accuracy"])[1] == "67,349"
 
 
 def test_texts_of_a_table_are_shown_as_they_are():

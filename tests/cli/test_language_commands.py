@@ -10,8 +10,8 @@ from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.cli import main
 from finetune.cli.commands.prompt import parse_numbers
 from finetune.pretraining.plan_loading import is_plan, parse_plan
-from finetune.recipe.loading import dump
-from finetune.recipe.schema import DataPart, Recipe
+from finetune.recipe.loading import dump_recipe
+from finetune.recipe.schema import DataConfig, Recipe
 from task_formats import UsageError
 from tests.support.jobs import TASKS, rows
 
@@ -44,9 +44,9 @@ def task(base, tmp_path) -> Path:
         (tmp_path / f"{name}.jsonl").write_text(made)
     prompt = {"text": "{premise} {hypothesis}", "answers": {"yes": " yes", "no": " no"}}
     part = {**TASKS["entailment"].model_dump(), "prompt": prompt}
-    files = DataPart(train="train.jsonl", evaluate="dev.jsonl")
+    files = DataConfig(train="train.jsonl", evaluate="dev.jsonl")
     path = tmp_path / "mine.yaml"
-    path.write_text(dump(Recipe.model_validate({"task": part, "data": files})))
+    path.write_text(dump_recipe(Recipe.model_validate({"task": part, "data": files})))
     return path
 
 

@@ -14,7 +14,7 @@ from finetune.cli import launcher as processes
 from finetune.cli import main
 from finetune.cli.errors import Fault
 from finetune.cli.launcher import run_processes
-from finetune.recipe.loading import dump
+from finetune.recipe.loading import dump_recipe
 from tests.support import families
 from tests.support.jobs import recipe as job
 
@@ -201,7 +201,7 @@ def test_the_latest_error_loses_whatever_its_rank(tmp_path, capfd):
 def test_two_processes_train_to_the_scores_of_one(tmp_path, capfd):
     base = families.make("gpt2", tmp_path / "base")
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(dump(job("entailment", base, tmp_path / "rows")))
+    recipe.write_text(dump_recipe(job("entailment", base, tmp_path / "rows")))
     scores = []
     for count in ("1", "2"):
         run = tmp_path / count

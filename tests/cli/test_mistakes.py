@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 import finetune
-from finetune.checkpointing.run_folder import Run
+from finetune.checkpointing.run_folder import RunFolder
 from finetune.cli import main
 from tests.support import families
 from tests.support.jobs import recipe as job
@@ -318,7 +318,7 @@ def test_one_message_with_a_cure_and_exit_code_2(name, here, made, capsys, monke
 
 
 def test_a_folder_in_use_is_refused(here, capsys):
-    with Run.open(here / "runs" / "mine"):
+    with RunFolder.open(here / "runs" / "mine"):
         assert main(TRAIN.split()) == 2
     message, cure = capsys.readouterr().err.splitlines()
     assert "in use by process" in message

@@ -10,9 +10,9 @@ from rich.text import Text
 from finetune.cli import main
 from finetune.cli.token_segments import dissect, list_templates, spell, split
 from finetune.cli.token_view import legend, render, summary
-from finetune.models.pretrained import load_tokenizer
-from finetune.recipe.loading import dump
-from finetune.recipe.schema import BasePart, DataPart, Recipe
+from finetune.models.pretrained import load_task_tokens
+from finetune.recipe.loading import dump_recipe
+from finetune.recipe.schema import BaseConfig, DataConfig, Recipe
 from task_formats import FORMATS, Classes, Example, Format, Task, ViewEncoder
 from tests.support import families
 from tests.support.jobs import TASKS, rows, write_rows
@@ -27,7 +27,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lexicon(base):
-    return load_tokenizer(BasePart(path=str(base)))
+    return load_task_tokens(BaseConfig(path=str(base)))
 
 
 def views(lexicon, example, task, max_tokens=512, lm=True):
@@ -125,9 +125,11 @@ def test_every_kind_is_shown(kind, base, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = write_rows(tmp_path / "rows.jsonl", rows(kind, 5))
     recipe = Recipe(
-        task=TASKS[kind], base=BasePart(path=str(base)), data=DataPart(train=data, evaluate=None)
+        task=TASKS[kind],
+        base=BaseConfig(path=str(base)),
+        data=DataConfig(train=data, evaluate=None),
     )
-    (tmp_path / "mine.yaml").write_text(dump(recipe))
+    (tmp_path / "mine.yaml").write_text(dump_recipe(recipe))
     assert main(["preview", "mine.yaml", "--rows", "2", "--max-tokens", "40"]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^train/\d", text, re.MULTILINE) == ["train/0", "train/1"]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from finetune.cli.task_sources import find, label_names, recipe_of, split_of
-from finetune.recipe.schema import DataPart
+from finetune.recipe.schema import DataConfig
 from task_formats import FORMATS, Classes, Format, Range, Task, UsageError
 
 MODULE = """
@@ -88,7 +88,7 @@ def test_a_recipe_around_a_task_builds_the_same_task(task):
 
 
 def test_splits_go_by_their_role_or_their_own_name():
-    data = DataPart(path="p", train="t", evaluate="dev", extra={"mm": "mismatched"})
+    data = DataConfig(path="p", train="t", evaluate="dev", extra={"mm": "mismatched"})
     names = ("train", "evaluate", "dev", "mm", "mismatched")
     assert [split_of(data, n) for n in names] == ["t", "dev", "dev", "mismatched", "mismatched"]
     with pytest.raises(UsageError, match=r"no data\.predict"):

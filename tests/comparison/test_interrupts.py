@@ -8,7 +8,7 @@ import pytest
 import finetune.comparison.study
 from finetune.comparison import CellFinished, CellStarted, Design, events
 from finetune.training.events import Interrupted
-from finetune.training.recorder import Ledger
+from finetune.training.recorder import RunRecorder
 from tests.comparison.test_study import asked
 from tests.support import jobs
 
@@ -32,14 +32,14 @@ def follow(recipe, folder, done, begun) -> None:
 
 def test_a_signal_as_a_cell_ends_is_for_the_study(recipe, tmp_path, monkeypatch) -> None:
     """The cell is done; the same command goes on with the next one."""
-    write, done, begun = Ledger.write_result, [], []
+    write, done, begun = RunRecorder.write_result, [], []
 
     def write_and_stop(self, *arguments):
         write(self, *arguments)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "write_result", write_and_stop)
+        patch.setattr(RunRecorder, "write_result", write_and_stop)
         with pytest.raises(Interrupted) as stop:
             follow(recipe, tmp_path / "cells", done, begun)
     assert (stop.value.exit_code, stop.value.update) == (143, None)

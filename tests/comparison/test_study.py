@@ -19,10 +19,10 @@ from finetune.comparison import (
     read_table,
 )
 from finetune.comparison.cells import select_cells
-from finetune.comparison.majority import guess
-from finetune.comparison.table import NOTES, Found, say_row, tabulate, write_markdown
+from finetune.comparison.majority import predict_majority
+from finetune.comparison.table import NOTES, CellResult, build_table, format_row, write_markdown
 from finetune.evaluation.metrics import score
-from finetune.recipe.schema import PromptPart, Recipe
+from finetune.recipe.schema import PromptConfig, Recipe
 from finetune.training.loop import Step
 from task_formats import UsageError
 from tests.support import jobs
@@ -35,7 +35,7 @@ def asked(kind: str, base: Path, folder: Path, **settings) -> Recipe:
     settings = {"epochs": 1, "batch_size": 10, **settings}
     recipe = jobs.recipe(kind, base, folder, **settings)
     answers = {"no": " no", "yes": " yes"}
-    prompt = PromptPart(text="{premise} {hypothesis}", answers=answers)
+    prompt = PromptConfig(text="{premise} {hypothesis}", answers=answers)
     return jobs.change(recipe, "task", prompt=prompt)
 
 
@@ -78,14 +78,14 @@ def test_the_table_says_how_long_few_labels_are_trained_on_and_what_was_asked_in
     assert f"asked in {recipe.train.precision};" in table.notes[-1]
     found = [one for _, one in list_cells(recipe, folder, design) if one and one.cell.shots == 0]
     plain = [one for one in found if one.cell.fraction == 1 and one.cell.work != "ask"]
-    assert tabulate(recipe, plain).notes == NOTES
+    assert build_table(recipe, plain).notes == NOTES
 
 
 def test_one_trained_seed_has_no_interval(study):
     recipe, folder, design, _ = study
     done = {cell.name: found for cell, found in list_cells(recipe, folder, design) if found}
-    table = tabulate(recipe, [done[name] for name in ("majority", "ask-0", "scratch-seed-0")])
-    intervals = [say_row(row, table.metrics)[4] for row in table.rows]
+    table = build_table(recipe, [done[name] for name in ("majority", "ask-0", "scratch-seed-0")])
+    intervals = [format_row(row, table.metrics)[4] for row in table.rows]
     assert ["to" in text for text in intervals] == [True, True, False]
     assert intervals[2] == ""
 
@@ -124,7 +124,7 @@ def test_one_cell_alone_gives_a_table_of_what_is_there(study, tmp_path):
     }  # fmt: skip
     # Without the majority class nobody knows which runs are no better.
     assert alone.rows[0].collapsed is None
-    assert say_row(alone.rows[0], alone.metrics)[-1] == "not checked"
+    assert format_row(alone.rows[0], alone.metrics)[-1] == "not checked"
     whole = next(row for row in table.rows if row.lm_coefficient == 0)
     assert [row.scores for row in alone.rows] == [whole.scores]
     done = [cell.name for cell, found in list_cells(recipe, tmp_path, design) if found]
@@ -248,7 +248,7 @@ def test_what_cannot_be_compared_is_refused(study, make, message):
 def test_the_majority_answer_is_the_commonest_of_the_training_labels(bases, tmp_path, kind):
     recipe = jobs.recipe(kind, bases("gpt2"), tmp_path)
     task = recipe.task.build()
-    found = guess(recipe, task)
+    found = predict_majority(recipe, task)
     labels, gold = (
         [task.example(row, "x").label for row in jobs.rows(kind, count, seed)]
         for count, seed in ((20, 0), (9, 1))
@@ -272,16 +272,16 @@ def test_the_table_is_medians_bounds_and_what_collapsed(values, floor):
     recipe = Recipe(task=jobs.TASKS["classification"])
     seeds = tuple(range(len(values)))
     cells = {cell.name: cell for cell in plan_cells(recipe, Design(seeds, ()))}
-    found = [Found(cells["majority"], {"accuracy": floor}, 9, {"accuracy": [0, 1]}, 1.0, "x")]
+    found = [CellResult(cells["majority"], {"accuracy": floor}, 9, {"accuracy": [0, 1]}, 1.0, "x")]
     for seed, value in zip(seeds, values, strict=True):
         cell = cells[f"lambda-0-seed-{seed}"]
-        found.append(Found(cell, {"accuracy": value}, 9, None, 2.0, "x"))
-    majority, tuned = tabulate(recipe, found).rows
+        found.append(CellResult(cell, {"accuracy": value}, 9, None, 2.0, "x"))
+    majority, tuned = build_table(recipe, found).rows
     assert majority.scores["accuracy"][:4] == (floor, 0, 1, "rows")
     ranked, half = sorted(values), len(values) // 2
     middle = ranked[half] if len(values) % 2 else (ranked[half - 1] + ranked[half]) / 2
     assert tuned.scores["accuracy"] == (middle, ranked[0], ranked[-1], "seeds", tuple(values))
     assert tuned.collapsed == tuple(n for n in seeds if values[n] <= floor)
     assert tuned.seconds == 2.0 * len(values)
-    flagged = say_row(tuned, ["accuracy"])[-1]
+    flagged = format_row(tuned, ["accuracy"])[-1]
     assert flagged == (f"{len(tuned.collapsed)} of {len(values)}" if tuned.collapsed else "")

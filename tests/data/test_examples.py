@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data import BadRow, Place, Report, open_file, read_examples
-from finetune.data.rows import Scanned, stop_at_faults
-from finetune.recipe.schema import TaskPart
+from finetune.data.rows import Scanned, raise_bad_rows
+from finetune.recipe.schema import TaskConfig
 from task_formats import Example, Row, RowError, Task, UsageError
 
-TASK = TaskPart(
+TASK = TaskConfig(
     format="classification",
     columns={"text": "text", "label": "label"},
     labels={0: "no", 1: "yes"},
@@ -35,7 +35,7 @@ class Given:
             yield fault if row is None else (place, dict(zip(("text", "label"), row, strict=True)))
 
     def __iter__(self) -> Iterator[tuple[Place, Row]]:
-        return stop_at_faults(self.scan())
+        return raise_bad_rows(self.scan())
 
     def fingerprint(self) -> str:
         return ""
@@ -156,7 +156,7 @@ def test_the_hubs_sign_for_no_label_counts_as_the_tasks_own() -> None:
     examples, report = read_examples(TASK, rows, "train")
     assert [example.id for example in examples] == ["train/1"]
     assert report.unlabelled == 2
-    sure = TaskPart(
+    sure = TaskConfig(
         format="classification", columns={"text": "text", "label": "label"}, labels={0: "a", 1: "b"}
     )
     with pytest.raises(RowError, match="no label"):

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from finetune.data import open_rows
 from finetune.data.hub import open_hub
-from finetune.recipe.schema import DataPart
+from finetune.recipe.schema import DataConfig
 from task_formats import UsageError
 
 FEATURES = datasets.Features(
@@ -34,7 +34,7 @@ def table(count: int) -> datasets.Dataset:
 def test_a_saved_collection(tmp_path: Path) -> None:
     saved = datasets.DatasetDict({"train": table(2500), "validation": table(3)})
     saved.save_to_disk(str(tmp_path / "saved"))
-    data = DataPart(path=str(tmp_path / "saved"))
+    data = DataConfig(path=str(tmp_path / "saved"))
     found = open_rows(data, "train")
     assert [row for _, row in found] == rows(2500)
     assert str([place for place, _ in found][2400]).endswith("saved, train, row 2401")
@@ -45,15 +45,15 @@ def test_a_saved_collection(tmp_path: Path) -> None:
 
 def test_a_saved_split_below_its_configuration(tmp_path: Path) -> None:
     table(4).save_to_disk(str(tmp_path / "rte"))
-    assert [row for _, row in open_rows(DataPart(path=str(tmp_path), name="rte"), "train")] == rows(
-        4
-    )
+    assert [
+        row for _, row in open_rows(DataConfig(path=str(tmp_path), name="rte"), "train")
+    ] == rows(4)
 
 
 def test_a_damaged_copy(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(UsageError, match="the saved data set cannot be read"):
-        open_rows(DataPart(path=str(tmp_path)), "train")
+        open_rows(DataConfig(path=str(tmp_path)), "train")
 
 
 def test_the_fingerprint_is_of_the_rows_and_not_of_their_files(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_files(tmp_path: Path) -
     for count, shards in ((2500, 1), (2500, 3), (2499, 1)):
         folder = tmp_path / f"{count}-{shards}"
         table(count).save_to_disk(str(folder), num_shards=shards)
-        prints.append(open_rows(DataPart(path=str(folder)), "train").fingerprint())
+        prints.append(open_rows(DataConfig(path=str(folder)), "train").fingerprint())
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -99,15 +99,15 @@ def test_the_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fill_cache(tmp_path, "a" * 40)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for revision in (None, "a" * 40, "main"):
-        data = DataPart(path="nyu-mll/glue", name="rte", revision=revision)
+        data = DataConfig(path="nyu-mll/glue", name="rte", revision=revision)
         assert [row for _, row in open_rows(data, "train")] == rows(3)
     with pytest.raises(UsageError, match="the cache holds another revision than bbbb"):
-        open_rows(DataPart(path="nyu-mll/glue", name="rte", revision="b" * 40), "train")
+        open_rows(DataConfig(path="nyu-mll/glue", name="rte", revision="b" * 40), "train")
 
 
 def test_offline_ends_with_a_cure() -> None:
     with pytest.raises(UsageError) as caught:
-        open_rows(DataPart(path="nyu-mll/glue", name="rte"), "train")
+        open_rows(DataConfig(path="nyu-mll/glue", name="rte"), "train")
     assert caught.value.where == "nyu-mll/glue (rte), train"
     assert caught.value.what.startswith("there is no folder 'nyu-mll/glue' here, and ")
     assert "--data DIR" in caught.value.cure
@@ -118,8 +118,8 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(tmp_path: Path)
     """Nobody told the libraries that there is no network; the endpoint refuses connections."""
     code = (
         "from finetune.data import open_rows\n"
-        "from finetune.recipe.schema import DataPart\n"
-        "open_rows(DataPart(path='nyu-mll/glue', name='rte'), 'train')\n"
+        "from finetune.recipe.schema import DataConfig\n"
+        "open_rows(DataConfig(path='nyu-mll/glue', name='rte'), 'train')\n"
     )
     settings = {
         "HF_HUB_OFFLINE": "0",

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from finetune.data import open_rows
-from finetune.recipe.schema import DataPart
+from finetune.recipe.schema import DataConfig
 from task_formats import UsageError
 
 # Folder and configuration to the card's rows of each of the hub's splits.
@@ -77,7 +77,7 @@ COLUMNS = {
 
 
 def read(folder: Path, name: str | None, split: str) -> list[dict[str, Any]]:
-    return [dict(row) for _, row in open_rows(DataPart(path=str(folder), name=name), split)]
+    return [dict(row) for _, row in open_rows(DataConfig(path=str(folder), name=name), split)]
 
 
 @pytest.mark.parametrize(("home", "name"), CARD)
@@ -96,7 +96,7 @@ def test_every_row_of_the_card(shared: Path, home: str, name: str) -> None:
 def test_collection_and_own_folder_are_one(shared: Path, home: str, name: str) -> None:
     split = "validation" if "validation" in CARD[home, name] else next(iter(CARD[home, name]))
     found = [
-        open_rows(DataPart(path=str(shared / "data" / below), name=name), split)
+        open_rows(DataConfig(path=str(shared / "data" / below), name=name), split)
         for below in (".", Path(home).parent, home)
     ]
     assert len({rows.fingerprint() for rows in found}) == 1
@@ -227,7 +227,7 @@ def test_a_bad_race_file_is_named(tmp_path: Path) -> None:
         read(tmp_path, "all", "test")
     put(tmp_path, "race/test/high/1.txt", [json.dumps({**passage, "answers": ["A"]})])
     put(tmp_path, "race/test/high/2.txt", ['{"article": "x"'])
-    scanned = list(open_rows(DataPart(path=str(tmp_path), name="all"), "test").scan())
+    scanned = list(open_rows(DataConfig(path=str(tmp_path), name="all"), "test").scan())
     assert [isinstance(row, UsageError) for _, row in scanned] == [False, True]
     assert str(scanned[0][0]).endswith("1.txt, question 1")
 
@@ -258,7 +258,7 @@ def test_shards_are_one_split(tmp_path: Path) -> None:
     for k in range(3):
         table = pyarrow.Table.from_pylist([{"k": 2 * k}, {"k": 2 * k + 1}])
         parquet.write_table(table, tmp_path / "rte" / f"validation-0000{k}-of-00003.parquet")
-    rows = open_rows(DataPart(path=str(tmp_path), name="rte"), "validation")
+    rows = open_rows(DataConfig(path=str(tmp_path), name="rte"), "validation")
     assert [row["k"] for _, row in rows] == [0, 1, 2, 3, 4, 5]
     assert rows.origin.endswith("and 2 more")
 
@@ -295,8 +295,8 @@ def test_a_split_can_be_a_file_of_the_folder(tmp_path: Path) -> None:
 
 def test_without_a_folder_a_split_is_a_file(tmp_path: Path) -> None:
     put(tmp_path, "rows.csv", ["a", "1"])
-    assert [row for _, row in open_rows(DataPart(), str(tmp_path / "rows.csv"))] == [{"a": "1"}]
+    assert [row for _, row in open_rows(DataConfig(), str(tmp_path / "rows.csv"))] == [{"a": "1"}]
     with pytest.raises(UsageError, match=r"no such file\n.*there is rows\.csv"):
-        open_rows(DataPart(), str(tmp_path / "row.csv")).fingerprint()
+        open_rows(DataConfig(), str(tmp_path / "row.csv")).fingerprint()
     with pytest.raises(UsageError, match="unknown kind of file"):
-        open_rows(DataPart(), "train")
+        open_rows(DataConfig(), "train")

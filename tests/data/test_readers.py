@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from finetune.data import FileRows, open_file, read_rows
 from finetune.data.readers.files import FORMATS, scan_stream
-from finetune.data.rows import LONGEST_ROW, MOST_COLUMNS, Reading
+from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, ReadOptions
 from task_formats import RowError, UsageError
 
 
@@ -185,11 +185,11 @@ BAD_FILES = {
     "mac.tsv": ("a\tb\r1\t2\r", "a carriage return inside the header"),
     "wide.tsv": ("\t".join(map(str, range(1_000_000))), "more than 10,000 columns"),
     "wide.csv": (",".join(map(str, range(1_000_000))), "more than 10,000 columns"),
-    "long.tsv": ("a\n" + "x" * (LONGEST_ROW + 1), "a row of more than"),
-    "long.csv": ("a\n" + "x" * (LONGEST_ROW + 1), "a row of more than"),
-    "lines.csv": ('a\n"' + f"{'x' * 999}\n" * (LONGEST_ROW // 1000 + 1), "a row of more than"),
-    "long.jsonl": ('{"a": "' + "x" * LONGEST_ROW + '"}', "a row of more than"),
-    "long.json": ('[{"a": "' + "x" * (2 * LONGEST_ROW) + '"}]', "a row of more than"),
+    "long.tsv": ("a\n" + "x" * (MAX_ROW_BYTES + 1), "a row of more than"),
+    "long.csv": ("a\n" + "x" * (MAX_ROW_BYTES + 1), "a row of more than"),
+    "lines.csv": ('a\n"' + f"{'x' * 999}\n" * (MAX_ROW_BYTES // 1000 + 1), "a row of more than"),
+    "long.jsonl": ('{"a": "' + "x" * MAX_ROW_BYTES + '"}', "a row of more than"),
+    "long.json": ('[{"a": "' + "x" * (2 * MAX_ROW_BYTES) + '"}]', "a row of more than"),
     "list.json": ("[1, 2]", "no object"),
     "torn.json": ('[{"a": 1},', "no object"),
     "torn2.json": ('[{"a": 1}, {"a"', "not JSON"),
@@ -224,18 +224,18 @@ def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_wide_tables_below_the_bound_are_read(tmp_path: Path) -> None:
-    names = [f"c{k}" for k in range(MOST_COLUMNS)]
-    path = write(tmp_path, "wide.tsv", "\t".join(names) + "\n" + "\t".join("x" * MOST_COLUMNS))
+    names = [f"c{k}" for k in range(MAX_COLUMNS)]
+    path = write(tmp_path, "wide.tsv", "\t".join(names) + "\n" + "\t".join("x" * MAX_COLUMNS))
     assert rows_of(path) == [dict.fromkeys(names, "x")]
     much = write(tmp_path, "much.tsv", "a\tb\n" + "\t" * 1_000_000)
     assert [row.what for _, row in open_file(much).scan() if isinstance(row, RowError)] == [
-        f"more than {MOST_COLUMNS} fields under a header of 2"
+        f"more than {MAX_COLUMNS} fields under a header of 2"
     ]
 
 
 def test_ragged_rows_keep_their_last_field(tmp_path: Path) -> None:
     path = write(tmp_path, "r.tsv", "a\tb\tc\tgold\n1\t2\t3\tx\n1\t2\ty\n1\t2\t3\t4\t5\tz\n1\tw\n")
-    scanned = [row for _, row in FileRows((path,), Reading("tsv", fewest=3)).scan()]
+    scanned = [row for _, row in FileRows((path,), ReadOptions("tsv", fewest=3)).scan()]
     assert scanned[:3] == [
         {"a": "1", "b": "2", "c": "3", "gold": "x"},
         {"a": "1", "b": "2", "c": "", "gold": "y"},
@@ -278,7 +278,7 @@ def test_any_tokens_give_rows_or_a_usage_error(pieces: list[str], ending: str) -
 
 def check_bytes(raw: bytes, ending: str) -> None:
     """Every row is one that could be written again; whatever else happens is a UsageError."""
-    reading = Reading(FORMATS.get(ending, "race"))
+    reading = ReadOptions(FORMATS.get(ending, "race"))
     stream = io.BufferedReader(io.BytesIO(raw))  # type: ignore[arg-type]
     scanned = []
     with contextlib.suppress(UsageError):

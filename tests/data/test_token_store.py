@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import BadRow, EncodedStore, Place, Report, prepare
+from finetune.data import BadRow, EncodedStore, Place, Report, encode_examples
 from finetune.data import encoding_cache as module
 from task_formats import Encoded, Example, Label, Specials, UsageError, ViewEncoder, named_format
 
@@ -63,7 +63,7 @@ def test_a_store_equals_the_encoder(
     folder = tmp_path_factory.mktemp("cache")
     expected = [plain(encoder(kind).encode([row])[0]) for row in rows]
     for cache in (None, folder, folder):
-        store = prepare(iter(rows), encoder(kind), cache, "key")
+        store = encode_examples(iter(rows), encoder(kind), cache, "key")
         assert [plain(item) for item in store] == expected
         assert [type(item.label) for item in store] == label_types(rows)
         check_columns(store, expected)
@@ -90,7 +90,7 @@ def check_columns(store: EncodedStore, expected: Sequence[Encoded]) -> None:
 
 def test_it_is_a_sequence() -> None:
     rows = [Example(f"train/{k}", {"text": "x" * (k + 1)}, label=k % 2) for k in range(2500)]
-    store = prepare(rows, encoder("classification"), None, "")
+    store = encode_examples(rows, encoder("classification"), None, "")
     assert len(store) == 2500
     assert store[-1].id == "train/2499"
     assert [item.id for item in store[2:9:3]] == ["train/2", "train/5", "train/8"]
@@ -104,7 +104,7 @@ def test_it_is_a_sequence() -> None:
 def test_token_arrays_are_views_and_cannot_be_written(tmp_path: Path) -> None:
     rows = [Example("a", {"text": "abc"})]
     for cache in (None, tmp_path):
-        item = prepare(rows, encoder("classification"), cache, "")[0]
+        item = encode_examples(rows, encoder("classification"), cache, "")[0]
         assert isinstance(item.prefix, np.ndarray)
         assert item.prefix.dtype == np.uint32
     with pytest.raises(ValueError, match="read-only"):
@@ -120,13 +120,13 @@ def test_the_second_time_nothing_is_read(tmp_path: Path) -> None:
     rows = [Example(f"train/{k}", {"text": "abc"}, label=1) for k in range(3)]
     skipped = [BadRow(Place("f.csv", 3), "train/1", "torn"), BadRow(Place("f", 9, "row"), "x", "y")]
     first = Report(skipped, unlabelled=4, rows=9)
-    prepare(rows, encoder("classification"), tmp_path, "key", first)
+    encode_examples(rows, encoder("classification"), tmp_path, "key", first)
     again = Report()
-    store = prepare(untouchable(), encoder("classification"), tmp_path, "key", again)
+    store = encode_examples(untouchable(), encoder("classification"), tmp_path, "key", again)
     assert [item.id for item in store] == ["train/0", "train/1", "train/2"]
     assert again == first
     with pytest.raises(AssertionError, match="read although"):
-        prepare(untouchable(), encoder("classification"), tmp_path, "other")
+        encode_examples(untouchable(), encoder("classification"), tmp_path, "other")
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -152,13 +152,15 @@ def damage(entry: Path, kind: int, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_a_damaged_entry_is_never_used(tmp_path: Path, seed: int) -> None:
     rows = [Example(f"train/{k}", {"text": f"text {k}"}, label=k % 2) for k in range(20)]
-    expected = [plain(item) for item in prepare(rows, encoder("classification"), tmp_path, "key")]
+    expected = [
+        plain(item) for item in encode_examples(rows, encoder("classification"), tmp_path, "key")
+    ]
     (entry,) = tmp_path.iterdir()
     damage(entry, seed % 5, seed)
-    store = prepare(rows, encoder("classification"), tmp_path, "key")
+    store = encode_examples(rows, encoder("classification"), tmp_path, "key")
     assert [plain(item) for item in store] == expected
     (entry,) = tmp_path.iterdir()
-    store = prepare(untouchable(), encoder("classification"), tmp_path, "key")
+    store = encode_examples(untouchable(), encoder("classification"), tmp_path, "key")
     assert [plain(item) for item in store] == expected
 
 
@@ -168,7 +170,7 @@ def test_a_failure_leaves_no_entry(tmp_path: Path) -> None:
         raise UsageError("a bad row")
 
     with pytest.raises(UsageError, match="a bad row"):
-        prepare(failing(), encoder("classification"), tmp_path, "key")
+        encode_examples(failing(), encoder("classification"), tmp_path, "key")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,25 +178,25 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     rows = [Example("a", {"text": "abc"})]
 
     def meanwhile() -> Iterator[Example]:
-        prepare(rows, encoder("classification"), tmp_path, "key")
+        encode_examples(rows, encoder("classification"), tmp_path, "key")
         yield from rows
 
-    store = prepare(meanwhile(), encoder("classification"), tmp_path, "key")
+    store = encode_examples(meanwhile(), encoder("classification"), tmp_path, "key")
     assert [item.id for item in store] == ["a"]
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_leavings_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Example("a", {"text": "abc"})]
-    prepare(rows, encoder("classification"), tmp_path, "key")
+    encode_examples(rows, encoder("classification"), tmp_path, "key")
     (entry,) = tmp_path.iterdir()
     partial = entry.with_name(f"{entry.name}.partial-1-2")
     shutil.move(entry, partial)
-    prepare(rows, encoder("classification"), tmp_path, "key")
+    encode_examples(rows, encoder("classification"), tmp_path, "key")
     assert sorted(tmp_path.iterdir()) == [entry, partial]
     shutil.rmtree(entry)
     monkeypatch.setattr(module, "_ABANDONED", -1)
-    prepare(rows, encoder("classification"), tmp_path, "key")
+    encode_examples(rows, encoder("classification"), tmp_path, "key")
     assert list(tmp_path.iterdir()) == [entry]
 
 
@@ -202,11 +204,15 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UsageError, match=r"cannot write prepared data.*\n.*GPTFT_CACHE"):
-        prepare([Example("a", {"text": "abc"})], encoder("classification"), blocked / "sub", "key")
+        encode_examples(
+            [Example("a", {"text": "abc"})], encoder("classification"), blocked / "sub", "key"
+        )
 
 
 def test_nothing_but_numbers_and_json_is_kept(tmp_path: Path) -> None:
-    prepare([Example("a", {"text": "abc"}, label=1)], encoder("classification"), tmp_path, "key")
+    encode_examples(
+        [Example("a", {"text": "abc"}, label=1)], encoder("classification"), tmp_path, "key"
+    )
     (entry,) = tmp_path.iterdir()
     facts: dict[str, Any] = json.loads((entry / "manifest.json").read_text())
     assert set(facts) == {"version", "whole", "files", "report"}

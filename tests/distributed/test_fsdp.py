@@ -8,7 +8,7 @@ import torch
 
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
-from finetune.distributed.fsdp import read_request
+from finetune.distributed.fsdp import fsdp_requested
 from finetune.training.events import Started
 from finetune.training.train import events
 from task_formats import UsageError
@@ -152,10 +152,10 @@ def test_what_is_not_supported_is_refused(told, what, monkeypatch):
     for name, value in {**SHARDS, **told}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=what):
-        read_request()
+        fsdp_requested()
 
 
 def test_nothing_is_asked_for_by_default(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         monkeypatch.delenv(name)
-    assert read_request() is False
+    assert fsdp_requested() is False

@@ -8,8 +8,8 @@ import torch
 import finetune
 from finetune.checkpointing import checkpoint
 from finetune.models.task_model import TaskModel
-from finetune.training.finetuning import Job
-from finetune.training.loop import tokens_read
+from finetune.training.finetuning import FinetuningJob
+from finetune.training.loop import count_tokens
 from tests.support import jobs
 from tests.support.together import SHARDS, train, train_together
 
@@ -22,9 +22,9 @@ def lack_memory(monkeypatch, most: int, when=lambda model: True) -> list[int]:
     forward = TaskModel.forward
 
     def forward_or_fail(self, batch, lm=False):
-        if when(self) and tokens_read(batch) > most:
+        if when(self) and count_tokens(batch) > most:
             raise torch.OutOfMemoryError("out of memory")
-        fitted.append(tokens_read(batch))
+        fitted.append(count_tokens(batch))
         return forward(self, batch, lm)
 
     monkeypatch.setattr(TaskModel, "forward", forward_or_fail)
@@ -93,11 +93,11 @@ def test_processes_make_an_update_again_together(how, environment, bases, tmp_pa
 
 def lose_memory_late(recipe, run, stop=None):
     """The second process once lacks memory for a pass that is neither the largest nor the last."""
-    forward, forwards, passes, sizes = TaskModel.forward, Job.forwards, [], []
+    forward, forwards, passes, sizes = TaskModel.forward, FinetuningJob.forwards, [], []
 
     def begin(self, update, budget):
         found = forwards(self, update, budget)
-        size = max(map(tokens_read, found.batches))
+        size = max(map(count_tokens, found.batches))
         passes[:] = ["late" if budget == 60 and size <= max(sizes[1:], default=0) else "early"]
         sizes.append(size)
         return found
@@ -109,7 +109,7 @@ def lose_memory_late(recipe, run, stop=None):
         return forward(self, batch, lm)
 
     if os.environ["RANK"] == "1":
-        TaskModel.forward, Job.forwards = forward_or_fail, begin
+        TaskModel.forward, FinetuningJob.forwards = forward_or_fail, begin
     return train(recipe, run, stop)
 
 

@@ -14,7 +14,7 @@ import torch
 import finetune
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
-from finetune.evaluation.evaluate import Reading, read_rounds
+from finetune.evaluation.evaluate import BatchConfig, compute_logits
 from finetune.recipe.schema import Recipe
 from tests.support import jobs
 from tests.support.together import ODD, assert_same, train, train_together
@@ -54,7 +54,9 @@ def test_rounds_cover_every_row_once(processes: int, bases, monkeypatch) -> None
     found, counts = [], set()
     for rank in range(processes):
         place = _Place(process_index=rank, num_processes=processes)
-        rounds = list(read_rounds(model, many, Reading("packed", base.lexicon.pad, 90), place))
+        rounds = list(
+            compute_logits(model, many, BatchConfig("packed", base.lexicon.pad, 90), place)
+        )
         counts.add(len(rounds))
         found += [index for batch in rounds for index, _ in batch]
     assert sorted(found) == list(range(10))

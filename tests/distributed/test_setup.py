@@ -7,8 +7,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 import finetune
-from finetune.distributed.setup import choose_precision, start_processes
-from finetune.models.task_model import Head
+from finetune.distributed.setup import choose_precision, create_accelerator
+from finetune.models.task_model import LinearHead
 from finetune.training.events import Started
 from finetune.training.train import events
 from task_formats import UsageError
@@ -21,7 +21,7 @@ def product(place) -> torch.dtype:
 
 
 def test_every_place_keeps_its_precision() -> None:
-    wide, narrow = start_processes("fp32"), start_processes("bf16")
+    wide, narrow = create_accelerator("fp32"), create_accelerator("bf16")
     assert (wide.mixed_precision, narrow.mixed_precision) == ("no", "bf16")
     found = [product(place) for place in (wide, narrow, wide)]
     assert found == [torch.float32, torch.bfloat16, torch.float32]
@@ -46,7 +46,7 @@ def test_runs_of_both_precisions_follow_each_other(bases, tmp_path) -> None:
 
 
 def test_the_head_computes_in_float32() -> None:
-    head = Head(8, 3, chooses=False).eval()
+    head = LinearHead(8, 3, chooses=False).eval()
     features, present = torch.randn(2, 1, 8), torch.ones(2, 1, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
         found = head(features.bfloat16(), present)
@@ -56,16 +56,16 @@ def test_the_head_computes_in_float32() -> None:
 
 def test_a_device_that_is_not_there_is_a_mistake() -> None:
     with pytest.raises(UsageError, match="no device 'tpu' here"):
-        start_processes("fp32", "tpu")
+        create_accelerator("fp32", "tpu")
 
 
 def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
-    old = start_processes("fp32", "cpu")
+    old = create_accelerator("fp32", "cpu")
     # As if it had been a GPU.
     shared = {**AcceleratorState._shared_state, "device": torch.device("cuda")}
     monkeypatch.setattr(AcceleratorState, "_shared_state", shared)
     old.state.__dict__ = shared
-    new = start_processes("fp32", "cpu")
+    new = create_accelerator("fp32", "cpu")
     assert (old.device.type, new.device.type) == ("cuda", "cpu")
 
 
@@ -84,7 +84,7 @@ def two_gpus(monkeypatch) -> None:
 @pytest.mark.usefixtures("two_gpus")
 def test_the_device_is_the_one_that_was_named() -> None:
     names = ("cuda:1", "cuda:0", "cuda:1", "cuda", None, "cpu", "cuda:1")
-    places = [start_processes("fp32", name) for name in names]
+    places = [create_accelerator("fp32", name) for name in names]
     expected = ["cuda:1", "cuda:0", "cuda:1", "cuda", "cuda", "cpu", "cuda:1"]
     # Each keeps its own, whatever was chosen after it.
     assert [str(place.device) for place in places] == expected
@@ -94,7 +94,7 @@ def test_the_device_is_the_one_that_was_named() -> None:
 @pytest.mark.parametrize("name", ["cuda:2", "gpu", "mps", "cuda:x", ""])
 def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
     with pytest.raises(UsageError, match=f"no device '{name}' here") as caught:
-        start_processes("fp32", name)
+        create_accelerator("fp32", name)
     assert caught.value.cure == "Leave the device out, or say cpu or cuda:0 or cuda:1."
 
 
@@ -102,7 +102,7 @@ def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
 def test_several_processes_do_not_share_one_device(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="cannot all compute on cuda:1") as caught:
-        start_processes("fp32", "cuda:1")
+        create_accelerator("fp32", "cuda:1")
     assert "Say cuda:" in caught.value.cure
 
 

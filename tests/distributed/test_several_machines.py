@@ -13,8 +13,8 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from finetune.distributed.fsdp import read_request
-from finetune.recipe.loading import dump
+from finetune.distributed.fsdp import fsdp_requested
+from finetune.recipe.loading import dump_recipe
 from tests.support import jobs
 from tests.support.together import ODD, SHARDS
 
@@ -43,7 +43,7 @@ def write_job(bases, folder: Path, **settings) -> tuple[Path, Path]:
     """The recipe of a small job as a file, and the run of one process to compare with."""
     recipe = jobs.recipe("entailment", bases("gpt2"), folder / "data", **{**ODD, **settings})
     path = folder / "mine.yaml"
-    path.write_text(dump(recipe))
+    path.write_text(dump_recipe(recipe))
     return path, jobs.train(recipe, folder / "one")
 
 
@@ -132,7 +132,7 @@ def test_accelerate_asks_for_shards_in_the_words_that_are_read(monkeypatch) -> N
     assert environment["FSDP_ACTIVATION_CHECKPOINTING"] == "false"
     for name in (name for name in environment if name.startswith(("FSDP_", "ACCELERATE_"))):
         monkeypatch.setenv(name, environment[name])
-    assert read_request()
+    assert fsdp_requested()
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
     assert not plugin.cpu_ram_efficient_loading

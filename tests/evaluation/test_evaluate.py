@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from finetune.batching.collate import collate
-from finetune.evaluation.evaluate import Reading, evaluate, gather, read_rounds
+from finetune.evaluation.evaluate import BatchConfig, compute_logits, evaluate, gather_logits
 from task_formats import Task
 from tests.support import samples
 from tests.support.samples import KINDS
@@ -29,8 +29,8 @@ def test_every_row_is_scored_once_and_in_its_place(name: str, budget: int, bases
     kind, base = KINDS[name], samples.load(bases("gpt2"))
     many = samples.examples(kind, base, count=9)
     model = samples.task_model(kind, base, dropout=0.5)
-    reading = Reading("packed", base.lexicon.pad, budget)
-    found = evaluate(read_rounds(model, many, reading, HERE), many, task_of(name), HERE)
+    reading = BatchConfig("packed", base.lexicon.pad, budget)
+    found = evaluate(compute_logits(model, many, reading, HERE), many, task_of(name), HERE)
     assert model.training
     model.eval()
     values, losses = [], []
@@ -59,10 +59,12 @@ def test_rows_without_a_label_are_predicted_and_not_scored(bases) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
     many = samples.examples(kind, base, count=4)
     model = samples.task_model(kind, base)
-    reading = Reading("packed", base.lexicon.pad, 100)
+    reading = BatchConfig("packed", base.lexicon.pad, 100)
 
     def scores(rows):
-        return evaluate(read_rounds(model, rows, reading, HERE), rows, task_of("entailment"), HERE)
+        return evaluate(
+            compute_logits(model, rows, reading, HERE), rows, task_of("entailment"), HERE
+        )
 
     more = [many[0]._replace(label=None), *many[:2], many[1]._replace(label=None), *many[2:]]
     assert scores(more).scores == pytest.approx(scores(many).scores)
@@ -72,7 +74,7 @@ def test_rows_without_a_label_are_predicted_and_not_scored(bases) -> None:
 @pytest.mark.parametrize("found", [[0, 1], [0, 1, 1], [0, 1, 2, 2], [0, 1, 3], []])
 def test_a_row_that_is_missing_or_there_twice_is_never_scored_silently(found: list[int]) -> None:
     with pytest.raises(RuntimeError, match=f"{len(found)} results for 3 rows"):
-        gather([[(index, np.zeros(2, np.float32)) for index in found]], 3, HERE)
+        gather_logits([[(index, np.zeros(2, np.float32)) for index in found]], 3, HERE)
 
 
 def test_numbers_that_are_none_do_not_move_a_class(bases) -> None:

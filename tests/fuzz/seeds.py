@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save
 
-from finetune.recipe.loading import shipped
+from finetune.recipe.loading import shipped_recipes
 
 ROW = {"a": "one, two", "b": 'say "so"', "c": None, "label": 1}
 RACE = {"id": "1", "article": "Once.", "questions": ["Why?"], "options": [["a", "b"]]}
@@ -35,7 +35,7 @@ def build_seeds(name: str) -> Iterator[bytes]:
             yield save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)})
             yield save({"a": torch.ones(1)}, {"b": "a"})
         case "recipe":
-            yield from (Path(path).read_bytes()[:1500] for path in shipped().values())
+            yield from (Path(path).read_bytes()[:1500] for path in shipped_recipes().values())
         case "overrides":
             yield b"\x003\n\x013e-5\n\x04{0: no, 1: yes}\n\x06[a, b]\n\x09{rank: 8}"
         case "encoder":

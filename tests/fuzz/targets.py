@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from finetune.data.readers.files import FileRows
-from finetune.data.rows import Reading
-from finetune.recipe.loading import dump, override, parse
+from finetune.data.rows import ReadOptions
+from finetune.recipe.loading import dump_recipe, override_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from finetune.storage.tensors import read_tensors
 from task_formats import (
@@ -35,14 +35,14 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="gptft-fuzz-", ignore_cleanup_error
 # -- the readers of data ---------------------------------------------------------------------------
 
 READINGS = (
-    Reading("csv"),
-    Reading("tsv"),
-    Reading("jsonl"),
-    Reading("json"),
-    Reading("race"),
-    Reading("csv", columns=("a", "b")),
-    Reading("tsv", columns=("a", "b", "c"), fewest=2),
-    Reading("jsonl", rename={"a": "b"}, shape={"c": "a.b", "d": {"e": "a"}}),
+    ReadOptions("csv"),
+    ReadOptions("tsv"),
+    ReadOptions("jsonl"),
+    ReadOptions("json"),
+    ReadOptions("race"),
+    ReadOptions("csv", columns=("a", "b")),
+    ReadOptions("tsv", columns=("a", "b", "c"), fewest=2),
+    ReadOptions("jsonl", rename={"a": "b"}, shape={"c": "a.b", "d": {"e": "a"}}),
 )
 
 
@@ -59,10 +59,10 @@ def check_rows(data: bytes) -> None:
 
 def check_parquet(data: bytes) -> None:
     """Bytes of a Parquet file."""
-    scan(data, Reading("parquet"))
+    scan(data, ReadOptions("parquet"))
 
 
-def scan(content: bytes, reading: Reading, ending: str = "") -> None:
+def scan(content: bytes, reading: ReadOptions, ending: str = "") -> None:
     """Rows come with their places and can be written again; or a UsageError says why not."""
     path = scratch(f"rows{ending}")
     path.write_bytes(content)
@@ -129,11 +129,11 @@ def check_tensors(data: bytes) -> None:
 def check_recipe(data: bytes) -> None:
     """A text in YAML gives a recipe that survives being written, or one message."""
     try:
-        recipe = parse(data.decode("utf-8", "surrogateescape"), "fuzz.yaml")
+        recipe = parse_recipe(data.decode("utf-8", "surrogateescape"), "fuzz.yaml")
     except UsageError as error:
         check_words(error)
         return
-    assert parse(dump(recipe)) == recipe
+    assert parse_recipe(dump_recipe(recipe)) == recipe
     recipe.task.build()
 
 
@@ -156,7 +156,7 @@ data: {train: train.csv, evaluate: dev.csv}
 @functools.cache
 def standard() -> Recipe:
     """A recipe that is never changed itself."""
-    return parse(STANDARD)
+    return parse_recipe(STANDARD)
 
 
 def check_overrides(data: bytes) -> None:
@@ -164,11 +164,11 @@ def check_overrides(data: bytes) -> None:
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     changes = {KEYS[ord(line[0]) % len(KEYS)]: line[1:] for line in lines if line}
     try:
-        recipe = override(standard(), changes)
+        recipe = override_recipe(standard(), changes)
     except UsageError as error:
         check_words(error)
         return
-    assert parse(dump(recipe)) == recipe
+    assert parse_recipe(dump_recipe(recipe)) == recipe
 
 
 # -- the encoder -----------------------------------------------------------------------------------
@@ -192,10 +192,10 @@ def characters(texts: Sequence[str]) -> list[list[int]]:
 @functools.cache
 def lexicon():
     """The tokens of the base that is shipped."""
-    from finetune.models.pretrained import load_tokenizer
-    from finetune.recipe.schema import BasePart
+    from finetune.models.pretrained import load_task_tokens
+    from finetune.recipe.schema import BaseConfig
 
-    return load_tokenizer(BasePart(path="tiny"))
+    return load_task_tokens(BaseConfig(path="tiny"))
 
 
 def check_encoder(data: bytes) -> None:

@@ -9,10 +9,10 @@ import transformers
 
 from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
-from finetune.models.lora import merged
+from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import LanguageModel
-from finetune.recipe.schema import BasePart, LoraPart
+from finetune.recipe.schema import BaseConfig, LoraConfig
 from task_formats import Task, UsageError
 from tests.support import samples
 from tests.support.families import FAMILIES, SENTENCES, SPARE_ROWS, TIED, make_tokenizer
@@ -20,7 +20,7 @@ from tests.support.samples import KINDS
 
 
 def load(folder, **rest):
-    return load_decoder(BasePart(path=str(folder), **{"dropout": None, **rest}))
+    return load_decoder(BaseConfig(path=str(folder), **{"dropout": None, **rest}))
 
 
 def plain(folder) -> transformers.PreTrainedModel:
@@ -112,7 +112,7 @@ def test_new_rows_start_where_they_do_no_harm(family, bases) -> None:
 def test_the_same_seed_gives_the_same_rows(bases) -> None:
     def rows(seed: int) -> torch.Tensor:
         return (
-            load_decoder(BasePart(path=str(bases("gpt2"))), seed)
+            load_decoder(BaseConfig(path=str(bases("gpt2"))), seed)
             .decoder.get_input_embeddings()
             .weight
         )
@@ -206,7 +206,7 @@ def test_adapters_train_little_and_come_back_with_head_and_new_rows(
     family: str, bases, tmp_path: Path
 ) -> None:
     kind = KINDS["entailment"]
-    base = load(bases(family), dropout=0.0, lora=LoraPart(rank=2))
+    base = load(bases(family), dropout=0.0, lora=LoraConfig(rank=2))
     model = samples.task_model(kind, base)
     many = samples.examples(kind, base)
     batch = collate(many, "packed", base.lexicon.pad)
@@ -230,10 +230,10 @@ def test_adapters_train_little_and_come_back_with_head_and_new_rows(
         found = again(batch, lm=True)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.lm_loss, expected.lm_loss, rtol=1e-5, atol=1e-5)
-    assert merged(again.reader.decoder) is again.reader.decoder
+    assert merge_adapters(again.reader.decoder) is again.reader.decoder
 
 
 def test_adapters_need_layers_of_the_names_they_are_given(bases) -> None:
     with pytest.raises(UsageError, match="does not fit this base") as caught:
-        load(bases("gpt2"), lora=LoraPart(targets=("q_proj",)))
+        load(bases("gpt2"), lora=LoraConfig(targets=("q_proj",)))
     assert "targets" in caught.value.cure

@@ -9,13 +9,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from finetune.models.pretrained import Base, load_decoder
-from finetune.recipe.schema import BasePart
+from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 from tests.support.families import make_tokenizer
 
 
 def load(folder: Path | str, **rest) -> Base:
-    return load_decoder(BasePart(path=str(folder), **rest))
+    return load_decoder(BaseConfig(path=str(folder), **rest))
 
 
 def refused(folder: Path | str, **rest) -> UsageError:

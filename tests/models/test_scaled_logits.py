@@ -6,8 +6,8 @@ import transformers
 from torch import nn
 
 from finetune.batching.collate import collate
-from finetune.models.pretrained import equip
-from finetune.models.task_model import Finish, LanguageModel, TaskModel
+from finetune.models.pretrained import optimize_decoder
+from finetune.models.task_model import LanguageModel, LogitTransform, TaskModel
 from finetune.pretraining.perplexity import TextScorer
 from task_formats import Encoded
 from tests.support.samples import KINDS
@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_transformers_own(family: str) -> None:
     slopes = gradients(decoder, expected)
     texts = [Encoded(f"x/{n}", row.tolist(), ()) for n, row in enumerate(rows)]
     batch = collate(texts, "separate")
-    found = LanguageModel(equip(decoder))(batch, lm=True).lm_loss
+    found = LanguageModel(optimize_decoder(decoder))(batch, lm=True).lm_loss
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     for name, slope in gradients(decoder, found).items():
         torch.testing.assert_close(slope, slopes[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -68,9 +68,9 @@ def test_loss_and_gradients_are_transformers_own(family: str) -> None:
         nats = TextScorer(decoder)(batch).logits
     assert float(nats.sum()) == pytest.approx(16 * 3 * float(expected), rel=1e-5)
     # Without what the family does to its logits it would be another loss.
-    finish, model = Finish.of(decoder), LanguageModel(decoder)
-    assert finish != Finish()
-    model.reader.finish = Finish()
+    finish, model = LogitTransform.of(decoder), LanguageModel(decoder)
+    assert finish != LogitTransform()
+    model.reader.finish = LogitTransform()
     assert abs(float(model(batch, lm=True).lm_loss.detach() - expected)) > 1e-2
 
 
@@ -85,7 +85,7 @@ def test_answers_and_fine_tuning_read_the_same_logits(family: str, layout: str) 
         loss = decoder(input_ids=views[1], labels=views[1]).loss
     expected = [float(logs[0][2, 8] + logs[0][3, 9]), float(logs[1][2, 10])]
     with torch.no_grad():
-        found = LanguageModel(equip(decoder))(collate([chosen], layout)).logits[0]
+        found = LanguageModel(optimize_decoder(decoder))(collate([chosen], layout)).logits[0]
         assert found.tolist() == pytest.approx(expected, rel=1e-5)
         kind = KINDS["classification"]
         model = TaskModel(decoder, kind.format, kind.labels)
@@ -97,4 +97,6 @@ def test_what_transformers_does_not_read_is_not_read_here() -> None:
     """Mpt has a setting for it, and its logits are plain all the same."""
     config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=320)
     config.logit_scale = 0.5
-    assert Finish.of(transformers.AutoModelForCausalLM.from_config(config)) == Finish()
+    assert (
+        LogitTransform.of(transformers.AutoModelForCausalLM.from_config(config)) == LogitTransform()
+    )

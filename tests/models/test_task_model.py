@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 import finetune.models.task_model
 from finetune.batching.collate import collate
 from finetune.models import losses
-from finetune.models.task_model import Head, LanguageModel, TaskModel
+from finetune.models.task_model import LanguageModel, LinearHead, TaskModel
 from task_formats import Encoded
 from tests.support import reference, samples
 from tests.support.families import FAMILIES
@@ -127,7 +127,7 @@ SIZES = st.tuples(*[st.integers(1, 4)] * 3)
 def test_the_head_is_linear_in_the_sum_of_the_views(sizes, seed: int) -> None:
     examples, views, classes = sizes
     torch.manual_seed(seed)
-    head = Head(6, classes, chooses=False).double().eval()
+    head = LinearHead(6, classes, chooses=False).double().eval()
     head.bias.data.normal_()
     features = torch.randn(examples, views, 6, dtype=torch.float64)
     present = torch.rand(examples, views) < 0.7
@@ -139,7 +139,7 @@ def test_the_head_is_linear_in_the_sum_of_the_views(sizes, seed: int) -> None:
 def test_a_choice_is_scored_by_its_own_view_alone(sizes, seed: int) -> None:
     examples, views, _ = sizes
     torch.manual_seed(seed)
-    head = Head(6, 5, chooses=True).double().eval()
+    head = LinearHead(6, 5, chooses=True).double().eval()
     assert head.weight.shape == (1, 6)
     head.bias.data.normal_()
     features = torch.randn(examples, views, 6, dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_a_choice_is_scored_by_its_own_view_alone(sizes, seed: int) -> None:
 
 def test_one_dropout_mask_serves_all_views_of_an_example() -> None:
     torch.manual_seed(0)
-    head = Head(400, 1, chooses=True, dropout=0.5).train()
+    head = LinearHead(400, 1, chooses=True, dropout=0.5).train()
     features = torch.randn(3, 1, 400).expand(3, 4, 400)
     scores = head(features, torch.ones(3, 4, dtype=torch.bool))
     assert (scores == scores[:, :1]).all()
@@ -161,7 +161,7 @@ def test_one_dropout_mask_serves_all_views_of_an_example() -> None:
 
 def test_dropout_keeps_the_expected_features() -> None:
     torch.manual_seed(0)
-    head = Head(10_000, 1, chooses=True, dropout=0.1).train()
+    head = LinearHead(10_000, 1, chooses=True, dropout=0.1).train()
     with torch.no_grad():
         head.weight.fill_(1 / 10_000)
         score = head(torch.ones(1, 1, 10_000), torch.ones(1, 1, dtype=torch.bool)).item()
@@ -171,7 +171,7 @@ def test_dropout_keeps_the_expected_features() -> None:
 
 def test_a_new_head_is_the_papers() -> None:
     torch.manual_seed(0)
-    head = Head(50_000, 2, chooses=False)
+    head = LinearHead(50_000, 2, chooses=False)
     assert head.bias.tolist() == [0, 0]
     assert head.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert head.weight.mean().item() == pytest.approx(0, abs=5e-4)

@@ -10,7 +10,7 @@ import transformers
 
 from finetune.checkpointing.run_folder import read_result
 from finetune.pretraining import Plan, pretrain
-from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.token_shards import open_shards
 from finetune.pretraining.train import events
 from finetune.training.loop import Step
@@ -125,7 +125,7 @@ def test_mixed_documents_fill_every_block(small, texts, tmp_path):
         counts.append(read_result(tmp_path / name)["made_with"]["rows"]["train"])
     shards = open_shards(texts / "home" / "train")
     assert counts[0] == -(-int(shards.starts[-1]) // 23) < counts[1]
-    blocks = Blocks(shards, 24, "train", mix_documents=True)
+    blocks = TokenBlocks(shards, 24, "train", mix_documents=True)
     end = shards.read(0, 1)[0]
     assert any(end in blocks[n].prefix[1:-1] for n in range(len(blocks)))
 

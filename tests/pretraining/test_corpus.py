@@ -22,7 +22,7 @@ from finetune.pretraining.corpus import (
     wrap_width,
 )
 from finetune.pretraining.corpus_sources import open_corpus
-from finetune.pretraining.plan import CorpusPart
+from finetune.pretraining.plan import CorpusConfig
 from task_formats import UsageError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -239,8 +239,8 @@ def test_rows_are_read_as_rows_or_refused_however_they_are_packed(tmp_path):
     content = b'{"text": "It rained."}\n'
     for name, pack in (("A.JSONL.GZ", gzip.compress), ("a.jsonl.xz", lzma.compress)):
         (tmp_path / name).write_bytes(pack(content))
-    corpus = open_corpus(CorpusPart(train="x"), (str(tmp_path / "A.JSONL.GZ"),))
+    corpus = open_corpus(CorpusConfig(train="x"), (str(tmp_path / "A.JSONL.GZ"),))
     assert ["".join(document.pieces) for document in corpus.read()] == ["It rained."]
     with pytest.raises(UsageError, match=r"packed as \.xz") as caught:
-        open_corpus(CorpusPart(train="x"), (str(tmp_path / "a.jsonl.xz"),))
+        open_corpus(CorpusConfig(train="x"), (str(tmp_path / "a.jsonl.xz"),))
     assert "a.jsonl.xz" in caught.value.where

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from finetune.pretraining.architectures import draw_decoder
+from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.plan_loading import dump_plan, load_plan, parse_plan, shipped_plans
 from task_formats import UsageError
@@ -72,7 +72,7 @@ def test_the_mini_plan_draws_a_decoder_of_between_20_and_30_million_parameters()
     plan = load_plan("mini")
     shape, vocabulary = plan.shape, plan.tokenizer.vocabulary
     with torch.device("meta"):
-        decoder = draw_decoder(shape, vocabulary, 0, dropout=0.1, spread=0.02, seed=42)
+        decoder = build_decoder(shape, vocabulary, 0, dropout=0.1, spread=0.02, seed=42)
     count = sum(part.numel() for part in decoder.parameters())
     blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
     tables = (vocabulary + shape.positions) * shape.width

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.batching.sampler import Order
+from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.run_folder import read_log, read_result
-from finetune.models.pretrained import load_decoder, load_plain
+from finetune.models.pretrained import load_decoder, load_language_model
 from finetune.pretraining import Plan, pretrain
-from finetune.pretraining.architectures import draw_decoder
-from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.architectures import build_decoder
+from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.token_shards import open_shards
 from finetune.pretraining.train import events
-from finetune.recipe.schema import BasePart
+from finetune.recipe.schema import BaseConfig
 from finetune.storage.manifest import MANIFEST
 from finetune.training.events import Evaluated, Notice, Started
 from finetune.training.loop import Step
@@ -127,8 +127,8 @@ def test_an_update_has_the_loss_of_transformers_own_on_the_whole_batch(books, tm
             assert float(event.losses.total) == loss
             assert float(event.losses.task) == 0
     first = _drawn(changed, books)
-    blocks = Blocks(open_shards(books / "shards" / "train"), 48, "train")
-    order = Order(len(blocks), 8, 1 / (len(blocks) // 8), 42, drop_incomplete=True)
+    blocks = TokenBlocks(open_shards(books / "shards" / "train"), 48, "train")
+    order = EpochSampler(len(blocks), 8, 1 / (len(blocks) // 8), 42, drop_incomplete=True)
     nats = targets = 0.0
     for index in order.indices(1).tolist():
         block = torch.tensor(blocks[index].prefix.astype(np.int64))[None]
@@ -139,7 +139,7 @@ def test_an_update_has_the_loss_of_transformers_own_on_the_whole_batch(books, tm
 
 
 def _drawn(plan: Plan, books: Path):
-    decoder = draw_decoder(plan.shape, 300, 0, dropout=0.0, spread=0.02, seed=plan.train.seed)
+    decoder = build_decoder(plan.shape, 300, 0, dropout=0.0, spread=0.02, seed=plan.train.seed)
     decoder.set_attn_implementation("eager")
     return decoder.eval()
 
@@ -170,7 +170,7 @@ def test_every_style_gives_a_base_that_fine_tuning_takes(books, tmp_path, style)
     tensors = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert not any(tensor.isnan().any() for tensor in tensors.values())
-    base = load_decoder(BasePart(path=str(tmp_path / "run")))
+    base = load_decoder(BaseConfig(path=str(tmp_path / "run")))
     assert base.positions == 48
     assert len(base.lexicon.tokenizer) == 300 + 4
     # What is told is what the saved, rounded weights reach, not those in memory.
@@ -187,7 +187,7 @@ def test_a_base_goes_on_learning_with_its_own_tokenizer_and_shape(books, run, tm
     assert (
         found[-1].result.scores["evaluate"]["loss"] < read_result(run)["scores"]["evaluate"]["loss"]
     )
-    _, tokenizer = load_plain(BasePart(path=str(tmp_path / "further")))
+    _, tokenizer = load_language_model(BaseConfig(path=str(tmp_path / "further")))
     assert len(tokenizer) == 300
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from finetune.checkpointing.run_folder import read_result
 from finetune.models.task_model import LanguageModel
 from finetune.pretraining import pretrain
-from finetune.training.loop import tokens_read
+from finetune.training.loop import count_tokens
 from task_formats import UsageError
 from tests.pretraining.test_pretraining import books, plan  # noqa: F401  (a fixture)
 from tests.support import warm
@@ -23,7 +23,7 @@ def pretrain_in_little(told, folder, most: int) -> int:
     forward = LanguageModel.forward
 
     def forward_or_fail(self, batch, lm=False):
-        if self.training and os.environ["RANK"] == "1" and tokens_read(batch) > most:
+        if self.training and os.environ["RANK"] == "1" and count_tokens(batch) > most:
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, batch, lm)
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.batching.sampler import measure
+from finetune.batching.sampler import compute_lengths
 from finetune.pretraining import token_shards as shards_module
-from finetune.pretraining.blocks import Blocks
+from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Document
 from finetune.pretraining.token_shards import (
     MANIFEST,
-    Manifest,
-    Shards,
+    ShardManifest,
+    TokenShards,
     open_shards,
     read_manifest,
     write_shards,
@@ -26,7 +26,7 @@ from finetune.storage.files import write_atomically
 from task_formats import UsageError
 
 END = 99
-START = Manifest("key", 300, END)
+START = ShardManifest("key", 300, END)
 DOCUMENTS = st.lists(st.lists(st.text("ab ", max_size=9), max_size=5), min_size=1, max_size=6)
 
 
@@ -49,7 +49,7 @@ def laid_out(documents) -> list[int]:
     return [END] + [token for text in texts if text for token in [*spell([text])[0], END]]
 
 
-def made(folder: Path, documents, size: int = 7) -> Shards:
+def made(folder: Path, documents, size: int = 7) -> TokenShards:
     return write_shards(stream(documents), spell, folder, START, size)
 
 
@@ -68,11 +68,12 @@ def test_shards_and_blocks_hold_every_token_once(tmp_path_factory, documents, si
     assert shards.manifest.text_bytes == sum(len("".join(pieces)) for pieces in documents)
     assert shards.documents == sum(bool("".join(pieces)) for pieces in documents)
     for mixed in (False, True):
-        blocks = Blocks(shards, context, "train", mixed)
+        blocks = TokenBlocks(shards, context, "train", mixed)
         assert [token for block in blocks for token in block.prefix[1:].tolist()] == tokens[1:]
         assert all(2 <= block.tokens <= context for block in blocks)
         assert all(
-            np.array_equal(a, b) for a, b in zip(blocks.measure(), measure(blocks), strict=True)
+            np.array_equal(a, b)
+            for a, b in zip(blocks.measure(), compute_lengths(blocks), strict=True)
         )
         assert blocks.targets == len(tokens) - 1
         inner = [END in block.prefix[1:-1] for block in blocks]
@@ -80,7 +81,7 @@ def test_shards_and_blocks_hold_every_token_once(tmp_path_factory, documents, si
 
 
 def test_long_documents_are_cut_evenly_and_stay_contiguous(tmp_path):
-    blocks = Blocks(made(tmp_path, [["ab " * 100], ["b"]]), 8, "train")
+    blocks = TokenBlocks(made(tmp_path, [["ab " * 100], ["b"]]), 8, "train")
     lengths = [block.tokens for block in blocks]
     assert sum(lengths[:-1]) == 301 + len(lengths[:-1])
     assert max(lengths[:-1]) - min(lengths[:-1]) <= 1
@@ -163,4 +164,4 @@ def test_a_corpus_without_text_and_a_context_of_one_are_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no text"):
         made(tmp_path, [[], [""]])
     with pytest.raises(UsageError, match="context of 1"):
-        Blocks(made(tmp_path, [["ab"]]), 1, "train")
+        TokenBlocks(made(tmp_path, [["ab"]]), 1, "train")

@@ -21,8 +21,8 @@ from finetune.cli import main
 from finetune.data.readers.files import open_file
 from finetune.models.pretrained import load_decoder
 from finetune.pretraining.plan_loading import load_plan, parse_run_plan
-from finetune.recipe.loading import dump
-from finetune.recipe.schema import BasePart, PromptPart
+from finetune.recipe.loading import dump_recipe
+from finetune.recipe.schema import BaseConfig, PromptConfig
 from finetune.storage import files
 from finetune.storage.tensors import find_same
 from task_formats import UsageError
@@ -250,7 +250,7 @@ def test_adapters_for_another_base_are_not_followed(bases, tmp_path) -> None:
     told = {"peft_type": "LORA", "base_model_name_or_path": str(bases("llama"))}
     (folder / "adapter_config.json").write_text(json.dumps(told))
     with pytest.raises(UsageError, match="holds adapters for another base"):
-        load_decoder(BasePart(path=str(folder)))
+        load_decoder(BaseConfig(path=str(folder)))
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
@@ -260,7 +260,7 @@ def test_attention_code_of_a_hub_is_not_fetched(key, bases, tmp_path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: "evil/kernel"}))
     with pytest.raises(UsageError, match="asks for attention code of a hub: evil/kernel"):
-        load_decoder(BasePart(path=str(folder)))
+        load_decoder(BaseConfig(path=str(folder)))
 
 
 def test_a_file_alone_cannot_ask_for_code_of_a_base_to_be_run(run, tmp_path, monkeypatch) -> None:
@@ -315,8 +315,8 @@ def test_every_command_that_loads_a_base_runs_its_code_when_told(
     """And none without a word: the cure that is named is an option that is there."""
     monkeypatch.chdir(tmp_path)
     recipe = jobs.recipe("entailment", coded, tmp_path / "data", epochs=1, train=4, held_out=4)
-    prompt = PromptPart(text="{premise}", answers={"yes": " yes", "no": " no"})
-    (tmp_path / "mine.yaml").write_text(dump(jobs.change(recipe, "task", prompt=prompt)))
+    prompt = PromptConfig(text="{premise}", answers={"yes": " yes", "no": " no"})
+    (tmp_path / "mine.yaml").write_text(dump_recipe(jobs.change(recipe, "task", prompt=prompt)))
     jobs.write_rows(tmp_path / "new.jsonl", jobs.rows("entailment", 2, seed=5))
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("It rained all night. " * 40)
@@ -356,4 +356,4 @@ def test_a_hostile_recipe_is_one_message(tmp_path, capsys) -> None:
         assert main(["show", str(path)]) == 2
         assert capsys.readouterr().err.count("error:") == 1
     assert os.listdir(tmp_path) == ["evil.yaml"]
-    assert files.inside(tmp_path, "evil.yaml") == path
+    assert files.safe_join(tmp_path, "evil.yaml") == path

@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from finetune.distributed.setup import start_processes
-from finetune.evaluation.evaluate import Reading
-from finetune.models.attention.interface import NAME
-from finetune.models.pretrained import load_plain
-from finetune.models.task_model import Reader
+from finetune.distributed.setup import create_accelerator
+from finetune.evaluation.evaluate import BatchConfig
+from finetune.models.attention.interface import ATTENTION_NAME
+from finetune.models.pretrained import load_language_model
+from finetune.models.task_model import DecoderWrapper
 from finetune.prompting import prefix_groups as trunks
 from finetune.prompting.answer_batches import collate_answers, trim
 from finetune.prompting.answer_scorer import AnswerScorer
-from finetune.prompting.prefix_groups import find_trunks
-from finetune.recipe.schema import BasePart
-from finetune.training.loop import tokens_read
+from finetune.prompting.prefix_groups import find_prefix_groups
+from finetune.recipe.schema import BaseConfig
+from finetune.training.loop import count_tokens
 from task_formats import Encoded
 from tests.support.families import FAMILIES
 
@@ -68,10 +68,10 @@ def one_by_one(folder, asked: list[Encoded]) -> list[list[float]]:
 
 
 def scorer(folder, budget: int, layout: str | None = None) -> AnswerScorer:
-    decoder, _ = load_plain(BasePart(path=str(folder), dropout=None))
-    packs = decoder.config._attn_implementation == NAME
-    reading = Reading(layout or ("packed" if packs else "separate"), 0, budget)
-    return AnswerScorer(decoder, reading, start_processes("fp32", "cpu"))
+    decoder, _ = load_language_model(BaseConfig(path=str(folder), dropout=None))
+    packs = decoder.config._attn_implementation == ATTENTION_NAME
+    reading = BatchConfig(layout or ("packed" if packs else "separate"), 0, budget)
+    return AnswerScorer(decoder, reading, create_accelerator("fp32", "cpu"))
 
 
 def assert_as_likely(found: np.ndarray, expected: list[list[float]]) -> None:
@@ -83,10 +83,10 @@ def assert_as_likely(found: np.ndarray, expected: list[list[float]]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("beginning", [0, 60])
 def test_answers_are_as_likely_as_one_at_a_time(bases, family, beginning, monkeypatch):
-    monkeypatch.setattr(trunks, "WORTHWHILE", 30)
+    monkeypatch.setattr(trunks, "MIN_SHARED_TOKENS", 30)
     asked = requests(200, beginning)
     if beginning:
-        assert find_trunks(asked)[0].length >= beginning
+        assert find_prefix_groups(asked)[0].length >= beginning
     expected = one_by_one(bases(family), asked)
     for budget in (1, 70, 10_000):
         assert_as_likely(scorer(bases(family), budget).score(asked), expected)
@@ -94,7 +94,7 @@ def test_answers_are_as_likely_as_one_at_a_time(bases, family, beginning, monkey
 
 @pytest.mark.parametrize("layout", ["separate", "shared", "packed"])
 def test_every_layout_gives_the_same(bases, layout, monkeypatch):
-    monkeypatch.setattr(trunks, "WORTHWHILE", 30)
+    monkeypatch.setattr(trunks, "MIN_SHARED_TOKENS", 30)
     for beginning in (0, 60):
         asked = requests(200, beginning)
         found = scorer(bases("gpt2"), 150, layout).score(asked)
@@ -103,7 +103,7 @@ def test_every_layout_gives_the_same(bases, layout, monkeypatch):
 
 def test_a_common_beginning_is_read_once(bases, monkeypatch):
     """Tokens through the first layer: the beginning, and what is new of each different request."""
-    monkeypatch.setattr(trunks, "WORTHWHILE", 30)
+    monkeypatch.setattr(trunks, "MIN_SHARED_TOKENS", 30)
     asked = requests(200, beginning=60)
     made = scorer(bases("gpt2"), 10_000)
     read = []
@@ -156,11 +156,11 @@ def test_every_target_is_predicted_from_the_token_before_it(asked, layout, remem
 
 @given(REQUESTS)
 def test_trunks_share_their_beginning_and_hold_every_request_once(asked):
-    trunks.WORTHWHILE, usual = 3, trunks.WORTHWHILE
+    trunks.MIN_SHARED_TOKENS, usual = 3, trunks.MIN_SHARED_TOKENS
     try:
-        found = find_trunks(asked)
+        found = find_prefix_groups(asked)
     finally:
-        trunks.WORTHWHILE = usual
+        trunks.MIN_SHARED_TOKENS = usual
     assert sorted(int(n) for trunk in found for n in trunk.requests) == list(range(len(asked)))
     for trunk in found:
         beginnings = {tuple(asked[n].prefix[: trunk.length]) for n in trunk.requests}
@@ -171,14 +171,14 @@ def test_trunks_share_their_beginning_and_hold_every_request_once(asked):
 def test_requests_that_share_one_beginning_make_one_trunk():
     asked = [Encoded(str(n), [*range(400), 500 + n], ((1,),)) for n in range(5)]
     others = [Encoded(f"o{n}", [1000 + n] * 50, ((1,),)) for n in range(3)]
-    shared, alone = find_trunks([*others, *asked])
+    shared, alone = find_prefix_groups([*others, *asked])
     assert (shared.length, sorted(shared.requests.tolist())) == (400, [3, 4, 5, 6, 7])
     assert (alone.length, sorted(alone.requests.tolist())) == (0, [0, 1, 2])
 
 
 def test_scores_are_without_dropout_and_alike_every_time(bases):
-    decoder, _ = load_plain(BasePart(path=str(bases("gpt2")), dropout=0.5))
-    made = AnswerScorer(decoder, Reading("packed", 0, 500), start_processes("fp32", "cpu"))
+    decoder, _ = load_language_model(BaseConfig(path=str(bases("gpt2")), dropout=0.5))
+    made = AnswerScorer(decoder, BatchConfig("packed", 0, 500), create_accelerator("fp32", "cpu"))
     asked = requests(200)
     assert np.array_equal(made.score(asked), made.score(asked))
     assert_as_likely(made.score(asked), one_by_one(bases("gpt2"), asked))
@@ -188,16 +188,16 @@ def test_scores_are_without_dropout_and_alike_every_time(bases):
 def test_out_of_memory_questions_are_asked_in_pieces(bases, monkeypatch, family: str):
     asked = [part for n in range(3) for part in requests(200, beginning=n)]
     made = scorer(bases(family), 2000)
-    expected, read = made.score(asked), Reader.states
+    expected, read = made.score(asked), DecoderWrapper.states
     failed, fitted = [], []
 
     def read_or_fail(self, batch, *rest):
-        (failed if tokens_read(batch) > 450 else fitted).append(tokens_read(batch))
-        if failed and failed[-1] == tokens_read(batch):
+        (failed if count_tokens(batch) > 450 else fitted).append(count_tokens(batch))
+        if failed and failed[-1] == count_tokens(batch):
             raise torch.OutOfMemoryError("out of memory")
         return read(self, batch, *rest)
 
-    monkeypatch.setattr(Reader, "states", read_or_fail)
+    monkeypatch.setattr(DecoderWrapper, "states", read_or_fail)
     for _ in range(2):
         found = made.score(asked)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)

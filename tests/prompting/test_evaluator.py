@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.evaluation.intervals import bootstrap
+from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
-from finetune.prompting import Asker, Manner, ask, normalization
+from finetune.prompting import Asker, Manner, evaluate_prompts, normalization
 from finetune.prompting.contexts import find_boundary
 from finetune.recipe.schema import Recipe
 from task_formats import Encoded, Question, UsageError
@@ -118,7 +118,7 @@ def test_solved_examples_come_from_the_training_split_and_never_answer_the_quest
 def test_a_limit_counts_questions_and_not_the_rows_that_examples_are_drawn_from(bases, data):
     recipe = entailment(data, bases("gpt2"))
     whole = Asker(recipe).ask(Manner(shots=4))
-    (first,) = ask(recipe, [4], limit=2)
+    (first,) = evaluate_prompts(recipe, [4], limit=2)
     assert [p.id for p in first.predictions] == [p.id for p in whole.predictions[:2]]
     for one, other in zip(first.predictions, whole.predictions[:2], strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
@@ -163,7 +163,7 @@ def test_a_score_is_the_mean_of_its_words_under_the_models_probabilities(bases, 
 
 def test_every_number_of_shots_is_asked_with_every_seed_and_zero_once(bases, data):
     recipe = entailment(data, bases("llama"))
-    found = list(ask(recipe, shots=(0, 1, 2), seeds=(0, 1)))
+    found = list(evaluate_prompts(recipe, shots=(0, 1, 2), seeds=(0, 1)))
     assert [(a.manner.shots, a.manner.seed) for a in found] == [
         (0, 0), (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def test_what_cannot_be_asked_is_one_clear_error(bases, data, change, message):
     for part, keys in change.items():
         values[part] |= keys
     with pytest.raises(UsageError, match=message):
-        list(ask(Recipe.model_validate(values)))
+        list(evaluate_prompts(Recipe.model_validate(values)))
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_an_interval_holds_the_middle_of_what_other_rows_would_have_given():
     def judge(one, other):
         return {"accuracy": float(np.mean(one == other))}
 
-    low, high = bootstrap(judge, predicted, gold, draws=2000)["accuracy"]
+    low, high = bootstrap_interval(judge, predicted, gold, draws=2000)["accuracy"]
     spread = 1.96 * math.sqrt(0.8 * 0.2 / 100)
     assert low == pytest.approx(0.8 - spread, abs=0.02)
     assert high == pytest.approx(0.8 + spread, abs=0.02)
-    assert bootstrap(judge, gold, gold)["accuracy"] == (1.0, 1.0)
+    assert bootstrap_interval(judge, gold, gold)["accuracy"] == (1.0, 1.0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.prompting.generation import Decoding, Writer
-from finetune.recipe.schema import BasePart
+from finetune.prompting.generation import DecodingOptions, TextGenerator
+from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 
 TEXTS = ["It rained all", "Who wrote the letter that she found between the", "He"]
@@ -15,7 +15,11 @@ TEXTS = ["It rained all", "Who wrote the letter that she found between the", "He
 def pair(request, bases):
     folder = bases(request.param)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return Writer(BasePart(path=str(folder)), "cpu"), model, AutoTokenizer.from_pretrained(folder)
+    return (
+        TextGenerator(BaseConfig(path=str(folder)), "cpu"),
+        model,
+        AutoTokenizer.from_pretrained(folder),
+    )
 
 
 def expected(pair, text: str, **settings) -> str:
@@ -37,10 +41,10 @@ def expected(pair, text: str, **settings) -> str:
 @pytest.mark.parametrize(
     ("decoding", "settings"),
     [
-        (Decoding(12), {"do_sample": False}),
-        (Decoding(12, beams=4), {"do_sample": False, "num_beams": 4, "length_penalty": 0.6}),
+        (DecodingOptions(12), {"do_sample": False}),
+        (DecodingOptions(12, beams=4), {"do_sample": False, "num_beams": 4, "length_penalty": 0.6}),
         (
-            Decoding(12, beams=3, length_penalty=2.0),
+            DecodingOptions(12, beams=3, length_penalty=2.0),
             {"do_sample": False, "num_beams": 3, "length_penalty": 2.0},
         ),
     ],
@@ -52,24 +56,32 @@ def test_greedy_and_beams_are_transformers_own(pair, decoding, settings):
 
 
 def test_drawing_is_transformers_own_and_seeded(pair):
-    decoding = Decoding(12, temperature=0.8, top_k=20, top_p=0.9, seed=3)
+    decoding = DecodingOptions(12, temperature=0.8, top_k=20, top_p=0.9, seed=3)
     torch.manual_seed(3)
     alone = expected(pair, TEXTS[0], do_sample=True, temperature=0.8, top_k=20, top_p=0.9)
     assert pair[0].write(TEXTS[:1], decoding) == [alone]
     assert pair[0].write(TEXTS, decoding) == pair[0].write(TEXTS, decoding)
-    drawn = {pair[0].write(TEXTS[:1], Decoding(12, temperature=2.0, seed=n))[0] for n in range(4)}
+    drawn = {
+        pair[0].write(TEXTS[:1], DecodingOptions(12, temperature=2.0, seed=n))[0] for n in range(4)
+    }
     assert len(drawn) > 1
 
 
 def test_what_is_streamed_is_what_is_written(pair):
-    for decoding in (Decoding(12), Decoding(12, temperature=0.7, seed=1), Decoding(12, beams=2)):
+    for decoding in (
+        DecodingOptions(12),
+        DecodingOptions(12, temperature=0.7, seed=1),
+        DecodingOptions(12, beams=2),
+    ):
         pieces = list(pair[0].stream(TEXTS[1], decoding))
         assert "".join(pieces) == pair[0].write([TEXTS[1]], decoding)[0]
 
 
 def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
-    writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
-    assert writer.write(["", "He"], Decoding(5))[0] == writer.write([""], Decoding(5))[0]
+    writer = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
+    assert (
+        writer.write(["", "He"], DecodingOptions(5))[0] == writer.write([""], DecodingOptions(5))[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,16 +103,18 @@ def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
 )
 def test_what_cannot_be_or_would_do_nothing_is_refused(settings, message):
     with pytest.raises(UsageError, match=message) as caught:
-        Decoding(**settings)
+        DecodingOptions(**settings)
     assert caught.value.cure
 
 
 def test_the_coldest_draw_is_the_likeliest_token(bases):
-    writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
-    assert writer.write(["He"], Decoding(5, temperature=0.001)) == writer.write(["He"], Decoding(5))
+    writer = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
+    assert writer.write(["He"], DecodingOptions(5, temperature=0.001)) == writer.write(
+        ["He"], DecodingOptions(5)
+    )
 
 
 def test_more_than_the_positions_are_refused(bases):
-    writer = Writer(BasePart(path=str(bases("gpt2"))), "cpu")
+    writer = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
     with pytest.raises(UsageError, match="96 positions"):
-        writer.write(["He"], Decoding(96))
+        writer.write(["He"], DecodingOptions(96))

@@ -14,7 +14,7 @@ from finetune.cli import main
 from finetune.evaluation.metrics import score
 from finetune.prompting import Asker, Manner
 from finetune.prompting.threshold import best_threshold
-from finetune.recipe.loading import load_recipe, parse
+from finetune.recipe.loading import load_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from task_formats import Demonstrations, PromptEncoder, UsageError
 
@@ -135,7 +135,7 @@ TEXT = {"format": "classification", "columns": "{text: a, label: b}", "labels": 
 )
 def test_prompts_that_do_not_fit_are_refused_with_the_recipe(changes, message):
     with pytest.raises(UsageError, match=message):
-        parse(RECIPE.format(**{**TEXT, **changes}))
+        parse_recipe(RECIPE.format(**{**TEXT, **changes}))
 
 
 def test_a_prompt_is_chosen_by_name(bases, tmp_path, capsys):

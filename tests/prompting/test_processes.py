@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.comparison import Design, compare, read_table
 from finetune.comparison import events as compare_events
-from finetune.data.rows import Place
+from finetune.data.rows import RowLocation
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.train import events
-from finetune.prompting import ask
-from finetune.prompting.generation import Decoding, Writer
-from finetune.recipe.schema import BasePart, PromptPart, Recipe
+from finetune.prompting import evaluate_prompts
+from finetune.prompting.generation import DecodingOptions, TextGenerator
+from finetune.recipe.schema import BaseConfig, PromptConfig, Recipe
 from finetune.training.events import Started
 from tests.support import jobs, warm
 from tests.support.together import follow, train_together
@@ -40,7 +40,7 @@ def asked(recipe: Recipe) -> list:
     found = [
         [one.scores, one.intervals, [dataclasses.asdict(p) for p in one.predictions]]
         for shared in (True, False)
-        for one in ask(recipe, (0, 2), (1,), shared=shared)
+        for one in evaluate_prompts(recipe, (0, 2), (1,), shared=shared)
     ]
     return json.loads(json.dumps(found))
 
@@ -54,7 +54,7 @@ def write_asked(recipe: Recipe, folder: Path) -> int:
 
 def with_prompt(recipe: Recipe) -> Recipe:
     answers = {"no": " no", "yes": " yes, it is so"}
-    prompt = PromptPart(text="{premise} {hypothesis}", answers=answers)
+    prompt = PromptConfig(text="{premise} {hypothesis}", answers=answers)
     return jobs.change(recipe, "task", prompt=prompt)
 
 
@@ -74,13 +74,17 @@ def test_two_processes_ask_what_one_asks(bases, tmp_path):
 # -- free text -------------------------------------------------------------------------------------
 
 TEXTS = ["It rained", "He", "", "The letter that she found was", "nobody", "He came late and"]
-DECODINGS = (Decoding(6), Decoding(6, beams=3), Decoding(6, temperature=0.9, top_k=9, seed=4))
+DECODINGS = (
+    DecodingOptions(6),
+    DecodingOptions(6, beams=3),
+    DecodingOptions(6, temperature=0.9, top_k=9, seed=4),
+)
 
 
 def written(base: Path) -> list:
-    writer = Writer(BasePart(path=str(base)), "cpu")
+    writer = TextGenerator(BaseConfig(path=str(base)), "cpu")
     texts = enumerate([*TEXTS, "and"])
-    rows = [(Place("texts.jsonl", n + 1), {"say": text, "n": n}) for n, text in texts]
+    rows = [(RowLocation("texts.jsonl", n + 1), {"say": text, "n": n}) for n, text in texts]
     return [
         [[row["n"], text] for row, text in writer.write_rows(rows, "say", decoding, 2)]
         for decoding in DECODINGS

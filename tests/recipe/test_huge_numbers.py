@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from finetune.batching.sampler import Order
-from finetune.pretraining.job import Pretraining
+from finetune.batching.sampler import EpochSampler
+from finetune.pretraining.job import PretrainingJob
 from finetune.pretraining.plan import Plan
-from finetune.recipe.schema import LoraPart
-from finetune.training.finetuning import Job
+from finetune.recipe.schema import LoraConfig
+from finetune.training.finetuning import FinetuningJob
 from finetune.training.progress import plan_evaluations
 
 MANY = 2**31 - 1
@@ -21,7 +21,7 @@ MANY = 2**31 - 1
     [(1, [6, 12, 15]), (2, [3, 6, 9, 12, 15]), (6, list(range(1, 16))), (MANY, list(range(1, 16)))],
 )
 def test_an_evaluation_falls_after_an_update_and_at_most_one(evaluations, due):
-    order = Order(rows=48, batch_size=8, epochs=2.5, seed=0)
+    order = EpochSampler(rows=48, batch_size=8, epochs=2.5, seed=0)
     began = time.monotonic()
     falls = plan_evaluations(order, evaluations)
     assert [update for update in range(1, order.updates + 1) if falls(update)] == due
@@ -29,7 +29,7 @@ def test_an_evaluation_falls_after_an_update_and_at_most_one(evaluations, due):
 
 
 def test_as_many_epochs_as_a_recipe_may_ask_for_cost_nothing_beforehand():
-    order = Order(rows=48, batch_size=8, epochs=1e6, seed=0)
+    order = EpochSampler(rows=48, batch_size=8, epochs=1e6, seed=0)
     falls = plan_evaluations(order, 1)
     assert falls(order.updates)
     assert falls(6 * 999_999)
@@ -42,13 +42,13 @@ def test_as_many_epochs_as_a_recipe_may_ask_for_cost_nothing_beforehand():
 def test_validations_fall_evenly_over_a_pre_training_run(updates, evaluations):
     part = Plan(corpus={"train": "x"}).train.model_copy(update={"evaluations": evaluations})
     job = SimpleNamespace(plan=SimpleNamespace(train=part), order=SimpleNamespace(updates=updates))
-    due = Pretraining.rhythm.func(job).due
+    due = PretrainingJob.rhythm.func(job).due
     expected = {-(-updates * k // evaluations) for k in range(1, min(evaluations, 1000) + 1)}
     found = {update for update in range(1, updates + 1) if due(update)}
     assert found == (expected if evaluations < MANY else set(range(1, updates + 1)))
 
 
-@pytest.mark.parametrize("job", [Job, Pretraining])
+@pytest.mark.parametrize("job", [FinetuningJob, PretrainingJob])
 def test_the_rhythm_of_a_run_is_worked_out_once(job):
     assert job.rhythm.__class__.__name__ == "cached_property"
 
@@ -64,4 +64,4 @@ def test_a_plan_that_would_be_built_for_ever_is_refused(part):
 
 def test_adapters_wider_than_any_layer_are_refused():
     with pytest.raises(ValidationError, match="less than or equal to"):
-        LoraPart(rank=MANY)
+        LoraConfig(rank=MANY)

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.recipe.errors import list_keys
-from finetune.recipe.loading import dump, load_recipe, override, parse, schema, shipped
+from finetune.recipe.loading import (
+    dump_recipe,
+    load_recipe,
+    override_recipe,
+    parse_recipe,
+    recipe_schema,
+    shipped_recipes,
+)
 from finetune.recipe.schema import Recipe
 from task_formats import UsageError
 
@@ -36,14 +43,14 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_yes_and_no_are_names_and_3e_5_is_a_number():
-    recipe = parse(TEXT)
+    recipe = parse_recipe(TEXT)
     assert recipe.task.labels == {0: "yes", 1: "no"}
     assert recipe.task.prompt.answers == {"yes": " yes", "no": " no"}
     assert recipe.train.learning_rate == 3e-5
 
 
 def test_what_is_not_said_is_the_papers():
-    train = parse(TEXT).train
+    train = parse_recipe(TEXT).train
     told = (train.batch_size, train.epochs, train.warmup, train.lm_coefficient, train.head_dropout)
     assert told == (32, 3, 0.002, 0.5, 0.1)
     assert train.weight_decay == 0.01
@@ -152,29 +159,29 @@ PIECES = ["null", "true", "3e-5", "[", "]", "{", "}", ": ", ", ", "- ", "\n", " 
 
 
 @given(
-    st.sampled_from(sorted(shipped())),
+    st.sampled_from(sorted(shipped_recipes())),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(PIECES)), max_size=3),
 )
 def test_a_damaged_recipe_is_read_or_refused_in_one_sentence(name, damages):
-    text = shipped()[name].read_text(encoding="utf-8")
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
     for place, length, piece in damages:
         start = int(place * len(text))
         text = text[:start] + piece + text[start + length :]
     try:
-        said = parse(text, "a.yaml")
+        said = parse_recipe(text, "a.yaml")
     except UsageError as error:
         said = error.headline
-    assert "\n" not in said if isinstance(said, str) else parse(dump(said)) == said
+    assert "\n" not in said if isinstance(said, str) else parse_recipe(dump_recipe(said)) == said
 
 
 def test_a_missing_part_says_what_it_is_for():
     with pytest.raises(UsageError, match=r"task is missing\nHow a row becomes an example"):
-        parse("about: x")
+        parse_recipe("about: x")
 
 
 def test_a_second_fault_does_not_hide_the_misspelt_key_that_made_it():
     with pytest.raises(UsageError, match=r"unknown key 'task\.fromat'"):
-        parse(TEXT.replace("format:", "fromat:"))
+        parse_recipe(TEXT.replace("format:", "fromat:"))
 
 
 # Files
@@ -279,7 +286,9 @@ def test_a_folder_of_the_command_line_is_left_where_the_program_runs(tmp_path):
     ],
 )
 def test_an_override_is_typed_by_its_place(path, given, found):
-    recipe = override(parse(TEXT.replace("  prompt:", "  x:").split("  x:")[0]), {path: given})
+    recipe = override_recipe(
+        parse_recipe(TEXT.replace("  prompt:", "  x:").split("  x:")[0]), {path: given}
+    )
     value = recipe
     for name in path.split("."):
         value = value if isinstance(value, dict) else getattr(value, name)
@@ -288,7 +297,7 @@ def test_an_override_is_typed_by_its_place(path, given, found):
 
 def test_each_override_is_typed_for_itself():
     changes = {"data.name": "2021", "train.epochs": "7", "task.metrics": "[matthews]"}
-    recipe = override(parse(TEXT), changes)
+    recipe = override_recipe(parse_recipe(TEXT), changes)
     assert (recipe.data.name, recipe.train.epochs, recipe.task.metrics) == (
         "2021",
         7,
@@ -313,14 +322,16 @@ def test_each_override_is_typed_for_itself():
 )
 def test_a_wrong_override_is_explained(path, given, what):
     with pytest.raises(UsageError, match=what):
-        override(parse(TEXT), {path: given})
+        override_recipe(parse_recipe(TEXT), {path: given})
 
 
 def test_an_override_leaves_the_recipe_alone():
-    recipe = parse(TEXT)
-    before = dump(recipe)
-    assert override(recipe, {"task.labels.0": "ja", "task.prompt": None}).task.labels[0] == "ja"
-    assert dump(recipe) == before
+    recipe = parse_recipe(TEXT)
+    before = dump_recipe(recipe)
+    assert (
+        override_recipe(recipe, {"task.labels.0": "ja", "task.prompt": None}).task.labels[0] == "ja"
+    )
+    assert dump_recipe(recipe) == before
 
 
 # Writing
@@ -353,12 +364,12 @@ def recipes(draw):
 
 @given(recipes())
 def test_a_dumped_recipe_loads_back_equal(recipe):
-    assert parse(dump(recipe)) == recipe
+    assert parse_recipe(dump_recipe(recipe)) == recipe
 
 
 def test_every_value_is_written_out():
-    data = json.loads(json.dumps(parse(TEXT).model_dump()))
-    written = dump(parse(TEXT))
+    data = json.loads(json.dumps(parse_recipe(TEXT).model_dump()))
+    written = dump_recipe(parse_recipe(TEXT))
     for key in list_keys(Recipe):
         section, _, name = key.rpartition(".")
         if section in ("", *data) and name in data.get(section, data):
@@ -369,7 +380,7 @@ def test_every_value_is_written_out():
 
 
 def test_the_schema_describes_every_key_and_allows_no_other():
-    found = schema()
+    found = recipe_schema()
     parts = [found, *(part for part in found["$defs"].values() if part["type"] == "object")]
     assert len(parts) == 8
     for part in parts:
@@ -380,20 +391,20 @@ def test_the_schema_describes_every_key_and_allows_no_other():
 
 
 def test_the_schema_knows_the_defaults_and_the_choices():
-    train = schema()["$defs"]["TrainPart"]["properties"]
+    train = recipe_schema()["$defs"]["TrainPart"]["properties"]
     assert train["learning_rate"]["default"] == 6.25e-5
     assert train["layout"]["enum"] == ["auto", "separate", "shared", "packed"]
 
 
 def test_the_shipped_recipes_are_known_by_the_names_of_their_files():
-    assert {"rte", "cola", "race", "storycloze"} <= set(shipped())
-    assert all(path.stem == name for name, path in shipped().items())
+    assert {"rte", "cola", "race", "storycloze"} <= set(shipped_recipes())
+    assert all(path.stem == name for name, path in shipped_recipes().items())
 
 
 def test_a_tilde_is_the_home_of_whoever_runs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    recipe = load_recipe(shipped()["rte"], {"data.path": None})
+    recipe = load_recipe(shipped_recipes()["rte"], {"data.path": None})
     part = recipe.data.model_copy(update={"path": None, "train": "~/a.csv", "evaluate": "b.csv"})
-    path = write(tmp_path, dump(recipe.model_copy(update={"data": part})))
+    path = write(tmp_path, dump_recipe(recipe.model_copy(update={"data": part})))
     placed = load_recipe(path).data
     assert (placed.train, placed.evaluate) == (f"{tmp_path}/home/a.csv", f"{tmp_path}/b.csv")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.data import open_rows, read_examples
-from finetune.recipe.loading import dump, load_recipe, parse, shipped
+from finetune.recipe.loading import dump_recipe, load_recipe, parse_recipe, shipped_recipes
 from task_formats import Example, Range, Specials, ViewEncoder
 
 SPECIALS = Specials(-1, -2, -3)
@@ -68,17 +68,17 @@ def read(name: str, folder: Path, split: str, labelled: bool) -> list[Example]:
 
 
 def test_the_tasks_of_the_papers_are_shipped():
-    assert set(shipped()) == {*GLUE, *OTHERS}
+    assert set(shipped_recipes()) == {*GLUE, *OTHERS}
 
 
 @pytest.mark.parametrize("name", [*GLUE, *OTHERS])
 def test_a_recipe_is_short_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert 10 <= len(recipe.about) < 100
-    assert len(shipped()[name].read_text(encoding="utf-8").splitlines()) <= 20
-    assert parse(dump(recipe)) == recipe
+    assert len(shipped_recipes()[name].read_text(encoding="utf-8").splitlines()) <= 20
+    assert parse_recipe(dump_recipe(recipe)) == recipe
     if name != "demo":
-        assert recipe.train == parse("task: {format: classification, columns: {text: a}, "
+        assert recipe.train == parse_recipe("task: {format: classification, columns: {text: a}, "
                                      "labels: [a, b]}").train  # fmt: skip
 
 

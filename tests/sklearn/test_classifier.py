@@ -15,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks as checks
 
 import finetune
-from finetune.recipe.schema import BasePart, Recipe
+from finetune.recipe.schema import BaseConfig, Recipe
 from task_formats import FORMATS, Classes, Task
 from tests.support import jobs, weather
 from tests.support.weather import LABELS, PAIRS, TEXTS
@@ -172,11 +172,11 @@ def test_settings_are_the_recipes_unless_said(make, tmp_path, bases) -> None:
     said = finetune.load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (said.train.warmup, said.train.batch_size, said.train.epochs) == (0.25, 8, 1)
     assert (said.train.weight_decay, said.train.seed) == (0.5, 3)
-    assert said.base == BasePart(path=str(bases("gpt2")), dropout=0)
+    assert said.base == BaseConfig(path=str(bases("gpt2")), dropout=0)
 
 
 def test_a_recipe_of_ones_own_task_keeps_its_base(bases) -> None:
-    recipe = Recipe(task=jobs.TASKS["classification"], base=BasePart(path=str(bases("gpt2"))))
+    recipe = Recipe(task=jobs.TASKS["classification"], base=BaseConfig(path=str(bases("gpt2"))))
     rows = [{"text": text} for text in TEXTS]
     model = finetune.Classifier(task=recipe, epochs=0.1, max_tokens=48)
     assert model.fit(rows, [0, 1] * 8).predict(rows).shape == (16,)

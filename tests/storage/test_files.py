@@ -163,7 +163,7 @@ def test_folder_survives_a_kill_at_every_step(
         patch.setattr(files, "remove", lambda path: None)
         with pytest.raises(Killed) if kill < 5 else pytest.MonkeyPatch.context():
             fill(tmp_path / "model", "new")
-    files.settle_folder(tmp_path / "model")
+    files.finish_replacement(tmp_path / "model")
     assert names(tmp_path) == ["model"]
     expected = "new" if kill >= 3 else "old"
     assert (tmp_path / "model" / "inner" / "file").read_text() == expected
@@ -187,7 +187,7 @@ def test_hash_is_that_of_hashlib(
     content = bytes(range(size))
     (tmp_path / "file").write_bytes(content)
     assert files.hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-    assert files.read_plain(tmp_path / "file") == content
+    assert files.read_regular_file(tmp_path / "file") == content
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
@@ -196,22 +196,22 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, what in [("link", "Links"), ("pipe", "plain"), (".", "plain"), ("none", "No such")]:
         with pytest.raises(UsageError, match=what):
-            files.read_plain(tmp_path / name)
+            files.read_regular_file(tmp_path / name)
     with pytest.raises(UsageError, match="plain"):
-        files.read_plain("/dev/zero")
+        files.read_regular_file("/dev/zero")
 
 
 def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    assert files.read_plain(tmp_path / "file", limit=5) == b"12345"
+    assert files.read_regular_file(tmp_path / "file", limit=5) == b"12345"
     with pytest.raises(UsageError, match="at most 4 are read"):
-        files.read_plain(tmp_path / "file", limit=4)
+        files.read_regular_file(tmp_path / "file", limit=4)
 
 
 def test_space_is_asked_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
-    files.require_space(tmp_path / "not" / "yet", 1)
+    files.check_disk_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(UsageError, match=r"1,000,000,000,000,000,000 bytes are needed") as caught:
-        files.require_space(tmp_path / "not" / "yet", 10**18)
+        files.check_disk_space(tmp_path / "not" / "yet", 10**18)
     assert "Free some space" in caught.value.cure
 
 
@@ -238,20 +238,20 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     (folder / "out").symlink_to(tmp_path)
     (folder / "loop").symlink_to("loop")
     with pytest.raises(UsageError, match="this folder"):
-        files.inside(folder, name)
+        files.safe_join(folder, name)
 
 
 @pytest.mark.parametrize("name", ["x", "a/b", "...", "a..b", "in/x", " ", "-rf", "ü"])
 def test_names_that_stay_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "in").symlink_to("a")
-    assert files.inside(tmp_path, name) == tmp_path / name
+    assert files.safe_join(tmp_path, name) == tmp_path / name
 
 
 @given(st.text("./\\x\0~é ", max_size=12))
 def test_no_name_leads_out(name: str) -> None:
     try:
-        path = files.inside("/base/run", name)
+        path = files.safe_join("/base/run", name)
     except UsageError:
         return
     inner = os.path.normpath(path)

@@ -16,7 +16,7 @@ import finetune
 import finetune.data.splits
 from finetune.checkpointing.run_folder import RECIPE, read_log, read_result
 from finetune.recipe.loading import load_recipe
-from finetune.recipe.schema import BasePart, DataPart, Recipe, TaskPart, TrainPart
+from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
 from finetune.training.events import Interrupted, Notice, Started
 from finetune.training.loop import Step
 from finetune.training.train import events
@@ -27,32 +27,32 @@ NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
 """Settings with random numbers in every pass."""
 
 TASKS = {
-    "classification": TaskPart(
+    "classification": TaskConfig(
         format="classification",
         columns={"text": "text", "label": "label"},
         labels={0: "bad", 1: "middling", 2: "good"},
     ),
-    "entailment": TaskPart(
+    "entailment": TaskConfig(
         format="entailment",
         columns={"premise": "premise", "hypothesis": "hypothesis", "label": "label"},
         labels=("no", "yes"),
         metrics=("accuracy", "f1", "matthews"),
         positive="yes",
     ),
-    "similarity": TaskPart(
+    "similarity": TaskConfig(
         format="similarity",
         columns={"first": "one", "second": "other", "label": "label"},
         labels={0: "different", 1: "same"},
         metrics=("macro_f1", "accuracy"),
         select="mean",
     ),
-    "score": TaskPart(
+    "score": TaskConfig(
         format="similarity",
         columns={"first": "one", "second": "other", "label": "label"},
         range=(0, 5),
         metrics=("mse", "pearson", "spearman"),
     ),
-    "multiple_choice": TaskPart(
+    "multiple_choice": TaskConfig(
         format="multiple_choice",
         columns={"context": "{story} {question}", "choices": "choices", "label": "label"},
         labels={0: "A", 1: "B", 2: "C", 3: "D"},
@@ -103,13 +103,13 @@ def recipe(
 ) -> Recipe:
     """A job of some updates without dropout on fresh files in `folder`; `settings` change it."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = DataPart(
+    data = DataConfig(
         train=write_rows(folder / "train.jsonl", rows(kind, train)),
         evaluate=write_rows(folder / "held-out.jsonl", rows(kind, held_out, seed=1)),
     )
     quiet = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 2, "max_tokens": 48}
-    part = TrainPart(**{**quiet, "head_dropout": 0, "precision": "fp32", **settings})
-    decoder = BasePart(path=str(base), **{"dropout": 0, **(base_part or {})})
+    part = TrainConfig(**{**quiet, "head_dropout": 0, "precision": "fp32", **settings})
+    decoder = BaseConfig(path=str(base), **{"dropout": 0, **(base_part or {})})
     return Recipe(task=TASKS[kind], base=decoder, data=data, train=part)
 
 

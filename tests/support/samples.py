@@ -10,7 +10,7 @@ from finetune.batching.collate import Batch, Layout, collate
 from finetune.models.losses import Losses, objective
 from finetune.models.pretrained import Base, load_decoder
 from finetune.models.task_model import TaskModel
-from finetune.recipe.schema import BasePart
+from finetune.recipe.schema import BaseConfig
 from task_formats import FORMATS, Classes, Encoded, Example, Format, Labels, Range, ViewEncoder
 from tests.support.families import SENTENCES
 
@@ -37,7 +37,7 @@ KINDS = {
 
 
 def load(folder, dropout: float = 0.0) -> Base:
-    return load_decoder(BasePart(path=str(folder), dropout=dropout))
+    return load_decoder(BaseConfig(path=str(folder), dropout=dropout))
 
 
 def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> list[Encoded]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.checkpointing.checkpoint import State, save
+from finetune.checkpointing.checkpoint import CheckpointState, save
 
 
 def tensors_of(update: int) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def facts_of(update: int) -> dict[str, Any]:
     return {"update": update, "best": float("-inf"), "names": names, "rate": 0.1 * update}
 
 
-def expect_state(state: State | None, update: int) -> None:
+def expect_state(state: CheckpointState | None, update: int) -> None:
     """The state holds the very tensors and facts of that update."""
     assert state is not None
     assert state.facts == facts_of(update)

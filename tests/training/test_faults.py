@@ -11,9 +11,9 @@ import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.models.task_model import TaskModel
 from finetune.training.events import Evaluated, Notice
-from finetune.training.finetuning import Job
-from finetune.training.loop import Step, tokens_read
-from finetune.training.progress import Progress
+from finetune.training.finetuning import FinetuningJob
+from finetune.training.loop import Step, count_tokens
+from finetune.training.progress import TrainingProgress
 from finetune.training.train import events
 from task_formats import UsageError
 from tests.support import jobs
@@ -115,7 +115,7 @@ def test_a_run_that_is_refused_again_and_again_stops(
 
 
 def test_a_score_that_is_no_number_is_never_the_best() -> None:
-    progress = Progress()
+    progress = TrainingProgress()
     better = [progress.note(k + 1, score) for k, score in enumerate([np.nan, np.nan, -3.0, np.nan])]
     assert better == [True, False, True, False]  # of the first two, one must be saved
     assert (progress.best, progress.best_update, progress.stale) == (-3.0, 3, 1)
@@ -131,10 +131,10 @@ def small_memory(monkeypatch) -> list[int]:
     forward = TaskModel.forward
 
     def forward_or_fail(self, batch, lm=False):
-        if self.training and tokens_read(batch) > 100:
+        if self.training and count_tokens(batch) > 100:
             raise torch.OutOfMemoryError("out of memory")
         if self.training:
-            fitted.append(tokens_read(batch))
+            fitted.append(count_tokens(batch))
         return forward(self, batch, lm)
 
     monkeypatch.setattr(TaskModel, "forward", forward_or_fail)
@@ -187,10 +187,10 @@ def test_one_example_that_does_not_fit_is_an_error(bases, tmp_path, monkeypatch)
 
 
 def test_other_errors_are_not_taken_for_it(bases, tmp_path, monkeypatch) -> None:
-    def fail(self: Job, update: int, budget: int | None):
+    def fail(self: FinetuningJob, update: int, budget: int | None):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(Job, "forwards", fail)
+    monkeypatch.setattr(FinetuningJob, "forwards", fail)
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     with pytest.raises(RuntimeError, match="something else"):
         finetune.train(job, tmp_path / "run")

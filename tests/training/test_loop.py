@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.distributed.setup import start_processes
-from finetune.training.finetuning import Job, prepare_job
+from finetune.distributed.setup import create_accelerator
+from finetune.training.finetuning import FinetuningJob, prepare_finetuning
 from finetune.training.loop import optimize
 from tests.support import jobs, reference
 
 
-def paper_weights(job: Job) -> dict[str, np.ndarray]:
+def paper_weights(job: FinetuningJob) -> dict[str, np.ndarray]:
     """Decoder and head under the reference's names, in float64."""
     found = job.base.decoder.base_model.named_parameters()
     decoder = {name: value.detach().numpy().copy() for name, value in found}
@@ -18,7 +18,7 @@ def paper_weights(job: Job) -> dict[str, np.ndarray]:
     return {**decoder, **{name: value.detach().numpy().copy() for name, value in head.items()}}
 
 
-def paper_gradients(job: Job, weights: dict[str, np.ndarray], update: int):
+def paper_gradients(job: FinetuningJob, weights: dict[str, np.ndarray], update: int):
     """The reference's loss and gradients for the rows of an update."""
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in weights.items()}
     many = [job.train.examples[n] for n in job.order.indices(update)]
@@ -42,7 +42,7 @@ def test_several_updates_are_the_papers(kind: str, family: str, bases, tmp_path)
     """Schedule, clipping, decay and Adam, in float64 against the reference's own."""
     settings = {"warmup": 0.4, "max_grad_norm": 0.5, "weight_decay": 0.1, "batch_size": 6}
     recipe = jobs.recipe(kind, bases(family), tmp_path, train=15, epochs=2, **settings)
-    job = prepare_job(recipe, recipe.task.build(), start_processes("fp32"))
+    job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
     job.model.double()
     weights = paper_weights(job)
     nothing = {name: np.zeros_like(value) for name, value in weights.items()}

@@ -5,9 +5,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finetune.batching.collate import collate, total
-from finetune.recipe.schema import TrainPart
-from finetune.training.loop import Passes, Settings, optimize
+from finetune.batching.collate import collate, count_totals
+from finetune.recipe.schema import TrainConfig
+from finetune.training.loop import LoopSettings, MicroBatches, optimize
 from finetune.training.optimizer import build_optimizer
 from finetune.training.schedule import plan_rates
 from tests.support import reference, samples
@@ -19,15 +19,15 @@ UPDATES, RATE = 3, 0.01
 
 def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[float], list[float]]:
     """Three updates over the same examples, each in two forward passes of unequal size."""
-    part = TrainPart(learning_rate=RATE)
+    part = TrainConfig(learning_rate=RATE)
     factor = plan_rates(UPDATES, part.warmup)
-    settings = Settings(lambda update: RATE * factor(update), part.epsilon, part.lm_coefficient)
-    totals = total(many)
+    settings = LoopSettings(lambda update: RATE * factor(update), part.epsilon, part.lm_coefficient)
+    totals = count_totals(many)
 
     def forwards(update: int, budget: int | None):
         groups = (many[:1], many[1:])
         batches = [collate(group, layout, base.lexicon.pad, totals) for group in groups]
-        return Passes(batches, len(many), sum(example.tokens for example in many))
+        return MicroBatches(batches, len(many), sum(example.tokens for example in many))
 
     optimizer = build_optimizer(model.parameters(), part)
     numbers = range(1, UPDATES + 1)

@@ -9,8 +9,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.recipe.schema import TrainPart
-from finetune.training.optimizer import build_optimizer, pace
+from finetune.recipe.schema import TrainConfig
+from finetune.training.optimizer import build_optimizer, set_adamw_step
 from finetune.training.schedule import rate_factor
 from tests.support import reference
 from tests.support.reference import Head, Moments, Shape
@@ -95,7 +95,7 @@ def test_our_schedule_is_the_papers(case: tuple[int, int]) -> None:
 def test_our_update_is_the_papers_adam() -> None:
     """Epsilon is made large here, so that its place in the formula shows."""
     torch.manual_seed(0)
-    part = TrainPart(epsilon=0.03, weight_decay=0.1, learning_rate=0.05)
+    part = TrainConfig(epsilon=0.03, weight_decay=0.1, learning_rate=0.05)
     shapes = [(4, 3), (5,), (2, 3, 2), (1,)]
     ours = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
     optimizer = build_optimizer(ours, part)
@@ -109,7 +109,7 @@ def test_our_update_is_the_papers_adam() -> None:
             weight.grad = gradient.clone()
         found = torch.nn.utils.clip_grad_norm_(ours, part.max_grad_norm)
         assert found.item() == pytest.approx(norm, rel=1e-12)
-        pace(optimizer, step, rate, part.epsilon)
+        set_adamw_step(optimizer, step, rate, part.epsilon)
         optimizer.step()
         for k, gradient in enumerate(clipped):
             theirs[k], moments[k] = reference.adam(

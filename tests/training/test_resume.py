@@ -11,7 +11,7 @@ import finetune.data.splits
 import finetune.training.finetuning
 from finetune.models.task_model import TaskModel
 from finetune.training.events import Evaluated, Finished, Notice, Started
-from finetune.training.loop import Step, tokens_read
+from finetune.training.loop import Step, count_tokens
 from finetune.training.train import events
 from task_formats import UsageError
 from tests.support import jobs, torture
@@ -110,7 +110,7 @@ def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path, monkey
     forward, read = TaskModel.forward, []
 
     def watched(self, batch, lm=False):
-        read.append(tokens_read(batch) if self.training else 0)
+        read.append(count_tokens(batch) if self.training else 0)
         return forward(self, batch, lm)
 
     monkeypatch.setattr(TaskModel, "forward", watched)

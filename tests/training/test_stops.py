@@ -15,7 +15,7 @@ import finetune
 import finetune.data.splits
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
-from finetune.checkpointing.run_folder import Run
+from finetune.checkpointing.run_folder import RunFolder
 from finetune.distributed import signals
 from finetune.models.task_model import TaskModel
 from finetune.storage import tensors as tensor_file
@@ -129,7 +129,7 @@ def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None
     little = jobs.change(job, "train", tokens_per_forward=60)
     undisturbed, run, other = (tmp_path / name for name in ("undisturbed", "run", "other"))
     jobs.train(little, undisturbed)
-    forward, save, passes, saved = TaskModel.forward, Run.save, [], []
+    forward, save, passes, saved = TaskModel.forward, RunFolder.save, [], []
 
     def watched(self, batch, lm=False):
         if self.training:
@@ -146,7 +146,7 @@ def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None
             shutil.copytree(run, other)
 
     monkeypatch.setattr(TaskModel, "forward", watched)
-    monkeypatch.setattr(Run, "save", save_and_copy)
+    monkeypatch.setattr(RunFolder, "save", save_and_copy)
     steps = []
     for event in events(little, run):
         if isinstance(event, Step):
@@ -164,7 +164,7 @@ def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypat
     little = jobs.change(job, "train", tokens_per_forward=60)
     whole, run = tmp_path / "whole", tmp_path / "run"
     jobs.train(little, whole)
-    forward, save, passes, tried = TaskModel.forward, Run.save, itertools.count(1), []
+    forward, save, passes, tried = TaskModel.forward, RunFolder.save, itertools.count(1), []
 
     def watched(self, batch, lm=False):
         if self.training and next(passes) == 2:
@@ -178,7 +178,7 @@ def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypat
         save(self, update, tensors, facts)
 
     monkeypatch.setattr(TaskModel, "forward", watched)
-    monkeypatch.setattr(Run, "save", save_or_fail)
+    monkeypatch.setattr(RunFolder, "save", save_or_fail)
     jobs.train(little, run)
     assert tried[0] == 0
     assert 1 in tried
@@ -187,7 +187,7 @@ def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypat
 
 def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:
     run, saved = tmp_path / "run", []
-    read, save = finetune.training.finetuning.read_rounds, Run.save
+    read, save = finetune.training.finetuning.read_rounds, RunFolder.save
 
     def disturb(*arguments):
         for number, found in enumerate(read(*arguments)):
@@ -200,7 +200,7 @@ def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monke
         save(self, update, tensors, facts)
 
     monkeypatch.setattr(finetune.training.finetuning, "read_rounds", disturb)
-    monkeypatch.setattr(Run, "save", note)
+    monkeypatch.setattr(RunFolder, "save", note)
     jobs.train(job, run)
     # After an update, and before what was being evaluated is known.
     assert [update for update, known in saved if known < update] == [2, 3, 5, 6]

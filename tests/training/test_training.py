@@ -14,11 +14,11 @@ import pytest
 
 import finetune
 import finetune.training.finetuning
-from finetune.distributed.setup import start_processes
-from finetune.evaluation.evaluate import gather, read_rounds
+from finetune.distributed.setup import create_accelerator
+from finetune.evaluation.evaluate import compute_logits, gather_logits
 from finetune.evaluation.metrics import score
-from finetune.recipe.schema import DataPart, Recipe
-from finetune.training.finetuning import prepare_job
+from finetune.recipe.schema import DataConfig, Recipe
+from finetune.training.finetuning import prepare_finetuning
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -45,11 +45,11 @@ def finished(bases, tmp_path_factory) -> Callable[[str], Path]:
 def logits(run: Path) -> str:
     """A hash over the bits of the logits of a run's evaluation rows."""
     recipe = finetune.load(run).recipe
-    job = prepare_job(recipe, recipe.task.build(), start_processes("fp32"))
+    job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
     predictor = finetune.load(run)
     many = job.evaluated.examples
-    rounds = read_rounds(predictor.model, many, job.reading, job.accelerator)
-    return hashlib.sha256(gather(rounds, len(many), job.accelerator).tobytes()).hexdigest()
+    rounds = compute_logits(predictor.model, many, job.reading, job.accelerator)
+    return hashlib.sha256(gather_logits(rounds, len(many), job.accelerator).tobytes()).hexdigest()
 
 
 # -- the folder of a run -----------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_run_of_relative_paths_can_be_read_from_anywhere(bases, tmp_path, monk
     recipe = Recipe(
         task=full.task,
         base=jobs.change(full, "base", path=base).base,
-        data=DataPart(train="train.jsonl"),
+        data=DataConfig(train="train.jsonl"),
         train=full.train,
     )
     finetune.train(recipe, "../run")

@@ -16,7 +16,7 @@ from finetune.cli.recipe_options import Changes, collect, with_overrides
 from task_formats import UsageError
 
 if TYPE_CHECKING:
-    from finetune.cli.task_sources import Source
+    from finetune.cli.task_sources import TaskSource
     from finetune.comparison import Design
 
 
@@ -126,7 +126,7 @@ def _check_changes(changes: Changes) -> None:
         raise UsageError(what, where="--set", cure=f"Say --seeds {changes['train.seed']}.")
 
 
-def _compare(source: "Source", folder: Path, design: "Design", **options: Any) -> None:
+def _compare(source: "TaskSource", folder: Path, design: "Design", **options: Any) -> None:
     """Does the study before the user's eyes; a signal's stop ends with that signal's exit code."""
     quiet_libraries()
     from finetune.cli.study_display import follow_study
@@ -142,7 +142,7 @@ def _compare(source: "Source", folder: Path, design: "Design", **options: Any) -
         end_stopped(words, stop.exit_code)
 
 
-def _conclude(source: "Source", folder: Path, design: "Design", plot: bool) -> None:
+def _conclude(source: "TaskSource", folder: Path, design: "Design", plot: bool) -> None:
     """The table of all that is done, and where it is written."""
     from finetune.cli.study_display import study_table
     from finetune.comparison import read_table
@@ -161,7 +161,7 @@ def _conclude(source: "Source", folder: Path, design: "Design", plot: bool) -> N
     print_line(f"{', '.join(written)} and a folder for every cell are in ", (str(folder), "bold"))
 
 
-def _list(source: "Source", folder: Path, design: "Design", only: Sequence[str]) -> None:
+def _list(source: "TaskSource", folder: Path, design: "Design", only: Sequence[str]) -> None:
     """A line per chosen cell: its name, and its scores where it is done."""
     from finetune.cli.run_status import say_scores
     from finetune.comparison import list_cells

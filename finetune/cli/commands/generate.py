@@ -13,8 +13,8 @@ from finetune.cli.options import Device, Processes, Trust
 from task_formats import Row, RowError, UsageError
 
 if TYPE_CHECKING:
-    from finetune.data import Place
-    from finetune.prompting.generation import Decoding, Writer
+    from finetune.data import RowLocation
+    from finetune.prompting.generation import DecodingOptions, TextGenerator
 
 _BATCH_SIZE = 8
 
@@ -22,7 +22,7 @@ _BATCH_SIZE = 8
 class Page(NamedTuple):
     """Rows of texts to go on with, and where they go."""
 
-    rows: "Iterator[tuple[Place, Row]]"
+    rows: "Iterator[tuple[RowLocation, Row]]"
     columns: list[str]
     column: str
     """That of the texts."""
@@ -67,12 +67,14 @@ def generate(
     Example: gptft generate "It was a dark night" --base tiny --temperature 0.8
     """
     quiet_libraries()
-    from finetune.prompting.generation import Decoding, Writer
-    from finetune.recipe.schema import BasePart
+    from finetune.prompting.generation import DecodingOptions, TextGenerator
+    from finetune.recipe.schema import BaseConfig
 
     if num_processes > 1 and file in (None, "-"):
         raise UsageError("several processes share the rows of a file", cure="Give --file FILE.")
-    decoding = Decoding(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed)
+    decoding = DecodingOptions(
+        max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed
+    )
     _check_texts(texts or (), file)
     page = None
     if file is None and output == "-":
@@ -82,7 +84,7 @@ def generate(
     if num_processes > 1 and not is_child():
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
     with console(stderr=process() == 0).status(Text(f" loading {base}")):
-        writer = Writer(BasePart(path=base, trust_remote_code=trust_remote_code), device)
+        writer = TextGenerator(BaseConfig(path=base, trust_remote_code=trust_remote_code), device)
     if page is not None:
         _fill(page, writer, decoding, batch_size or _BATCH_SIZE)
         return
@@ -119,12 +121,14 @@ def _show(text: str, pieces: Iterator[str]) -> None:
 def _open_page(texts: Sequence[str], file: str | None, column: str, output: str) -> Page:
     """The rows of a file, or a row for each text. UsageError where they cannot be written."""
     from finetune.cli.output_columns import choose_format, find_columns, keep_apart
-    from finetune.data import Place, open_file
+    from finetune.data import RowLocation, open_file
 
     kind = choose_format(output, "jsonl" if output == "-" else None)
-    placed: Iterable[tuple[Place, Any]]
+    placed: Iterable[tuple[RowLocation, Any]]
     if file is None:
-        placed = ((Place("TEXT", number), {column: text}) for number, text in enumerate(texts, 1))
+        placed = (
+            (RowLocation("TEXT", number), {column: text}) for number, text in enumerate(texts, 1)
+        )
     else:
         keep_apart(file, output)
         placed = open_file(file, format="jsonl" if file == "-" else None)
@@ -140,7 +144,9 @@ def _open_page(texts: Sequence[str], file: str | None, column: str, output: str)
 _ADDED = "generated"
 
 
-def _with_text(placed: "Iterable[tuple[Place, Row]]", column: str) -> "Iterator[tuple[Place, Row]]":
+def _with_text(
+    placed: "Iterable[tuple[RowLocation, Row]]", column: str
+) -> "Iterator[tuple[RowLocation, Row]]":
     """The rows; RowError at one that has no text in the column."""
     for place, row in placed:
         if column not in row:
@@ -152,7 +158,7 @@ def _with_text(placed: "Iterable[tuple[Place, Row]]", column: str) -> "Iterator[
         yield place, row
 
 
-def _fill(page: Page, writer: "Writer", decoding: "Decoding", size: int) -> None:
+def _fill(page: Page, writer: "TextGenerator", decoding: "DecodingOptions", size: int) -> None:
     """Writes every row with what comes after its text."""
     from finetune.data import write_rows
 

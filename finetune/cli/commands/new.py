@@ -13,7 +13,7 @@ from finetune.cli.console import print_line
 from finetune.cli.drafting.columns import Column, look
 from finetune.cli.drafting.guesses import guess
 from finetune.cli.drafting.recipe_text import Draft, column_text, one_line, write_recipe
-from task_formats import UsageError, named_format, nearest
+from task_formats import UsageError, named_format, suggest
 
 _SPLITS = ("dev", "valid", "validation", "val", "eval", "evaluate")
 _MOST_SHOWN = 12
@@ -72,7 +72,7 @@ def new(
         train, held_out = hold_out(file, hold, target.parent)
     draft = Draft(found, columns, rows, file, train, held_out, target)
     recipe = write_recipe(draft)
-    recipe_files.parse(recipe, str(target)).task.build()
+    recipe_files.parse_recipe(recipe, str(target)).task.build()
     write_new(target, recipe)
     _explain(draft)
 
@@ -106,7 +106,7 @@ def _check_alike(file: Path, used: Sequence[str]) -> None:
     names = [column.name for column in _look(file)[0]]
     for name in used:
         if name not in names:
-            raise UsageError(f"no column {name!r}", where=str(file), cure=nearest(name, names))
+            raise UsageError(f"no column {name!r}", where=str(file), cure=suggest(name, names))
 
 
 def find_held_out(file: Path) -> Path | None:

@@ -40,11 +40,11 @@ def evaluate(
     from finetune.checkpointing.run_folder import read_result
     from finetune.cli.run_display import score_table
     from finetune.cli.task_sources import seen_from_here, split_of
-    from finetune.recipe.loading import override
+    from finetune.recipe.loading import override_recipe
 
     recipe = predictor.recipe
     if data is not None:
-        recipe = override(recipe, {"data.path": seen_from_here("data.path", data)})
+        recipe = override_recipe(recipe, {"data.path": seen_from_here("data.path", data)})
     names = split or list(read_result(run)["scores"]) or ["evaluate"]
     with console(stderr=True).status(Text(f" scoring {', '.join(names)}")):
         splits = {name: split_of(recipe.data, name) for name in names}

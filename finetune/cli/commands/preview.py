@@ -10,7 +10,7 @@ from rich.text import Text
 from finetune.cli.commands.tasks import TaskName
 from finetune.cli.console import console
 from finetune.cli.recipe_options import Changes, with_overrides
-from finetune.cli.token_view import View, legend, render, summary
+from finetune.cli.token_view import TokenView, legend, render, summary
 
 if TYPE_CHECKING:
     from task_formats import Example, Task
@@ -30,12 +30,12 @@ def preview(
     from finetune.cli.task_sources import find, split_of
     from finetune.cli.token_segments import dissect, list_templates
     from finetune.data import open_rows, read_examples
-    from finetune.models.pretrained import load_tokenizer
+    from finetune.models.pretrained import load_task_tokens
     from task_formats import ViewEncoder
 
     source = find(task, changes)
     recipe, built = source.recipe, source.task or source.recipe.task.build()
-    lexicon = load_tokenizer(recipe.base)
+    lexicon = load_task_tokens(recipe.base)
     encoder = ViewEncoder(built.format, lexicon.tokenize, lexicon.specials, recipe.train.max_tokens)
     found, _ = read_examples(
         built,
@@ -52,7 +52,7 @@ def preview(
         _print_example(out, example, views, built)
 
 
-def _print_example(out: Console, example: "Example", views: list[View], task: "Task") -> None:
+def _print_example(out: Console, example: "Example", views: list[TokenView], task: "Task") -> None:
     label = "no label" if example.label is None else str(task.labels.name(example.label))
     out.print()
     out.print(Text.assemble((example.id, "bold"), "   label: ", (label, "bold green")))

@@ -17,7 +17,7 @@ from finetune.cli.recipe_options import Changes, collect
 from task_formats import UsageError
 
 if TYPE_CHECKING:
-    from finetune.prompting import Asked
+    from finetune.prompting import PromptResult
 
 _MOST_SEEDS = 1000
 
@@ -146,9 +146,9 @@ _READ = ("train.precision", "train.layout", "train.tokens_per_forward")
 """What asking needs to know of all that is said of training."""
 
 
-def _follow(asking: "Iterable[Asked]") -> "list[Asked]":
+def _follow(asking: "Iterable[PromptResult]") -> "list[PromptResult]":
     """All that is found, with a word on the screen as it comes."""
-    found: list[Asked] = []
+    found: list[PromptResult] = []
     with console(stderr=process() == 0).status(Text(" loading")) as status:
         for asked in asking:
             found.append(asked)
@@ -162,22 +162,22 @@ def parse_numbers(text: str) -> list[int]:
     >>> parse_numbers("0-2,7,7")
     [0, 1, 2, 7]
     """
-    from finetune.recipe.schema import SEEDS
+    from finetune.recipe.schema import SEED_LIMIT
 
     try:
         bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
-        if any(not ends[0] <= ends[-1] < SEEDS for ends in bounds):
+        if any(not ends[0] <= ends[-1] < SEED_LIMIT for ends in bounds):
             raise ValueError("a range that is empty, or a seed that is too large")
         if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MOST_SEEDS:
             raise ValueError("a slip of the keyboard")
     except ValueError:
-        cure = f"Write them as 0-4 or 0,3,7: up to {_MOST_SEEDS} of them, each below {SEEDS}."
+        cure = f"Write them as 0-4 or 0,3,7: up to {_MOST_SEEDS} of them, each below {SEED_LIMIT}."
         raise UsageError(f"{text!r} are no seeds", where="--seeds", cure=cure) from None
     ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
     return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
-def shots_table(found: "Sequence[Asked]") -> Table:
+def shots_table(found: "Sequence[PromptResult]") -> Table:
     """A row per number of shots: every metric with its interval, and what the interval is of."""
     precision = found[0].precision
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
@@ -200,20 +200,20 @@ def shots_table(found: "Sequence[Asked]") -> Table:
 _CAUTION = "; --precision fp32 gives transformers' own numbers"
 
 
-def _cells(group: "Sequence[Asked]", metric: str) -> tuple[str, str]:
+def _cells(group: "Sequence[PromptResult]", metric: str) -> tuple[str, str]:
     values = [asked.scores[metric] for asked in group]
     low, high = (min(values), max(values)) if len(group) > 1 else group[0].intervals[metric]
     return f"{median(values):.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _by_shots(found: "Iterable[Asked]") -> "dict[int, list[Asked]]":
-    groups: dict[int, list[Asked]] = {}
+def _by_shots(found: "Iterable[PromptResult]") -> "dict[int, list[PromptResult]]":
+    groups: dict[int, list[PromptResult]] = {}
     for asked in found:
         groups.setdefault(asked.manner.shots, []).append(asked)
     return groups
 
 
-def _write_answers(found: "Sequence[Asked]", output: str) -> None:
+def _write_answers(found: "Sequence[PromptResult]", output: str) -> None:
     from finetune.data import write_rows
 
     reads = found[0].reads

@@ -27,7 +27,9 @@ def tasks() -> None:
     from finetune.cli.task_sources import kind, label_names
     from finetune.recipe import loading as recipe_files
 
-    recipes = {name: recipe_files.load_recipe(name) for name in sorted(recipe_files.shipped())}
+    recipes = {
+        name: recipe_files.load_recipe(name) for name in sorted(recipe_files.shipped_recipes())
+    }
     rows: list[tuple[str, ...]] = [
         (
             name,
@@ -81,7 +83,7 @@ def show(task: TaskName, changes: Changes) -> None:
     from finetune.cli.task_sources import find
     from finetune.recipe import loading as recipe_files
 
-    text = recipe_files.dump(find(task, changes).recipe)
+    text = recipe_files.dump_recipe(find(task, changes).recipe)
     out = console()
     if out.is_terminal:
         out.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
@@ -100,7 +102,7 @@ def schema(
     """
     from finetune.recipe import loading as recipe_files
 
-    text = json.dumps(recipe_files.schema(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(recipe_files.recipe_schema(), indent=2, ensure_ascii=False) + "\n"
     if output is None:
         console().out(text, end="", highlight=False)
     else:

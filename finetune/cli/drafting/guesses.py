@@ -13,7 +13,7 @@ from finetune.cli.drafting.column_roles import (
     letters,
 )
 from finetune.cli.drafting.columns import Column
-from task_formats import UsageError, nearest
+from task_formats import UsageError, suggest
 
 _SYMMETRIC = re.compile(r"dupl|para|simil|equiv|same|match", re.I)
 _TEXTS = {"classification": 1, "entailment": 2, "similarity": 2, "multiple_choice": 9}
@@ -66,7 +66,7 @@ def guess(
     read = [*texts, *([label] if label else [])]
     for name in read:
         if name not in named:
-            raise UsageError(f"no column {name!r}", cure=nearest(name, named))
+            raise UsageError(f"no column {name!r}", cure=suggest(name, named))
     if twice := [name for name in read if read.count(name) > 1]:
         what = f"the column {twice[0]!r} is named twice"
         raise UsageError(what, cure="Give every --text and --label another column.")

@@ -7,7 +7,7 @@ from itertools import chain, zip_longest
 from typing import BinaryIO
 
 from finetune.data.readers.text import Line, read_lines, too_long
-from finetune.data.rows import LONGEST_ROW, MOST_COLUMNS, Place, Reading, Scanned
+from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, ReadOptions, RowLocation, Scanned
 from task_formats import RowError, UsageError
 
 Record = tuple[int, list[str], RowError | None]
@@ -19,7 +19,7 @@ _CURES = {
 }
 
 
-def scan_delimited(stream: BinaryIO, file: str, reading: Reading) -> Iterator[Scanned]:
+def scan_delimited(stream: BinaryIO, file: str, reading: ReadOptions) -> Iterator[Scanned]:
     """Rows of a stream as {column: text}; `n/a`, `NA`, `null` and `None` are text like any other.
 
     Empty lines are no rows, but in a table of one column they are empty texts in TSV.
@@ -39,11 +39,11 @@ def scan_delimited(stream: BinaryIO, file: str, reading: Reading) -> Iterator[Sc
 
 
 def _rows(
-    records: Iterator[Record], columns: Sequence[str], file: str, reading: Reading
+    records: Iterator[Record], columns: Sequence[str], file: str, reading: ReadOptions
 ) -> Iterator[Scanned]:
     width = len(columns)
     for number, fields, fault in records:
-        place = Place(file, number)
+        place = RowLocation(file, number)
         if fault:
             yield place, fault
         elif len(fields) == width:
@@ -59,12 +59,12 @@ def _rows(
 
 
 def _count(fields: Sequence[str]) -> str:
-    return f"more than {MOST_COLUMNS}" if len(fields) > MOST_COLUMNS else str(len(fields))
+    return f"more than {MAX_COLUMNS}" if len(fields) > MAX_COLUMNS else str(len(fields))
 
 
-def _name_columns(names: Sequence[str], file: str, reading: Reading) -> tuple[str, ...]:
-    if len(names) > MOST_COLUMNS:
-        raise UsageError(f"more than {MOST_COLUMNS:,} columns", where=file, cure="Is it a table?")
+def _name_columns(names: Sequence[str], file: str, reading: ReadOptions) -> tuple[str, ...]:
+    if len(names) > MAX_COLUMNS:
+        raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file, cure="Is it a table?")
     columns = tuple(reading.rename.get(name, name) for name in names)
     if len(set(columns)) < len(columns):
         twice, _ = Counter(columns).most_common(1)[0]
@@ -80,7 +80,7 @@ def _split_tabs(lines: Iterator[Line]) -> Iterator[Record]:
     for number, text, fault in lines:
         line = text[:-1] if text.endswith("\n") else text
         line = line[:-1] if line.endswith("\r") else line
-        yield number, line.split("\t", MOST_COLUMNS), fault
+        yield number, line.split("\t", MAX_COLUMNS), fault
 
 
 class _Feed:
@@ -103,14 +103,14 @@ class _Feed:
         line = next(self.lines)
         self.number, self.fault = line.number, self.fault or line.fault
         self.size += len(line.text)
-        if self.size > LONGEST_ROW:
+        if self.size > MAX_ROW_BYTES:
             raise too_long(f"{self.file}, line {self.start}")
         return line.text
 
 
 def _parse_quotes(lines: Iterator[Line], file: str) -> Iterator[Record]:
-    # The limit is the module's own and global; LONGEST_ROW is the bound that holds here.
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))
+    # The limit is the module's own and global; MAX_ROW_BYTES is the bound that holds here.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     feed = _Feed(lines, file)
     reader = csv.reader(feed, strict=True)
     while True:

@@ -11,7 +11,7 @@ from finetune.data.readers.json import scan_json, scan_json_lines
 from finetune.data.readers.parquet import scan_parquet
 from finetune.data.readers.race import scan_race
 from finetune.data.readers.text import open_stream
-from finetune.data.rows import Place, Reading, Scanned, stop_at_faults
+from finetune.data.rows import ReadOptions, RowLocation, Scanned, raise_bad_rows
 from task_formats import Row, RowError, UsageError
 from task_formats.templates import look_up
 
@@ -26,7 +26,7 @@ FORMATS = {
 """Name ending to format. Text formats may be compressed and then end in .gz as well."""
 
 
-def format_of(path: Path | str, format: str | None = None) -> str:
+def detect_format(path: Path | str, format: str | None = None) -> str:
     """The format of a file, by its name or as told; UsageError where neither says."""
     known = ", ".join(FORMATS)
     if format is not None:
@@ -49,7 +49,7 @@ def format_of(path: Path | str, format: str | None = None) -> str:
 
 def read_rows(
     path: Path | str, *, format: str | None = None, columns: Sequence[str] | None = None
-) -> Iterator[tuple[Place, Row]]:
+) -> Iterator[tuple[RowLocation, Row]]:
     """The rows of a file with their places, streamed; `-` is standard input, `format` given.
 
     `columns` names the columns of a CSV or TSV file that has no header.
@@ -62,7 +62,7 @@ def open_file(
     path: Path | str, *, format: str | None = None, columns: Sequence[str] | None = None
 ) -> "FileRows":
     """The rows of one file, to be read once or many times (standard input: once)."""
-    return FileRows((path,), Reading(format_of(path, format), tuple(columns or ())))
+    return FileRows((path,), ReadOptions(detect_format(path, format), tuple(columns or ())))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class FileRows:
     """The rows of files that are read alike, one file after the other."""
 
     files: tuple[Path | str, ...]
-    reading: Reading
+    reading: ReadOptions
 
     @property
     def origin(self) -> str:
@@ -86,8 +86,8 @@ class FileRows:
                 name = "standard input" if path == "-" else str(path)
                 yield from scan_stream(stream, name, self.reading)
 
-    def __iter__(self) -> Iterator[tuple[Place, Row]]:
-        return stop_at_faults(self.scan())
+    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
+        return raise_bad_rows(self.scan())
 
     def fingerprint(self) -> str:
         """A sha256 over the bytes of the files and the way they are read."""
@@ -101,7 +101,7 @@ class FileRows:
         return digest.hexdigest()
 
 
-def scan_stream(stream: BinaryIO, file: str, reading: Reading) -> Iterator[Scanned]:
+def scan_stream(stream: BinaryIO, file: str, reading: ReadOptions) -> Iterator[Scanned]:
     """The rows of an open stream; `file` is what places call it."""
     match reading.format:
         case "csv" | "tsv":
@@ -119,7 +119,7 @@ def scan_stream(stream: BinaryIO, file: str, reading: Reading) -> Iterator[Scann
     return _adapt(scanned, reading) if reading.rename or reading.shape else scanned
 
 
-def _adapt(scanned: Iterator[Scanned], reading: Reading) -> Iterator[Scanned]:
+def _adapt(scanned: Iterator[Scanned], reading: ReadOptions) -> Iterator[Scanned]:
     for place, row in scanned:
         if isinstance(row, RowError):
             yield place, row

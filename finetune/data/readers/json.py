@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from finetune.data.readers.text import read_lines, too_long
-from finetune.data.rows import LONGEST_ROW, MOST_COLUMNS, Place, Scanned
+from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, RowLocation, Scanned
 from task_formats import RowError, UsageError
 
 _CHUNK = 2**20
@@ -19,11 +19,11 @@ def scan_json_lines(stream: BinaryIO, file: str) -> Iterator[Scanned]:
     """One object a line; empty lines are no rows."""
     for number, text, fault in read_lines(stream, file):
         if fault or text.strip(_BLANK):
-            place = Place(file, number)
+            place = RowLocation(file, number)
             yield place, fault or _parse(text, place)
 
 
-def _parse(text: str, place: Place) -> dict[str, Any] | RowError:
+def _parse(text: str, place: RowLocation) -> dict[str, Any] | RowError:
     try:
         return _checked(json.loads(text), text, place)
     except RecursionError:
@@ -35,13 +35,13 @@ def _parse(text: str, place: Place) -> dict[str, Any] | RowError:
         return RowError(f"not JSON: {error}", where=str(place))
 
 
-def _checked(row: Any, text: str, place: Place) -> dict[str, Any] | RowError:
+def _checked(row: Any, text: str, place: RowLocation) -> dict[str, Any] | RowError:
     """The row, or what is wrong with it although it is JSON."""
     if not isinstance(row, dict):
         what = f"a {type(row).__name__}, not an object"
         return RowError(what, where=str(place), cure='Write {"column": value, ...}.')
-    if len(row) > MOST_COLUMNS:
-        return RowError(f"more than {MOST_COLUMNS:,} columns", where=str(place))
+    if len(row) > MAX_COLUMNS:
+        return RowError(f"more than {MAX_COLUMNS:,} columns", where=str(place))
     bad = _unwritable(row) if "\\u" in text else None
     if bad is None:
         return row
@@ -75,7 +75,7 @@ def scan_json(stream: BinaryIO, file: str) -> Iterator[Scanned]:
         raise UsageError("the file is empty", where=file, cure="It needs a list of objects.")
     text.expect("[")
     while text.peek() != "]":
-        place = Place(file, text.line)
+        place = RowLocation(file, text.line)
         yield place, text.item(place)
         if text.peek() == "]":
             break
@@ -87,7 +87,7 @@ def scan_json(stream: BinaryIO, file: str) -> Iterator[Scanned]:
 
 def _json_lines_from(text: "_Text") -> Iterator[Scanned]:
     while text.peek():
-        place = Place(text.file, text.line)
+        place = RowLocation(text.file, text.line)
         yield place, text.item(place)
 
 
@@ -117,7 +117,7 @@ class _Text:
             raise self.broken(f"{found or 'the end'!r} where {character!r} should stand")
         self._at += 1
 
-    def item(self, place: Place) -> dict[str, Any] | RowError:
+    def item(self, place: RowLocation) -> dict[str, Any] | RowError:
         """Pass one object."""
         if self.peek() != "{":
             raise self.broken("an item of the list that is no object")
@@ -142,7 +142,7 @@ class _Text:
     def _fill(self) -> bool:
         """Let the window reach further; False at the end of the stream."""
         left = len(self._window) - self._at
-        if left > LONGEST_ROW:
+        if left > MAX_ROW_BYTES:
             raise too_long(f"{self.file}, line {self.line}")
         raw = b"" if self._ended else self.stream.read(_CHUNK + left)
         self._ended = not raw

@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow import parquet
 
 from finetune.data.readers.text import too_long
-from finetune.data.rows import LONGEST_ROW, MOST_COLUMNS, Place, Scanned
+from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, RowLocation, Scanned
 from task_formats import RowError, UsageError
 
 _BATCH = 1000
@@ -27,8 +27,8 @@ def scan_parquet(stream: BinaryIO, file: str) -> Iterator[Scanned]:
 def _scan(source: BinaryIO, file: str) -> Iterator[Scanned]:
     try:
         table = parquet.ParquetFile(source)
-        if len(table.schema_arrow) > MOST_COLUMNS:
-            raise UsageError(f"more than {MOST_COLUMNS:,} columns", where=file)
+        if len(table.schema_arrow) > MAX_COLUMNS:
+            raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file)
         if len(set(table.schema_arrow.names)) < len(table.schema_arrow):
             raise UsageError("two columns of one name", where=file, cure="Rename one of them.")
         before = 0
@@ -51,10 +51,10 @@ def _batch_size(group: Any) -> int:
 
 
 def _check_length(batch: Any, file: str, before: int) -> None:
-    if batch.nbytes > LONGEST_ROW:
+    if batch.nbytes > MAX_ROW_BYTES:
         sizes = (batch.slice(k, 1).nbytes for k in range(batch.num_rows))
         for k, size in enumerate(sizes, start=before + 1):
-            if size > LONGEST_ROW:
+            if size > MAX_ROW_BYTES:
                 raise too_long(f"{file}, row {k}")
 
 
@@ -64,7 +64,7 @@ def _rows(batch: Any, file: str, before: int) -> Iterator[Scanned]:
     except UnicodeDecodeError:
         rows = [_row(batch.slice(k, 1)) for k in range(batch.num_rows)]
     for k, row in enumerate(rows, start=before + 1):
-        place = Place(file, k, "row")
+        place = RowLocation(file, k, "row")
         if row is None or _has_nul(row):
             what = "bytes that are not UTF-8" if row is None else "a NUL"
             yield place, RowError(what, where=str(place), cure="Write the text as UTF-8.")

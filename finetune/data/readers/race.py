@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from finetune.data.readers.json import scan_json
-from finetune.data.rows import Place, Scanned
+from finetune.data.rows import RowLocation, Scanned
 from task_formats import Row, RowError, UsageError
 
 _COLUMNS = ("example_id", "article", "question", "options", "answer")
@@ -22,10 +22,10 @@ def scan_race(stream: BinaryIO, file: str) -> Iterator[Scanned]:
         rows = [row for passage in passages for row in _questions(passage)]
     except UsageError as error:
         what = f"not a passage of RACE: {error.what}"
-        yield Place(file, 1), RowError(what, where=file, cure=_CURE)
+        yield RowLocation(file, 1), RowError(what, where=file, cure=_CURE)
         return
     for k, row in enumerate(rows, start=1):
-        yield Place(file, k, "question"), row
+        yield RowLocation(file, k, "question"), row
 
 
 def _questions(passage: Row | RowError) -> list[dict[str, Any]]:

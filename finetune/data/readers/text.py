@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from finetune.data.rows import LONGEST_ROW
-from finetune.storage.files import open_given
+from finetune.data.rows import MAX_ROW_BYTES
+from finetune.storage.files import open_input_file
 from task_formats import RowError, UsageError
 
 _MARK = b"\xef\xbb\xbf"
@@ -34,7 +34,7 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
         if str(path) == "-":
             yield sys.stdin.buffer
         else:
-            with open_given(path) as stream:
+            with open_input_file(path) as stream:
                 packed = str(path).lower().endswith(".gz")
                 yield cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
     except FileNotFoundError:
@@ -59,12 +59,12 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[Line]:
     r"""The lines of a UTF-8 stream with or without a byte order mark.
 
     Only `\n` ends a line, so U+2028 and its like stay text. A faulty line still has its text,
-    unreadable bytes replaced. Raises UsageError at a line longer than LONGEST_ROW.
+    unreadable bytes replaced. Raises UsageError at a line longer than MAX_ROW_BYTES.
     """
     number = 0
-    while raw := stream.readline(LONGEST_ROW + 1):
+    while raw := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
-        if len(raw) > LONGEST_ROW:
+        if len(raw) > MAX_ROW_BYTES:
             raise too_long(f"{file}, line {number}")
         if number == 1 and raw.startswith(_MARK):
             raw = raw[len(_MARK) :]
@@ -80,9 +80,9 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[Line]:
 
 
 def too_long(where: str) -> UsageError:
-    """The fault of a row that passes LONGEST_ROW."""
+    """The fault of a row that passes MAX_ROW_BYTES."""
     return UsageError(
-        f"a row of more than {LONGEST_ROW:,} bytes",
+        f"a row of more than {MAX_ROW_BYTES:,} bytes",
         where=where,
         cure="Is it the right file, with line ends and with every quote closed?",
     )

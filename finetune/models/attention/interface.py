@@ -8,19 +8,19 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from finetune.models.attention.kernels import attend_blocks
-from finetune.models.attention.masks import Pieces, Sight, triangle
-from finetune.models.attention.rectangles import Core, attend_rectangles
-from finetune.models.speedups.last_token import Ends
+from finetune.models.attention.kernels import block_attention
+from finetune.models.attention.masks import AttentionLayout, Pieces, causal_mask
+from finetune.models.attention.rectangles import Core, padded_attention
+from finetune.models.speedups.last_token import LastTokens
 
-NAME = "gptft"
+ATTENTION_NAME = "gptft"
 
 _SHORT = 256
 """Columns of the longest span up to which our own kernel serves without dropout, too: beyond,
 PyTorch's makes neither masks nor weights."""
 
 
-class Memory:
+class PrefixCache:
     """Keys and values of a text that was read once, for batches that continue it.
 
     The first batch read with it is remembered: one row, one span. Later ones see all of it, and
@@ -41,15 +41,15 @@ class Memory:
 
 
 @torch.compiler.disable
-def attend(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    sight: Sight,
-    memory: Memory | None = None,
+    sight: AttentionLayout,
+    memory: PrefixCache | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -73,13 +73,13 @@ def attend(
     )
     if past is None and in_blocks:
         blocks = sight.blocks(sliding_window, _widened(query.dtype))
-        return attend_blocks(query, key, value, blocks, dropout, scaling), None
+        return block_attention(query, key, value, blocks, dropout, scaling), None
     core = _core(dropout, scaling, softcap)
     if past is None and plain:
         return core(query, key, value, None).transpose(1, 2).contiguous(), None
-    if past is None and likes_rectangles(query.device):
+    if past is None and prefers_padded_groups(query.device):
         rectangles = sight.rectangles(sliding_window, query.dtype)
-        return attend_rectangles(query, key, value, rectangles, core), None
+        return padded_attention(query, key, value, rectangles, core), None
     rows = [
         _attend_row(core, sight, pieces, sliding_window, row, past)
         for pieces, *row in zip(
@@ -89,7 +89,7 @@ def attend(
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
-def likes_rectangles(device: torch.device) -> bool:
+def prefers_padded_groups(device: torch.device) -> bool:
     """True where few large calls beat many small ones: everywhere but on a CPU."""
     return device.type != "cpu"
 
@@ -108,20 +108,20 @@ def _attend_last(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    sight: Sight,
+    sight: AttentionLayout,
     dropout: float,
     scaling: float,
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, None]:
     """(1, M, H, d) of the (1, H, M, d) last tokens alone, once the keys of all have been seen."""
-    ends = cast(Ends, sight.ends)
+    ends = cast(LastTokens, sight.ends)
     if ends.memory is None:
         ends.take(key, value)
     keys, values = cast(tuple[Tensor, Tensor], ends.memory)
     if _likes_blocks(query, softcap):
         blocks = sight.last_blocks(window, _widened(query.dtype))
-        return attend_blocks(query, keys, values, blocks, dropout, scaling), None
+        return block_attention(query, keys, values, blocks, dropout, scaling), None
     blocks = sight.last_blocks(window, query.dtype)
     core = _core(dropout, scaling, softcap)
     found = [
@@ -133,7 +133,7 @@ def _attend_last(
 
 def _attend_row(
     core: Core,
-    sight: Sight,
+    sight: AttentionLayout,
     pieces: Pieces,
     window: int | None,
     row: list[Tensor],
@@ -166,7 +166,7 @@ def _core(dropout: float, scaling: float, softcap: float | None) -> Core:
 
     def capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            mask = triangle(q.shape[-2], q.dtype, q.device)
+            mask = causal_mask(q.shape[-2], q.dtype, q.device)
         scores = (q * scaling) @ k.transpose(-1, -2)
         scores = cast(float, softcap) * torch.tanh(scores / cast(float, softcap))
         return drop((scores + mask).softmax(-1, dtype=torch.float32).to(v.dtype), dropout) @ v
@@ -174,4 +174,4 @@ def _core(dropout: float, scaling: float, softcap: float | None) -> Core:
     return fused if softcap is None else capped
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from finetune.models.speedups.dropout import draw_kept
+from finetune.models.speedups.dropout import draw_mask
 
 
-class Block(NamedTuple):
+class AttentionBlock(NamedTuple):
     """Neighbouring queries of a sequence, and all keys of it up to the last of them."""
 
     keys: tuple[int, slice]
@@ -25,11 +25,11 @@ class Block(NamedTuple):
     """(queries, keys) additive, float32 or float64."""
 
 
-def attend_blocks(
+def block_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    blocks: Sequence[Block],
+    blocks: Sequence[AttentionBlock],
     dropout: float,
     scaling: float,
 ) -> Tensor:
@@ -47,7 +47,7 @@ def attend_blocks(
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float
+    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[AttentionBlock], scaling: float
 ) -> Tensor:
     """The same without a gradient: the weights of one block exist at a time."""
     rows, heads, columns, width = query.shape
@@ -74,7 +74,7 @@ class _Attend(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        blocks: Sequence[Block],
+        blocks: Sequence[AttentionBlock],
         dropout: float,
         scaling: float,
     ) -> Tensor:
@@ -82,7 +82,7 @@ class _Attend(torch.autograd.Function):
         q, k, v = (part.to(blocks[0].mask.dtype) for part in (query, key, value))
         cells = heads * sum(block.mask.numel() for block in blocks)
         weights = q.new_empty(cells)
-        kept, factor = draw_kept(cells, dropout) if dropout else (None, 1.0)
+        kept, factor = draw_mask(cells, dropout) if dropout else (None, 1.0)
         # Once for all blocks, and below so with what each block is scaled by.
         v = v * factor if dropout else v
         out = query.new_zeros(rows, columns, heads, width)
@@ -124,7 +124,7 @@ def _drop(values: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def _pieces(
-    blocks: Sequence[Block], heads: int, weights: Tensor, kept: Tensor | None
+    blocks: Sequence[AttentionBlock], heads: int, weights: Tensor, kept: Tensor | None
 ) -> Iterator[tuple[tuple[int, slice], tuple[int, slice], Tensor, Tensor, Tensor | None]]:
     """Of every block: queries, keys, mask, and its (H, Q, K) parts of two flat tensors."""
     at = 0

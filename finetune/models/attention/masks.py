@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from finetune.batching.collate import Batch, Span
-from finetune.models.attention.kernels import Block
-from finetune.models.attention.rectangles import Rectangle, arrange, fill
-from finetune.models.speedups.last_token import Ends
+from finetune.models.attention.kernels import AttentionBlock
+from finetune.models.attention.rectangles import PaddedGroup, fill, group_by_length
+from finetune.models.speedups.last_token import LastTokens
 
 _QUERIES = 128
 """Rows of a block: a long sequence's early queries need not meet its late keys."""
@@ -19,7 +19,7 @@ Pieces = list[tuple[Span | None, int]]
 """A row cut into spans and gaps (padding), each with its number of columns."""
 
 
-class Sight:
+class AttentionLayout:
     """The spans of one batch, and the masks that its attention layers ask for, each made once.
 
     A token sees an earlier column of its own example that is prefix or of its own ending, and
@@ -28,12 +28,12 @@ class Sight:
 
     def __init__(self, batch: Batch, ends_only: bool = False) -> None:
         self.spans = batch.spans
-        self.ends = Ends(batch.spans, batch.tokens.shape[1]) if ends_only else None
+        self.ends = LastTokens(batch.spans, batch.tokens.shape[1]) if ends_only else None
         """Where nothing but the views' last states is read."""
         self._place, self._ending = batch.place, batch.ending
         self._masks: dict[Any, Tensor] = {}
-        self._blocks: dict[Any, list[Block]] = {}
-        self._rectangles: dict[Any, list[tuple[Rectangle, Tensor | None]]] = {}
+        self._blocks: dict[Any, list[AttentionBlock]] = {}
+        self._rectangles: dict[Any, list[tuple[PaddedGroup, Tensor | None]]] = {}
         # One causal call serves all rows when each starts with the one view it holds: what stands
         # to the right of it is padding, and nobody looks right.
         self.rowwise = all(
@@ -47,7 +47,7 @@ class Sight:
         rows, columns = self._place.shape
         return [_pieces(self.spans, r, columns) for r in range(rows)]
 
-    def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
+    def blocks(self, window: int | None, dtype: torch.dtype) -> list[AttentionBlock]:
         """All spans, cut into blocks of neighbouring queries with their masks."""
         key = (window, dtype)
         if key not in self._blocks:
@@ -59,7 +59,7 @@ class Sight:
             ]
         return self._blocks[key]
 
-    def last_blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
+    def last_blocks(self, window: int | None, dtype: torch.dtype) -> list[AttentionBlock]:
         """A block of each span whose queries are its views' last tokens, told off in one row."""
         assert self.ends is not None
         found, at = [], 0
@@ -68,24 +68,24 @@ class Sight:
             keys = slice(span.start, span.stop)
             queries = slice(at, at := at + len(own))
             seen = mask[own, : span.stop - span.start]
-            found.append(Block((span.row, keys), (0, queries), seen))
+            found.append(AttentionBlock((span.row, keys), (0, queries), seen))
         return found
 
     def rectangles(
         self, window: int | None, dtype: torch.dtype
-    ) -> list[tuple[Rectangle, Tensor | None]]:
+    ) -> list[tuple[PaddedGroup, Tensor | None]]:
         """All spans in rectangles, each with its mask; None where it is plain causal."""
         key = (window, dtype)
         if key not in self._rectangles:
             device, columns = self._place.device, self._place.shape[1]
             self._rectangles[key] = [
                 (found, self._mask_all(found, window, dtype))
-                for found in arrange(self.spans, columns, device)
+                for found in group_by_length(self.spans, columns, device)
             ]
         return self._rectangles[key]
 
     def _mask_all(
-        self, rectangle: Rectangle, window: int | None, dtype: torch.dtype
+        self, rectangle: PaddedGroup, window: int | None, dtype: torch.dtype
     ) -> Tensor | None:
         if all(self.is_causal(span, window) for span in rectangle.spans):
             return None
@@ -94,7 +94,7 @@ class Sight:
     def _all_masks(self, window: int | None, dtype: torch.dtype) -> Iterator[Tensor]:
         """For every span a mask whose upper left corner is its own."""
         longest = max(span.stop - span.start for span in self.spans)
-        plain = triangle(longest, dtype, self._place.device)
+        plain = causal_mask(longest, dtype, self._place.device)
         for span in self.spans:
             yield plain if self.is_causal(span, window) else self.mask(span, window, dtype)
 
@@ -132,14 +132,14 @@ def _pieces(spans: tuple[Span, ...], row: int, width: int) -> Pieces:
     return pieces + ([(None, width - at)] if at < width else [])
 
 
-def _cut(span: Span, mask: Tensor) -> list[Block]:
+def _cut(span: Span, mask: Tensor) -> list[AttentionBlock]:
     """A span's blocks; of the (L, L) mask each takes its rows and no column after the last."""
     found = []
     for first in range(span.start, span.stop, _QUERIES):
         stop = min(first + _QUERIES, span.stop)
         part = mask[first - span.start : stop - span.start, : stop - span.start]
         keys, queries = slice(span.start, stop), slice(first, stop)
-        found.append(Block((span.row, keys), (span.row, queries), part))
+        found.append(AttentionBlock((span.row, keys), (span.row, queries), part))
     return found
 
 
@@ -151,7 +151,7 @@ def _seen(place: Tensor, ending: Tensor, window: int | None) -> Tensor:
     return near & same
 
 
-def triangle(length: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+def causal_mask(length: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """(L, L) additive mask of plain causal attention."""
     return _additive(torch.ones(length, length, dtype=torch.bool, device=device).tril_(), dtype)
 

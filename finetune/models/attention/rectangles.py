@@ -17,7 +17,7 @@ Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention over (S, H, L, d) queries, keys, values, and a mask where it is not plain causal."""
 
 
-class Rectangle(NamedTuple):
+class PaddedGroup(NamedTuple):
     """S spans in rows of L places."""
 
     spans: tuple[Span, ...]
@@ -28,16 +28,16 @@ class Rectangle(NamedTuple):
     """(M,) flat indices into (R, T) of those tokens."""
 
 
-def arrange(spans: Sequence[Span], columns: int, device: torch.device) -> list[Rectangle]:
+def group_by_length(spans: Sequence[Span], columns: int, device: torch.device) -> list[PaddedGroup]:
     """All spans of (R, T) rows of `columns`, none in a rectangle of twice its length."""
     return [_rectangle(group, columns, device) for group in _groups(spans)]
 
 
-def attend_rectangles(
+def padded_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rectangles: Sequence[tuple[Rectangle, Tensor | None]],
+    rectangles: Sequence[tuple[PaddedGroup, Tensor | None]],
     core: Core,
 ) -> Tensor:
     """(R, H, T, d) queries, keys, values to (R, T, H, d); zeros in columns of no span."""
@@ -53,7 +53,7 @@ def attend_rectangles(
     return out.view(rows, columns, heads, width)
 
 
-def fill(rectangle: Rectangle, masks: Sequence[Tensor]) -> Tensor:
+def fill(rectangle: PaddedGroup, masks: Sequence[Tensor]) -> Tensor:
     """(S, 1, L, L) from a span's (l, l) additive mask each; padding sees what it likes."""
     length = rectangle.length
     found = masks[0].new_zeros(len(masks), 1, length, length)
@@ -64,7 +64,7 @@ def fill(rectangle: Rectangle, masks: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def _lay(part: Tensor, rectangle: Rectangle) -> Tensor:
+def _lay(part: Tensor, rectangle: PaddedGroup) -> Tensor:
     """(R·T, H, d) to (S, H, L, d), zeros where there is no token."""
     count, length = len(rectangle.spans), rectangle.length
     laid = part.new_zeros(count * length, *part.shape[1:])
@@ -83,7 +83,7 @@ def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
     yield group
 
 
-def _rectangle(spans: Sequence[Span], columns: int, device: torch.device) -> Rectangle:
+def _rectangle(spans: Sequence[Span], columns: int, device: torch.device) -> PaddedGroup:
     length = _length(spans[0])
     inside = [row * length + n for row, span in enumerate(spans) for n in range(_length(span))]
     flat = [
@@ -92,7 +92,7 @@ def _rectangle(spans: Sequence[Span], columns: int, device: torch.device) -> Rec
     places = torch.tensor([inside, flat])
     if device.type == "cuda":
         places = places.pin_memory()
-    return Rectangle(tuple(spans), length, *places.to(device, non_blocking=True))
+    return PaddedGroup(tuple(spans), length, *places.to(device, non_blocking=True))
 
 
 def _length(span: Span) -> int:

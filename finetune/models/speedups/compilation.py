@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from finetune.models.speedups.last_token import blocks_of
+from finetune.models.speedups.last_token import find_blocks
 from task_formats import UsageError
 
 
@@ -21,7 +21,7 @@ def compile_blocks(
     may leave off in the middle, is left alone. UsageError where there is nothing to compile, or
     nothing to compile it with.
     """
-    blocks = blocks_of(decoder)
+    blocks = find_blocks(decoder)
     if blocks is None or len(blocks) < 2:
         raise UsageError(
             f"the blocks of this base ({decoder.config.model_type}) are not told apart",

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost less than the product they decide."""
+"""FastDropout whose random numbers cost less than the product they decide."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ _LEVELS = 2**16
 """Values of 16 bits: the grain of the probability."""
 
 
-def draw_kept(count: int, probability: float) -> tuple[Tensor, float]:
+def draw_mask(count: int, probability: float) -> tuple[Tensor, float]:
     """(count,) int8, 1 where kept and 0 where dropped, and what the kept are multiplied by.
 
     Numbers come from torch's generator, 64 bits at a time, and each 16 of them are compared with
@@ -25,7 +25,7 @@ def draw_kept(count: int, probability: float) -> tuple[Tensor, float]:
     return kept.view(torch.int8), _LEVELS / (_LEVELS - dropped)
 
 
-def drop(values: Tensor, probability: float) -> Tensor:
+def fast_dropout(values: Tensor, probability: float) -> Tensor:
     """Values of any shape, each 0 with a probability and else made larger, so that means stay."""
     if probability == 0 or values.device.type != "cpu":
         return native_dropout(values, probability)
@@ -35,7 +35,7 @@ def drop(values: Tensor, probability: float) -> Tensor:
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, probability: float) -> Tensor:
-        kept, ctx.factor = draw_kept(values.numel(), probability)
+        kept, ctx.factor = draw_mask(values.numel(), probability)
         kept = kept.view(values.shape)
         ctx.save_for_backward(kept)
         return (values * kept).mul_(ctx.factor)
@@ -46,9 +46,9 @@ class _Drop(torch.autograd.Function):
         return (outer[0] * kept).mul_(ctx.factor), None
 
 
-class Dropout(nn.Dropout):
+class FastDropout(nn.Dropout):
     """`nn.Dropout` in all but its random numbers."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The values, some of them dropped while training."""
-        return drop(input, self.p) if self.training else input
+        return fast_dropout(input, self.p) if self.training else input

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 _MARK = "grows_in_place"
 
 
-def grow_in_place(model: nn.Module, processes: int) -> None:
+def accumulate_in_place(model: nn.Module, processes: int) -> None:
     """From now on the model's tables gather gradients in place, where that is possible.
 
     Several processes exchange gradients as autograd hands them over: theirs stay as they are.

@@ -18,7 +18,7 @@ _BY_COLUMN = ("position_ids", "position_embeddings")
 """Arguments of a block that tell something of each column."""
 
 
-class Ends:
+class LastTokens:
     """The last tokens of all views, the only ones whose last state is read.
 
     The last block runs twice: over all columns until its attention has their keys and values,
@@ -37,12 +37,12 @@ class Ends:
         """(R, H, T, d) keys and values of the last block, once it has got so far."""
 
     def take(self, key: Tensor, value: Tensor) -> None:
-        """Remembers keys and values, and leaves the block: raises Taken."""
+        """Remembers keys and values, and leaves the block: raises KeysCollected."""
         self.memory = key, value
-        raise Taken
+        raise KeysCollected
 
 
-class Taken(Exception):
+class KeysCollected(Exception):
     """The last block's attention has got its keys and values."""
 
 
@@ -55,18 +55,18 @@ def _last_tokens(span: Span) -> list[int]:
     return ends
 
 
-def narrow(decoder: PreTrainedModel) -> None:
+def enable_last_token_shortcut(decoder: PreTrainedModel) -> None:
     """Has the decoder's last block obey the `ends` of a sight; nothing changes without them.
 
     Weights and names stay. A decoder without a recognisable last block is left alone.
     """
-    if blocks := blocks_of(decoder):
+    if blocks := find_blocks(decoder):
         block = blocks[-1]
         # A class of the same name: those who choose modules by it (FSDP) find this one, too.
         block.__class__ = _narrowed(type(block))
 
 
-def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList | None:
+def find_blocks(decoder: PreTrainedModel) -> nn.ModuleList | None:
     """The decoder's blocks, first to last; None where it is not clear which these are."""
     count = decoder.config.get_text_config().num_hidden_layers
     stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -94,7 +94,7 @@ def _understood(hidden: Tensor, given: Sequence[Any], named: Mapping[str, Any]) 
 
 def _run(
     whole: Callable[..., Any],
-    ends: Ends,
+    ends: LastTokens,
     hidden: Tensor,
     given: Sequence[Any],
     named: dict[str, Any],
@@ -104,7 +104,7 @@ def _run(
     ends.listening, ends.memory = True, None
     try:
         return whole(hidden, *given, **named)  # A block without attention gets to its end.
-    except Taken:
+    except KeysCollected:
         chosen = torch.tensor(ends.flat, device=hidden.device)
         few = {
             name: _choose(value, chosen, rows, columns) if name in _BY_COLUMN else value

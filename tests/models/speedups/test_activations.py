@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from finetune.batching.collate import collate
-from finetune.models.attention.kernels import attend_blocks
-from finetune.models.attention.masks import Sight
-from finetune.models.speedups.activations import quicken
-from finetune.models.speedups.dropout import Dropout, draw_kept, drop
+from finetune.models.attention.kernels import block_attention
+from finetune.models.attention.masks import AttentionLayout
+from finetune.models.speedups.activations import replace_modules
+from finetune.models.speedups.dropout import FastDropout, draw_mask, fast_dropout
 from task_formats import Encoded
 
 # -- dropout ---------------------------------------------------------------------------------------
@@ -26,9 +26,9 @@ from task_formats import Encoded
 def test_every_value_is_dropped_or_scaled_and_its_gradient_with_it(count, probability, seed):
     values = torch.arange(1.0, count + 1, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(seed)
-    kept, factor = draw_kept(count, probability)
+    kept, factor = draw_mask(count, probability)
     torch.manual_seed(seed)
-    found = drop(values, probability)
+    found = fast_dropout(values, probability)
     assert torch.equal(found, values * kept * factor)
     assert set(kept.tolist()) <= {0, 1}
     (slope,) = torch.autograd.grad(found.sum(), values)
@@ -39,7 +39,7 @@ def test_every_value_is_dropped_or_scaled_and_its_gradient_with_it(count, probab
 def test_the_share_that_is_dropped_and_the_mean_are_those_asked_for(probability):
     torch.manual_seed(0)
     count = 1_000_000
-    kept, factor = draw_kept(count, probability)
+    kept, factor = draw_mask(count, probability)
     dropped = 1 - 1 / factor
     assert dropped == pytest.approx(probability, abs=2**-17)
     spread = math.sqrt(count * dropped * (1 - dropped))
@@ -48,7 +48,7 @@ def test_the_share_that_is_dropped_and_the_mean_are_those_asked_for(probability)
 
 def test_neighbours_are_dropped_independently():
     torch.manual_seed(0)
-    kept, _ = draw_kept(400_000, 0.5)
+    kept, _ = draw_mask(400_000, 0.5)
     patterns = kept.view(-1, 4).long() @ torch.tensor([1, 2, 4, 8])
     counts = torch.bincount(patterns, minlength=16)
     spread = math.sqrt(100_000 * (1 / 16) * (15 / 16))
@@ -57,8 +57,8 @@ def test_neighbours_are_dropped_independently():
 
 def test_nothing_is_dropped_without_training_or_at_zero():
     values = torch.randn(5, 3)
-    assert Dropout(0.5).eval()(values) is values
-    assert torch.equal(drop(values, 0.0), values)
+    assert FastDropout(0.5).eval()(values) is values
+    assert torch.equal(fast_dropout(values, 0.0), values)
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
         layout,
     )
     rows, columns = batch.tokens.shape
-    sight = Sight(batch)
+    sight = AttentionLayout(batch)
     blocks = sight.blocks(window, torch.float64)
     torch.manual_seed(1)
     parts = [
@@ -94,9 +94,9 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
         for _ in range(3)
     ]
     torch.manual_seed(2)
-    found = attend_blocks(*parts, blocks, dropout, scaling)
+    found = block_attention(*parts, blocks, dropout, scaling)
     torch.manual_seed(2)
-    flat, factor = draw_kept(heads * sum(block.mask.numel() for block in blocks), dropout)
+    flat, factor = draw_mask(heads * sum(block.mask.numel() for block in blocks), dropout)
     kept = torch.zeros(rows, heads, columns, columns, dtype=torch.float64)
     at = 0
     for block in blocks:
@@ -112,7 +112,7 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     if not dropout:
         with torch.no_grad():
-            alone = attend_blocks(*parts, blocks, 0.0, scaling)
+            alone = block_attention(*parts, blocks, 0.0, scaling)
         torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
     outer = torch.randn_like(found)
     for one, other in zip(
@@ -134,11 +134,11 @@ def seen(batch, window: int | None) -> Tensor:
 
 def test_attention_in_blocks_takes_bfloat16_and_gives_it_back():
     batch = collate([Encoded("a", [1] * 6, ([2] * 3,), 0)], "packed")
-    blocks = Sight(batch).blocks(None, torch.float32)
+    blocks = AttentionLayout(batch).blocks(None, torch.float32)
     parts = [torch.randn(1, 2, 9, 4).bfloat16().requires_grad_() for _ in range(3)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = attend_blocks(*parts, blocks, 0.0, 0.5)
-    exact = attend_blocks(*(part.float() for part in parts), blocks, 0.0, 0.5)
+        found = block_attention(*parts, blocks, 0.0, 0.5)
+    exact = block_attention(*(part.float() for part in parts), blocks, 0.0, 0.5)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, exact.bfloat16())
     assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(found.sum(), parts))
@@ -162,8 +162,8 @@ def load(folder: Path) -> PreTrainedModel:
 @pytest.mark.parametrize("family", ["openai-gpt", "gpt2", "gpt_neo"])
 def test_a_quickened_decoder_is_the_same_function(family: str, bases: Callable[[str], Path]):
     plain, quick = load(bases(family)), load(bases(family))
-    quicken(quick)
-    assert any(type(module) is Dropout for module in quick.modules())
+    replace_modules(quick)
+    assert any(type(module) is FastDropout for module in quick.modules())
     assert not any(type(m) in (nn.Dropout, NewGELUActivation) for m in quick.modules())
     assert list(quick.state_dict()) == list(plain.state_dict())
     tokens = torch.randint(0, 200, (2, 17))

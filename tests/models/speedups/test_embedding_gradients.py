@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.batching.collate import Batch, collate, total
+from finetune.batching.collate import Batch, collate, count_totals
 from finetune.models.losses import objective
-from finetune.models.speedups.embedding_gradients import clear_gradients, grow_in_place, grows
+from finetune.models.speedups.embedding_gradients import accumulate_in_place, clear_gradients, grows
 from finetune.models.task_model import TaskModel
 from tests.support import samples
 
@@ -16,7 +16,7 @@ def make(bases, family: str) -> tuple[TaskModel, list[Batch]]:
     base = samples.load(bases(family))
     kind = samples.KINDS["similarity"]
     many = samples.examples(kind, base, 6)
-    totals = total(many)
+    totals = count_totals(many)
     batches = [collate(part, "separate", base.lexicon.pad, totals) for part in (many[:4], many[4:])]
     return samples.task_model(kind, base).double(), batches
 
@@ -34,7 +34,7 @@ def gradients(model: TaskModel, batches: list[Batch], coefficient: float) -> dic
 def test_what_grows_in_place_is_what_autograd_makes(bases, family: str, coefficient: float):
     model, batches = make(bases, family)
     expected = gradients(model, batches, coefficient)
-    grow_in_place(model, 1)
+    accumulate_in_place(model, 1)
     tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
     assert tables
     for _ in range(2):  # The second update begins with what the first has left.
@@ -53,7 +53,7 @@ def test_what_grows_in_place_is_what_autograd_makes(bases, family: str, coeffici
 def test_nothing_as_large_as_the_table_is_made_in_a_pass(bases, coefficient: float):
     model, batches = make(bases, "gpt2")
     table = model.reader.decoder.get_input_embeddings().weight
-    grow_in_place(model, 1)
+    accumulate_in_place(model, 1)
     clear_gradients(model)
     handed = []
     table.register_hook(lambda slope: handed.append(slope.layout))
@@ -65,7 +65,7 @@ def test_nothing_as_large_as_the_table_is_made_in_a_pass(bases, coefficient: flo
 @pytest.mark.parametrize(("processes", "device"), [(2, "cpu"), (1, "meta")])
 def test_elsewhere_nothing_is_changed(bases, processes: int, device: str):
     model, _ = make(bases, "gpt2")
-    grow_in_place(model.to(device), processes)
+    accumulate_in_place(model.to(device), processes)
     clear_gradients(model)
     assert all(part.grad is None and not grows(part) for part in model.parameters())
     assert not any(getattr(part, "sparse", False) for part in model.modules())
@@ -74,6 +74,6 @@ def test_elsewhere_nothing_is_changed(bases, processes: int, device: str):
 def test_a_frozen_table_gets_no_gradient(bases):
     model, batches = make(bases, "gpt2")
     table = model.reader.decoder.get_input_embeddings().weight.requires_grad_(False)
-    grow_in_place(model, 1)
+    accumulate_in_place(model, 1)
     gradients(model, batches, 0)
     assert table.grad is None

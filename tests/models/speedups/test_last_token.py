@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.batching.collate import Batch, collate
-from finetune.models.attention.masks import Sight
-from finetune.models.speedups.last_token import narrow
+from finetune.models.attention.masks import AttentionLayout
+from finetune.models.speedups.last_token import enable_last_token_shortcut
 from finetune.models.task_model import TaskModel
 from tests.batching.test_collate import FIXED, FREE, LAYOUTS
 from tests.support import samples
@@ -95,7 +95,7 @@ def test_names_of_blocks_and_weights_stay(family: str, bases) -> None:
     decoder = samples.load(bases(family)).decoder
     before = (list(decoder.state_dict()), [type(m).__name__ for m in decoder.modules()])
     if family not in FIXED:
-        narrow(decoder)
+        enable_last_token_shortcut(decoder)
     assert before == (list(decoder.state_dict()), [type(m).__name__ for m in decoder.modules()])
 
 
@@ -104,8 +104,10 @@ def test_an_argument_that_is_not_understood_makes_the_block_whole(bases) -> None
     batch = collate(samples.examples(kind, base), "packed", base.lexicon.pad)
     block = base.decoder.base_model.h[-1].eval()
     hidden = torch.randn(*batch.tokens.shape, base.decoder.config.n_embd)
-    whole = block(hidden, sight=Sight(batch))
-    strange = block(hidden, sight=Sight(batch, ends_only=True), bias_of_each_column=hidden)
+    whole = block(hidden, sight=AttentionLayout(batch))
+    strange = block(
+        hidden, sight=AttentionLayout(batch, ends_only=True), bias_of_each_column=hidden
+    )
     assert torch.equal(whole, strange)
-    narrowed = block(hidden, sight=Sight(batch, ends_only=True))
+    narrowed = block(hidden, sight=AttentionLayout(batch, ends_only=True))
     assert int((narrowed != 0).any(-1).sum()) == len(batch.spans)
