@@ -32,10 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="gpt2", help="a hub id, a folder, or tiny")
     base = load_decoder(BaseConfig(path=parser.parse_args().base))
-    encoder = ViewEncoder(TASK.format, base.lexicon.tokenize, base.lexicon.specials, max_tokens=48)
+    encoder = ViewEncoder(
+        TASK.format, base.task_tokens.tokenize, base.task_tokens.special_tokens, max_tokens=48
+    )
     encoded = encoder.encode([TASK.example(row, f"train/{n}") for n, row in enumerate(ROWS)])
     view = [*encoded[0].prefix, *encoded[0].endings[0]]
-    print(" ".join(base.lexicon.tokenizer.convert_ids_to_tokens(view)))
+    print(" ".join(base.task_tokens.tokenizer.convert_ids_to_tokens(view)))
 
     place = create_accelerator("fp32")
     part = TrainConfig(learning_rate=1e-3)
@@ -45,12 +47,14 @@ def main() -> None:
     optimizer = build_optimizer(model.parameters(), part)
 
     def forwards(update: int, budget: int | None) -> MicroBatches:
-        batch = collate(encoded, "separate", base.lexicon.pad)
+        batch = collate(encoded, "separate", base.task_tokens.pad_id)
         return MicroBatches([batch], len(encoded), sum(example.tokens for example in encoded))
 
     for step in optimize(model, optimizer, range(1, 21), forwards, settings, place):
         print(f"update {step.number}: {', '.join(f'{loss:.3f}' for loss in step.losses)}")
-    rounds = compute_logits(model, encoded, BatchConfig("separate", base.lexicon.pad, 2048), place)
+    rounds = compute_logits(
+        model, encoded, BatchConfig("separate", base.task_tokens.pad_id, 2048), place
+    )
     print(evaluate(rounds, encoded, TASK, place).scores)
 
 

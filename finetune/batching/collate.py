@@ -49,23 +49,23 @@ class Batch(NamedTuple):
 
     tokens: Tensor
     """(R, T) long, padded on the right."""
-    place: Tensor
+    position_ids: Tensor
     """(R, T) long: how far into its own view a token stands, which is its position id."""
     example: Tensor
     """(R, T) long: the example a token belongs to; -1 for padding."""
     ending: Tensor
     """(R, T) long: the ending a token belongs to; -1 for a prefix and padding."""
-    last: Tensor
+    last_index: Tensor
     """(N, K) long: flat index into (R, T) of each view's last token; -1 where there is none."""
-    source: Tensor
+    lm_index: Tensor
     """(M,) long: flat index into (R, T) of the state that predicts a target."""
-    target: Tensor
+    lm_target: Tensor
     """(M,) long: the token to predict."""
     view: Tensor
     """(M,) long: flat index into (N, K) of the ending a target is part of; -1 for a prefix."""
-    weight: Tensor
+    token_weight: Tensor
     """(M,) float32: the target's share of the LM loss; they sum to 1 over the update."""
-    share: Tensor
+    example_weight: Tensor
     """(N,) float32: the example's share of the task loss; they sum to 1 over the update."""
     label: Tensor
     """(N,) long for classes and choices (-100 unlabelled) or float32 for scores (NaN)."""

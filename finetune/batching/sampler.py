@@ -26,7 +26,7 @@ class EpochSampler:
     drop_incomplete: bool = False
 
     @property
-    def per_epoch(self) -> int:
+    def updates_per_epoch(self) -> int:
         """Updates in an epoch; an incomplete batch counts unless it is dropped."""
         whole, rest = divmod(self.rows, self.batch_size)
         return whole + (1 if rest and not self.drop_incomplete else 0)
@@ -34,15 +34,15 @@ class EpochSampler:
     @property
     def updates(self) -> int:
         """Updates in all (the original: floor(n / 32) · 3); one at least, if an epoch has any."""
-        return max(min(self.per_epoch, 1), round(self.per_epoch * self.epochs))
+        return max(min(self.updates_per_epoch, 1), round(self.updates_per_epoch * self.epochs))
 
     def epoch(self, update: int) -> float:
         """How many epochs are done after update 1, 2, ..."""
-        return update / self.per_epoch
+        return update / self.updates_per_epoch
 
     def indices(self, update: int) -> np.ndarray:
         """The examples of update 1, 2, ...: (B,) indices, fewer at the end of an epoch."""
-        epoch, step = divmod(update - 1, self.per_epoch)
+        epoch, step = divmod(update - 1, self.updates_per_epoch)
         at = step * self.batch_size
         return shuffle_epoch(self.rows, self.seed, epoch)[at : at + self.batch_size]
 

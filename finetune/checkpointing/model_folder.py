@@ -30,7 +30,7 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
     Adapters are merged into the weights, so the folder is a base like any other.
     """
     task_model = cast(TaskModel, model)
-    save_decoder(folder, merge_adapters(task_model.reader.decoder), base.lexicon.tokenizer)
+    save_decoder(folder, merge_adapters(task_model.backbone.decoder), base.task_tokens.tokenizer)
     head = {name: part.detach().cpu() for name, part in task_model.head.state_dict().items()}
     with _clear_errors(folder):
         save_file(head, folder / HEAD_FILE)

@@ -20,20 +20,20 @@ class Mark(NamedTuple):
 
 
 def dissect(
-    example: Example, encoded: Encoded, task: Task, lexicon: TaskTokens, *, lm: bool = True
+    example: Example, encoded: Encoded, task: Task, task_tokens: TaskTokens, *, lm: bool = True
 ) -> list[TokenView]:
     """The K views of an example, marked as the very batch says that training is given."""
     batch = collate([encoded], "separate")
     width = batch.tokens.shape[1]
     # In separate rows a target stands right behind the token that predicts it.
-    targets = set((batch.source[batch.weight > 0] + 1).tolist()) if lm else set()
-    reads = set(batch.last[0].tolist())
+    targets = set((batch.lm_index[batch.token_weight > 0] + 1).tolist()) if lm else set()
+    reads = set(batch.last_index[0].tolist())
     layout = task.format.lay_out(example)
     views = []
     for k, (ending, texts) in enumerate(zip(encoded.endings, layout, strict=True)):
         ids = enumerate([*encoded.prefix, *ending], k * width)
         marks = [Mark(token, at in targets, at in reads) for at, token in ids]
-        views.append(_cut(marks, texts, _colors(task.format, k), lexicon))
+        views.append(_cut(marks, texts, _colors(task.format, k), task_tokens))
     return views
 
 
@@ -50,14 +50,18 @@ def _colors(format: Format, k: int) -> list[int]:
 
 
 def _cut(
-    marks: Sequence[Mark], texts: Words, colors: Sequence[int], lexicon: TaskTokens
+    marks: Sequence[Mark], texts: Words, colors: Sequence[int], task_tokens: TaskTokens
 ) -> TokenView:
     """One view, cut at its delimiters, each stretch laid over its own text."""
     last = len(marks) - 1
-    bounds = [0, *(n for n in range(last) if marks[n].id == lexicon.specials.delimiter), last]
+    bounds = [
+        0,
+        *(n for n in range(last) if marks[n].id == task_tokens.special_tokens.delimiter),
+        last,
+    ]
     inner = [marks[start + 1 : stop] for start, stop in itertools.pairwise(bounds)]
     segments = [
-        _lay_over(stretch, pieces, color, lexicon)
+        _lay_over(stretch, pieces, color, task_tokens)
         for stretch, pieces, color in zip(inner, texts, colors, strict=True)
     ]
     start, *delimiters, extract = (
@@ -68,16 +72,16 @@ def _cut(
 
 
 def _lay_over(
-    marks: Sequence[Mark], texts: Sequence[str], color: int, lexicon: TaskTokens
+    marks: Sequence[Mark], texts: Sequence[str], color: int, task_tokens: TaskTokens
 ) -> Segment:
     """The tokens between two delimiters, each with the part of the text that it stands for."""
-    ids = lexicon.tokenize(texts)
+    ids = task_tokens.tokenize(texts)
     kept = split([mark.id for mark in marks], ids)
     rest, pieces = iter(marks), []
     for text, count in zip(texts, kept, strict=True):
-        words = spell(lexicon, text)
+        words = spell(task_tokens, text)
         pairs = zip(words[:count], itertools.islice(rest, count), strict=True)
-        unknown = lexicon.tokenizer.unk_token_id
+        unknown = task_tokens.tokenizer.unk_token_id
         tokens = tuple(Token(word, mark.lm, mark.id == unknown, mark.read) for word, mark in pairs)
         pieces.append(Piece(tokens, len(words) - count, "".join(words[count:])))
     return Segment(tuple(pieces), color)
@@ -101,11 +105,14 @@ def split(ids: Sequence[int], whole: Sequence[Sequence[int]]) -> list[int]:
     return [most, *split(ids[most:], others)]
 
 
-def spell(lexicon: TaskTokens, text: str) -> list[str]:
+def spell(task_tokens: TaskTokens, text: str) -> list[str]:
     """The part of the text behind every token; together they are the text up to its last token."""
-    if not lexicon.tokenizer.is_fast:
-        return [str(lexicon.tokenizer.decode([number])) for number in lexicon.tokenize([text])[0]]
-    found = lexicon.tokenizer(
+    if not task_tokens.tokenizer.is_fast:
+        return [
+            str(task_tokens.tokenizer.decode([number]))
+            for number in task_tokens.tokenize([text])[0]
+        ]
+    found = task_tokens.tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True,
         verbose=False,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def find_split_files(
     known = [(layout, home) for layout in layouts for home in _homes(folder, layout.folders, below)]
     for layout, home in known:
         if files := _layout_files(home, layout, split):
-            return FileRows(files, layout.reading)
+            return FileRows(files, layout.options)
     homes = _homes(folder, (normalize_name(name or ""),), below)
     plain = [inner for home in homes for inner in (home, *_children(home, ("data",)))]
     for home in plain:

@@ -26,7 +26,7 @@ class KnownDataset:
     """Configurations of the hub's data set, as `normalize_name` writes them."""
     folders: tuple[str, ...]
     """Names of its folder, as `normalize_name` writes them."""
-    reading: ReadOptions
+    options: ReadOptions
     files: Mapping[str, tuple[str, ...]]
     """Split, or ANY, to patterns of paths below the folder; the first that is there is taken."""
     many: bool = False
@@ -45,9 +45,9 @@ def _glue(
     columns: tuple[str, ...] = (),
     files: Mapping[str, tuple[str, ...]] | None = None,
 ) -> KnownDataset:
-    reading = ReadOptions("tsv", columns, {"index": "idx", **(rename or {})})
+    options = ReadOptions("tsv", columns, {"index": "idx", **(rename or {})})
     by_split = {**(files or {}), ANY: ("{split}.tsv",)}
-    return KnownDataset(f"GLUE's {title}", names[:1], names, reading, by_split)
+    return KnownDataset(f"GLUE's {title}", names[:1], names, options, by_split)
 
 
 def _pairs(label: str) -> dict[str, str]:

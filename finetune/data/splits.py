@@ -31,11 +31,11 @@ class Split(NamedTuple):
 
 def check_max_tokens(max_tokens: int, base: Base) -> None:
     """UsageError where views could be longer than the decoder has positions."""
-    if base.positions is not None and max_tokens > base.positions:
+    if base.max_positions is not None and max_tokens > base.max_positions:
         raise UsageError(
-            f"max_tokens {max_tokens} is more than the base's {base.positions} positions",
+            f"max_tokens {max_tokens} is more than the base's {base.max_positions} positions",
             where="train.max_tokens",
-            cure=f"Pass --max-tokens {base.positions}.",
+            cure=f"Pass --max-tokens {base.max_positions}.",
         )
 
 
@@ -43,7 +43,10 @@ def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
     """The input transform of the recipe over the base's tokens."""
     check_max_tokens(recipe.train.max_tokens, base)
     return ViewEncoder(
-        task.format, base.lexicon.tokenize, base.lexicon.specials, recipe.train.max_tokens
+        task.format,
+        base.task_tokens.tokenize,
+        base.task_tokens.special_tokens,
+        recipe.train.max_tokens,
     )
 
 
@@ -117,7 +120,7 @@ def cache_folder() -> Path:
 
 def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool) -> str | None:
     """All that the encoded rows depend on; None where the tokenizer cannot be told from others."""
-    backend = getattr(base.lexicon.tokenizer, "backend_tokenizer", None)
+    backend = getattr(base.task_tokens.tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     parts = [
@@ -126,7 +129,7 @@ def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool
         labelled,
         recipe.task.model_dump_json(exclude={"prompt", "prompts", "metrics", "select", "positive"}),
         hashlib.sha256(backend.to_str().encode()).hexdigest(),
-        list(base.lexicon.specials),
+        list(base.task_tokens.special_tokens),
         recipe.train.max_tokens,
         recipe.data.limit,
         recipe.data.on_bad_row,

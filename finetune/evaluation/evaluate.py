@@ -29,8 +29,8 @@ class BatchConfig(NamedTuple):
     """How batches are made for a reader: layout, pad token, and tokens per forward pass."""
 
     layout: Layout
-    pad: int
-    budget: int
+    pad_id: int
+    max_tokens_per_forward: int
 
 
 class EvaluationResult(NamedTuple):
@@ -45,7 +45,10 @@ RowLogits = list[tuple[int, np.ndarray]]
 
 
 def compute_logits(
-    model: nn.Module, examples: Sequence[Encoded], reading: BatchConfig, accelerator: Accelerator
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    batch_config: BatchConfig,
+    accelerator: Accelerator,
 ) -> Iterator[RowLogits]:
     """This process's share of all rows, a forward pass at a time, in order of length.
 
@@ -54,11 +57,11 @@ def compute_logits(
     last of them perhaps empty, so that whoever consumes them can agree with its peers in between.
     """
     sizes = compute_lengths(examples)
-    read = partial(_logits, model, examples, reading, accelerator)
+    read = partial(_logits, model, examples, batch_config, accelerator)
     if is_sharded(model) and len(examples):
-        groups = _cut_within(read, model, sizes, reading, accelerator)
+        groups = _cut_within(read, model, sizes, batch_config, accelerator)
     else:
-        groups = _cut(sizes, reading)
+        groups = _cut(sizes, batch_config)
     rank, processes = accelerator.process_index, accelerator.num_processes
     for at in range(0, len(groups), processes):
         mine = groups[at + rank] if at + rank < len(groups) else np.arange(0)
@@ -66,18 +69,20 @@ def compute_logits(
             # A pass is one of all processes, also of those that have nothing to read.
             found = [*zip(mine.tolist(), read(mine if len(mine) else groups[0][:1]), strict=False)]
         else:
-            found, reading = compute_within_memory(read, mine, sizes, reading)
+            found, batch_config = compute_within_memory(read, mine, sizes, batch_config)
         yield found
 
 
-def _cut(sizes: ExampleLengths, reading: BatchConfig) -> list[np.ndarray]:
+def _cut(sizes: ExampleLengths, batch_config: BatchConfig) -> list[np.ndarray]:
     """The rows of every forward pass of all processes: the same, whoever asks."""
     rows = np.arange(len(sizes.tokens))
     windows = np.split(rows, range(WINDOW, len(rows), WINDOW))
     return [
         part
         for window in windows
-        for part in batch_by_tokens(window, sizes, reading.layout, reading.budget)
+        for part in batch_by_tokens(
+            window, sizes, batch_config.layout, batch_config.max_tokens_per_forward
+        )
     ]
 
 
@@ -85,7 +90,7 @@ def _cut_within(
     read: Callable[[np.ndarray], np.ndarray],
     model: nn.Module,
     sizes: ExampleLengths,
-    reading: BatchConfig,
+    batch_config: BatchConfig,
     accelerator: Accelerator,
 ) -> list[np.ndarray]:
     """The rows of every forward pass, for the largest of which every process has memory.
@@ -94,36 +99,40 @@ def _cut_within(
     largest of all by itself, and all halve the budget where one of them lacks memory.
     """
     while True:
-        groups = _cut(sizes, reading)
+        groups = _cut(sizes, batch_config)
         largest = max(groups, key=lambda rows: int(sizes.tokens[rows].sum()))
         with rehearse(model, gradients=False):
             _, lacks = catch_out_of_memory(partial(read, largest), len(largest) > 1)
         if not all_reduce_max([lacks], accelerator)[0]:
             return groups
-        reading = _halve(reading, int(sizes.tokens[largest].sum()))
+        batch_config = _halve(batch_config, int(sizes.tokens[largest].sum()))
 
 
-def _halve(reading: BatchConfig, tokens: int) -> BatchConfig:
+def _halve(batch_config: BatchConfig, tokens: int) -> BatchConfig:
     """Half of what did not fit, where that is less than what may be tried."""
-    return reading._replace(budget=min(tokens, reading.budget) // 2)
+    return batch_config._replace(
+        max_tokens_per_forward=min(tokens, batch_config.max_tokens_per_forward) // 2
+    )
 
 
 def compute_within_memory(
     read: Callable[[np.ndarray], np.ndarray],
     indices: np.ndarray,
     sizes: ExampleLengths,
-    reading: BatchConfig,
+    batch_config: BatchConfig,
 ) -> tuple[RowLogits, BatchConfig]:
     """What is read of the indexed rows; out of memory, with half the budget, which then stays.
 
     `read` gives (n, L) numbers of n rows.
     """
     while True:
-        parts = batch_by_tokens(indices, sizes, reading.layout, reading.budget)
+        parts = batch_by_tokens(
+            indices, sizes, batch_config.layout, batch_config.max_tokens_per_forward
+        )
         found, _ = catch_out_of_memory(partial(_read_all, read, parts), len(parts) < len(indices))
         if found is not None:
-            return found, reading
-        reading = _halve(reading, max(int(sizes.tokens[part].sum()) for part in parts))
+            return found, batch_config
+        batch_config = _halve(batch_config, max(int(sizes.tokens[part].sum()) for part in parts))
 
 
 def _read_all(read: Callable[[np.ndarray], np.ndarray], parts: Sequence[np.ndarray]) -> RowLogits:
@@ -133,12 +142,12 @@ def _read_all(read: Callable[[np.ndarray], np.ndarray], parts: Sequence[np.ndarr
 def _logits(
     model: nn.Module,
     examples: Sequence[Encoded],
-    reading: BatchConfig,
+    batch_config: BatchConfig,
     accelerator: Accelerator,
     indices: np.ndarray,
 ) -> np.ndarray:
     """(N, L) float32 logits of the indexed rows; without dropout, whatever mode the model is in."""
-    batch = collate([examples[n] for n in indices], reading.layout, reading.pad)
+    batch = collate([examples[n] for n in indices], batch_config.layout, batch_config.pad_id)
     was_training = model.training
     model.eval()
     try:

@@ -48,7 +48,7 @@ class Predictor:
         self.model, self._base, self._accelerator = model, base, accelerator
         layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
         budget = choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device)
-        self._reading = BatchConfig(layout, base.lexicon.pad, budget)
+        self._reading = BatchConfig(layout, base.task_tokens.pad_id, budget)
         self._encoder = build_encoder(recipe, task, base)
         # Whatever the rows say of their label is nothing to a prediction.
         columns = {name: column for name, column in task.columns.items() if name != LABEL}

@@ -36,7 +36,7 @@ class Losses(NamedTuple):
 
 def objective(outputs: Outputs, batch: Batch, lm_coefficient: float) -> Losses:
     """L3 = L2 + λ · L1. L2 is cross-entropy for classes and choices, squared error for scores."""
-    task = (batch.share * task_loss(outputs.logits, batch.label)).sum()
+    task = (batch.example_weight * task_loss(outputs.logits, batch.label)).sum()
     return Losses(task + lm_coefficient * outputs.lm_loss, task, outputs.lm_loss)
 
 

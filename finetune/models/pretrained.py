@@ -34,8 +34,8 @@ class TaskTokens:
     """A tokenizer, and the tokens that the input transforms need."""
 
     tokenizer: PreTrainedTokenizerBase
-    specials: SpecialTokens
-    pad: int
+    special_tokens: SpecialTokens
+    pad_id: int
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts. A text that spells out a special token stays mere text."""
@@ -44,13 +44,13 @@ class TaskTokens:
 
 @dataclass(frozen=True)
 class Base:
-    """A decoder with its lexicon."""
+    """A decoder with its task_tokens."""
 
     decoder: PreTrainedModel
-    lexicon: TaskTokens
+    task_tokens: TaskTokens
 
     @property
-    def positions(self) -> int | None:
+    def max_positions(self) -> int | None:
         """The longest view the decoder can read; None where it sets no limit."""
         return count_positions(self.decoder)
 
@@ -97,14 +97,14 @@ def load_decoder(part: BaseConfig, seed: int = 0) -> Base:
     path = locate_whole(part)
     options = _options(part, path)
     config = _config(path, part, options)
-    lexicon, fresh = _lexicon(path, part, options)
+    task_tokens, fresh = _lexicon(path, part, options)
     torch.manual_seed(seed)
     decoder = _decoder(path, part, config, options)
     drawn = part.from_scratch or config.model_type == "openai-gpt"
-    add_embedding_rows(decoder, lexicon.tokenizer, fresh, drawn)
+    add_embedding_rows(decoder, task_tokens.tokenizer, fresh, drawn)
     if part.lora:
-        decoder = add_adapters(decoder, part.lora, list(lexicon.specials))
-    return Base(decoder, lexicon)
+        decoder = add_adapters(decoder, part.lora, list(task_tokens.special_tokens))
+    return Base(decoder, task_tokens)
 
 
 def load_language_model(part: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -133,7 +133,7 @@ def load_task_tokens(part: BaseConfig) -> TaskTokens:
 
 
 def _lexicon(path: str, part: BaseConfig, options: dict[str, Any]) -> tuple[TaskTokens, list[str]]:
-    """The lexicon with all our tokens in it, and the names of those that are new."""
+    """The task_tokens with all our tokens in it, and the names of those that are new."""
     tokenizer = _load(AutoTokenizer.from_pretrained, path, part, options)
     fresh = add_tokens(tokenizer)
     ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))

@@ -46,21 +46,24 @@ class DecoderWrapper(nn.Module):
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
         self.decoder = decoder
-        self.finish = LogitTransform.of(decoder)
+        self.logit_transform = LogitTransform.of(decoder)
 
-    def states(
-        self, batch: Batch, memory: PrefixCache | None = None, *, ends_only: bool = False
+    def hidden_states(
+        self, batch: Batch, memory: PrefixCache | None = None, *, last_tokens_only: bool = False
     ) -> Tensor:
         """(R·T, D) last hidden states; with a full `memory`, of texts that continue it.
 
-        With `ends_only` those of the views' last tokens are right, and all others mean nothing.
+        With `last_tokens_only` only the states of the views' last tokens are valid.
         """
         body = unwrap_adapters(self.decoder).base_model
-        arguments = {"input_ids": batch.tokens, "position_ids": batch.place}
+        arguments = {"input_ids": batch.tokens, "position_ids": batch.position_ids}
         if self.decoder.config._attn_implementation == ATTENTION_NAME:
             extra = {"memory": memory} if memory else {}
             found = body(
-                **arguments, sight=AttentionLayout(batch, ends_only), use_cache=False, **extra
+                **arguments,
+                attention_layout=AttentionLayout(batch, last_tokens_only),
+                use_cache=False,
+                **extra,
             )
         else:
             found = body(**arguments, **_padding_mask(batch))
@@ -73,16 +76,16 @@ class DecoderWrapper(nn.Module):
 
     def lm_loss(self, states: Tensor, target: Tensor, share: Tensor) -> Tensor:
         """Σ share · negative log-likelihood of M targets after their (M, D) states."""
-        return lm_loss(*self._scaled(states), target, share, self.finish.cap)
+        return lm_loss(*self._scaled(states), target, share, self.logit_transform.cap)
 
     def token_losses(self, states: Tensor, target: Tensor) -> Tensor:
         """(M,) negative log-likelihoods of targets after their (M, D) states, without gradient."""
-        return token_losses(*self._scaled(states), target, self.finish.cap)
+        return token_losses(*self._scaled(states), target, self.logit_transform.cap)
 
     def _scaled(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """States, weight and bias whose plain logits have the family's scale."""
         weight, bias = self.output_layer()
-        scale = self.finish.scale
+        scale = self.logit_transform.scale
         if scale == 1:
             return states, weight, bias
         return states * scale, weight, None if bias is None else bias * scale
@@ -142,18 +145,18 @@ class TaskModel(nn.Module):
         self, decoder: PreTrainedModel, format: Format, labels: Labels, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.reader = DecoderWrapper(decoder)
+        self.backbone = DecoderWrapper(decoder)
         width = decoder.get_output_embeddings().weight.shape[1]
         self.head = LinearHead(width, labels.width, format.chooses, dropout)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """(N, L) logits, and with `lm` the batch's share of the LM loss."""
-        states = self.reader.states(batch, ends_only=not lm)
-        features = states[batch.last.clamp(min=0)]
-        logits = self.head(features, batch.last >= 0)
+        states = self.backbone.hidden_states(batch, last_tokens_only=not lm)
+        features = states[batch.last_index.clamp(min=0)]
+        logits = self.head(features, batch.last_index >= 0)
         if not lm:
             return Outputs(logits, logits.new_zeros(()))
-        loss = self.reader.lm_loss(states[batch.source], batch.target, batch.weight)
+        loss = self.backbone.lm_loss(states[batch.lm_index], batch.lm_target, batch.token_weight)
         return Outputs(logits, loss)
 
 
@@ -162,20 +165,20 @@ class LanguageModel(nn.Module):
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
-        self.reader = DecoderWrapper(decoder)
+        self.backbone = DecoderWrapper(decoder)
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """(N, K) log-probabilities of the endings in nats, or with `lm` the LM loss instead."""
-        states = self.reader.states(batch)
+        states = self.backbone.hidden_states(batch)
         if not lm:
             return Outputs(self.score_endings(states, batch), states.new_zeros(()))
-        logits = batch.share.new_full(batch.last.shape, -torch.inf)
-        loss = self.reader.lm_loss(states[batch.source], batch.target, batch.weight)
+        logits = batch.example_weight.new_full(batch.last_index.shape, -torch.inf)
+        loss = self.backbone.lm_loss(states[batch.lm_index], batch.lm_target, batch.token_weight)
         return Outputs(logits, loss)
 
     def score_endings(self, states: Tensor, batch: Batch) -> Tensor:
         """(N, K) log-probabilities in nats of what the batch's targets say; -inf where absent."""
         asked = batch.view >= 0
-        nll = self.reader.token_losses(states[batch.source[asked]], batch.target[asked])
-        sums = nll.new_zeros(batch.last.numel()).index_add(0, batch.view[asked], nll)
-        return (-sums.view_as(batch.last)).masked_fill(batch.last < 0, -torch.inf)
+        nll = self.backbone.token_losses(states[batch.lm_index[asked]], batch.lm_target[asked])
+        sums = nll.new_zeros(batch.last_index.numel()).index_add(0, batch.view[asked], nll)
+        return (-sums.view_as(batch.last_index)).masked_fill(batch.last_index < 0, -torch.inf)

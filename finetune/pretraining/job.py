@@ -58,20 +58,20 @@ class PretrainingJob:
     decoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     model: LanguageModel
-    wrapped: nn.Module
+    parallel_model: nn.Module
     optimizer: AdamW
     accelerator: Accelerator
-    reading: BatchConfig
+    batch_config: BatchConfig
     train: TextSplit
     evaluated: TextSplit | None
 
     @cached_property
-    def sizes(self) -> ExampleLengths:
+    def lengths(self) -> ExampleLengths:
         """Of the training blocks."""
         return self.train.blocks.measure()
 
     @cached_property
-    def order(self) -> EpochSampler:
+    def sampler(self) -> EpochSampler:
         """Which blocks every update reads; the rest of an epoch that fills no batch waits."""
         part, rows = self.plan.train, len(self.train.blocks)
         batch_size = min(part.batch_size, rows)
@@ -82,7 +82,7 @@ class PretrainingJob:
     @property
     def settings(self) -> LoopSettings:
         """Linear warm-up to the peak rate, then a cosine to 0 (GPT-1, section 4.1)."""
-        part, updates = self.plan.train, self.order.updates
+        part, updates = self.plan.train, self.sampler.updates
         # A run shorter than the paper's warm-up climbs during its first tenth.
         warmup = part.warmup_updates / updates if part.warmup_updates < updates else 0.1
         factor = plan_rates(updates, warmup, "cosine")
@@ -92,13 +92,13 @@ class PretrainingJob:
             1.0,
             part.max_grad_norm,
             part.seed,
-            self.reading.budget,
+            self.batch_config.max_tokens_per_forward,
         )
 
     @cached_property
-    def rhythm(self) -> EvaluationSchedule:
+    def schedule(self) -> EvaluationSchedule:
         """Validations evenly over the run, the last one at its end."""
-        part, updates = self.plan.train, self.order.updates
+        part, updates = self.plan.train, self.sampler.updates
 
         def due(update: int) -> bool:
             """With the k-th validation at ⌈updates · k / evaluations⌉: whether one falls here."""
@@ -108,33 +108,36 @@ class PretrainingJob:
             due, None, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
         )
 
-    def forwards(self, update: int, budget: int | None) -> MicroBatches:
+    def make_microbatches(self, update: int, budget: int | None) -> MicroBatches:
         """The forward passes of an update on this process, and the size of the whole update."""
-        indices = self.order.indices(update)
-        tokens = int(self.sizes.tokens[indices].sum())
+        indices = self.sampler.indices(update)
+        tokens = int(self.lengths.tokens[indices].sum())
         totals = UpdateTotals(0, 0, tokens - len(indices))
-        own = shard_by_length(indices, self.sizes, self.accelerator.num_processes)
+        own = shard_by_length(indices, self.lengths, self.accelerator.num_processes)
         mine = own[self.accelerator.process_index]
         groups = batch_by_tokens(
-            mine, self.sizes, self.reading.layout, budget or self.reading.budget
+            mine,
+            self.lengths,
+            self.batch_config.layout,
+            budget or self.batch_config.max_tokens_per_forward,
         )
         batches = [self._collate(rows, totals) for rows in groups]
         return MicroBatches(batches, len(indices), tokens, partial(self._idle, indices[:1], totals))
 
     def _idle(self, rows: np.ndarray, totals: UpdateTotals) -> Batch:
         batch = self._collate(rows, totals)
-        return batch._replace(weight=batch.weight * 0)
+        return batch._replace(token_weight=batch.token_weight * 0)
 
     def _collate(self, rows: np.ndarray, totals: UpdateTotals) -> Batch:
         examples = [self.train.blocks[n] for n in rows.tolist()]
-        return collate(examples, self.reading.layout, self.reading.pad, totals)
+        return collate(examples, self.batch_config.layout, self.batch_config.pad_id, totals)
 
-    def culprits(self, update: int) -> list[str]:
+    def find_nonfinite_examples(self, update: int) -> list[str]:
         """Ids of the update's blocks whose loss is not finite; all of them where none is."""
         found, scorer = [], TextScorer(self.decoder)
-        examples = [self.train.blocks[n] for n in self.order.indices(update).tolist()]
+        examples = [self.train.blocks[n] for n in self.sampler.indices(update).tolist()]
         for example in examples:
-            batch = collate([example], self.reading.layout, self.reading.pad)
+            batch = collate([example], self.batch_config.layout, self.batch_config.pad_id)
             with torch.no_grad(), self.accelerator.autocast():
                 nats = scorer(to_device(batch, self.accelerator.device)).logits
             found += [] if nats.isfinite().all() else [example.id]
@@ -143,14 +146,14 @@ class PretrainingJob:
     def started(self, done: int) -> Started:
         """What there is to say before the first update."""
         return Started(
-            updates=self.order.updates,
+            updates=self.sampler.updates,
             done=done,
             examples=len(self.train.blocks),
             evaluated=len(self.evaluated.blocks) if self.evaluated else 0,
             parameters=sum(part.numel() for part in self.model.parameters()),
             device=str(self.accelerator.device),
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
-            layout=self.reading.layout,
+            layout=self.batch_config.layout,
             processes=self.accelerator.num_processes,
             cut=0,
             skipped=0,
@@ -163,8 +166,8 @@ class PretrainingJob:
                 f"{name}: {text.blocks.targets:,} tokens in {len(text.blocks):,} blocks, "
                 f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes a token"
             )
-        if self.plan.train.warmup_updates >= self.order.updates:
-            updates, warmup = self.order.updates, self.plan.train.warmup_updates
+        if self.plan.train.warmup_updates >= self.sampler.updates:
+            updates, warmup = self.sampler.updates, self.plan.train.warmup_updates
             yield f"{updates} updates are fewer than {warmup} of warm-up: it takes a tenth of them"
 
     def _texts(self) -> Iterator[tuple[str, TextSplit]]:
@@ -172,7 +175,7 @@ class PretrainingJob:
         if self.evaluated:
             yield "evaluate", self.evaluated
 
-    def told(self) -> str:
+    def config_yaml(self) -> str:
         """The plan with every value written out."""
         return dump_plan(self.plan)
 
@@ -197,7 +200,7 @@ class PretrainingJob:
 
     def _read(self, decoder: PreTrainedModel) -> Iterator[RowLogits]:
         blocks = cast(TextSplit, self.evaluated).blocks
-        return compute_logits(TextScorer(decoder), blocks, self.reading, self.accelerator)
+        return compute_logits(TextScorer(decoder), blocks, self.batch_config, self.accelerator)
 
     def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
         """Perplexity per token, bits per byte, and nats per token, which decide."""

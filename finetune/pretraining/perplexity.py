@@ -16,14 +16,14 @@ class TextScorer(nn.Module):
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
-        self.reader = DecoderWrapper(decoder)
+        self.backbone = DecoderWrapper(decoder)
 
     def forward(self, batch: Batch) -> Outputs:
         """(N, 1) nats, summed over the targets of each example."""
-        states = self.reader.states(batch)[batch.source]
-        nats = self.reader.token_losses(states, batch.target)
-        owner = batch.example.flatten()[batch.source]
-        sums = nats.new_zeros(len(batch.last)).index_add(0, owner, nats)
+        states = self.backbone.hidden_states(batch)[batch.lm_index]
+        nats = self.backbone.token_losses(states, batch.lm_target)
+        owner = batch.example.flatten()[batch.lm_index]
+        sums = nats.new_zeros(len(batch.last_index)).index_add(0, owner, nats)
         return Outputs(sums[:, None], nats.new_zeros(()))
 
 

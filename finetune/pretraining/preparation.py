@@ -54,7 +54,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
     # Blocks of one length stand best in rows of their own; short documents are packed.
     even = sizes.tokens.mean() > 0.9 * sizes.tokens.max()
     layout = choose_layout(part, decoder, chooses=False)
-    reading = BatchConfig(
+    batch_config = BatchConfig(
         "separate" if even else layout,
         0,
         choose_max_tokens_per_forward(part, decoder, accelerator.device),
@@ -67,7 +67,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         cast(nn.Module, accelerator.prepare_model(model)),
         build_optimizer(model.parameters(), part),
         accelerator,
-        reading,
+        batch_config,
         texts["train"],
         texts.get("evaluate"),
     )

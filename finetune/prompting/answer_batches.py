@@ -42,10 +42,10 @@ def collate_answers(
             ]
     source, target, view = np.array(found, np.int64).reshape(-1, 3).T.copy()
     return batch._replace(
-        place=batch.place + remembered,
-        last=torch.from_numpy(last),
-        source=torch.from_numpy(source),
-        target=torch.from_numpy(target),
+        position_ids=batch.position_ids + remembered,
+        last_index=torch.from_numpy(last),
+        lm_index=torch.from_numpy(source),
+        lm_target=torch.from_numpy(target),
         view=torch.from_numpy(view),
     )
 

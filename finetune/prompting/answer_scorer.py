@@ -31,10 +31,10 @@ class AnswerScorer:
     """
 
     def __init__(
-        self, decoder: PreTrainedModel, reading: BatchConfig, accelerator: Accelerator
+        self, decoder: PreTrainedModel, batch_config: BatchConfig, accelerator: Accelerator
     ) -> None:
         self._model = LanguageModel(decoder).eval()
-        self._reading, self._accelerator = reading, accelerator
+        self._reading, self._accelerator = batch_config, accelerator
         self._remembers = decoder.config._attn_implementation == ATTENTION_NAME
 
     def score(self, requests: Sequence[Encoded]) -> np.ndarray:
@@ -67,7 +67,7 @@ class AnswerScorer:
     ) -> Iterator[tuple[PrefixGroup, ExampleLengths, np.ndarray]]:
         """A trunk's requests in forward passes of like lengths: their places in the trunk."""
         sizes = compute_lengths([trim(requests[n], trunk.length) for n in trunk.requests])
-        layout, budget = self._reading.layout, self._reading.budget
+        layout, budget = self._reading.layout, self._reading.max_tokens_per_forward
         for rows in batch_by_tokens(np.arange(len(trunk.requests)), sizes, layout, budget):
             yield trunk, sizes, rows
 
@@ -75,10 +75,10 @@ class AnswerScorer:
         if not trunk.length:
             return None
         beginning = requests[trunk.requests[0]].prefix[: trunk.length]
-        batch = collate([Encoded("", beginning, ())], "packed", self._reading.pad)
+        batch = collate([Encoded("", beginning, ())], "packed", self._reading.pad_id)
         memory = PrefixCache()
         with torch.inference_mode(), self._accelerator.autocast():
-            self._model.reader.states(to_device(batch, self._accelerator.device), memory)
+            self._model.backbone.hidden_states(to_device(batch, self._accelerator.device), memory)
         memory.full = True
         return memory
 
@@ -91,10 +91,10 @@ class AnswerScorer:
     ) -> np.ndarray:
         """(n, K) log-probabilities of n of a trunk's requests, by their places in it."""
         asked = [requests[n] for n in trunk.requests[rows]]
-        batch = collate_answers(asked, self._reading.layout, self._reading.pad, trunk.length)
+        batch = collate_answers(asked, self._reading.layout, self._reading.pad_id, trunk.length)
         here = to_device(batch, self._accelerator.device)
         with torch.inference_mode(), self._accelerator.autocast():
-            states = self._model.reader.states(here, memory)
+            states = self._model.backbone.hidden_states(here, memory)
             scores = self._model.score_endings(states, here)
         return scores.float().cpu().numpy()
 

@@ -100,8 +100,8 @@ class PromptEvaluator:
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         layout = choose_layout(recipe.train, decoder, chooses=True)
         budget = choose_max_tokens_per_forward(recipe.train, decoder, accelerator.device)
-        reading = BatchConfig(layout, tokenizer.pad_token_id or 0, budget)
-        self._scorer = AnswerScorer(decoder.to(accelerator.device), reading, accelerator)
+        batch_config = BatchConfig(layout, tokenizer.pad_token_id or 0, budget)
+        self._scorer = AnswerScorer(decoder.to(accelerator.device), batch_config, accelerator)
 
     def ask(self, manner: PromptOptions = PromptOptions()) -> PromptResult:
         """Asks every question of the evaluation split. UsageError for what has no meaning."""

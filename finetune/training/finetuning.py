@@ -62,7 +62,7 @@ class FinetuningJob:
     task: Task
     base: Base
     model: TaskModel
-    wrapped: nn.Module
+    parallel_model: nn.Module
     """The model as its processes share it; the model itself on one process."""
     optimizer: AdamW
     accelerator: Accelerator
@@ -70,15 +70,15 @@ class FinetuningJob:
     evaluated: Split | None
     extra: dict[str, Split]
     """What is scored at the end beside the evaluation split, by name; perhaps without labels."""
-    reading: BatchConfig
+    batch_config: BatchConfig
 
     @cached_property
-    def sizes(self) -> ExampleLengths:
+    def lengths(self) -> ExampleLengths:
         """Of the training rows."""
         return compute_lengths(self.train.examples)
 
     @cached_property
-    def order(self) -> EpochSampler:
+    def sampler(self) -> EpochSampler:
         """Which rows every update reads."""
         part = self.recipe.train
         drop = part.incomplete_batch == "drop"
@@ -88,33 +88,36 @@ class FinetuningJob:
     def settings(self) -> LoopSettings:
         """What the loop needs to know."""
         part = self.recipe.train
-        factor = plan_rates(self.order.updates, part.warmup)
+        factor = plan_rates(self.sampler.updates, part.warmup)
         return LoopSettings(
             lambda update: part.learning_rate * factor(update),
             part.epsilon,
             part.lm_coefficient,
             part.max_grad_norm,
             part.seed,
-            self.reading.budget,
+            self.batch_config.max_tokens_per_forward,
         )
 
     @cached_property
-    def rhythm(self) -> EvaluationSchedule:
+    def schedule(self) -> EvaluationSchedule:
         """When to evaluate, to save and to give up."""
         part = self.recipe.train
-        due = plan_evaluations(self.order, part.evaluations)
+        due = plan_evaluations(self.sampler, part.evaluations)
         return EvaluationSchedule(
             due, part.patience, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
         )
 
-    def forwards(self, update: int, budget: int | None) -> MicroBatches:
+    def make_microbatches(self, update: int, budget: int | None) -> MicroBatches:
         """An update's rows on this process, sorted by length and cut; the size of all of it."""
-        indices = self.order.indices(update)
-        own = shard_by_length(indices, self.sizes, self.accelerator.num_processes)
-        rank, most = self.accelerator.process_index, budget or self.reading.budget
+        indices = self.sampler.indices(update)
+        own = shard_by_length(indices, self.lengths, self.accelerator.num_processes)
+        rank, most = (
+            self.accelerator.process_index,
+            budget or self.batch_config.max_tokens_per_forward,
+        )
         # In shards every pass is one of all processes: who has fewer makes idle ones.
         cuts = [
-            batch_by_tokens(rows, self.sizes, self.reading.layout, most)
+            batch_by_tokens(rows, self.lengths, self.batch_config.layout, most)
             for rows in (own if is_sharded(self.model) else own[rank : rank + 1])
         ]
         groups = cuts[rank if len(cuts) > 1 else 0]
@@ -122,21 +125,21 @@ class FinetuningJob:
         batches = [self._collate(rows, totals) for rows in groups]
         idle = partial(self._idle, indices[:1])
         batches += [idle() for _ in range(max(map(len, cuts)) - len(groups))]
-        return MicroBatches(batches, len(indices), int(self.sizes.tokens[indices].sum()), idle)
+        return MicroBatches(batches, len(indices), int(self.lengths.tokens[indices].sum()), idle)
 
     def started(self, done: int) -> Started:
         """What there is to say before the first update."""
         trained = [part for part in self.model.parameters() if part.requires_grad]
         report = self.train.report
         return Started(
-            updates=self.order.updates,
+            updates=self.sampler.updates,
             done=done,
             examples=len(self.train.examples),
             evaluated=len(self.evaluated.examples) if self.evaluated else 0,
             parameters=sum(part.numel() for part in trained),
             device=str(self.accelerator.device),
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
-            layout=self.reading.layout,
+            layout=self.batch_config.layout,
             processes=self.accelerator.num_processes,
             cut=sum(example.cut for example in self.train.examples),
             skipped=len(report.skipped) + report.unlabelled,
@@ -152,16 +155,16 @@ class FinetuningJob:
         if is_sharded(self.model):
             count = self.accelerator.num_processes
             yield f"FSDP2: weights, gradients and moments are cut into {count} shards"
-        if self.reading.layout == "separate" and self.recipe.train.layout == "auto":
+        if self.batch_config.layout == "separate" and self.recipe.train.layout == "auto":
             kind = self.base.decoder.config.model_type
             yield f"{kind} has an attention of its own: views stand in rows of their own, padded"
 
-    def culprits(self, update: int) -> list[str]:
+    def find_nonfinite_examples(self, update: int) -> list[str]:
         """Ids of the update's rows whose own loss is not finite; all of them where none is."""
         ids, found = [], []
-        for n in self.order.indices(update):
+        for n in self.sampler.indices(update):
             example = self.train.examples[n]
-            batch = collate([example], "separate", self.reading.pad)
+            batch = collate([example], "separate", self.batch_config.pad_id)
             batch = to_device(batch, self.accelerator.device)
             with torch.no_grad(), self.accelerator.autocast():
                 lm_coefficient = self.recipe.train.lm_coefficient
@@ -171,7 +174,7 @@ class FinetuningJob:
                 found.append(example.id)
         return found or ids
 
-    def told(self) -> str:
+    def config_yaml(self) -> str:
         """The recipe with every value written out."""
         return dump_recipe(self.recipe)
 
@@ -202,7 +205,9 @@ class FinetuningJob:
         """The evaluation split, a forward pass at a time."""
         if self.evaluated is None:
             return None
-        return compute_logits(self.model, self.evaluated.examples, self.reading, self.accelerator)
+        return compute_logits(
+            self.model, self.evaluated.examples, self.batch_config, self.accelerator
+        )
 
     def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
         """The task's metrics on the evaluation split."""
@@ -236,7 +241,7 @@ class FinetuningJob:
             if all(example.label is None for example in split.examples):
                 yield Notice(f"{name} has no labels: nothing to score")
                 continue
-            rounds = compute_logits(model, split.examples, self.reading, self.accelerator)
+            rounds = compute_logits(model, split.examples, self.batch_config, self.accelerator)
             yield name, self._score(watch(rounds), split.examples)
 
     def _labelled_splits(self) -> Iterator[tuple[str, Split]]:
@@ -249,11 +254,13 @@ class FinetuningJob:
     def _idle(self, indices: np.ndarray) -> Batch:
         """A row that weighs nothing: every process must take part in the exchange of gradients."""
         batch = self._collate(indices)
-        return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
+        return batch._replace(
+            token_weight=batch.token_weight * 0, example_weight=batch.example_weight * 0
+        )
 
     def _collate(self, indices: np.ndarray, totals: UpdateTotals | None = None) -> Batch:
         examples = [self.train.examples[n] for n in indices]
-        return collate(examples, self.reading.layout, self.reading.pad, totals)
+        return collate(examples, self.batch_config.layout, self.batch_config.pad_id, totals)
 
 
 def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> FinetuningJob:
@@ -281,17 +288,17 @@ def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> 
     # Shards take the place of weights, so the optimizer comes after them.
     optimizer = build_optimizer(model.parameters(), recipe.train)
     layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
-    reading = BatchConfig(
+    batch_config = BatchConfig(
         layout,
-        base.lexicon.pad,
+        base.task_tokens.pad_id,
         choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device),
     )
     wrapped = model if is_sharded(model) else cast(nn.Module, accelerator.prepare_model(model))
     splits = (train, evaluated, extra)
     job = FinetuningJob(
-        recipe, task, base, model, wrapped, optimizer, accelerator, *splits, reading
+        recipe, task, base, model, wrapped, optimizer, accelerator, *splits, batch_config
     )
-    if job.order.updates < 1:
+    if job.sampler.updates < 1:
         raise UsageError(
             f"{len(train.examples)} rows make no update of {recipe.train.batch_size}",
             where="train.batch_size",
@@ -302,8 +309,8 @@ def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> 
 
 def _freeze_unread(model: TaskModel, lm_coefficient: float) -> None:
     """Without an LM loss an output layer of its own gets no gradient: it must not wait for one."""
-    embedding = model.reader.decoder.get_input_embeddings().weight
-    for part in model.reader.output_layer():
+    embedding = model.backbone.decoder.get_input_embeddings().weight
+    for part in model.backbone.output_layer():
         # What is no leaf is computed from trained rows (adapters), which the embedding reads too.
         if part is not None and part is not embedding and part.is_leaf and lm_coefficient == 0:
             part.requires_grad_(False)

@@ -57,7 +57,7 @@ class TrainingJob(Protocol):
         """What is trained."""
 
     @property
-    def wrapped(self) -> nn.Module:
+    def parallel_model(self) -> nn.Module:
         """The model as its processes share it; the model itself on one process."""
 
     @property
@@ -69,11 +69,11 @@ class TrainingJob(Protocol):
         """This process among its peers."""
 
     @property
-    def reading(self) -> BatchConfig:
+    def batch_config(self) -> BatchConfig:
         """How batches are made."""
 
     @property
-    def order(self) -> EpochSampler:
+    def sampler(self) -> EpochSampler:
         """Which examples every update reads."""
 
     @property
@@ -81,13 +81,13 @@ class TrainingJob(Protocol):
         """What the loop needs to know besides batches."""
 
     @property
-    def rhythm(self) -> EvaluationSchedule:
+    def schedule(self) -> EvaluationSchedule:
         """When to evaluate, to save and to give up."""
 
-    def forwards(self, update: int, budget: int | None) -> MicroBatches:
+    def make_microbatches(self, update: int, budget: int | None) -> MicroBatches:
         """The forward passes of an update on this process, and the size of the whole update."""
 
-    def culprits(self, update: int) -> list[str]:
+    def find_nonfinite_examples(self, update: int) -> list[str]:
         """Ids of the update's examples whose loss is not finite; all of them where none is."""
 
     def started(self, done: int) -> Started:
@@ -96,7 +96,7 @@ class TrainingJob(Protocol):
     def notices(self) -> Iterator[str]:
         """What a person should know before."""
 
-    def told(self) -> str:
+    def config_yaml(self) -> str:
         """What the run was told, as YAML with every value written out."""
 
     def decisions(self, told: str | None = None) -> dict[str, Any]:

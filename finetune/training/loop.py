@@ -30,7 +30,7 @@ class MicroBatches(NamedTuple):
     examples: int
     tokens: int
     """With every prefix counted once, so that layouts and processes make no difference."""
-    idle: Callable[[], Batch] | None = None
+    empty_batch: Callable[[], Batch] | None = None
     """A small batch that weighs nothing, for a process that has none or lacks memory."""
 
 
@@ -41,13 +41,13 @@ Forwards = Callable[[int, int | None], MicroBatches]
 class LoopSettings(NamedTuple):
     """What an update needs to know besides its batches."""
 
-    rate: Callable[[int], float]
+    learning_rate: Callable[[int], float]
     """The learning rate of update 1, 2, ..."""
     epsilon: float = 1e-8
     lm_coefficient: float = 0.5
     max_grad_norm: float = 1.0
     seed: int = 0
-    budget: int | None = None
+    max_tokens_per_forward: int | None = None
     """Most tokens in a forward pass, to begin with."""
     halts: Callable[[], bool] = bool
     """Asked before every pass: True ends the loop there, with the weights of the last update. A
@@ -61,14 +61,14 @@ class Step(NamedTuple):
     losses: Losses
     grad_norm: Tensor
     """Global norm before clipping."""
-    refused: Tensor
+    skipped: Tensor
     """1 where a loss or gradient was not finite and the weights were left alone, else 0."""
     learning_rate: float
     examples: int
     """Of all processes, as are the tokens."""
     tokens: int
     seconds: float
-    budget: int | None
+    max_tokens_per_forward: int | None
 
 
 def optimize(
@@ -87,7 +87,7 @@ def optimize(
     Ends early, without a Step, where `settings.halts` says so.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    room = _Room(settings.budget)
+    room = _Room(settings.max_tokens_per_forward)
     accumulate_in_place(model, accelerator.num_processes)
     model.train()
     for number in updates:
@@ -100,7 +100,7 @@ def optimize(
         losses, passes = made
         norm = clip_gradients(parameters, settings.max_grad_norm)
         refused = (~(norm.isfinite() & losses.total.isfinite())).float()
-        rate = settings.rate(number)
+        rate = settings.learning_rate(number)
         set_adamw_step(optimizer, number, rate, settings.epsilon)
         # The fused kernel leaves weights and moments alone where this flag is 1, without asking
         # the host.
@@ -220,7 +220,7 @@ def _advising(passes: MicroBatches, most: int) -> Iterator[None]:
 
 def _can_shrink(passes: MicroBatches) -> bool:
     """Whether a pass has several examples: one alone is not cut."""
-    return len(passes.batches) < sum(len(batch.last) for batch in passes.batches)
+    return len(passes.batches) < sum(len(batch.last_index) for batch in passes.batches)
 
 
 def _backward(
@@ -254,10 +254,12 @@ def _backward(
 
 def _idle(passes: MicroBatches) -> Batch:
     """A batch that weighs nothing: every process must take part in the exchange of gradients."""
-    if passes.idle is not None:
-        return passes.idle()
+    if passes.empty_batch is not None:
+        return passes.empty_batch()
     batch = passes.batches[-1]
-    return batch._replace(weight=batch.weight * 0, share=batch.share * 0)
+    return batch._replace(
+        token_weight=batch.token_weight * 0, example_weight=batch.example_weight * 0
+    )
 
 
 def seed_update(seed: int, update: int, process: int) -> None:

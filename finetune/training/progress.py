@@ -48,7 +48,7 @@ class TrainingProgress:
 
     def advance(self, step: Step) -> None:
         """Counts one more update."""
-        self.update, self.budget = step.number, step.budget
+        self.update, self.budget = step.number, step.max_tokens_per_forward
         self.tokens += step.tokens
         self.seconds += step.seconds
 
@@ -85,7 +85,7 @@ class CheckpointTimer:
 
 def plan_evaluations(order: EpochSampler, evaluations: int) -> Callable[[int], bool]:
     """Whether to evaluate after an update: evenly within each epoch, and after the last."""
-    per_epoch = order.per_epoch
+    per_epoch = order.updates_per_epoch
     count = min(evaluations, per_epoch)
     steps = {max(1, round(per_epoch * k / count)) for k in range(1, count + 1)}
     return lambda update: update == order.updates or (update - 1) % per_epoch + 1 in steps

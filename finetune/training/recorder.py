@@ -113,7 +113,7 @@ class RunRecorder:
                 check_frozen(job.model, state.facts["made_with"], self._made_with)
                 TrainingProgress.of(state.facts["progress"])
         if self._run:
-            self._run.save_recipe(job.told())
+            self._run.save_recipe(job.config_yaml())
         self._accelerator.wait_for_everyone()
         progress = TrainingProgress.of(state.facts["progress"]) if state else TrainingProgress()
         self.refused_in_a_row = progress.refused
@@ -176,7 +176,7 @@ class RunRecorder:
         self._write()
         pending, self._pending, self._written = self._pending, [], 0
         for step in pending:
-            bad = bool(step.refused)
+            bad = bool(step.skipped)
             self.refused_in_a_row = self.refused_in_a_row + 1 if bad else 0
             self._refused += [step.number] if bad else []
 
@@ -199,7 +199,7 @@ class RunRecorder:
         """
         if together:
             self.flush()
-        if self._refused or any(step.refused for step in self._pending):
+        if self._refused or any(step.skipped for step in self._pending):
             return False
         if self._pending:
             self.refused_in_a_row = 0
@@ -210,7 +210,11 @@ class RunRecorder:
         self._write()
         tensors = capture_state(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
-            facts = {"progress": progress.facts(), "told": job.told(), "made_with": self._made_with}
+            facts = {
+                "progress": progress.facts(),
+                "told": job.config_yaml(),
+                "made_with": self._made_with,
+            }
             self._run.save(progress.update, tensors, facts)
 
     def save_model(self, job: TrainingJob) -> None:

@@ -80,18 +80,23 @@ def _train(
     watch: Watch,
 ) -> Iterator[Event]:
     """Updates, and evaluations and checkpoints when they are due."""
-    due = job.rhythm.due
-    clock = CheckpointTimer(job.rhythm)
+    due = job.schedule.due
+    clock = CheckpointTimer(job.schedule)
     # A run that was stopped between an update and its evaluation begins with that evaluation.
     if due(progress.update) and progress.evaluated < progress.update:
         yield from _evaluate(job, ledger, progress, watch)
-    rest = range(progress.update + 1, job.order.updates + 1)
+    rest = range(progress.update + 1, job.sampler.updates + 1)
     # A budget that was halved is remembered; one that was lowered for the rest of the run counts.
     settings = job.settings._replace(
-        budget=min(progress.budget or job.reading.budget, job.reading.budget),
+        max_tokens_per_forward=min(
+            progress.budget or job.batch_config.max_tokens_per_forward,
+            job.batch_config.max_tokens_per_forward,
+        ),
         halts=partial(_pause, job, ledger, request, progress),
     )
-    steps = optimize(job.wrapped, job.optimizer, rest, job.forwards, settings, job.accelerator)
+    steps = optimize(
+        job.parallel_model, job.optimizer, rest, job.make_microbatches, settings, job.accelerator
+    )
     for step in () if _worn_out(job, progress) else steps:
         progress.advance(step)
         ledger.log_step(step)
@@ -104,13 +109,13 @@ def _train(
             raise Interrupted(ledger.folder, progress.update, code)
         if due(step.number):
             yield from _evaluate(job, ledger, progress, watch)
-        at_epoch = job.rhythm.keeps_states and step.number % job.order.per_epoch == 0
+        at_epoch = job.schedule.keeps_states and step.number % job.sampler.updates_per_epoch == 0
         if wish == "save" or at_epoch:
             yield from _save(job, ledger, progress)
         if _worn_out(job, progress):
             yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
             return
-    if progress.update < job.order.updates and not _worn_out(job, progress):
+    if progress.update < job.sampler.updates and not _worn_out(job, progress):
         # Left between two passes of an update: the weights are still those of the one before.
         _, code = agree(job.accelerator, "stop", request.exit_code)
         yield from _save(job, ledger, progress)
@@ -153,11 +158,11 @@ def _save(job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress) -> 
 def _explain(job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress) -> Iterator[Event]:
     """Names the rows behind updates that were refused; too many in a row end the run."""
     for number in ledger.refused():
-        rows = ", ".join(job.culprits(number))
+        rows = ", ".join(job.find_nonfinite_examples(number))
         ledger.log("refused", {"update": number, "rows": rows})
         yield Notice(f"update {number} was refused: not finite, in rows {rows}")
     progress.refused = ledger.refused_in_a_row
-    if progress.refused >= job.rhythm.most_refused:
+    if progress.refused >= job.schedule.most_refused:
         raise UsageError(
             f"{progress.refused} updates in a row had a loss or gradient that is not finite",
             where=str(ledger.folder),
@@ -179,7 +184,7 @@ def _evaluate(
     best = progress.note(progress.update, judgement.value)
     if best:
         ledger.save_model(job)
-    epoch = job.order.epoch(progress.update)
+    epoch = job.sampler.epoch(progress.update)
     event = Evaluated(progress.update, epoch, judgement.scores, best)
     ledger.log("evaluate", event._asdict())
     yield event
@@ -203,5 +208,5 @@ def _watch(
 
 
 def _worn_out(job: TrainingJob, progress: TrainingProgress) -> bool:
-    patience = job.rhythm.patience
+    patience = job.schedule.patience
     return patience is not None and progress.stale >= patience

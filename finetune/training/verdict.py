@@ -22,10 +22,10 @@ def finalize(
         else:
             name, values = found
             scores[name] = values
-    if job.rhythm.keeps_states:
+    if job.schedule.keeps_states:
         ledger.save(job, progress)
     result = Result(
-        scores, progress.best_update, job.order.updates, progress.tokens, progress.seconds,
+        scores, progress.best_update, job.sampler.updates, progress.tokens, progress.seconds,
         ledger.folder,
     )  # fmt: skip
     ledger.write_result(job, result)

@@ -41,17 +41,17 @@ TEXTS = st.lists(encoded(endings=0), min_size=1, max_size=5)
 
 
 def read_back(batch: Batch) -> dict[tuple[int, int], list[int]]:
-    """(example, ending) -> the view's tokens, by the one rule of sight, from the tensors alone."""
+    """(example, ending) -> the view's tokens, by the attention rule, from the tensors alone."""
     found: dict[tuple[int, int], list[int]] = {}
     width = batch.tokens.shape[1]
-    for n, k in (batch.last >= 0).nonzero().tolist():
-        row, last = divmod(int(batch.last[n, k]), width)
+    for n, k in (batch.last_index >= 0).nonzero().tolist():
+        row, last = divmod(int(batch.last_index[n, k]), width)
         seen = [
             column
             for column in range(last + 1)
             if batch.example[row, column] == n and batch.ending[row, column] in (-1, k)
         ]
-        assert batch.place[row, seen].tolist() == list(range(len(seen)))
+        assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
         found[n, k] = batch.tokens[row, seen].tolist()
     return found
 
@@ -65,7 +65,7 @@ def test_every_view_can_be_read_from_every_layout(many: list[Encoded], layout) -
         for k, view in enumerate(samples.views(example))
     }
     assert read_back(batch) == expected
-    assert batch.last.shape == (len(many), max(len(example.endings) for example in many))
+    assert batch.last_index.shape == (len(many), max(len(example.endings) for example in many))
 
 
 @given(MANY, st.sampled_from(LAYOUTS))
@@ -80,22 +80,22 @@ def test_rows_are_what_the_layout_promises(many: list[Encoded], layout) -> None:
     assert batch.tokens.shape == expected[layout]
     padding = batch.example < 0
     assert (batch.tokens[padding] == 0).all()
-    assert batch.place.min() >= 0
-    assert batch.place.max() < max(views)
+    assert batch.position_ids.min() >= 0
+    assert batch.position_ids.max() < max(views)
 
 
 def weights_by_target(batch: Batch) -> dict[tuple[int, int, int, int], float]:
     """(example, ending or -1, place, token) of every target -> its whole weight."""
-    place, owner = batch.place.flatten(), batch.example.flatten()
+    place, owner = batch.position_ids.flatten(), batch.example.flatten()
     tokens, found = batch.tokens.flatten(), {}
-    parts = (batch.source, batch.target, batch.view, batch.weight)
+    parts = (batch.lm_index, batch.lm_target, batch.view, batch.token_weight)
     for source, target, view, weight in zip(*(part.tolist() for part in parts), strict=True):
-        ending = -1 if view < 0 else view % max(batch.last.shape[1], 1)
+        ending = -1 if view < 0 else view % max(batch.last_index.shape[1], 1)
         key = (int(owner[source]), ending, int(place[source]) + 1, target)
         found[key] = found.get(key, 0.0) + weight
         # The state that predicts a target belongs to the token before it.
         n = int(owner[source])
-        assert view < 0 or view // batch.last.shape[1] == n
+        assert view < 0 or view // batch.last_index.shape[1] == n
         assert tokens[source] >= 0
     return found
 
@@ -118,8 +118,8 @@ def test_a_target_weighs_its_share_of_its_view_and_a_view_its_share_of_all(many,
 def test_in_plain_text_all_targets_weigh_the_same(many: list[Encoded], layout) -> None:
     targets = sum(len(example.prefix) - 1 for example in many)
     batch = collate(many, layout)
-    assert len(batch.target) == targets
-    np.testing.assert_allclose(batch.weight.numpy(), 1 / max(targets, 1), rtol=1e-6)
+    assert len(batch.lm_target) == targets
+    np.testing.assert_allclose(batch.token_weight.numpy(), 1 / max(targets, 1), rtol=1e-6)
 
 
 @given(MANY, st.sampled_from(LAYOUTS), st.integers(1, 4))
@@ -132,7 +132,7 @@ def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) 
         assert found == pytest.approx(float(getattr(whole, name).sum()), rel=1e-5)
     labelled = sum(example.label is not None for example in many)
     expected = [0.0 if example.label is None else 1 / labelled for example in many]
-    assert whole.share.tolist() == pytest.approx(expected)
+    assert whole.example_weight.tolist() == pytest.approx(expected)
 
 
 # -- the same result -------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) 
 
 def test_a_batch_is_sent_whole(bases) -> None:
     base = samples.load(bases("gpt2"))
-    batch = collate(samples.examples(KINDS["entailment"], base), "packed", base.lexicon.pad)
+    batch = collate(samples.examples(KINDS["entailment"], base), "packed", base.task_tokens.pad_id)
     sent = to_device(batch, torch.device("meta"))
     for here, there in zip(batch, sent, strict=True):
         if isinstance(here, torch.Tensor):
@@ -174,7 +174,9 @@ def test_all_layouts_give_the_same_logits_losses_and_gradients(family, name, bas
     kind, base = KINDS[name], samples.load(bases(family))
     many = samples.examples(kind, base)
     model = samples.task_model(kind, base)
-    separate, shared, packed = (samples.run_as(model, many, x, base.lexicon.pad) for x in LAYOUTS)
+    separate, shared, packed = (
+        samples.run_as(model, many, x, base.task_tokens.pad_id) for x in LAYOUTS
+    )
     assert_same(shared, separate)
     assert_same(packed, separate)
 
@@ -185,11 +187,12 @@ def test_four_times_eight_is_thirty_two(name: str, layout, bases) -> None:
     kind, base = KINDS[name], samples.load(bases("gpt2"))
     many = samples.examples(kind, base, count=32, max_tokens=20)
     model, totals = samples.task_model(kind, base), count_totals(many)
-    whole = samples.run_as(model, many, layout, base.lexicon.pad)
+    whole = samples.run_as(model, many, layout, base.task_tokens.pad_id)
     # Unequal micro-batches too: the sum is of shares, not a mean of means.
     for cuts in ((0, 8, 16, 24, 32), (0, 1, 20, 32)):
         parts = [
-            collate(many[at:end], layout, base.lexicon.pad, totals) for at, end in pairwise(cuts)
+            collate(many[at:end], layout, base.task_tokens.pad_id, totals)
+            for at, end in pairwise(cuts)
         ]
         found = samples.run(model, parts)
         torch.testing.assert_close(found.losses, whole.losses, rtol=1e-5, atol=1e-6)
@@ -215,11 +218,11 @@ def padded_left(batch: Batch, pad: int) -> Batch:
 
     return batch._replace(
         tokens=push(batch.tokens, pad),
-        place=push(batch.place, 0),
+        position_ids=push(batch.position_ids, 0),
         example=push(batch.example, -1),
         ending=push(batch.ending, -1),
-        last=move(batch.last),
-        source=move(batch.source),
+        last_index=move(batch.last_index),
+        lm_index=move(batch.lm_index),
         spans=tuple(
             span._replace(start=shift) for span, shift in zip(batch.spans, shifts, strict=True)
         ),
@@ -230,7 +233,7 @@ def padded_left(batch: Batch, pad: int) -> Batch:
 @pytest.mark.parametrize("name", ["multiple_choice", "similarity"])
 def test_padding_on_either_side_or_none_gives_the_same(family: str, name: str, bases) -> None:
     kind, base = KINDS[name], samples.load(bases(family))
-    many, pad = samples.examples(kind, base), base.lexicon.pad
+    many, pad = samples.examples(kind, base), base.task_tokens.pad_id
     model = samples.task_model(kind, base)
     batch = collate(many, "separate", pad)
     right = samples.run(model, [batch])
@@ -242,7 +245,9 @@ def test_padding_on_either_side_or_none_gives_the_same(family: str, name: str, b
     with torch.no_grad():
         for n, example in enumerate(many):
             pieces = [example._replace(endings=(ending,)) for ending in example.endings]
-            alone = [model.reader.states(collate([piece], "separate", pad)) for piece in pieces]
+            alone = [
+                model.backbone.hidden_states(collate([piece], "separate", pad)) for piece in pieces
+            ]
             features = torch.stack([states[-1] for states in alone])[None]
             logits = model.head(features, torch.ones(1, len(pieces), dtype=torch.bool))[0]
             torch.testing.assert_close(logits, right.logits[n, : len(logits)], rtol=1e-5, atol=2e-5)
@@ -254,7 +259,7 @@ def test_a_base_that_cannot_take_a_layout_says_so(family: str, layout, bases) ->
     kind, base = KINDS["multiple_choice"], samples.load(bases(family))
     model = samples.task_model(kind, base)
     with pytest.raises(ValueError, match="separate"):
-        model(collate(samples.examples(kind, base), layout, base.lexicon.pad))
+        model(collate(samples.examples(kind, base), layout, base.task_tokens.pad_id))
 
 
 def test_attention_dropout_drops_nothing_where_it_may_not(bases) -> None:
@@ -263,16 +268,16 @@ def test_attention_dropout_drops_nothing_where_it_may_not(bases) -> None:
     assert base.decoder.config._attn_implementation == ATTENTION_NAME
     model = samples.task_model(kind, base)
     many = samples.examples(kind, base)
-    expected = samples.run_as(model, many, "shared", base.lexicon.pad)
+    expected = samples.run_as(model, many, "shared", base.task_tokens.pad_id)
     for module in model.modules():
         if hasattr(module, "attn_dropout"):
             module.attn_dropout.p = 1e-12
     for layout in LAYOUTS:
-        assert_same(samples.run_as(model, many, layout, base.lexicon.pad), expected)
+        assert_same(samples.run_as(model, many, layout, base.task_tokens.pad_id), expected)
     for module in model.modules():
         if hasattr(module, "attn_dropout"):
             module.attn_dropout.p = 0.5
-    found = samples.run_as(model, many, "shared", base.lexicon.pad)
+    found = samples.run_as(model, many, "shared", base.task_tokens.pad_id)
     assert (found.logits - expected.logits)[expected.logits.isfinite()].abs().max() > 1e-3
 
 
@@ -281,7 +286,7 @@ def test_attention_dropout_drops_nothing_where_it_may_not(bases) -> None:
 def test_sequences_laid_in_rectangles_give_the_same(family, layout, bases, monkeypatch) -> None:
     """What a GPU is given instead of a call for each sequence."""
     kind, base = KINDS["multiple_choice"], samples.load(bases(family))
-    many, pad = samples.examples(kind, base, count=7), base.lexicon.pad
+    many, pad = samples.examples(kind, base, count=7), base.task_tokens.pad_id
     model = samples.task_model(kind, base)
     expected = samples.run_as(model, many, layout, pad)
     monkeypatch.setattr(attention, "prefers_padded_groups", lambda device: True)

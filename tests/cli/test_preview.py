@@ -26,14 +26,14 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lexicon(base):
+def task_tokens(base):
     return load_task_tokens(BaseConfig(path=str(base)))
 
 
-def views(lexicon, example, task, max_tokens=512, lm=True):
-    encoder = ViewEncoder(task.format, lexicon.tokenize, lexicon.specials, max_tokens)
+def views(task_tokens, example, task, max_tokens=512, lm=True):
+    encoder = ViewEncoder(task.format, task_tokens.tokenize, task_tokens.specials, max_tokens)
     [encoded] = encoder.encode([example])
-    return encoded, dissect(example, encoded, task, lexicon, lm=lm)
+    return encoded, dissect(example, encoded, task, task_tokens, lm=lm)
 
 
 def task(format, names, labels=("a", "b", "c")):
@@ -47,10 +47,10 @@ CHOICE = task(FORMATS["multiple_choice"], ["context", "choices", "label"])
 
 @settings(max_examples=50)
 @given(texts, texts)
-def test_tokens_and_what_was_cut_make_up_the_texts(lexicon, premise, hypothesis):
+def test_tokens_and_what_was_cut_make_up_the_texts(task_tokens, premise, hypothesis):
     example = Example("x/0", {"premise": premise, "hypothesis": hypothesis}, label=1)
     for most in (7, 512):
-        encoded, [view] = views(lexicon, example, PAIR, most)
+        encoded, [view] = views(task_tokens, example, PAIR, most)
         for segment, text in zip(view.segments, (premise, hypothesis), strict=True):
             [piece] = segment.pieces
             assert "".join(token.text for token in piece.tokens) + piece.cut_text == text
@@ -59,10 +59,10 @@ def test_tokens_and_what_was_cut_make_up_the_texts(lexicon, premise, hypothesis)
         assert encoded.cut == (one if premise == hypothesis else one + other)
 
 
-def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(lexicon):
+def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(task_tokens):
     example = Example("x/0", {"context": "It rained."}, ("It is wet.", "Dry."), 0)
     for lm in (True, False):
-        _, found = views(lexicon, example, CHOICE, lm=lm)
+        _, found = views(task_tokens, example, CHOICE, lm=lm)
         assert len(found) == 2
         for view in found:
             tokens = view.tokens
@@ -72,19 +72,19 @@ def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(lexicon):
             assert f"{len(tokens)} tokens, head reads token {len(tokens)}" in summary(view)
 
 
-def test_a_text_keeps_its_colour_in_the_mirrored_view(lexicon):
+def test_a_text_keeps_its_colour_in_the_mirrored_view(task_tokens):
     example = Example("x/0", {"first": "one cat", "second": "a dog"}, label=0)
-    _, [one, other] = views(lexicon, example, MIRRORED)
+    _, [one, other] = views(task_tokens, example, MIRRORED)
     assert [segment.color for segment in one.segments] == [0, 1]
     assert [segment.color for segment in other.segments] == [1, 0]
     assert list_templates(MIRRORED.format) == ["{first}", "{second}"]
 
 
-def test_a_piece_that_is_cut_is_cut_where_it_stands(lexicon):
+def test_a_piece_that_is_cut_is_cut_where_it_stands(task_tokens):
     views_of_my_own = Format((("{story}\n{question}", "{answer}"),))
     own = task(views_of_my_own, ["story", "question", "answer", "label"])
     fields = {"story": "the cat sat on the mat " * 20, "question": "Who sat?", "answer": "cat"}
-    _, [view] = views(lexicon, Example("x/0", fields, label=0), own, max_tokens=40)
+    _, [view] = views(task_tokens, Example("x/0", fields, label=0), own, max_tokens=40)
     story, question = view.segments[0].pieces
     assert story.cut > 0
     assert question.cut == 0
@@ -102,13 +102,13 @@ def test_kept_counts_always_rebuild_the_ids(whole, data):
 
 
 @given(texts)
-def test_spelled_tokens_are_as_many_as_the_tokens(lexicon, text):
-    assert len(spell(lexicon, text)) == len(lexicon.tokenize([text])[0])
+def test_spelled_tokens_are_as_many_as_the_tokens(task_tokens, text):
+    assert len(spell(task_tokens, text)) == len(task_tokens.tokenize([text])[0])
 
 
-def test_without_colours_nothing_is_lost(lexicon):
+def test_without_colours_nothing_is_lost(task_tokens):
     fields = {"premise": "[bold]the cat[/bold]\tsat", "hypothesis": "on\nthe mat"}
-    _, [view] = views(lexicon, Example("x/0", fields, label=0), PAIR, 512)
+    _, [view] = views(task_tokens, Example("x/0", fields, label=0), PAIR, 512)
     plain = render(view, colors=False).plain
     assert plain.startswith("[S] ")
     assert plain.endswith("[E] ")

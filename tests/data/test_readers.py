@@ -278,11 +278,11 @@ def test_any_tokens_give_rows_or_a_usage_error(pieces: list[str], ending: str) -
 
 def check_bytes(raw: bytes, ending: str) -> None:
     """Every row is one that could be written again; whatever else happens is a UsageError."""
-    reading = ReadOptions(FORMATS.get(ending, "race"))
+    options = ReadOptions(FORMATS.get(ending, "race"))
     stream = io.BufferedReader(io.BytesIO(raw))  # type: ignore[arg-type]
     scanned = []
     with contextlib.suppress(UsageError):
-        scanned = list(scan_stream(stream, "fuzz", reading))
+        scanned = list(scan_stream(stream, "fuzz", options))
     for place, row in scanned:
         assert place.file == "fuzz"
         if not isinstance(row, RowError):

@@ -93,7 +93,7 @@ def test_processes_make_an_update_again_together(how, environment, bases, tmp_pa
 
 def lose_memory_late(recipe, run, stop=None):
     """The second process once lacks memory for a pass that is neither the largest nor the last."""
-    forward, forwards, passes, sizes = TaskModel.forward, FinetuningJob.forwards, [], []
+    forward, forwards, passes, sizes = TaskModel.forward, FinetuningJob.make_microbatches, [], []
 
     def begin(self, update, budget):
         found = forwards(self, update, budget)
@@ -109,7 +109,7 @@ def lose_memory_late(recipe, run, stop=None):
         return forward(self, batch, lm)
 
     if os.environ["RANK"] == "1":
-        TaskModel.forward, FinetuningJob.forwards = forward_or_fail, begin
+        TaskModel.forward, FinetuningJob.make_microbatches = forward_or_fail, begin
     return train(recipe, run, stop)
 
 

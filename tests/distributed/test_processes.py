@@ -55,7 +55,7 @@ def test_rounds_cover_every_row_once(processes: int, bases, monkeypatch) -> None
     for rank in range(processes):
         place = _Place(process_index=rank, num_processes=processes)
         rounds = list(
-            compute_logits(model, many, BatchConfig("packed", base.lexicon.pad, 90), place)
+            compute_logits(model, many, BatchConfig("packed", base.task_tokens.pad_id, 90), place)
         )
         counts.add(len(rounds))
         found += [index for batch in rounds for index, _ in batch]

@@ -29,14 +29,16 @@ def test_every_row_is_scored_once_and_in_its_place(name: str, budget: int, bases
     kind, base = KINDS[name], samples.load(bases("gpt2"))
     many = samples.examples(kind, base, count=9)
     model = samples.task_model(kind, base, dropout=0.5)
-    reading = BatchConfig("packed", base.lexicon.pad, budget)
-    found = evaluate(compute_logits(model, many, reading, HERE), many, task_of(name), HERE)
+    batch_config = BatchConfig("packed", base.task_tokens.pad_id, budget)
+    found = evaluate(compute_logits(model, many, batch_config, HERE), many, task_of(name), HERE)
     assert model.training
     model.eval()
     values, losses = [], []
     for example, prediction in zip(many, found.predictions, strict=True):
         with torch.no_grad():
-            logits = model(collate([example], "separate", base.lexicon.pad)).logits[0].double()
+            logits = (
+                model(collate([example], "separate", base.task_tokens.pad_id)).logits[0].double()
+            )
         assert prediction.id == example.id
         if name == "score":
             assert prediction.label == pytest.approx(logits.item(), rel=1e-5)
@@ -59,11 +61,11 @@ def test_rows_without_a_label_are_predicted_and_not_scored(bases) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
     many = samples.examples(kind, base, count=4)
     model = samples.task_model(kind, base)
-    reading = BatchConfig("packed", base.lexicon.pad, 100)
+    batch_config = BatchConfig("packed", base.task_tokens.pad_id, 100)
 
     def scores(rows):
         return evaluate(
-            compute_logits(model, rows, reading, HERE), rows, task_of("entailment"), HERE
+            compute_logits(model, rows, batch_config, HERE), rows, task_of("entailment"), HERE
         )
 
     more = [many[0]._replace(label=None), *many[:2], many[1]._replace(label=None), *many[2:]]

@@ -62,13 +62,13 @@ def check_parquet(data: bytes) -> None:
     scan(data, ReadOptions("parquet"))
 
 
-def scan(content: bytes, reading: ReadOptions, ending: str = "") -> None:
+def scan(content: bytes, options: ReadOptions, ending: str = "") -> None:
     """Rows come with their places and can be written again; or a UsageError says why not."""
     path = scratch(f"rows{ending}")
     path.write_bytes(content)
     last = 0
     try:
-        for place, row in FileRows((path,), reading).scan():
+        for place, row in FileRows((path,), options).scan():
             assert place.file == str(path)
             assert place.line >= last
             last = place.line
@@ -190,7 +190,7 @@ def characters(texts: Sequence[str]) -> list[list[int]]:
 
 
 @functools.cache
-def lexicon():
+def task_tokens():
     """The tokens of the base that is shipped."""
     from finetune.models.pretrained import load_task_tokens
     from finetune.recipe.schema import BaseConfig
@@ -209,8 +209,8 @@ def check_encoder(data: bytes) -> None:
     row = {**fields, "choices": choices, "label": label}
     columns = {field: field for field in kind.fields} | {"label": "label"}
     labels = LABELS[0] if kind.chooses else LABELS[(two >> 2) & 1]
-    tokenize = lexicon().tokenize if whole else characters
-    specials = lexicon().specials if whole else SPECIALS
+    tokenize = task_tokens().tokenize if whole else characters
+    specials = task_tokens().specials if whole else SPECIALS
     try:
         task = Task(kind, columns | ({"choices": "choices"} if kind.chooses else {}), labels)
         example = task.example(row, "fuzz/0", labelled=bool(two & 8))

@@ -37,33 +37,33 @@ def family(request) -> str:
 
 
 def test_the_new_tokens_are_new_and_the_pad_token_is_nothing_else(family, bases) -> None:
-    lexicon = load(bases(family)).lexicon
+    task_tokens = load(bases(family)).task_tokens
     before = make_tokenizer(family)
-    assert min(lexicon.specials) == len(before)
-    assert len({*lexicon.specials, lexicon.pad}) == 4
-    known = lexicon.tokenizer
-    assert lexicon.pad not in (known.eos_token_id, known.bos_token_id, known.unk_token_id)
+    assert min(task_tokens.specials) == len(before)
+    assert len({*task_tokens.specials, task_tokens.pad}) == 4
+    known = task_tokens.tokenizer
+    assert task_tokens.pad not in (known.eos_token_id, known.bos_token_id, known.unk_token_id)
     if before.pad_token is not None:
-        assert lexicon.pad == before.pad_token_id
+        assert task_tokens.pad == before.pad_token_id
     assert "!" in before.get_vocab() or family == "openai-gpt"
 
 
 def test_text_stays_text_whatever_it_spells(family, bases) -> None:
-    lexicon = load(bases(family)).lexicon
-    marks = [*lexicon.tokenizer.all_special_tokens, "<|start|>", "<|delimiter|>", "<|extract|>"]
+    task_tokens = load(bases(family)).task_tokens
+    marks = [*task_tokens.tokenizer.all_special_tokens, "<|start|>", "<|delimiter|>", "<|extract|>"]
     texts = ["a horse", f"a {' '.join(marks)} horse", *marks, "<|extract|>a<|start|>"]
-    reserved = {*lexicon.specials, lexicon.pad, lexicon.tokenizer.eos_token_id}
-    for ids in lexicon.tokenize(texts):
+    reserved = {*task_tokens.specials, task_tokens.pad, task_tokens.tokenizer.eos_token_id}
+    for ids in task_tokens.tokenize(texts):
         assert len(ids) > 0
         assert not reserved.intersection(ids)
-    assert lexicon.tokenize([]) == []
-    assert lexicon.tokenize(texts) == [lexicon.tokenize([text])[0] for text in texts]
+    assert task_tokens.tokenize([]) == []
+    assert task_tokens.tokenize(texts) == [task_tokens.tokenize([text])[0] for text in texts]
 
 
 def test_tokens_are_those_of_the_base_without_anything_added(family, bases) -> None:
-    lexicon, before = load(bases(family)).lexicon, make_tokenizer(family)
+    task_tokens, before = load(bases(family)).task_tokens, make_tokenizer(family)
     expected = [before.encode(text, add_special_tokens=False) for text in SENTENCES]
-    assert lexicon.tokenize(SENTENCES) == expected
+    assert task_tokens.tokenize(SENTENCES) == expected
 
 
 # -- weights ---------------------------------------------------------------------------------------
@@ -76,8 +76,8 @@ def test_the_decoder_computes_what_it_computed_before(family, bases) -> None:
     model = LanguageModel(base.decoder).eval()
     batch = collate([samples.Encoded("x/0", tokens[0].numpy(), ())], "separate")
     with torch.no_grad():
-        weight, bias = model.reader.output_layer()
-        found = torch.nn.functional.linear(model.reader.states(batch), weight, bias)
+        weight, bias = model.backbone.output_layer()
+        found = torch.nn.functional.linear(model.backbone.hidden_states(batch), weight, bias)
         expected = before(tokens).logits[0]
     torch.testing.assert_close(found[:, :old], expected[:, :old], rtol=1e-4, atol=1e-4)
     assert {weight.dtype for weight in base.decoder.parameters()} == {torch.float32}
@@ -87,14 +87,16 @@ def test_new_rows_start_where_they_do_no_harm(family, bases) -> None:
     """GPT-1's own base: N(0, 0.02). Others: near the mean, so that no logit towers (trap 5)."""
     base = load(bases(family))
     old = len(make_tokenizer(family))
-    ids = [*base.lexicon.specials] + ([base.lexicon.pad] if base.lexicon.pad >= old else [])
+    ids = [*base.task_tokens.specials] + (
+        [base.task_tokens.pad] if base.task_tokens.pad >= old else []
+    )
     tables = {
         base.decoder.get_input_embeddings().weight,
         base.decoder.get_output_embeddings().weight,
     }
     assert len(tables) == (1 if family in TIED else 2)
     for table in tables:
-        assert len(table) == max(old + SPARE_ROWS.get(family, 0), len(base.lexicon.tokenizer))
+        assert len(table) == max(old + SPARE_ROWS.get(family, 0), len(base.task_tokens.tokenizer))
         rows, mean, spread = table[ids], table[:old].mean(0), table[:old].std(0)
         assert len(rows.unique(dim=0)) == len(ids)
         if family == "openai-gpt":
@@ -106,7 +108,7 @@ def test_new_rows_start_where_they_do_no_harm(family, bases) -> None:
     if family != "openai-gpt":
         states = torch.randn(64, table.shape[1]) + table[:old].mean(0)
         chances = (states @ table.t()).softmax(-1)
-        assert chances[:, list(base.lexicon.specials)].sum(-1).mean() < 0.1
+        assert chances[:, list(base.task_tokens.specials)].sum(-1).mean() < 0.1
 
 
 def test_the_same_seed_gives_the_same_rows(bases) -> None:
@@ -124,7 +126,7 @@ def test_the_same_seed_gives_the_same_rows(bases) -> None:
 
 def test_from_scratch_keeps_the_shape_and_the_words_and_nothing_else(family, bases) -> None:
     trained, fresh = load(bases(family)), load(bases(family), from_scratch=True)
-    assert fresh.lexicon.specials == trained.lexicon.specials
+    assert fresh.task_tokens.specials == trained.task_tokens.specials
     for name, weight in fresh.decoder.named_parameters():
         other = trained.decoder.get_parameter(name)
         assert weight.shape == other.shape
@@ -140,10 +142,10 @@ def test_dropout_reaches_the_decoder(family, probability: float, bases) -> None:
     batch = collate([samples.Encoded("x/0", list(range(20)), ())], "separate")
     with torch.no_grad():
         model.eval()
-        quiet = model.reader.states(batch)
-        torch.testing.assert_close(model.reader.states(batch), quiet)
+        quiet = model.backbone.hidden_states(batch)
+        torch.testing.assert_close(model.backbone.hidden_states(batch), quiet)
         model.train()
-        loud = model.reader.states(batch)
+        loud = model.backbone.hidden_states(batch)
     assert bool((loud - quiet).abs().max() > 1e-3) == (probability > 0)
 
 
@@ -168,12 +170,12 @@ def test_what_is_saved_comes_back_bit_by_bit(family, bases, tmp_path: Path) -> N
     many = samples.examples(kind, base)
     save_model(tmp_path, model, base)
     again, other = load_model(tmp_path, task)
-    assert other.lexicon.specials == base.lexicon.specials
-    assert other.lexicon.pad == base.lexicon.pad
-    assert other.lexicon.tokenize(SENTENCES) == base.lexicon.tokenize(SENTENCES)
+    assert other.task_tokens.special_tokens == base.task_tokens.special_tokens
+    assert other.task_tokens.pad_id == base.task_tokens.pad_id
+    assert other.task_tokens.tokenize(SENTENCES) == base.task_tokens.tokenize(SENTENCES)
     assert not again.training
     model.eval()
-    batch = collate(many, "separate", base.lexicon.pad)
+    batch = collate(many, "separate", base.task_tokens.pad_id)
     with torch.no_grad():
         assert torch.equal(again(batch).logits, model(batch).logits)
         torch.testing.assert_close(again(batch, lm=True).lm_loss, model(batch, lm=True).lm_loss)
@@ -188,13 +190,13 @@ def test_a_saved_model_is_a_plain_transformers_folder(family, bases, tmp_path: P
     save_model(tmp_path, model, base)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer.convert_tokens_to_ids(["<|start|>", "<|delimiter|>", "<|extract|>"])
-    assert tuple(ids) == base.lexicon.specials
+    assert tuple(ids) == base.task_tokens.special_tokens
     example = samples.examples(kind, base, count=1)[0]
     (view,) = samples.views(example)
     with torch.no_grad():
         states = plain(tmp_path).base_model(torch.tensor([view])).last_hidden_state[0]
         expected = states[-1] @ model.head.weight.t() + model.head.bias
-        found = model(collate([example], "separate", base.lexicon.pad)).logits[0]
+        found = model(collate([example], "separate", base.task_tokens.pad_id)).logits[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -209,8 +211,8 @@ def test_adapters_train_little_and_come_back_with_head_and_new_rows(
     base = load(bases(family), dropout=0.0, lora=LoraConfig(rank=2))
     model = samples.task_model(kind, base)
     many = samples.examples(kind, base)
-    batch = collate(many, "packed", base.lexicon.pad)
-    table = model.reader.output_layer()[0].shape
+    batch = collate(many, "packed", base.task_tokens.pad)
+    table = model.backbone.output_layer()[0].shape
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert all(weight.shape != table for weight in trained)
     optimizer = torch.optim.SGD(trained, lr=0.5)
@@ -230,7 +232,7 @@ def test_adapters_train_little_and_come_back_with_head_and_new_rows(
         found = again(batch, lm=True)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.lm_loss, expected.lm_loss, rtol=1e-5, atol=1e-5)
-    assert merge_adapters(again.reader.decoder) is again.reader.decoder
+    assert merge_adapters(again.backbone.decoder) is again.backbone.decoder
 
 
 def test_adapters_need_layers_of_the_names_they_are_given(bases) -> None:

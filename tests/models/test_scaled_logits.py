@@ -70,7 +70,7 @@ def test_loss_and_gradients_are_transformers_own(family: str) -> None:
     # Without what the family does to its logits it would be another loss.
     finish, model = LogitTransform.of(decoder), LanguageModel(decoder)
     assert finish != LogitTransform()
-    model.reader.finish = LogitTransform()
+    model.backbone.logit_transform = LogitTransform()
     assert abs(float(model(batch, lm=True).lm_loss.detach() - expected)) > 1e-2
 
 

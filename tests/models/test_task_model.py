@@ -24,7 +24,7 @@ KIND_NAMES = sorted(KINDS)
 
 def expect(model: TaskModel, kind: Kind, many: list[Encoded], extract: int, coefficient: float):
     """The reference's losses and gradients, from float64 copies of the model's weights."""
-    decoder = model.reader.decoder
+    decoder = model.backbone.decoder
     weights = {
         name: value.detach().double().requires_grad_()
         for name, value in decoder.base_model.named_parameters()
@@ -38,7 +38,7 @@ def expect(model: TaskModel, kind: Kind, many: list[Encoded], extract: int, coef
     labels = [example.label for example in many]
     loss = reference.objective(weights, shape, head, texts, labels, kind.name, extract, coefficient)
     loss.total.backward()
-    prefix = f"reader.decoder.{decoder.base_model_prefix}."
+    prefix = f"backbone.decoder.{decoder.base_model_prefix}."
     gradients = {f"{prefix}{name}": value.grad for name, value in weights.items()}
     return loss, {**gradients, "head.weight": head.weight.grad, "head.bias": head.bias.grad}
 
@@ -53,8 +53,8 @@ def test_loss_and_gradient_are_the_papers(name, family, layout, precision, bases
     kind, base = KINDS[name], samples.load(bases(family))
     many = samples.examples(kind, base)
     model = samples.task_model(kind, base).to(precision)
-    expected, gradients = expect(model, kind, many, base.lexicon.specials.extract, 0.5)
-    found = samples.run_as(model, many, layout, base.lexicon.pad)
+    expected, gradients = expect(model, kind, many, base.task_tokens.special_tokens.extract, 0.5)
+    found = samples.run_as(model, many, layout, base.task_tokens.pad_id)
     for one, other in zip(found.losses, expected, strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-6)
     assert samples.distance(found.gradients, gradients) < 1e-6
@@ -65,8 +65,10 @@ def test_the_coefficient_weighs_the_language_loss(coefficient: float, bases) -> 
     kind, base = KINDS["multiple_choice"], samples.load(bases("gpt2"))
     many = samples.examples(kind, base)
     model = samples.task_model(kind, base).double()
-    expected, gradients = expect(model, kind, many, base.lexicon.specials.extract, coefficient)
-    found = samples.run(model, [collate(many, "packed", base.lexicon.pad)], coefficient)
+    expected, gradients = expect(
+        model, kind, many, base.task_tokens.special_tokens.extract, coefficient
+    )
+    found = samples.run(model, [collate(many, "packed", base.task_tokens.pad_id)], coefficient)
     assert found.losses.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
     assert samples.distance(found.gradients, gradients) < 1e-6
 
@@ -74,7 +76,7 @@ def test_the_coefficient_weighs_the_language_loss(coefficient: float, bases) -> 
 def test_without_a_coefficient_no_language_loss_is_computed(bases, monkeypatch) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
     model = samples.task_model(kind, base)
-    batch = collate(samples.examples(kind, base), "packed", base.lexicon.pad)
+    batch = collate(samples.examples(kind, base), "packed", base.task_tokens.pad_id)
 
     def refuse(*_: object) -> None:
         raise AssertionError("the language-model loss was computed")
@@ -92,22 +94,22 @@ def test_states_are_those_that_transformers_finds_for_each_view_alone(family, ba
     many = samples.examples(kind, base, count=3)
     model = samples.task_model(kind, base).eval()
     layout = "shared" if base.decoder.config._attn_implementation == "gptft" else "separate"
-    batch = collate(many, layout, base.lexicon.pad)
+    batch = collate(many, layout, base.task_tokens.pad_id)
     with torch.no_grad():
-        found = model.reader.states(batch)[batch.last.flatten()]
+        found = model.backbone.hidden_states(batch)[batch.last_index.flatten()]
         base.decoder.set_attn_implementation("eager")
         for k, view in enumerate(view for example in many for view in samples.views(example)):
             expected = base.decoder.base_model(torch.tensor([view])).last_hidden_state[0, -1]
-            at = (batch.last.flatten() >= 0).nonzero()[k]
+            at = (batch.last_index.flatten() >= 0).nonzero()[k]
             torch.testing.assert_close(found[at][0], expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_text_has_the_loss_that_transformers_gives_it(family, bases) -> None:
     base = samples.load(bases(family))
-    blocks = np.random.default_rng(0).integers(0, len(base.lexicon.tokenizer) - 4, size=(3, 24))
+    blocks = np.random.default_rng(0).integers(0, len(base.task_tokens.tokenizer) - 4, size=(3, 24))
     batch = collate([Encoded(f"c/{n}", block, ()) for n, block in enumerate(blocks)], "separate")
-    assert batch.last.shape == (3, 0)
+    assert batch.last_index.shape == (3, 0)
     model = LanguageModel(base.decoder).eval()
     with torch.no_grad():
         found = model(batch, lm=True)
@@ -217,12 +219,12 @@ def test_rows_without_a_label_count_for_nothing_but_language(name: str, bases) -
     many = samples.examples(kind, base)
     model = samples.task_model(kind, base)
     more = [*many, many[0]._replace(label=None)]
-    with_more = samples.run(model, [collate(more, "packed", base.lexicon.pad)])
-    without = samples.run(model, [collate(many, "packed", base.lexicon.pad)])
+    with_more = samples.run(model, [collate(more, "packed", base.task_tokens.pad_id)])
+    without = samples.run(model, [collate(many, "packed", base.task_tokens.pad_id)])
     torch.testing.assert_close(with_more.losses.task, without.losses.task)
     assert with_more.losses.lm != without.losses.lm
     none = [example._replace(label=None) for example in many]
-    found = samples.run(model, [collate(none, "packed", base.lexicon.pad)])
+    found = samples.run(model, [collate(none, "packed", base.task_tokens.pad_id)])
     assert found.losses.task == 0
     assert all(part.isfinite().all() for part in found.gradients.values())
 
@@ -234,7 +236,7 @@ def test_the_score_of_an_ending_is_its_log_likelihood(bases) -> None:
     model = LanguageModel(base.decoder).eval()
     with torch.no_grad():
         found = [
-            model(collate(many, layout, base.lexicon.pad)).logits
+            model(collate(many, layout, base.task_tokens.pad_id)).logits
             for layout in ("separate", "packed")
         ]
         base.decoder.set_attn_implementation("eager")

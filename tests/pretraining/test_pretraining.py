@@ -171,8 +171,8 @@ def test_every_style_gives_a_base_that_fine_tuning_takes(books, tmp_path, style)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert not any(tensor.isnan().any() for tensor in tensors.values())
     base = load_decoder(BaseConfig(path=str(tmp_path / "run")))
-    assert base.positions == 48
-    assert len(base.lexicon.tokenizer) == 300 + 4
+    assert base.max_positions == 48
+    assert len(base.task_tokens.tokenizer) == 300 + 4
     # What is told is what the saved, rounded weights reach, not those in memory.
     last = [event for event in read_log(tmp_path / "run") if event["event"] == "evaluate"][-1]
     assert result.scores["evaluate"]["loss"] == pytest.approx(last["scores"]["loss"], rel=1e-2)

@@ -70,8 +70,8 @@ def one_by_one(folder, asked: list[Encoded]) -> list[list[float]]:
 def scorer(folder, budget: int, layout: str | None = None) -> AnswerScorer:
     decoder, _ = load_language_model(BaseConfig(path=str(folder), dropout=None))
     packs = decoder.config._attn_implementation == ATTENTION_NAME
-    reading = BatchConfig(layout or ("packed" if packs else "separate"), 0, budget)
-    return AnswerScorer(decoder, reading, create_accelerator("fp32", "cpu"))
+    batch_config = BatchConfig(layout or ("packed" if packs else "separate"), 0, budget)
+    return AnswerScorer(decoder, batch_config, create_accelerator("fp32", "cpu"))
 
 
 def assert_as_likely(found: np.ndarray, expected: list[list[float]]) -> None:
@@ -107,7 +107,7 @@ def test_a_common_beginning_is_read_once(bases, monkeypatch):
     asked = requests(200, beginning=60)
     made = scorer(bases("gpt2"), 10_000)
     read = []
-    made._model.reader.decoder.transformer.h[0].register_forward_hook(
+    made._model.backbone.decoder.transformer.h[0].register_forward_hook(
         lambda module, inputs, output: read.append(inputs[0].shape[1])
     )
     made.score([*asked, *asked])
@@ -119,8 +119,8 @@ def test_answers_of_one_token_cost_their_context_alone():
     request = Encoded("x", [1, 2, 3], ((4,), (5,), (6,), (7,)))
     batch = collate_answers([request], "packed")
     assert batch.tokens.tolist() == [[1, 2, 3]]
-    assert batch.source.tolist() == [2, 2, 2, 2]
-    assert batch.target.tolist() == [4, 5, 6, 7]
+    assert batch.lm_index.tolist() == [2, 2, 2, 2]
+    assert batch.lm_target.tolist() == [4, 5, 6, 7]
     assert batch.view.tolist() == [0, 1, 2, 3]
 
 
@@ -128,8 +128,8 @@ def test_answers_that_differ_in_their_last_token_alone_are_read_once():
     request = Encoded("x", [1, 2], ((8, 9, 3), (8, 9, 4), (8, 5), (6,)))
     batch = collate_answers([request], "packed")
     assert batch.tokens.tolist() == [[1, 2, 8, 9, 8]]
-    assert batch.source.tolist() == [1, 2, 3, 1, 2, 3, 1, 4, 1]
-    assert batch.target.tolist() == [8, 9, 3, 8, 9, 4, 8, 5, 6]
+    assert batch.lm_index.tolist() == [1, 2, 3, 1, 2, 3, 1, 4, 1]
+    assert batch.lm_target.tolist() == [8, 9, 3, 8, 9, 4, 8, 5, 6]
     assert batch.view.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
 
 
@@ -137,17 +137,17 @@ def test_answers_that_differ_in_their_last_token_alone_are_read_once():
 def test_every_target_is_predicted_from_the_token_before_it(asked, layout, remembered):
     asked = [request._replace(prefix=[9] * remembered + list(request.prefix)) for request in asked]
     batch = collate_answers(asked, layout, remembered=remembered)
-    tokens, place = batch.tokens.flatten().tolist(), batch.place.flatten().tolist()
+    tokens, place = batch.tokens.flatten().tolist(), batch.position_ids.flatten().tolist()
     views = max(len(request.endings) for request in asked)
     for view in range(len(asked) * views):
         n, k = divmod(view, views)
         mine = [m for m, other in enumerate(batch.view.tolist()) if other == view]
-        assert (batch.last[n, k] >= 0) == (k < len(asked[n].endings)) == bool(mine)
+        assert (batch.last_index[n, k] >= 0) == (k < len(asked[n].endings)) == bool(mine)
         if not mine:
             continue
         prefix, ending = asked[n].prefix, asked[n].endings[k]
-        assert [batch.target[m].item() for m in mine] == list(ending)
-        sources = [batch.source[m].item() for m in mine]
+        assert [batch.lm_target[m].item() for m in mine] == list(ending)
+        sources = [batch.lm_index[m].item() for m in mine]
         assert [tokens[source] for source in sources] == [prefix[-1], *ending[:-1]]
         first = len(prefix) - 1
         assert [place[source] for source in sources] == [*range(first, first + len(ending))]
@@ -188,7 +188,7 @@ def test_scores_are_without_dropout_and_alike_every_time(bases):
 def test_out_of_memory_questions_are_asked_in_pieces(bases, monkeypatch, family: str):
     asked = [part for n in range(3) for part in requests(200, beginning=n)]
     made = scorer(bases(family), 2000)
-    expected, read = made.score(asked), DecoderWrapper.states
+    expected, read = made.score(asked), DecoderWrapper.hidden_states
     failed, fitted = [], []
 
     def read_or_fail(self, batch, *rest):
@@ -197,7 +197,7 @@ def test_out_of_memory_questions_are_asked_in_pieces(bases, monkeypatch, family:
             raise torch.OutOfMemoryError("out of memory")
         return read(self, batch, *rest)
 
-    monkeypatch.setattr(DecoderWrapper, "states", read_or_fail)
+    monkeypatch.setattr(DecoderWrapper, "hidden_states", read_or_fail)
     for _ in range(2):
         found = made.score(asked)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)

@@ -42,7 +42,7 @@ def test_as_many_epochs_as_a_recipe_may_ask_for_cost_nothing_beforehand():
 def test_validations_fall_evenly_over_a_pre_training_run(updates, evaluations):
     part = Plan(corpus={"train": "x"}).train.model_copy(update={"evaluations": evaluations})
     job = SimpleNamespace(plan=SimpleNamespace(train=part), order=SimpleNamespace(updates=updates))
-    due = PretrainingJob.rhythm.func(job).due
+    due = PretrainingJob.schedule.func(job).due
     expected = {-(-updates * k // evaluations) for k in range(1, min(evaluations, 1000) + 1)}
     found = {update for update in range(1, updates + 1) if due(update)}
     assert found == (expected if evaluations < MANY else set(range(1, updates + 1)))

@@ -57,7 +57,7 @@ def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> li
             label = int(draw.integers(len(choices) or kind.labels.width))
         made.append(Example(f"x/{n}", fields, choices, label))
     return ViewEncoder(
-        kind.format, base.lexicon.tokenize, base.lexicon.specials, max_tokens
+        kind.format, base.task_tokens.tokenize, base.task_tokens.special_tokens, max_tokens
     ).encode(made)
 
 

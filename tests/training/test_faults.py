@@ -92,7 +92,7 @@ def test_a_gradient_that_is_not_finite_is_refused(bases, tmp_path, monkeypatch) 
     monkeypatch.setattr(TaskModel, "forward", spoilt)
     job = jobs.recipe("classification", bases("gpt2"), tmp_path / "data")
     seen = list(events(job, tmp_path / "run"))
-    assert [bool(event.refused) for event in seen if isinstance(event, Step)] == [True] * 6
+    assert [bool(event.skipped) for event in seen if isinstance(event, Step)] == [True] * 6
     notices = [event.text for event in seen if isinstance(event, Notice)]
     assert notices[0].count("train.jsonl/") == 8  # all of the update's rows: none alone is at fault
 
@@ -144,7 +144,9 @@ def small_memory(monkeypatch) -> list[int]:
 def test_out_of_memory_an_update_is_made_in_pieces(bases, tmp_path, small_memory) -> None:
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epsilon=1e-3, batch_size=10)
     run = tmp_path / "run"
-    budgets = [event.budget for event in events(job, run) if isinstance(event, Step)]
+    budgets = [
+        event.max_tokens_per_forward for event in events(job, run) if isinstance(event, Step)
+    ]
     assert all(60 < budget <= 100 for budget in budgets)
     assert budgets == sorted(budgets, reverse=True)
     assert 0 < max(small_memory) <= 100
@@ -169,7 +171,9 @@ def test_a_smaller_budget_is_remembered_by_a_resumed_run(bases, tmp_path, small_
         if isinstance(event, Step) and event.number == 3:
             break
     small_memory.clear()
-    budgets = [e.budget for e in events(job, run, resume=True) if isinstance(e, Step)]
+    budgets = [
+        e.max_tokens_per_forward for e in events(job, run, resume=True) if isinstance(e, Step)
+    ]
     assert set(budgets) == {budgets[0]}
     assert small_memory  # nothing had to be tried again: every pass fitted at once
     assert jobs.distance(jobs.weights(whole), jobs.weights(run)) == 0

@@ -21,14 +21,14 @@ def paper_weights(job: FinetuningJob) -> dict[str, np.ndarray]:
 def paper_gradients(job: FinetuningJob, weights: dict[str, np.ndarray], update: int):
     """The reference's loss and gradients for the rows of an update."""
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in weights.items()}
-    many = [job.train.examples[n] for n in job.order.indices(update)]
+    many = [job.train.examples[n] for n in job.sampler.indices(update)]
     views = [[[*example.prefix, *ending] for ending in example.endings] for example in many]
     head = reference.Head(tensors["head.weight"], tensors["head.bias"])
     family = job.base.decoder.config.model_type
     shape = reference.Shape(job.base.decoder.config.n_head, family == "gpt2")
     decoder = {name: value for name, value in tensors.items() if not name.startswith("head.")}
     kind = "choice" if job.task.format.chooses else "class"
-    extract = job.base.lexicon.specials.extract
+    extract = job.base.task_tokens.special_tokens.extract
     labels = [example.label for example in many]
     loss = reference.objective(decoder, shape, head, views, labels, kind, extract, 0.5)
     loss.total.backward()
@@ -47,10 +47,15 @@ def test_several_updates_are_the_papers(kind: str, family: str, bases, tmp_path)
     weights = paper_weights(job)
     nothing = {name: np.zeros_like(value) for name, value in weights.items()}
     moments = {name: reference.Moments(zero, zero) for name, zero in nothing.items()}
-    updates = range(1, job.order.updates + 1)
+    updates = range(1, job.sampler.updates + 1)
     clipped = 0
     for step in optimize(
-        job.wrapped, job.optimizer, updates, job.forwards, job.settings, job.accelerator
+        job.parallel_model,
+        job.optimizer,
+        updates,
+        job.make_microbatches,
+        job.settings,
+        job.accelerator,
     ):
         loss, slopes = paper_gradients(job, weights, step.number)
         limited, norm = reference.clip(list(slopes.values()), 0.5)
@@ -65,4 +70,4 @@ def test_several_updates_are_the_papers(kind: str, family: str, bases, tmp_path)
         assert step.learning_rate == pytest.approx(rate, rel=1e-12)
         for name, value in paper_weights(job).items():
             np.testing.assert_allclose(value, weights[name], atol=2e-8, rtol=1e-6, err_msg=name)
-    assert (job.order.updates, clipped > 0) == (6, True)
+    assert (job.sampler.updates, clipped > 0) == (6, True)

@@ -26,7 +26,7 @@ def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[fl
 
     def forwards(update: int, budget: int | None):
         groups = (many[:1], many[1:])
-        batches = [collate(group, layout, base.lexicon.pad, totals) for group in groups]
+        batches = [collate(group, layout, base.task_tokens.pad, totals) for group in groups]
         return MicroBatches(batches, len(many), sum(example.tokens for example in many))
 
     optimizer = build_optimizer(model.parameters(), part)
@@ -72,8 +72,8 @@ def test_three_updates_move_every_weight_as_the_paper_says(family, name, bases) 
     start = {key: weight.detach().numpy().copy() for key, weight in model.named_parameters()}
     decoder = base.decoder
     shape = Shape(decoder.config.n_head, norms_first=family == "gpt2")
-    prefix = f"reader.decoder.{decoder.base_model_prefix}."
-    extract = base.lexicon.specials.extract
+    prefix = f"backbone.decoder.{decoder.base_model_prefix}."
+    extract = base.task_tokens.special_tokens.extract
     expected, losses, norms = theirs(start, prefix, shape, many, kind, extract)
     layout = "packed" if family == "gpt2" else "separate"
     found, our_losses, our_norms = ours(model, many, base, layout)

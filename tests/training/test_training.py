@@ -48,7 +48,7 @@ def logits(run: Path) -> str:
     job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
     predictor = finetune.load(run)
     many = job.evaluated.examples
-    rounds = compute_logits(predictor.model, many, job.reading, job.accelerator)
+    rounds = compute_logits(predictor.model, many, job.batch_config, job.accelerator)
     return hashlib.sha256(gather_logits(rounds, len(many), job.accelerator).tobytes()).hexdigest()
 
 

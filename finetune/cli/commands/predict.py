@@ -86,7 +86,9 @@ def predict(
         cure = "Name it: --input-format csv (or tsv, jsonl, json, parquet)."
         raise UsageError("standard input has no name that tells its format", cure=cure)
     rows = open_file(file, format=input_format)
-    kind = choose_format(output, output_format or (rows.reading.format if output == "-" else None))
+    kind = choose_format(
+        output, output_format or (rows.batch_config.format if output == "-" else None)
+    )
     keep_apart(file, output)
     predictor = _load(run, task, device, trust_remote_code)
     from finetune.cli.label_rows import label_rows

@@ -35,8 +35,10 @@ def preview(
 
     source = find(task, changes)
     recipe, built = source.recipe, source.task or source.recipe.task.build()
-    lexicon = load_task_tokens(recipe.base)
-    encoder = ViewEncoder(built.format, lexicon.tokenize, lexicon.specials, recipe.train.max_tokens)
+    task_tokens = load_task_tokens(recipe.base)
+    encoder = ViewEncoder(
+        built.format, task_tokens.tokenize, task_tokens.special_tokens, recipe.train.max_tokens
+    )
     found, _ = read_examples(
         built,
         open_rows(recipe.data, split_of(recipe.data, split)),
@@ -48,7 +50,7 @@ def preview(
     out.print(legend(_has_colors(out), list_templates(built.format)), soft_wrap=not out.is_terminal)
     for example in itertools.islice(found, rows):
         [encoded] = encoder.encode([example])
-        views = dissect(example, encoded, built, lexicon, lm=recipe.train.lm_coefficient > 0)
+        views = dissect(example, encoded, built, task_tokens, lm=recipe.train.lm_coefficient > 0)
         _print_example(out, example, views, built)
 
 

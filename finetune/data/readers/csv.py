@@ -19,27 +19,27 @@ _CURES = {
 }
 
 
-def scan_delimited(stream: BinaryIO, file: str, reading: ReadOptions) -> Iterator[Scanned]:
+def scan_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[Scanned]:
     """Rows of a stream as {column: text}; `n/a`, `NA`, `null` and `None` are text like any other.
 
     Empty lines are no rows, but in a table of one column they are empty texts in TSV.
     Raises UsageError for a faulty header, and where a quote is never closed.
     """
     lines = read_lines(stream, file)
-    records = _split_tabs(lines) if reading.format == "tsv" else _parse_quotes(lines, file)
+    records = _split_tabs(lines) if options.format == "tsv" else _parse_quotes(lines, file)
     first = next((record for record in records if record[1] not in ([], [""])), None)
     if first is None:
         raise UsageError("the file is empty", where=file, cure="It needs a header and rows.")
-    headless = bool(reading.columns) and not set(first[1]) & set(reading.columns)
+    headless = bool(options.columns) and not set(first[1]) & set(options.columns)
     if first[2] and not headless:
         raise UsageError(first[2].what, where=first[2].where, cure=first[2].cure)
-    columns = _name_columns(reading.columns if headless else first[1], file, reading)
+    columns = _name_columns(options.columns if headless else first[1], file, options)
     rest = chain([first], records) if headless else records
-    yield from _rows(rest, columns, file, reading)
+    yield from _rows(rest, columns, file, options)
 
 
 def _rows(
-    records: Iterator[Record], columns: Sequence[str], file: str, reading: ReadOptions
+    records: Iterator[Record], columns: Sequence[str], file: str, options: ReadOptions
 ) -> Iterator[Scanned]:
     width = len(columns)
     for number, fields, fault in records:
@@ -48,29 +48,29 @@ def _rows(
             yield place, fault
         elif len(fields) == width:
             yield place, dict(zip(columns, fields, strict=True))
-        elif reading.fewest and reading.fewest <= len(fields):
+        elif options.fewest and options.fewest <= len(fields):
             # The extra or lacking fields stand just before the last one.
             inner = dict(zip_longest(columns[:-1], fields[: width - 1][: len(fields) - 1]))
             filled = {name: text or "" for name, text in inner.items()}
             yield place, {**filled, columns[-1]: fields[-1]}
         elif fields and not (fields == [""] and width > 1):
             what = f"{_count(fields)} fields under a header of {width}"
-            yield place, RowError(what, where=str(place), cure=_CURES[reading.format])
+            yield place, RowError(what, where=str(place), cure=_CURES[options.format])
 
 
 def _count(fields: Sequence[str]) -> str:
     return f"more than {MAX_COLUMNS}" if len(fields) > MAX_COLUMNS else str(len(fields))
 
 
-def _name_columns(names: Sequence[str], file: str, reading: ReadOptions) -> tuple[str, ...]:
+def _name_columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str, ...]:
     if len(names) > MAX_COLUMNS:
         raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file, cure="Is it a table?")
-    columns = tuple(reading.rename.get(name, name) for name in names)
+    columns = tuple(options.rename.get(name, name) for name in names)
     if len(set(columns)) < len(columns):
         twice, _ = Counter(columns).most_common(1)[0]
         what = f"the header has {twice!r} twice"
         raise UsageError(what, where=f"{file}, line 1", cure="Rename one of the two columns.")
-    if reading.format == "tsv" and any("\r" in name for name in columns):
+    if options.format == "tsv" and any("\r" in name for name in columns):
         what = "a carriage return inside the header"
         raise UsageError(what, where=file, cure=r"Save the file with \n as its line end.")
     return columns

@@ -70,7 +70,7 @@ class FileRows:
     """The rows of files that are read alike, one file after the other."""
 
     files: tuple[Path | str, ...]
-    reading: ReadOptions
+    batch_config: ReadOptions
 
     @property
     def origin(self) -> str:
@@ -84,14 +84,14 @@ class FileRows:
         for path in self.files:
             with open_stream(path) as stream:
                 name = "standard input" if path == "-" else str(path)
-                yield from scan_stream(stream, name, self.reading)
+                yield from scan_stream(stream, name, self.batch_config)
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         return raise_bad_rows(self.scan())
 
     def fingerprint(self) -> str:
         """A sha256 over the bytes of the files and the way they are read."""
-        digest = hashlib.sha256(repr(self.reading).encode())
+        digest = hashlib.sha256(repr(self.batch_config).encode())
         for path in self.files:
             with open_stream(path) as stream:
                 file_digest = hashlib.sha256()
@@ -101,11 +101,11 @@ class FileRows:
         return digest.hexdigest()
 
 
-def scan_stream(stream: BinaryIO, file: str, reading: ReadOptions) -> Iterator[Scanned]:
+def scan_stream(stream: BinaryIO, file: str, batch_config: ReadOptions) -> Iterator[Scanned]:
     """The rows of an open stream; `file` is what places call it."""
-    match reading.format:
+    match batch_config.format:
         case "csv" | "tsv":
-            return scan_delimited(stream, file, reading)
+            return scan_delimited(stream, file, batch_config)
         case "jsonl":
             scanned = scan_json_lines(stream, file)
         case "json":
@@ -116,16 +116,16 @@ def scan_stream(stream: BinaryIO, file: str, reading: ReadOptions) -> Iterator[S
             return scan_race(stream, file)
         case other:
             raise AssertionError(other)
-    return _adapt(scanned, reading) if reading.rename or reading.shape else scanned
+    return _adapt(scanned, batch_config) if batch_config.rename or batch_config.shape else scanned
 
 
-def _adapt(scanned: Iterator[Scanned], reading: ReadOptions) -> Iterator[Scanned]:
+def _adapt(scanned: Iterator[Scanned], batch_config: ReadOptions) -> Iterator[Scanned]:
     for place, row in scanned:
         if isinstance(row, RowError):
             yield place, row
             continue
-        renamed = {reading.rename.get(name, name): value for name, value in row.items()}
-        yield place, {**renamed, **_reshape(renamed, reading.shape)}
+        renamed = {batch_config.rename.get(name, name): value for name, value in row.items()}
+        yield place, {**renamed, **_reshape(renamed, batch_config.shape)}
 
 
 def _reshape(row: Row, shape: Mapping[str, Any]) -> dict[str, Any]:

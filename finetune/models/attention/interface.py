@@ -48,7 +48,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    sight: AttentionLayout,
+    attention_layout: AttentionLayout,
     memory: PrefixCache | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -64,26 +64,30 @@ def packed_attention(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if sight.ends is not None and sight.ends.listening:
-        return _attend_last(query, key, value, sight, dropout, scaling, sliding_window, softcap)
+    if attention_layout.ends is not None and attention_layout.ends.listening:
+        return _attend_last(
+            query, key, value, attention_layout, dropout, scaling, sliding_window, softcap
+        )
     past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
-    plain = sight.rowwise and (sliding_window is None or sight.longest <= sliding_window)
+    plain = attention_layout.rowwise and (
+        sliding_window is None or attention_layout.longest <= sliding_window
+    )
     in_blocks = _likes_blocks(query, softcap) and (
-        dropout or (sight.longest <= _SHORT and not plain)
+        dropout or (attention_layout.longest <= _SHORT and not plain)
     )
     if past is None and in_blocks:
-        blocks = sight.blocks(sliding_window, _widened(query.dtype))
+        blocks = attention_layout.blocks(sliding_window, _widened(query.dtype))
         return block_attention(query, key, value, blocks, dropout, scaling), None
     core = _core(dropout, scaling, softcap)
     if past is None and plain:
         return core(query, key, value, None).transpose(1, 2).contiguous(), None
     if past is None and prefers_padded_groups(query.device):
-        rectangles = sight.rectangles(sliding_window, query.dtype)
+        rectangles = attention_layout.rectangles(sliding_window, query.dtype)
         return padded_attention(query, key, value, rectangles, core), None
     rows = [
-        _attend_row(core, sight, pieces, sliding_window, row, past)
+        _attend_row(core, attention_layout, pieces, sliding_window, row, past)
         for pieces, *row in zip(
-            sight.pieces, *(x.split(1) for x in (query, key, value)), strict=True
+            attention_layout.pieces, *(x.split(1) for x in (query, key, value)), strict=True
         )
     ]
     return torch.cat(rows).transpose(1, 2).contiguous(), None
@@ -108,21 +112,21 @@ def _attend_last(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    sight: AttentionLayout,
+    attention_layout: AttentionLayout,
     dropout: float,
     scaling: float,
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, None]:
     """(1, M, H, d) of the (1, H, M, d) last tokens alone, once the keys of all have been seen."""
-    ends = cast(LastTokens, sight.ends)
+    ends = cast(LastTokens, attention_layout.ends)
     if ends.memory is None:
         ends.take(key, value)
     keys, values = cast(tuple[Tensor, Tensor], ends.memory)
     if _likes_blocks(query, softcap):
-        blocks = sight.last_blocks(window, _widened(query.dtype))
+        blocks = attention_layout.last_blocks(window, _widened(query.dtype))
         return block_attention(query, keys, values, blocks, dropout, scaling), None
-    blocks = sight.last_blocks(window, query.dtype)
+    blocks = attention_layout.last_blocks(window, query.dtype)
     core = _core(dropout, scaling, softcap)
     found = [
         core(query[:, :, own], keys[row, :, seen][None], values[row, :, seen][None], mask)
@@ -133,7 +137,7 @@ def _attend_last(
 
 def _attend_row(
     core: Core,
-    sight: AttentionLayout,
+    attention_layout: AttentionLayout,
     pieces: Pieces,
     window: int | None,
     row: list[Tensor],
@@ -147,12 +151,14 @@ def _attend_row(
             outputs.append(torch.zeros_like(v))
             continue
         if past is not None:
-            mask = sight.mask(span, window, q.dtype, past[0].shape[2])
+            mask = attention_layout.mask(span, window, q.dtype, past[0].shape[2])
             keys, values = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
             outputs.append(core(q, keys, values, mask))
             continue
-        causal = sight.is_causal(span, window)
-        outputs.append(core(q, k, v, None if causal else sight.mask(span, window, q.dtype)))
+        causal = attention_layout.is_causal(span, window)
+        outputs.append(
+            core(q, k, v, None if causal else attention_layout.mask(span, window, q.dtype))
+        )
     return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
 

@@ -26,11 +26,11 @@ class AttentionLayout:
     with a sliding window only those fewer than `window` places back.
     """
 
-    def __init__(self, batch: Batch, ends_only: bool = False) -> None:
+    def __init__(self, batch: Batch, last_tokens_only: bool = False) -> None:
         self.spans = batch.spans
-        self.ends = LastTokens(batch.spans, batch.tokens.shape[1]) if ends_only else None
+        self.ends = LastTokens(batch.spans, batch.tokens.shape[1]) if last_tokens_only else None
         """Where nothing but the views' last states is read."""
-        self._place, self._ending = batch.place, batch.ending
+        self._place, self._ending = batch.position_ids, batch.ending
         self._masks: dict[Any, Tensor] = {}
         self._blocks: dict[Any, list[AttentionBlock]] = {}
         self._rectangles: dict[Any, list[tuple[PaddedGroup, Tensor | None]]] = {}

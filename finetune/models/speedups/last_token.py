@@ -56,7 +56,7 @@ def _last_tokens(span: Span) -> list[int]:
 
 
 def enable_last_token_shortcut(decoder: PreTrainedModel) -> None:
-    """Has the decoder's last block obey the `ends` of a sight; nothing changes without them.
+    """Makes the decoder's last block compute only the tokens that an AttentionLayout names.
 
     Weights and names stay. A decoder without a recognisable last block is left alone.
     """
@@ -77,8 +77,8 @@ def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
     whole = kind.forward
 
     def forward(self: nn.Module, hidden_states: Tensor, *given: Any, **named: Any) -> Any:
-        sight = named.get("sight")
-        ends = sight.ends if sight is not None else None
+        attention_layout = named.get("attention_layout")
+        ends = attention_layout.ends if attention_layout is not None else None
         if ends is None or not _understood(hidden_states, given, named):
             return whole(self, hidden_states, *given, **named)
         return _run(lambda *a, **k: whole(self, *a, **k), ends, hidden_states, given, named)

@@ -86,8 +86,8 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
         layout,
     )
     rows, columns = batch.tokens.shape
-    sight = AttentionLayout(batch)
-    blocks = sight.blocks(window, torch.float64)
+    attention_layout = AttentionLayout(batch)
+    blocks = attention_layout.blocks(window, torch.float64)
     torch.manual_seed(1)
     parts = [
         torch.randn(rows, heads, columns, width, dtype=torch.float64, requires_grad=True)
@@ -124,7 +124,7 @@ def test_attention_in_blocks_is_attention(layout, window, dropout):
 
 
 def seen(batch, window: int | None) -> Tensor:
-    """(R, T, T) booleans by the one rule of sight; a token of no example sees itself."""
+    """(R, T, T) booleans by the one rule of attention_layout; a token of no example sees itself."""
     same = batch.example[:, :, None] == batch.example[:, None, :]
     own = (batch.ending[:, None, :] == -1) | (batch.ending[:, None, :] == batch.ending[:, :, None])
     back = batch.place[:, :, None] - batch.place[:, None, :]

@@ -23,7 +23,7 @@ def fresh():
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_compiled_blocks_are_the_same_and_are_compiled_once_for_all_lengths(family, bases) -> None:
     kind, base = KINDS["multiple_choice"], samples.load(bases(family))
-    model, pad = samples.task_model(kind, base), base.lexicon.pad
+    model, pad = samples.task_model(kind, base), base.task_tokens.pad_id
     batches = [samples.examples(kind, base, count=n) for n in (3, 4, 6, 9)]
     expected = [samples.run_as(model, many, "packed", pad) for many in batches]
     counter = CompileCounter()

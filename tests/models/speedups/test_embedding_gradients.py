@@ -17,7 +17,9 @@ def make(bases, family: str) -> tuple[TaskModel, list[Batch]]:
     kind = samples.KINDS["similarity"]
     many = samples.examples(kind, base, 6)
     totals = count_totals(many)
-    batches = [collate(part, "separate", base.lexicon.pad, totals) for part in (many[:4], many[4:])]
+    batches = [
+        collate(part, "separate", base.task_tokens.pad_id, totals) for part in (many[:4], many[4:])
+    ]
     return samples.task_model(kind, base).double(), batches
 
 
@@ -52,7 +54,7 @@ def test_what_grows_in_place_is_what_autograd_makes(bases, family: str, coeffici
 @pytest.mark.parametrize("coefficient", [0, 0.5])
 def test_nothing_as_large_as_the_table_is_made_in_a_pass(bases, coefficient: float):
     model, batches = make(bases, "gpt2")
-    table = model.reader.decoder.get_input_embeddings().weight
+    table = model.backbone.decoder.get_input_embeddings().weight
     accumulate_in_place(model, 1)
     clear_gradients(model)
     handed = []
@@ -73,7 +75,7 @@ def test_elsewhere_nothing_is_changed(bases, processes: int, device: str):
 
 def test_a_frozen_table_gets_no_gradient(bases):
     model, batches = make(bases, "gpt2")
-    table = model.reader.decoder.get_input_embeddings().weight.requires_grad_(False)
+    table = model.backbone.decoder.get_input_embeddings().weight.requires_grad_(False)
     accumulate_in_place(model, 1)
     gradients(model, batches, 0)
     assert table.grad is None

@@ -16,10 +16,10 @@ from tests.support.samples import KINDS
 
 def widest(model: TaskModel) -> nn.Linear | nn.Module:
     """The last module with a matrix in the last block: what comes after attention."""
-    count = model.reader.decoder.config.get_text_config().num_hidden_layers
+    count = model.backbone.decoder.config.get_text_config().num_hidden_layers
     stacks = [
         m
-        for m in model.reader.decoder.modules()
+        for m in model.backbone.decoder.modules()
         if isinstance(m, nn.ModuleList) and len(m) == count
     ]
     return [
@@ -27,11 +27,15 @@ def widest(model: TaskModel) -> nn.Linear | nn.Module:
     ][-1]
 
 
-def run(model: TaskModel, batch: Batch, ends_only: bool) -> tuple[Tensor, list[Tensor | None], int]:
+def run(
+    model: TaskModel, batch: Batch, last_tokens_only: bool
+) -> tuple[Tensor, list[Tensor | None], int]:
     """Features of all views, gradients, and how many tokens went through the last matrix."""
     seen: list[int] = []
     handle = widest(model).register_forward_pre_hook(lambda _, x: seen.append(x[0][..., 0].numel()))
-    features = model.reader.states(batch, ends_only=ends_only)[batch.last[batch.last >= 0]]
+    features = model.backbone.hidden_states(batch, last_tokens_only=last_tokens_only)[
+        batch.last_index[batch.last_index >= 0]
+    ]
     handle.remove()
     weights = torch.linspace(-1, 1, features.numel()).view_as(features)
     parameters = [p for name, p in model.named_parameters() if not name.startswith("head")]
@@ -40,10 +44,10 @@ def run(model: TaskModel, batch: Batch, ends_only: bool) -> tuple[Tensor, list[T
 
 
 def assert_narrow(model: TaskModel, batch: Batch) -> None:
-    expected, slopes, all_tokens = run(model, batch, ends_only=False)
-    found, narrow_slopes, few = run(model, batch, ends_only=True)
+    expected, slopes, all_tokens = run(model, batch, last_tokens_only=False)
+    found, narrow_slopes, few = run(model, batch, last_tokens_only=True)
     assert all_tokens == batch.tokens.numel()
-    assert few == int((batch.last >= 0).sum()) < all_tokens
+    assert few == int((batch.last_index >= 0).sum()) < all_tokens
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
     assert [slope is None for slope in slopes] == [slope is None for slope in narrow_slopes]
     assert samples.distance(present(narrow_slopes), present(slopes)) < 1e-5
@@ -58,7 +62,7 @@ def present(slopes: list[Tensor | None]) -> dict[str, Tensor]:
 def test_the_last_block_computes_the_read_tokens_alone_and_the_same(family, layout, bases) -> None:
     kind, base = KINDS["multiple_choice"], samples.load(bases(family))
     model = samples.task_model(kind, base)
-    batch = collate(samples.examples(kind, base), layout, base.lexicon.pad)
+    batch = collate(samples.examples(kind, base), layout, base.task_tokens.pad_id)
     assert_narrow(model, batch)
 
 
@@ -66,7 +70,7 @@ def test_the_last_block_computes_the_read_tokens_alone_and_the_same(family, layo
 def test_every_kind_of_task_reads_the_same(name: str, bases) -> None:
     kind, base = KINDS[name], samples.load(bases("gpt2"))
     many = samples.examples(kind, base)
-    assert_narrow(samples.task_model(kind, base), collate(many, "packed", base.lexicon.pad))
+    assert_narrow(samples.task_model(kind, base), collate(many, "packed", base.task_tokens.pad_id))
 
 
 def test_attention_with_dropout_is_narrow_too(bases) -> None:
@@ -77,13 +81,13 @@ def test_attention_with_dropout_is_narrow_too(bases) -> None:
         if hasattr(module, "attn_dropout"):
             module.attn_dropout.p = 1e-12
     for layout in LAYOUTS:
-        assert_narrow(model, collate(samples.examples(kind, base), layout, base.lexicon.pad))
+        assert_narrow(model, collate(samples.examples(kind, base), layout, base.task_tokens.pad_id))
 
 
 def test_with_the_lm_loss_every_token_is_computed(bases) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
     model = samples.task_model(kind, base)
-    batch = collate(samples.examples(kind, base), "packed", base.lexicon.pad)
+    batch = collate(samples.examples(kind, base), "packed", base.task_tokens.pad_id)
     seen: list[int] = []
     widest(model).register_forward_pre_hook(lambda _, x: seen.append(x[0][..., 0].numel()))
     model(batch, lm=True)
@@ -101,13 +105,15 @@ def test_names_of_blocks_and_weights_stay(family: str, bases) -> None:
 
 def test_an_argument_that_is_not_understood_makes_the_block_whole(bases) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
-    batch = collate(samples.examples(kind, base), "packed", base.lexicon.pad)
+    batch = collate(samples.examples(kind, base), "packed", base.task_tokens.pad_id)
     block = base.decoder.base_model.h[-1].eval()
     hidden = torch.randn(*batch.tokens.shape, base.decoder.config.n_embd)
-    whole = block(hidden, sight=AttentionLayout(batch))
+    whole = block(hidden, attention_layout=AttentionLayout(batch))
     strange = block(
-        hidden, sight=AttentionLayout(batch, ends_only=True), bias_of_each_column=hidden
+        hidden,
+        attention_layout=AttentionLayout(batch, last_tokens_only=True),
+        bias_of_each_column=hidden,
     )
     assert torch.equal(whole, strange)
-    narrowed = block(hidden, sight=AttentionLayout(batch, ends_only=True))
+    narrowed = block(hidden, attention_layout=AttentionLayout(batch, last_tokens_only=True))
     assert int((narrowed != 0).any(-1).sum()) == len(batch.spans)
