@@ -9,7 +9,7 @@ from rich.console import Console
 from finetune.cli import main
 from finetune.cli.options import spread
 from finetune.cli.study_display import study_table
-from finetune.comparison import Row, Spread, Table, curve
+from finetune.comparison import Row, ScoreSummary, Table, curve
 from finetune.comparison.table import format_row
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import PromptConfig
@@ -140,7 +140,9 @@ def test_words_after_an_option_are_its_values():
 
 
 def arm(name: str, kind: str, labels: int, *values: float, fraction: float = 1.0) -> Row:
-    spread = Spread(sorted(values)[len(values) // 2], min(values), max(values), "seeds", values)
+    spread = ScoreSummary(
+        sorted(values)[len(values) // 2], min(values), max(values), "seeds", values
+    )
     coefficient = 0.5 if kind in ("tuned", "scratch") else None
     seeds = tuple(range(len(values)))
     shots = labels if kind == "ask" else 0

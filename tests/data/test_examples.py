@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data import BadRow, Place, Report, open_file, read_examples
+from finetune.data import BadRow, ReadReport, RowLocation, open_file, read_examples
 from finetune.data.rows import Scanned, raise_bad_rows
 from finetune.recipe.schema import TaskConfig
 from task_formats import Example, Row, RowError, Task, UsageError
@@ -30,11 +30,11 @@ class Given:
 
     def scan(self) -> Iterator[Scanned]:
         for k, row in enumerate(self.rows):
-            place = Place("given", k + 1)
+            place = RowLocation("given", k + 1)
             fault: Scanned = (place, RowError("torn", where=str(place)))
             yield fault if row is None else (place, dict(zip(("text", "label"), row, strict=True)))
 
-    def __iter__(self) -> Iterator[tuple[Place, Row]]:
+    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         return raise_bad_rows(self.scan())
 
     def fingerprint(self) -> str:
@@ -121,13 +121,13 @@ def test_the_report_lists_place_and_reason(tmp_path: Path) -> None:
     path.write_bytes(b"text\tlabel\nfine\t1\n\xff\t1\nfine\t0\t0\n \t1\nfine\t\n")
     examples, report = read_examples(TASK, open_file(path), "train", on_bad_row="skip")
     assert [example.id for example in examples] == ["train/0"]
-    assert report == Report(
+    assert report == ReadReport(
         rows=5,
         skipped=[
-            BadRow(Place(str(path), 3), "train/1", "byte 0xff is not UTF-8"),
-            BadRow(Place(str(path), 4), "train/2", "3 fields under a header of 2"),
-            BadRow(Place(str(path), 5), "train/3", "empty text for 'text' in column 'text'"),
-            BadRow(Place(str(path), 6), "train/4", "no label"),
+            BadRow(RowLocation(str(path), 3), "train/1", "byte 0xff is not UTF-8"),
+            BadRow(RowLocation(str(path), 4), "train/2", "3 fields under a header of 2"),
+            BadRow(RowLocation(str(path), 5), "train/3", "empty text for 'text' in column 'text'"),
+            BadRow(RowLocation(str(path), 6), "train/4", "no label"),
         ],
     )
 

@@ -12,11 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import BadRow, EncodedStore, Place, Report, encode_examples
+from finetune.data import BadRow, ReadReport, RowLocation, TokenStore, encode_examples
 from finetune.data import encoding_cache as module
-from task_formats import Encoded, Example, Label, Specials, UsageError, ViewEncoder, named_format
+from task_formats import (
+    Encoded,
+    Example,
+    Label,
+    SpecialTokens,
+    UsageError,
+    ViewEncoder,
+    named_format,
+)
 
-SPECIALS = Specials(2**32 - 3, 2**32 - 2, 2**32 - 1)
+SPECIALS = SpecialTokens(2**32 - 3, 2**32 - 2, 2**32 - 1)
 
 
 def tokenize(texts: list[str]) -> list[list[int]]:
@@ -76,7 +84,7 @@ def label_types(rows: Sequence[Example]) -> list[type]:
     return [type(None) if row.label is None else float if scores else int for row in rows]
 
 
-def check_columns(store: EncodedStore, expected: Sequence[Encoded]) -> None:
+def check_columns(store: TokenStore, expected: Sequence[Encoded]) -> None:
     assert len(store) == len(expected)
     assert store.lengths.tolist() == [item.tokens for item in expected]
     assert store.views.tolist() == [len(item.endings) for item in expected]
@@ -118,10 +126,13 @@ def untouchable() -> Iterator[Example]:
 
 def test_the_second_time_nothing_is_read(tmp_path: Path) -> None:
     rows = [Example(f"train/{k}", {"text": "abc"}, label=1) for k in range(3)]
-    skipped = [BadRow(Place("f.csv", 3), "train/1", "torn"), BadRow(Place("f", 9, "row"), "x", "y")]
-    first = Report(skipped, unlabelled=4, rows=9)
+    skipped = [
+        BadRow(RowLocation("f.csv", 3), "train/1", "torn"),
+        BadRow(RowLocation("f", 9, "row"), "x", "y"),
+    ]
+    first = ReadReport(skipped, unlabelled=4, rows=9)
     encode_examples(rows, encoder("classification"), tmp_path, "key", first)
-    again = Report()
+    again = ReadReport()
     store = encode_examples(untouchable(), encoder("classification"), tmp_path, "key", again)
     assert [item.id for item in store] == ["train/0", "train/1", "train/2"]
     assert again == first

@@ -24,7 +24,7 @@ from task_formats import (
     Format,
     Range,
     RowError,
-    Specials,
+    SpecialTokens,
     Task,
     UsageError,
     ViewEncoder,
@@ -173,7 +173,7 @@ def check_overrides(data: bytes) -> None:
 
 # -- the encoder -----------------------------------------------------------------------------------
 
-SPECIALS = Specials(0, 1, 2)
+SPECIALS = SpecialTokens(0, 1, 2)
 LAYOUTS = {
     **FORMATS,
     "thrice": Format((("{first}", "{second}", "{first}"),)),
@@ -226,7 +226,7 @@ def check_encoder(data: bytes) -> None:
 
 
 def check_views(
-    kind: Format, example: Example, encoded: Encoded, specials: Specials, most: int
+    kind: Format, example: Example, encoded: Encoded, specials: SpecialTokens, most: int
 ) -> None:
     """Every view fits, and S, D and E stand where the paper puts them."""
     views = [[*encoded.prefix, *ending] for ending in encoded.endings]

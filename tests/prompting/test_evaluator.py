@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
-from finetune.prompting import Asker, Manner, evaluate_prompts, normalization
+from finetune.prompting import PromptEvaluator, PromptOptions, evaluate_prompts, normalization
 from finetune.prompting.contexts import find_boundary
 from finetune.recipe.schema import Recipe
 from task_formats import Encoded, Question, UsageError
@@ -87,7 +87,7 @@ def weigh(base: Path, context: str, how: str) -> list[float]:
 @pytest.mark.parametrize("how", ["none", "token", "byte", "prior"])
 def test_zero_shot_answers_are_those_of_transformers_own_likelihoods(bases, data, how):
     base = bases("gpt2")
-    found = Asker(entailment(data, base)).ask(Manner(normalization=how))
+    found = PromptEvaluator(entailment(data, base)).ask(PromptOptions(normalization=how))
     expected = []
     for (premise, hypothesis, _), prediction in zip(FACTS[1:6], found.predictions, strict=True):
         weights = weigh(base, f"{premise} {hypothesis} True?", how)
@@ -102,35 +102,35 @@ def test_zero_shot_answers_are_those_of_transformers_own_likelihoods(bases, data
 
 
 def test_solved_examples_come_from_the_training_split_and_never_answer_the_question(bases, data):
-    asker = Asker(entailment(data, bases("gpt2")))
-    found = asker.ask(Manner(shots=1, seed=3))
-    alone = asker.ask(Manner())
+    asker = PromptEvaluator(entailment(data, bases("gpt2")))
+    found = asker.ask(PromptOptions(shots=1, seed=3))
+    alone = asker.ask(PromptOptions())
     assert found.shown == 1
     assert [p.scores for p in found.predictions] != [p.scores for p in alone.predictions]
-    assert asker.ask(Manner(shots=1, seed=3)).predictions == found.predictions
-    seeds = {tuple(asker.ask(Manner(1, seed)).predictions) for seed in range(4)}
+    assert asker.ask(PromptOptions(shots=1, seed=3)).predictions == found.predictions
+    seeds = {tuple(asker.ask(PromptOptions(1, seed)).predictions) for seed in range(4)}
     assert len(seeds) > 1
     # Every row of the evaluation split is a training row as well: it is never shown.
     with pytest.raises(UsageError, match="8 shots need 9 different labelled examples"):
-        asker.ask(Manner(shots=8))
+        asker.ask(PromptOptions(shots=8))
 
 
 def test_a_limit_counts_questions_and_not_the_rows_that_examples_are_drawn_from(bases, data):
     recipe = entailment(data, bases("gpt2"))
-    whole = Asker(recipe).ask(Manner(shots=4))
+    whole = PromptEvaluator(recipe).ask(PromptOptions(shots=4))
     (first,) = evaluate_prompts(recipe, [4], limit=2)
     assert [p.id for p in first.predictions] == [p.id for p in whole.predictions[:2]]
     for one, other in zip(first.predictions, whole.predictions[:2], strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
     few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 3})})
-    assert len(Asker(few, limit=4).questions) == 3
+    assert len(PromptEvaluator(few, limit=4).questions) == 3
     with pytest.raises(UsageError, match="and there are 3"):
-        Asker(few, limit=2).ask(Manner(shots=4))
+        PromptEvaluator(few, limit=2).ask(PromptOptions(shots=4))
 
 
 def test_calibration_divides_by_what_is_answered_to_no_question(bases, data):
     base = bases("gpt2")
-    found = Asker(entailment(data, base)).ask(Manner(calibrated=True))
+    found = PromptEvaluator(entailment(data, base)).ask(PromptOptions(calibrated=True))
     empty = []
     for word in ("N/A", "[MASK]", ""):
         weights = np.array(weigh(base, f"{word} {word} True?", "none"))
@@ -153,7 +153,7 @@ def test_a_score_is_the_mean_of_its_words_under_the_models_probabilities(bases, 
         "metrics": ("pearson", "mse"),
         "prompt": {"text": "{first} {second}", "answers": {"5": " same", "0": " not", "2": " so"}},
     }
-    found = Asker(Recipe.model_validate(values)).ask()
+    found = PromptEvaluator(Recipe.model_validate(values)).ask()
     context = "a horse the river"
     logs = [likelihood(bases("gpt2"), context, word)[0] for word in (" not", " so", " same")]
     shares = np.exp(logs) / np.exp(logs).sum()
@@ -174,12 +174,14 @@ def test_every_number_of_shots_is_asked_with_every_seed_and_zero_once(bases, dat
 
 
 def test_what_does_not_fit_is_told(bases, data):
-    found = Asker(entailment(data, bases("gpt2"))).ask(Manner(shots=6, shared=True))
+    found = PromptEvaluator(entailment(data, bases("gpt2"))).ask(
+        PromptOptions(shots=6, shared=True)
+    )
     assert 0 <= found.shown < 6
     long = "word " * 120
     row = {"one": long, "two": "x", "label": "no"}
     (data / "dev.jsonl").write_text(json.dumps(row) + "\n")
-    assert Asker(entailment(data, bases("gpt2"))).ask().cut == 1
+    assert PromptEvaluator(entailment(data, bases("gpt2"))).ask().cut == 1
 
 
 @pytest.mark.parametrize(

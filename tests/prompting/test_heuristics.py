@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.cli import main
 from finetune.evaluation.metrics import score
-from finetune.prompting import Asker, Manner
+from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.prompting.threshold import best_threshold
 from finetune.recipe.loading import load_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
@@ -55,7 +55,7 @@ def mean_logs(base: Path, texts: list[str]) -> list[float]:
 
 
 def test_cola_is_parted_where_half_of_the_sentences_are_likelier(bases, tmp_path):
-    found = Asker(cola(tmp_path, bases("gpt2"), "median")).ask()
+    found = PromptEvaluator(cola(tmp_path, bases("gpt2"), "median")).ask()
     logs = mean_logs(bases("gpt2"), [text for text, _ in DEV])
     assert [one.scores[0] for one in found.predictions] == pytest.approx(logs, rel=1e-5)
     names = ["acceptable" if log > np.median(logs) else "unacceptable" for log in logs]
@@ -65,7 +65,7 @@ def test_cola_is_parted_where_half_of_the_sentences_are_likelier(bases, tmp_path
 
 
 def test_colas_threshold_is_the_best_on_the_training_split(bases, tmp_path):
-    found = Asker(cola(tmp_path, bases("gpt2"), "train")).ask()
+    found = PromptEvaluator(cola(tmp_path, bases("gpt2"), "train")).ask()
     known = np.array(mean_logs(bases("gpt2"), [text for text, _ in TRAIN]))
     labels = [label for _, label in TRAIN]
 
@@ -91,10 +91,10 @@ def test_no_threshold_is_better(pairs):
     assert found == max(judge(at) for at in [-10.0, *weights])
 
 
-@pytest.mark.parametrize("manner", [Manner(shots=2), Manner(calibrated=True)])
+@pytest.mark.parametrize("manner", [PromptOptions(shots=2), PromptOptions(calibrated=True)])
 def test_a_threshold_takes_no_solved_examples(bases, tmp_path, manner):
     with pytest.raises(UsageError, match="without solved examples or calibration"):
-        Asker(cola(tmp_path, bases("gpt2"), "median")).ask(manner)
+        PromptEvaluator(cola(tmp_path, bases("gpt2"), "median")).ask(manner)
 
 
 def test_the_shipped_heuristics_are_gpt1s():
@@ -153,8 +153,8 @@ def test_stsb_is_a_mean_of_six_words_on_real_rows(shared, bases):
     """Of the shipped recipe: a score between 0 and 5 for every pair, under the model's own odds."""
     changes = {"data.path": str(shared / "data" / "glue"), "data.limit": 12}
     changes |= {"base.path": str(bases("llama")), "train.precision": "fp32"}
-    asker = Asker(load_recipe("stsb", changes))
-    found = asker.ask(Manner(shots=1))
+    asker = PromptEvaluator(load_recipe("stsb", changes))
+    found = asker.ask(PromptOptions(shots=1))
     assert set(found.scores) == {"pearson", "spearman"}
     assert len(found.predictions) == 12
     assert all(0 < one.label < 5 for one in found.predictions)

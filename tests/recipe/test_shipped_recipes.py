@@ -7,9 +7,9 @@ import pytest
 
 from finetune.data import open_rows, read_examples
 from finetune.recipe.loading import dump_recipe, load_recipe, parse_recipe, shipped_recipes
-from task_formats import Example, Range, Specials, ViewEncoder
+from task_formats import Example, Range, SpecialTokens, ViewEncoder
 
-SPECIALS = Specials(-1, -2, -3)
+SPECIALS = SpecialTokens(-1, -2, -3)
 
 GLUE = "cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()
 OTHERS = "snli scitail race storycloze copa arc demo".split()

@@ -70,7 +70,7 @@ def test_written_bytes_leave_for_the_disk_stretch_by_stretch(
         assert os.fstat(file.fileno()).st_size == stop
 
     monkeypatch.setattr(tensor_file, "STRETCH", 1000)
-    monkeypatch.setattr(tensor_file, "push_out", watch)
+    monkeypatch.setattr(tensor_file, "flush_range", watch)
     write(tmp_path / "many", {f"{n:02}": torch.full((100,), n) for n in range(20)})
     assert [start for start, _ in stretches] == [0, *(stop for _, stop in stretches[:-1])]
     assert all(1000 <= stop - start < 2000 for start, stop in stretches)

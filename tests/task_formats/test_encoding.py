@@ -11,13 +11,13 @@ from task_formats import (
     Encoded,
     Example,
     Format,
-    Specials,
+    SpecialTokens,
     UsageError,
     ViewEncoder,
     split_common_prefix,
 )
 
-S, D, E = SPECIALS = Specials(0, 1, 2)
+S, D, E = SPECIALS = SpecialTokens(0, 1, 2)
 FIRST = 10
 
 OWN = {
