@@ -22,7 +22,7 @@ from torch import Tensor
 
 from finetune.storage import files
 from finetune.storage import json_files as json_text
-from finetune.storage.manifest import (
+from finetune.storage.sealed_manifest import (
     MANIFEST,
     FileRecord,
     Manifest,

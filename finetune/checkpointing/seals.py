@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.storage import files
-from finetune.storage.manifest import MANIFEST, check_folder, read_manifest, seal_folder
+from finetune.storage.sealed_manifest import MANIFEST, check_folder, read_manifest, seal_folder
 from task_formats import UsageError
 
 _FORMAT = "gptft model, version 1"

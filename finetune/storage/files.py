@@ -30,6 +30,9 @@ _CURES = {
     errno.ENOTDIR: "Check the path: a part of it is a file.",
 }
 
+_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}
+"""Encodings that the first two bytes of a file give away."""
+
 
 @contextmanager
 def explain_os_errors(path: Path | str) -> Iterator[None]:
@@ -202,6 +205,37 @@ def read_regular_file(path: Path | str, limit: int = 2**26) -> bytes:
             raise UsageError(f"{size:,} bytes, and at most {limit:,} are read", where=str(path))
         blocks = iter(lambda: file.read(BLOCK), b"")
         return b"".join(blocks)
+
+
+def decode_utf8(content: bytes, where: str, line: int = 1) -> str:
+    """Decodes UTF-8 text and drops a byte order mark at its beginning.
+
+    Args:
+        content: A whole file, or a part of it that begins at a line.
+        where: The file, as messages name it.
+        line: Number of the first line of `content`, from 1.
+
+    Raises:
+        UsageError: Some byte is not UTF-8; it names the line and the byte in it, both from 1.
+    """
+    try:
+        return content.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise undecodable(error, where, line) from None
+
+
+def undecodable(error: UnicodeDecodeError, where: str, line: int = 1) -> UsageError:
+    """The UsageError for a decoding error in text that begins at `line`; see `decode_utf8`."""
+    content, start = error.object, error.start
+    guess = _OTHER_ENCODINGS.get(content[:2], "") if line == 1 else ""
+    number = line + content.count(b"\n", 0, start)
+    column = start - content.rfind(b"\n", 0, start)
+    return UsageError(
+        f"byte 0x{content[start]:02x} is not UTF-8"
+        + (f"; this looks like {guess}" if guess else ""),
+        where=f"{where}, line {number}, byte {column}",
+        cure="Unpack the file." if guess == "gzip" else "Save the file as UTF-8.",
+    )
 
 
 def hash_file(path: Path | str) -> str:

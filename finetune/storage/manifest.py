@@ -1,112 +1,102 @@
-"""A record of the files in a folder, sealed: their names, sizes and SHA-256 in a JSON file.
+"""Records of files: the size and SHA-256 that each was written with, in a JSON file.
 
-    {"format": ..., "name": "update-00000120", "run": "5f0c...", "files": {...}, "seal": ...}
+The one way to notice damage. Write the files first and the manifest last; then a folder that has a
+manifest is complete, and every later reader can check it:
 
-It is written last, so a folder that has one is whole.
+    records = {name: record_file(folder / name) for name in names}
+    write_manifest(folder / "manifest.json", Manifest(FORMAT, records, facts))
+
+    manifest = read_manifest(folder / "manifest.json", FORMAT)
+    verify_files(folder, manifest)
+
+Checkpoints, the cache of encoded examples and the token shards of pre-training use it. Whatever
+else they keep (counts, keys, a report) goes into `facts`.
 """
 
 import os
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.storage import files
-from finetune.storage import json_files as json_text
+from finetune.storage import json_files
+from finetune.storage.files import (
+    explain_os_errors,
+    hash_file,
+    open_regular_file,
+    read_regular_file,
+    safe_join,
+    write_atomically,
+)
 from task_formats import UsageError
-
-MANIFEST = "manifest.json"
-_LARGEST = 2**20
 
 
 class FileRecord(NamedTuple):
-    """A file as it was written."""
+    """Size in bytes and SHA-256 (hexadecimal) of a file as it was written."""
 
-    bytes: int
+    size: int
     sha256: str
 
 
 class Manifest(NamedTuple):
-    """What a folder was written with."""
+    """What a manifest file holds: `{"format": ..., "files": {name: {size, sha256}}, "facts": ...}`.
+
+    Names are paths relative to the folder of the manifest.
+    """
 
     format: str
-    name: str
-    """Of the folder."""
     files: Mapping[str, FileRecord]
-    run: str | None = None
-    """The identity of the run that wrote it, where that has one."""
-
-    def encode(self) -> bytes:
-        """The text of manifest.json; the seal makes every byte of it count."""
-        run = {} if self.run is None else {"run": self.run}
-        body = {"format": self.format, "name": self.name, **run, "files": self.files}
-        seal = sha256(json_text.encode(body)).hexdigest()
-        return json_text.encode({**body, "seal": seal}, indent=1)
+    facts: Mapping[str, Any] = {}
 
 
-def read_manifest(folder: Path, form: str, run: str | None = None) -> Manifest:
-    """The manifest in a folder; UsageError unless no byte has changed and `run` wrote it.
-
-    Without `run` any run may have written it; a manifest that names none is anybody's.
-    """
-    where = folder / MANIFEST
-    data = files.read_regular_file(where, _LARGEST)
-    content = json_text.decode(data, str(where))
-    if not isinstance(content, dict) or content.get("format") != form:
-        raise UsageError(f"not of the format {form!r}", where=str(where))
-    name, entries, writer = content.get("name"), _entries(content.get("files")), content.get("run")
-    if not isinstance(name, str) or not isinstance(writer, str | None) or entries is None:
-        raise UsageError("damaged: it does not list files", where=str(where))
-    found = Manifest(form, name, entries, writer)
-    if data != found.encode():
-        raise UsageError("damaged: its content does not match its seal", where=str(where))
-    if run is not None and writer not in (None, run):
-        raise UsageError("belongs to another run", where=str(where))
-    return found
+def record_file(path: Path) -> FileRecord:
+    """Returns size and hash of a file. Raises UsageError where it cannot be read."""
+    with explain_os_errors(path):
+        size = os.lstat(path).st_size
+    return FileRecord(size, hash_file(path))
 
 
-def _entries(listed: Any) -> dict[str, FileRecord] | None:
-    """Files by name; None where that is no such list."""
-    if not isinstance(listed, dict) or not all(isinstance(x, dict) for x in listed.values()):
-        return None
-    if not all(x.keys() == {"bytes", "sha256"} for x in listed.values()):
-        return None
-    found = {name: FileRecord(x["bytes"], x["sha256"]) for name, x in listed.items()}
-    right = all(type(x.bytes) is int and type(x.sha256) is str for x in found.values())
-    return found if right else None
-
-
-def check_file(path: Path, expected: FileRecord) -> None:
-    """UsageError unless the file is what was written."""
-    # The size first: it costs nothing, and names the commonest damage.
-    with files.explain_os_errors(path), files.open_regular_file(path) as file:
+def verify_file(path: Path, expected: FileRecord) -> None:
+    """Raises UsageError unless the file has the size and the hash it was written with."""
+    # The size first: it costs nothing, and a cut file is the most common damage.
+    with explain_os_errors(path), open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-    compare(path, expected, FileRecord(size, expected.sha256))
-    compare(path, expected, FileRecord(size, files.hash_file(path)))
-
-
-def compare(path: Path, expected: FileRecord, found: FileRecord) -> None:
-    """UsageError where a file is not what was written."""
-    if found.bytes != expected.bytes:
-        what = f"damaged: {found.bytes:,} bytes, where {expected.bytes:,} were written"
+    if size != expected.size:
+        what = f"damaged: it has {size:,} bytes and was written with {expected.size:,}"
         raise UsageError(what, where=str(path))
-    if found.sha256 != expected.sha256:
-        raise UsageError("damaged: its content is not what was written", where=str(path))
+    if hash_file(path) != expected.sha256:
+        raise UsageError("damaged: its SHA-256 differs from the manifest", where=str(path))
 
 
-def seal_folder(folder: Path, form: str, run: str | None = None) -> None:
-    """Writes the manifest of all files that are in a folder now."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {
-        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, files.hash_file(path))
-        for path in paths
-        if path != folder / MANIFEST
-    }
-    manifest = Manifest(form, files.final_name(folder), entries, run)
-    files.write_atomically(folder / MANIFEST, manifest.encode())
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Raises UsageError unless every listed file is in the folder as it was written."""
+    for name, record in manifest.files.items():
+        verify_file(safe_join(folder, name), record)
 
 
-def check_folder(folder: Path, form: str, run: str | None = None) -> None:
-    """UsageError unless all files of the manifest are there as they were written."""
-    for name, entry in read_manifest(folder, form, run).files.items():
-        check_file(files.safe_join(folder, name), entry)
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes a manifest in one step. Call it after the files are complete."""
+    write_atomically(path, json_files.encode(manifest, exact=True, indent=1))
+
+
+def read_manifest(path: Path, expected_format: str) -> Manifest:
+    """Reads a manifest.
+
+    Args:
+        path: The JSON file.
+        expected_format: Name and version, such as "gptft checkpoint, version 2".
+
+    Raises:
+        UsageError: It is missing, damaged or of another format.
+    """
+    content = json_files.decode(read_regular_file(path), str(path))
+    if not isinstance(content, dict) or content.get("format") != expected_format:
+        raise UsageError(f"the format is not {expected_format!r}", where=str(path))
+    try:
+        records = {name: FileRecord(**record) for name, record in content["files"].items()}
+        facts = content["facts"]
+    except (KeyError, TypeError, AttributeError):
+        records, facts = {}, None
+    sound = all(type(size) is int and type(sha) is str for size, sha in records.values())
+    if not sound or not isinstance(facts, dict):
+        raise UsageError("damaged: it does not list files", where=str(path))
+    return Manifest(expected_format, records, facts)

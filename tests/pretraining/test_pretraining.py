@@ -20,7 +20,7 @@ from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.token_shards import open_shards
 from finetune.pretraining.train import events
 from finetune.recipe.schema import BaseConfig
-from finetune.storage.manifest import MANIFEST
+from finetune.storage.sealed_manifest import MANIFEST
 from finetune.training.events import Evaluated, Notice, Started
 from finetune.training.loop import Step
 from task_formats import UsageError

@@ -208,6 +208,29 @@ def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
         files.read_regular_file(tmp_path / "file", limit=4)
 
 
+@given(st.text())
+def test_utf8_text_comes_back(text: str) -> None:
+    content = text.encode("utf-8", "replace")
+    assert files.decode_utf8(b"\xef\xbb\xbf" + content, "file") == content.decode()
+    assert files.decode_utf8(content, "file", line=2) == content.decode()
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "place", "cure"),
+    [
+        (b"\xff", 1, "line 1, byte 1", "Save the file as UTF-8."),
+        (b"a\n\xc3\xbc\xff", 1, "line 2, byte 3", "Save the file as UTF-8."),
+        (b"a\nb\xe9", 7, "line 8, byte 2", "Save the file as UTF-8."),
+        (b"\x1f\x8b\x08", 1, "line 1, byte 2", "Unpack the file."),
+    ],
+)
+def test_undecodable_text_is_reported(content: bytes, line: int, place: str, cure: str) -> None:
+    with pytest.raises(UsageError, match="is not UTF-8") as caught:
+        files.decode_utf8(content, "notes.txt", line)
+    assert caught.value.where == f"notes.txt, {place}"
+    assert caught.value.cure == cure
+
+
 def test_space_is_asked_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
     files.check_disk_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(UsageError, match=r"1,000,000,000,000,000,000 bytes are needed") as caught:
