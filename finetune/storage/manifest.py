@@ -4,13 +4,13 @@ The one way to notice damage. Write the files first and the manifest last; then 
 manifest is complete, and every later reader can check it:
 
     records = {name: record_file(folder / name) for name in names}
-    write_manifest(folder / "manifest.json", Manifest(FORMAT, records, facts))
+    write_manifest(folder / "manifest.json", Manifest(FORMAT, records, metadata))
 
     manifest = read_manifest(folder / "manifest.json", FORMAT)
     verify_files(folder, manifest)
 
 Checkpoints, the cache of encoded examples and the token shards of pre-training use it. Whatever
-else they keep (counts, keys, a report) goes into `facts`.
+else they keep (counts, keys, a report) goes into `metadata`.
 """
 
 import os
@@ -38,14 +38,12 @@ class FileRecord(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a manifest file holds: `{"format": ..., "files": {name: {size, sha256}}, "facts": ...}`.
-
-    Names are paths relative to the folder of the manifest.
-    """
+    """What a manifest file holds: {"format", "files": {name: {"size", "sha256"}}, "metadata"}."""
 
     format: str
     files: Mapping[str, FileRecord]
-    facts: Mapping[str, Any] = {}
+    """By path, relative to the folder of the manifest."""
+    metadata: Mapping[str, Any] = {}
 
 
 def record_file(path: Path) -> FileRecord:
@@ -93,10 +91,10 @@ def read_manifest(path: Path, expected_format: str) -> Manifest:
         raise UsageError(f"the format is not {expected_format!r}", where=str(path))
     try:
         records = {name: FileRecord(**record) for name, record in content["files"].items()}
-        facts = content["facts"]
+        metadata = content["metadata"]
     except (KeyError, TypeError, AttributeError):
-        records, facts = {}, None
+        records, metadata = {}, None
     sound = all(type(size) is int and type(sha) is str for size, sha in records.values())
-    if not sound or not isinstance(facts, dict):
+    if not sound or not isinstance(metadata, dict):
         raise UsageError("damaged: it does not list files", where=str(path))
-    return Manifest(expected_format, records, facts)
+    return Manifest(expected_format, records, metadata)

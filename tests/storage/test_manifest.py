@@ -82,7 +82,7 @@ def test_a_name_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None
         {"files": {"a": {"size": "5", "sha256": "0"}}},
         {"files": {"a": {"size": True, "sha256": "0"}}},
         {"files": {"a": {"size": 5, "sha256": "0", "more": 1}}},
-        {"facts": None},
+        {"metadata": None},
     ],
 )
 def test_a_damaged_manifest_is_reported(tmp_path: Path, changes: dict[str, object]) -> None:
