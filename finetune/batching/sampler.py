@@ -1,14 +1,12 @@
 """Which examples an update reads: a pure function of the seed and the update's number."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, cast
 
 import numpy as np
 
 from finetune.batching.collate import Layout
-from task_formats import Encoded
+from finetune.data.token_store import ExampleLengths
 
 
 @dataclass(frozen=True)
@@ -51,28 +49,6 @@ class EpochSampler:
 def shuffle_epoch(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch: (N,) indices."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
-
-
-class ExampleLengths(NamedTuple):
-    """How large each of N examples is, to plan forward passes without reading them."""
-
-    tokens: np.ndarray
-    """(N,) tokens with the prefix read once."""
-    views: np.ndarray
-    """(N,) views; 1 where there are no endings."""
-    longest: np.ndarray
-    """(N,) tokens of the longest view."""
-
-
-def compute_lengths(examples: Sequence[Encoded]) -> ExampleLengths:
-    """The sizes of all examples; a store that knows them is asked, and reads none."""
-    if known := getattr(examples, "measure", None):
-        return cast(ExampleLengths, known())
-    found = [
-        (e.tokens, max(len(e.endings), 1), len(e.prefix) + max(map(len, e.endings), default=0))
-        for e in examples
-    ]
-    return ExampleLengths(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
 
 
 def shard_by_length(indices: np.ndarray, sizes: ExampleLengths, processes: int) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """Everything that a job needs before its first forward pass: base, task, encoded rows."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,6 @@ from finetune.data.fractions import draw_fraction
 from finetune.data.rows import Rows
 from finetune.data.sources import open_rows
 from finetune.data.token_store import TokenStore
-from finetune.models.pretrained import Base
 from finetune.recipe.schema import DataConfig, Recipe
 from task_formats import Example, Row, Task, UsageError, ViewEncoder
 
@@ -29,39 +27,30 @@ class Split(NamedTuple):
     fingerprint: str
 
 
-def check_max_tokens(max_tokens: int, base: Base) -> None:
-    """UsageError where views could be longer than the decoder has positions."""
-    if base.max_positions is not None and max_tokens > base.max_positions:
-        raise UsageError(
-            f"max_tokens {max_tokens} is more than the base's {base.max_positions} positions",
-            where="train.max_tokens",
-            cure=f"Pass --max-tokens {base.max_positions}.",
-        )
-
-
-def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
-    """The input transform of the recipe over the base's tokens."""
-    check_max_tokens(recipe.train.max_tokens, base)
-    return ViewEncoder(
-        task.format,
-        base.task_tokens.tokenize,
-        base.task_tokens.special_tokens,
-        recipe.train.max_tokens,
-    )
-
-
 def encode_split(
     recipe: Recipe,
     task: Task,
-    base: Base,
+    encoder: ViewEncoder,
     name: str,
     *,
+    tokenizer_hash: str | None = None,
     data: DataConfig | None = None,
     labelled: bool = True,
 ) -> Split:
     """Reads, checks and encodes a split; encoded rows are kept in the user's cache.
 
-    Raises UsageError or RowError for what cannot be read, with file, line and cure.
+    Args:
+        recipe: Says where the rows are and how many of them are read.
+        task: Turns a row into an example.
+        encoder: Turns examples into token sequences.
+        name: The split, as in the recipe (`data.train`).
+        tokenizer_hash: Identifies the encoder's tokenizer; without it nothing is cached.
+        data: Replaces the recipe's data part.
+        labelled: Whether every row must have a label.
+
+    Raises:
+        UsageError: There is no such split, or no usable row, or the file changed meanwhile.
+        RowError: A row cannot be used, and `data.on_bad_row` is "stop".
     """
     data = data or recipe.data
     rows = open_rows(data, name)
@@ -72,8 +61,9 @@ def encode_split(
         task, rows, called, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
     )
     examples = _watch(examples, rows, before)
-    encoder = build_encoder(recipe, task, base)
-    key = _key(recipe, base, fingerprint, name, labelled) if task.read is None else None
+    cached = tokenizer_hash is not None and task.read is None
+    content = [fingerprint, name, labelled, tokenizer_hash]
+    key = _cache_key(recipe, encoder, content) if cached else None
     store = encode_examples(examples, encoder, cache_folder() if key else None, key or "", report)
     return Split(store, report, rows.origin, fingerprint)
 
@@ -97,14 +87,17 @@ def _watch(
         raise UsageError("changed while it was read", where=rows.origin, cure=cure)
 
 
-def encode_training_split(recipe: Recipe, task: Task, base: Base) -> Split:
+def encode_training_split(
+    recipe: Recipe, task: Task, encoder: ViewEncoder, *, tokenizer_hash: str | None = None
+) -> Split:
     """The rows that are trained on: `train.fraction` of the split that `data.train` names.
 
-    UsageError where it names none.
+    Arguments and errors as for `encode_split`; also UsageError where `data.train` is empty.
     """
     if recipe.data.train is None:
         raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
-    split = encode_split(recipe, task, base, recipe.data.train)
+    name = recipe.data.train
+    split = encode_split(recipe, task, encoder, name, tokenizer_hash=tokenizer_hash)
     if recipe.train.fraction == 1:
         return split
     store, part = split.examples, recipe.train
@@ -118,19 +111,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GPTFT_CACHE", default))
 
 
-def _key(recipe: Recipe, base: Base, fingerprint: str, name: str, labelled: bool) -> str | None:
-    """All that the encoded rows depend on; None where the tokenizer cannot be told from others."""
-    backend = getattr(base.task_tokens.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
+def _cache_key(recipe: Recipe, encoder: ViewEncoder, content: list[object]) -> str:
+    """Everything that the encoded rows depend on, as JSON."""
     parts = [
-        fingerprint,
-        name,
-        labelled,
+        *content,
         recipe.task.model_dump_json(exclude={"prompt", "prompts", "metrics", "select", "positive"}),
-        hashlib.sha256(backend.to_str().encode()).hexdigest(),
-        list(base.task_tokens.special_tokens),
-        recipe.train.max_tokens,
+        list(encoder.specials),
+        encoder.max_tokens,
         recipe.data.limit,
         recipe.data.on_bad_row,
     ]

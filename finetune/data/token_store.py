@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.batching.sampler import ExampleLengths
 from task_formats import Encoded, Label
 
 Array = NDArray[Any]
@@ -41,6 +40,28 @@ class Arrays(NamedTuple):
     """UTF-8 bytes of all ids."""
     id_ends: Array
     """(N + 1,) where ids begin in `ids`, and where the last one ends."""
+
+
+class ExampleLengths(NamedTuple):
+    """Sizes of N examples, by which forward passes are planned."""
+
+    tokens: Array
+    """(N,) tokens of each example, its prefix counted once."""
+    views: Array
+    """(N,) views K; 1 where there are no endings."""
+    longest: Array
+    """(N,) tokens of the longest view."""
+
+
+def compute_lengths(examples: Sequence[Encoded]) -> ExampleLengths:
+    """Sizes of N encoded examples; a collection that knows them reads no tokens."""
+    if known := getattr(examples, "compute_lengths", None):
+        return cast(ExampleLengths, known())
+    sizes = [
+        (e.tokens, max(len(e.endings), 1), len(e.prefix) + max(map(len, e.endings), default=0))
+        for e in examples
+    ]
+    return ExampleLengths(*np.array(sizes, dtype=np.int64).reshape(-1, 3).T)
 
 
 class TokenStore(Sequence[Encoded]):
@@ -115,8 +136,8 @@ class TokenStore(Sequence[Encoded]):
         bounds = {name: np.concatenate([at, getattr(arrays, name)]) for name, at in begin.items()}
         return TokenStore(arrays._replace(**bounds), whole=self.whole)
 
-    def measure(self) -> ExampleLengths:
-        """What forward passes are planned by."""
+    def compute_lengths(self) -> ExampleLengths:
+        """Sizes of all examples, from the bounds of their segments."""
         return ExampleLengths(self.lengths, np.maximum(self.views, 1), self.longest)
 
     @property

@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from finetune.batching.collate import Layout, collate, to_device
-from finetune.batching.sampler import ExampleLengths, batch_by_tokens, compute_lengths
+from finetune.batching.sampler import batch_by_tokens
+from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.collectives import all_reduce_max
 from finetune.distributed.fsdp import inference_context, is_sharded
 from finetune.distributed.memory import catch_out_of_memory

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, read_identity, read_result
 from finetune.checkpointing.seals import seal_model
-from finetune.data.splits import build_encoder, encode_split
+from finetune.data.splits import encode_split
 from finetune.distributed.setup import (
     choose_layout,
     choose_max_tokens_per_forward,
@@ -26,7 +26,7 @@ from finetune.evaluation.evaluate import (
     evaluate,
     gather_logits,
 )
-from finetune.models.pretrained import Base
+from finetune.models.pretrained import Base, build_encoder
 from finetune.models.task_model import TaskModel
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, Recipe
@@ -92,7 +92,10 @@ class Predictor:
         """
         data = data or self.recipe.data
         name = getattr(data, _STANDS_FOR.get(split, ""), None) or data.extra.get(split, split)
-        found = encode_split(self.recipe, self.task, self._base, name, data=data)
+        tokenizer = self._base.task_tokens.fingerprint
+        found = encode_split(
+            self.recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer, data=data
+        )
         rounds = compute_logits(self.model, found.examples, self._reading, self._accelerator)
         positive = self.recipe.task.positive
         return evaluate(rounds, found.examples, self.task, self._accelerator, positive).scores

@@ -1,5 +1,6 @@
 """The door to pretrained decoders: loading any of them ready for our tokens."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from finetune.models.lora import add_adapters
 from finetune.models.speedups.activations import replace_modules
 from finetune.models.speedups.last_token import enable_last_token_shortcut
 from finetune.models.task_tokens import DELIMITER, EXTRACT, START, add_embedding_rows, add_tokens
-from finetune.recipe.schema import BaseConfig
-from task_formats import SpecialTokens, UsageError
+from finetune.recipe.schema import BaseConfig, Recipe
+from task_formats import SpecialTokens, Task, UsageError, ViewEncoder
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class TaskTokens:
         """Token ids of many texts. A text that spells out a special token stays mere text."""
         return tokenize(self.tokenizer, texts)
 
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the tokenizer; None for one written in Python, which has no serial form."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Base:
@@ -53,6 +60,22 @@ class Base:
     def max_positions(self) -> int | None:
         """The longest view the decoder can read; None where it sets no limit."""
         return count_positions(self.decoder)
+
+
+def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
+    """The encoder of a task's views over the base's tokens.
+
+    Raises UsageError where `train.max_tokens` exceeds the decoder's positions.
+    """
+    max_tokens, positions = recipe.train.max_tokens, base.max_positions
+    if positions is not None and max_tokens > positions:
+        raise UsageError(
+            f"max_tokens {max_tokens} is more than the base's {positions} positions",
+            where="train.max_tokens",
+            cure=f"Pass --max-tokens {positions}.",
+        )
+    tokens = base.task_tokens
+    return ViewEncoder(task.format, tokens.tokenize, tokens.special_tokens, max_tokens)
 
 
 DEFAULT_CONTEXT = 2048

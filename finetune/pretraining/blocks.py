@@ -5,7 +5,7 @@ from typing import cast, overload
 
 import numpy as np
 
-from finetune.batching.sampler import ExampleLengths
+from finetune.data.token_store import ExampleLengths
 from finetune.pretraining.token_shards import TokenShards
 from task_formats import Encoded, UsageError
 
@@ -56,7 +56,7 @@ class TokenBlocks(Sequence[Encoded]):
     def __iter__(self) -> Iterator[Encoded]:
         return (self[n] for n in range(len(self)))
 
-    def measure(self) -> ExampleLengths:
+    def compute_lengths(self) -> ExampleLengths:
         """The sizes of all blocks, without reading one."""
         first, last = self._bounds(np.arange(len(self)))
         return ExampleLengths(last - first + 1, np.ones_like(first), last - first + 1)

@@ -15,8 +15,9 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.batching.collate import Batch, UpdateTotals, collate, to_device
-from finetune.batching.sampler import EpochSampler, ExampleLengths, batch_by_tokens, shard_by_length
+from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
 from finetune.checkpointing.model_folder import save_decoder
+from finetune.data.token_store import ExampleLengths
 from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, gather_logits
 from finetune.models.fingerprints import fingerprint_base
 from finetune.models.pretrained import load_language_model
@@ -68,7 +69,7 @@ class PretrainingJob:
     @cached_property
     def lengths(self) -> ExampleLengths:
         """Of the training blocks."""
-        return self.train.blocks.measure()
+        return self.train.blocks.compute_lengths()
 
     @cached_property
     def sampler(self) -> EpochSampler:

@@ -50,7 +50,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         }
     model = LanguageModel(decoder.to(accelerator.device))
     part = TrainConfig(**plan.train.model_dump(include=_SHARED))
-    sizes = texts["train"].blocks.measure()
+    sizes = texts["train"].blocks.compute_lengths()
     # Blocks of one length stand best in rows of their own; short documents are packed.
     even = sizes.tokens.mean() > 0.9 * sizes.tokens.max()
     layout = choose_layout(part, decoder, chooses=False)

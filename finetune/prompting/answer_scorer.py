@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import collate, to_device
-from finetune.batching.sampler import ExampleLengths, batch_by_tokens, compute_lengths
+from finetune.batching.sampler import batch_by_tokens
+from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.evaluation.evaluate import (
     BatchConfig,
     RowLogits,

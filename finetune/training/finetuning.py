@@ -13,23 +13,17 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from finetune.batching.collate import Batch, UpdateTotals, collate, count_totals, to_device
-from finetune.batching.sampler import (
-    EpochSampler,
-    ExampleLengths,
-    batch_by_tokens,
-    compute_lengths,
-    shard_by_length,
-)
+from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.data.sources import open_rows
-from finetune.data.splits import Split, check_max_tokens, encode_split, encode_training_split
-from finetune.data.token_store import TokenStore
+from finetune.data.splits import Split, encode_split, encode_training_split
+from finetune.data.token_store import ExampleLengths, TokenStore, compute_lengths
 from finetune.distributed.fsdp import is_sharded, prepare_model
 from finetune.distributed.setup import choose_layout, choose_max_tokens_per_forward
 from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, evaluate
 from finetune.models.fingerprints import WEIGHTS, fingerprint_base
 from finetune.models.losses import objective
-from finetune.models.pretrained import Base, load_decoder
+from finetune.models.pretrained import Base, build_encoder, load_decoder
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel
 from finetune.recipe.loading import dump_recipe, parse_recipe
@@ -272,13 +266,14 @@ def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> 
     for split in filter(None, (recipe.data.train, held_out, *more.values())):
         open_rows(recipe.data, split)
     base = load_decoder(recipe.base, recipe.train.seed)
-    check_max_tokens(recipe.train.max_tokens, base)
+    encoder = build_encoder(recipe, task, base)
     if recipe.train.compile:
         compile_blocks(base.decoder)
     # One process reads and writes the cache; the others then find it there.
     with accelerator.main_process_first():
-        train = encode_training_split(recipe, task, base)
-        encode = partial(encode_split, recipe, task, base)
+        tokenizer = base.task_tokens.fingerprint
+        train = encode_training_split(recipe, task, encoder, tokenizer_hash=tokenizer)
+        encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer)
         evaluated = encode(held_out) if held_out else None
         extra = {name: encode(split, labelled=False) for name, split in more.items()}
     torch.manual_seed(recipe.train.seed)

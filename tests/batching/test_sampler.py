@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.batching.collate import collate
-from finetune.batching.sampler import ExampleLengths, batch_by_tokens, compute_lengths
+from finetune.batching.sampler import batch_by_tokens
 from finetune.data.encoding_cache import encode_examples
+from finetune.data.token_store import ExampleLengths, compute_lengths
 from task_formats import Encoded
 
 LAYOUTS = ("separate", "shared", "packed")

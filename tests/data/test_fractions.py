@@ -62,8 +62,8 @@ def test_a_store_of_some_rows_holds_these_rows():
         return (one.id, list(one.prefix), [list(e) for e in one.endings], one.label, one.cut)
 
     assert [plain(one) for one in some] == [plain(store[2]), plain(store[0])]
-    for name, sizes in store.measure()._asdict().items():
-        assert list(getattr(some.measure(), name)) == [sizes[2], sizes[0]]
+    for name, sizes in store.compute_lengths()._asdict().items():
+        assert list(getattr(some.compute_lengths(), name)) == [sizes[2], sizes[0]]
 
 
 @pytest.mark.parametrize("kind", ["entailment", "score"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.batching.sampler import compute_lengths
+from finetune.data.token_store import compute_lengths
 from finetune.pretraining import token_shards as shards_module
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Document
@@ -73,7 +73,7 @@ def test_shards_and_blocks_hold_every_token_once(tmp_path_factory, documents, si
         assert all(2 <= block.tokens <= context for block in blocks)
         assert all(
             np.array_equal(a, b)
-            for a, b in zip(blocks.measure(), compute_lengths(blocks), strict=True)
+            for a, b in zip(blocks.compute_lengths(), compute_lengths(list(blocks)), strict=True)
         )
         assert blocks.targets == len(tokens) - 1
         inner = [END in block.prefix[1:-1] for block in blocks]

@@ -176,6 +176,44 @@ def test_task_formats_needs_only_the_standard_library():
     ]
 
 
+DATA = """
+import importlib, pkgutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import finetune.data, finetune.recipe
+for package in (finetune.recipe, finetune.data):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+
+from finetune.data.splits import encode_split
+from finetune.recipe.schema import Recipe
+from task_formats import SpecialTokens, ViewEncoder
+
+def tokenize(texts):
+    return [list(text.encode()) for text in texts]
+
+with TemporaryDirectory() as folder:
+    file = Path(folder, "rows.csv")
+    file.write_text("text,label\\nRain,no\\nSun,yes\\n")
+    columns = {"text": "text", "label": "label"}
+    task = {"format": "classification", "columns": columns, "labels": ["no", "yes"]}
+    recipe = Recipe.model_validate({"task": task, "data": {"train": str(file)}})
+    task = recipe.task.build()
+    encoder = ViewEncoder(task.format, tokenize, SpecialTokens(256, 257, 258), 64)
+    for example in encode_split(recipe, task, encoder, str(file)).examples:
+        print(example.id, [*map(int, example.prefix)], example.label)
+"""
+
+
+def test_rows_are_read_and_encoded_without_torch():
+    refused = 'name.split(".")[0] in {"torch", "transformers", "accelerate"}'
+    assert run_python(WITHOUT.format(refused=refused) + DATA).splitlines() == [
+        f"rows.csv/0 {[256, *b'Rain']} 0",
+        f"rows.csv/1 {[256, *b'Sun']} 1",
+    ]
+
+
 HEAVY = ("accelerate", "datasets", "numpy", "peft", "pyarrow", "sklearn", "torch", "transformers")
 
 
