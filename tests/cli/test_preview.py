@@ -31,7 +31,7 @@ def task_tokens(base):
 
 
 def views(task_tokens, example, task, max_tokens=512, lm=True):
-    encoder = ViewEncoder(task.format, task_tokens.tokenize, task_tokens.specials, max_tokens)
+    encoder = ViewEncoder(task.format, task_tokens.tokenize, task_tokens.special_tokens, max_tokens)
     [encoded] = encoder.encode([example])
     return encoded, dissect(example, encoded, task, task_tokens, lm=lm)
 

@@ -60,7 +60,7 @@ def test_a_signal_ends_a_cell_that_saves_nothing(number, code, recipe, tmp_path,
         raise AssertionError("not stopped at once")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.comparison.study, "guess", stop_within)
+        patch.setattr(finetune.comparison.study, "predict_majority", stop_within)
         with pytest.raises(Interrupted) as stop:
             follow(recipe, tmp_path / "cells", done, begun)
     assert (stop.value.exit_code, stop.value.folder.name) == (code, "majority")

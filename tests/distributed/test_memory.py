@@ -53,7 +53,7 @@ def lose_memory_backwards(recipe, run, stop=None):
 
         def watched(self, batch, lm=False):
             outputs = forward(self, batch, lm)
-            if outputs.logits.requires_grad and len(batch.last) > 1:
+            if outputs.logits.requires_grad and len(batch.last_index) > 1:
                 outputs.logits.register_hook(fail)
             return outputs
 
@@ -103,7 +103,7 @@ def lose_memory_late(recipe, run, stop=None):
         return found
 
     def forward_or_fail(self, batch, lm=False):
-        passes.append(len(batch.last))
+        passes.append(len(batch.last_index))
         if self.training and passes[0] == "late" and len(passes) == 3:
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, batch, lm)

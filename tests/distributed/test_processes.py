@@ -107,7 +107,7 @@ def test_two_processes_go_on_to_the_same_bits(bases, tmp_path) -> None:
 
 def train_with_a_signal(recipe: Recipe, run: Path, stop: int | None = None) -> int:
     """As `train`; the second process alone gets a signal, in the second evaluation."""
-    read, count = finetune.training.finetuning.read_rounds, itertools.count(1)
+    read, count = finetune.training.finetuning.compute_logits, itertools.count(1)
 
     def interrupt(*arguments):
         number = next(count)
@@ -117,7 +117,7 @@ def train_with_a_signal(recipe: Recipe, run: Path, stop: int | None = None) -> i
             yield found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.training.finetuning, "read_rounds", interrupt)
+        patch.setattr(finetune.training.finetuning, "compute_logits", interrupt)
         return train(recipe, run)
 
 

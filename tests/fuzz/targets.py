@@ -210,7 +210,7 @@ def check_encoder(data: bytes) -> None:
     columns = {field: field for field in kind.fields} | {"label": "label"}
     labels = LABELS[0] if kind.chooses else LABELS[(two >> 2) & 1]
     tokenize = task_tokens().tokenize if whole else characters
-    specials = task_tokens().specials if whole else SPECIALS
+    specials = task_tokens().special_tokens if whole else SPECIALS
     try:
         task = Task(kind, columns | ({"choices": "choices"} if kind.chooses else {}), labels)
         example = task.example(row, "fuzz/0", labelled=bool(two & 8))

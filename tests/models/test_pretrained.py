@@ -39,12 +39,12 @@ def family(request) -> str:
 def test_the_new_tokens_are_new_and_the_pad_token_is_nothing_else(family, bases) -> None:
     task_tokens = load(bases(family)).task_tokens
     before = make_tokenizer(family)
-    assert min(task_tokens.specials) == len(before)
-    assert len({*task_tokens.specials, task_tokens.pad}) == 4
+    assert min(task_tokens.special_tokens) == len(before)
+    assert len({*task_tokens.special_tokens, task_tokens.pad_id}) == 4
     known = task_tokens.tokenizer
-    assert task_tokens.pad not in (known.eos_token_id, known.bos_token_id, known.unk_token_id)
+    assert task_tokens.pad_id not in (known.eos_token_id, known.bos_token_id, known.unk_token_id)
     if before.pad_token is not None:
-        assert task_tokens.pad == before.pad_token_id
+        assert task_tokens.pad_id == before.pad_token_id
     assert "!" in before.get_vocab() or family == "openai-gpt"
 
 
@@ -52,7 +52,7 @@ def test_text_stays_text_whatever_it_spells(family, bases) -> None:
     task_tokens = load(bases(family)).task_tokens
     marks = [*task_tokens.tokenizer.all_special_tokens, "<|start|>", "<|delimiter|>", "<|extract|>"]
     texts = ["a horse", f"a {' '.join(marks)} horse", *marks, "<|extract|>a<|start|>"]
-    reserved = {*task_tokens.specials, task_tokens.pad, task_tokens.tokenizer.eos_token_id}
+    reserved = {*task_tokens.special_tokens, task_tokens.pad_id, task_tokens.tokenizer.eos_token_id}
     for ids in task_tokens.tokenize(texts):
         assert len(ids) > 0
         assert not reserved.intersection(ids)
@@ -87,8 +87,8 @@ def test_new_rows_start_where_they_do_no_harm(family, bases) -> None:
     """GPT-1's own base: N(0, 0.02). Others: near the mean, so that no logit towers (trap 5)."""
     base = load(bases(family))
     old = len(make_tokenizer(family))
-    ids = [*base.task_tokens.specials] + (
-        [base.task_tokens.pad] if base.task_tokens.pad >= old else []
+    ids = [*base.task_tokens.special_tokens] + (
+        [base.task_tokens.pad_id] if base.task_tokens.pad_id >= old else []
     )
     tables = {
         base.decoder.get_input_embeddings().weight,
@@ -108,7 +108,7 @@ def test_new_rows_start_where_they_do_no_harm(family, bases) -> None:
     if family != "openai-gpt":
         states = torch.randn(64, table.shape[1]) + table[:old].mean(0)
         chances = (states @ table.t()).softmax(-1)
-        assert chances[:, list(base.task_tokens.specials)].sum(-1).mean() < 0.1
+        assert chances[:, list(base.task_tokens.special_tokens)].sum(-1).mean() < 0.1
 
 
 def test_the_same_seed_gives_the_same_rows(bases) -> None:
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_rows(bases) -> None:
 
 def test_from_scratch_keeps_the_shape_and_the_words_and_nothing_else(family, bases) -> None:
     trained, fresh = load(bases(family)), load(bases(family), from_scratch=True)
-    assert fresh.task_tokens.specials == trained.task_tokens.specials
+    assert fresh.task_tokens.special_tokens == trained.task_tokens.special_tokens
     for name, weight in fresh.decoder.named_parameters():
         other = trained.decoder.get_parameter(name)
         assert weight.shape == other.shape
@@ -211,7 +211,7 @@ def test_adapters_train_little_and_come_back_with_head_and_new_rows(
     base = load(bases(family), dropout=0.0, lora=LoraConfig(rank=2))
     model = samples.task_model(kind, base)
     many = samples.examples(kind, base)
-    batch = collate(many, "packed", base.task_tokens.pad)
+    batch = collate(many, "packed", base.task_tokens.pad_id)
     table = model.backbone.output_layer()[0].shape
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert all(weight.shape != table for weight in trained)

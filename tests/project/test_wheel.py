@@ -21,7 +21,7 @@ demo = load_recipe("demo").data
 for split in (demo.train, demo.evaluate, demo.predict):
     assert Path(split).is_relative_to(here), split
     print(sum(1 for _ in open_rows(demo, split)))
-print(*(name for name in shipped() if load_recipe(name)))
+print(*(name for name in shipped_recipes() if load_recipe(name)))
 """
 
 

@@ -41,7 +41,9 @@ def test_as_many_epochs_as_a_recipe_may_ask_for_cost_nothing_beforehand():
 )
 def test_validations_fall_evenly_over_a_pre_training_run(updates, evaluations):
     part = Plan(corpus={"train": "x"}).train.model_copy(update={"evaluations": evaluations})
-    job = SimpleNamespace(plan=SimpleNamespace(train=part), order=SimpleNamespace(updates=updates))
+    job = SimpleNamespace(
+        plan=SimpleNamespace(train=part), sampler=SimpleNamespace(updates=updates)
+    )
     due = PretrainingJob.schedule.func(job).due
     expected = {-(-updates * k // evaluations) for k in range(1, min(evaluations, 1000) + 1)}
     found = {update for update in range(1, updates + 1) if due(update)}

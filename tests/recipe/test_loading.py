@@ -391,7 +391,7 @@ def test_the_schema_describes_every_key_and_allows_no_other():
 
 
 def test_the_schema_knows_the_defaults_and_the_choices():
-    train = recipe_schema()["$defs"]["TrainPart"]["properties"]
+    train = recipe_schema()["$defs"]["TrainConfig"]["properties"]
     assert train["learning_rate"]["default"] == 6.25e-5
     assert train["layout"]["enum"] == ["auto", "separate", "shared", "packed"]
 

@@ -62,7 +62,7 @@ def test_tensors_come_back_bit_for_bit(
 def test_written_bytes_leave_for_the_disk_stretch_by_stretch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stretches, push = [], tensor_file.push_out
+    stretches, push = [], tensor_file.flush_range
 
     def watch(file: BinaryIO, start: int, stop: int) -> None:
         push(file, start, stop)

@@ -45,7 +45,7 @@ def recipe(base, folder, bad: tuple[int, ...], **settings):
 
 def test_an_update_that_is_not_finite_leaves_the_weights_alone(bases, tmp_path, poisoned) -> None:
     job, run = recipe(bases("gpt2"), tmp_path / "d", (7,), checkpoint_updates=1), tmp_path / "run"
-    order = finetune.training.finetuning.Order(20, 8, 2, 42)
+    order = finetune.training.finetuning.EpochSampler(20, 8, 2, 42)
     bad = [update for update in range(1, 7) if 7 in order.indices(update)]
     assert len(bad) == 2  # once an epoch
     notices = [event.text for event in events(job, run) if isinstance(event, Notice)]
@@ -194,7 +194,7 @@ def test_other_errors_are_not_taken_for_it(bases, tmp_path, monkeypatch) -> None
     def fail(self: FinetuningJob, update: int, budget: int | None):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(FinetuningJob, "forwards", fail)
+    monkeypatch.setattr(FinetuningJob, "make_microbatches", fail)
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     with pytest.raises(RuntimeError, match="something else"):
         finetune.train(job, tmp_path / "run")

@@ -26,7 +26,7 @@ def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[fl
 
     def forwards(update: int, budget: int | None):
         groups = (many[:1], many[1:])
-        batches = [collate(group, layout, base.task_tokens.pad, totals) for group in groups]
+        batches = [collate(group, layout, base.task_tokens.pad_id, totals) for group in groups]
         return MicroBatches(batches, len(many), sum(example.tokens for example in many))
 
     optimizer = build_optimizer(model.parameters(), part)

@@ -60,7 +60,7 @@ def test_a_signal_ends_an_update_between_two_passes(left, number, bases, tmp_pat
 @pytest.mark.parametrize("evaluation", [1, 4, 5])
 def test_a_signal_ends_an_evaluation(evaluation, job, undisturbed, tmp_path, monkeypatch) -> None:
     """The fifth is that of the saved model, after all updates."""
-    read, count = finetune.training.finetuning.read_rounds, itertools.count(1)
+    read, count = finetune.training.finetuning.compute_logits, itertools.count(1)
 
     def interrupt(*arguments):
         number = next(count)
@@ -71,7 +71,7 @@ def test_a_signal_ends_an_evaluation(evaluation, job, undisturbed, tmp_path, mon
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.training.finetuning, "read_rounds", interrupt)
+        patch.setattr(finetune.training.finetuning, "compute_logits", interrupt)
         with pytest.raises(Interrupted) as stop:
             finetune.train(job, run)
     assert stop.value.update == [2, 3, 5, 6, 6][evaluation - 1]
@@ -187,7 +187,7 @@ def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypat
 
 def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:
     run, saved = tmp_path / "run", []
-    read, save = finetune.training.finetuning.read_rounds, RunFolder.save
+    read, save = finetune.training.finetuning.compute_logits, RunFolder.save
 
     def disturb(*arguments):
         for number, found in enumerate(read(*arguments)):
@@ -199,7 +199,7 @@ def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monke
         saved.append((update, facts["progress"]["evaluated"]))
         save(self, update, tensors, facts)
 
-    monkeypatch.setattr(finetune.training.finetuning, "read_rounds", disturb)
+    monkeypatch.setattr(finetune.training.finetuning, "compute_logits", disturb)
     monkeypatch.setattr(RunFolder, "save", note)
     jobs.train(job, run)
     # After an update, and before what was being evaluated is known.

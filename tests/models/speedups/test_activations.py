@@ -127,7 +127,7 @@ def seen(batch, window: int | None) -> Tensor:
     """(R, T, T) booleans by the one rule of attention_layout; a token of no example sees itself."""
     same = batch.example[:, :, None] == batch.example[:, None, :]
     own = (batch.ending[:, None, :] == -1) | (batch.ending[:, None, :] == batch.ending[:, :, None])
-    back = batch.place[:, :, None] - batch.place[:, None, :]
+    back = batch.position_ids[:, :, None] - batch.position_ids[:, None, :]
     near = (back >= 0) & (back < (window or 10_000))
     return (same & own & near) | torch.eye(batch.tokens.shape[1], dtype=torch.bool)
 
