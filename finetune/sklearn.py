@@ -19,7 +19,6 @@ from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from finetune.sklearn_inputs import (
     Samples,
     check_rows,
-    columns_of,
     plain_rows,
     read_labels,
     read_samples,
@@ -44,7 +43,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     X is a list, an array or a Series of N samples: texts; pairs of texts; or mappings, which are
     rows of `task` (a DataFrame is rows too). y has N labels of any kind that can be hashed and
     ordered; `predict` gives them back as they were. Every parameter but these is a setting of a
-    recipe's train part (TrainPart), and None leaves what the task's recipe says,
+    recipe's train part (TrainConfig), and None leaves what the task's recipe says,
     or the paper's value.
 
     base: a hub id, a folder or `tiny`; or a mapping: {"path": "gpt2", "lora": {"rank": 8}}.
@@ -166,9 +165,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             what = f"a task reads mappings, and X[0] is {samples.words}"
             raise UsageError(what, cure="Give rows with the task's columns, or leave task out.")
         if isinstance(self.task, Task):
-            return Recipe(task=TaskConfig.of(self.task)), _strip(self.task)
+            return Recipe(task=TaskConfig.of(self.task)), self.task.without_prompt()
         recipe = self.task if isinstance(self.task, Recipe) else load_recipe(self.task)
-        return recipe, _strip(recipe.task.build())
+        return recipe, recipe.task.build().without_prompt()
 
     def _train(self, recipe: Recipe, task: Task, rows: list[dict[str, Any]]) -> Predictor:
         """Fine-tunes as ever, from a file of rows to a run's folder."""
@@ -227,15 +226,6 @@ def _part_of_format(name: str | None, samples: Samples) -> TaskConfig:
     return TaskConfig(format=name, columns=columns, labels=("no", "yes"))
 
 
-def _strip(task: Task) -> Task:
-    """The task without its prompt and what only that reads."""
-    read = {*task.format.fields, *(["choices"] if task.format.chooses else []), LABEL}
-    columns = {name: column for name, column in task.columns.items() if name in read}
-    kept = columns_of(replace(task, prompt=None, columns=columns, values={}))
-    values = {name: words for name, words in task.values.items() if name in kept}
-    return replace(task, prompt=None, columns=columns, values=values)
-
-
 def _name_classes(labels: np.ndarray, known: Labels | None) -> list[str]:
     """The name of each of C labels, by which the head and the run's folder know it."""
     if labels.dtype.kind == "f":
@@ -259,7 +249,7 @@ def _name_classes(labels: np.ndarray, known: Labels | None) -> list[str]:
 def _trained_task(reader: Task, names: list[str]) -> Task:
     """What is trained: the reader's task on rows that are read already, with y's classes."""
     label = str(reader.columns.get(LABEL, LABEL))
-    while label in columns_of(reader):
+    while label in reader.text_columns:
         label += "_"
     # The name of a choice is its place among the choices, and so must stay.
     choices = cast(Classes, reader.labels).names
@@ -268,6 +258,7 @@ def _trained_task(reader: Task, names: list[str]) -> Task:
         columns={**reader.columns, LABEL: label},
         labels=Classes.of(choices if reader.format.chooses else names),
         metrics=("accuracy",),
+        positive=None,
         unlabelled=frozenset(),
         read=None,
     )

@@ -1,15 +1,13 @@
 """What scikit-learn calls X and y, as rows and labels."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from task_formats import Row, RowError, Task, UsageError
-from task_formats.task import LABEL
-from task_formats.templates import is_template, look_up, names
+from task_formats.templates import look_up
 
 Kind = Literal["text", "pair", "row"]
 _WORDS = {"text": "a text", "pair": "a pair", "row": "a row"}
@@ -66,8 +64,7 @@ def _kind(value: Any, n: int) -> Kind:
 
 def check_rows(task: Task, rows: Iterable[Row]) -> None:
     """RowError with the number of the first sample that lacks a text."""
-    columns = {name: column for name, column in task.columns.items() if name != LABEL}
-    unlabelled = replace(task, columns=columns)
+    unlabelled = task.without_labels()
     for n, row in enumerate(rows):
         try:
             unlabelled.example(row, f"X[{n}]", labelled=False)
@@ -75,16 +72,9 @@ def check_rows(task: Task, rows: Iterable[Row]) -> None:
             raise error.located(f"X[{n}]") from None
 
 
-def columns_of(task: Task) -> set[str]:
-    """The columns of a row that the task makes its texts of."""
-    columns = [column for name, column in task.columns.items() if name != LABEL]
-    parts = [x for column in columns for x in ([column] if isinstance(column, str) else column)]
-    return {name for part in parts for name in (names(part) if is_template(part) else [part])}
-
-
 def plain_rows(task: Task, rows: Iterable[Row]) -> list[dict[str, Any]]:
     """What the task reads of every row, under the names it looks for, as JSON can hold it."""
-    columns = sorted(columns_of(task))
+    columns = sorted(task.text_columns)
     read = [task.read(row) if task.read else row for row in rows]
     return [{name: _plain(look_up(row, name)) for name in columns} for row in read]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -25,6 +25,7 @@ class Task:
 
     `columns` says where each field of the format, the choices and the label stand in a row.
     `values` puts words in the place of what a column holds: {"question": {"cause": "because"}}.
+    `positive` names the class that F1 counts.
     `unlabelled` holds raw labels that mean "no label" in this data set (SNLI's "-").
     `read`, for rows that need code, turns a row into another one before `columns` looks at it.
     """
@@ -33,6 +34,7 @@ class Task:
     columns: Mapping[str, Column]
     labels: Labels
     metrics: tuple[str, ...] = ()
+    positive: str | None = None
     prompt: Prompt | None = None
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unlabelled: frozenset[str] = field(default_factory=frozenset)
@@ -53,8 +55,7 @@ class Task:
                 )
         for name, column in self.columns.items():
             _check(name, column)
-        texts = [column for name, column in self.columns.items() if name != LABEL]
-        read = {part for column in texts for part in _named(column)}
+        read = self.text_columns
         for name in sorted(set(self.values) - read):
             raise UsageError(
                 f"task.values has {name!r}, which nothing reads", cure=suggest(name, read)
@@ -65,6 +66,31 @@ class Task:
             fields = sorted(set(self.columns) - {CHOICES, LABEL})
             fitted = self.prompt.fit(self.format.chooses, self.labels, fields)
             object.__setattr__(self, "prompt", fitted)
+
+    @property
+    def positive_class(self) -> str | None:
+        """The class that F1 counts: `positive`, or the second of two classes."""
+        names = self.labels.names if isinstance(self.labels, Classes) else ()
+        return names[1] if self.positive is None and len(names) == 2 else self.positive
+
+    @property
+    def text_columns(self) -> set[str]:
+        """The columns of a row that fields and choices read."""
+        columns = [column for name, column in self.columns.items() if name != LABEL]
+        return {part for column in columns for part in _named(column)}
+
+    def without_labels(self) -> "Task":
+        """Returns the task as prediction uses it: the label column is never read."""
+        columns = {name: column for name, column in self.columns.items() if name != LABEL}
+        return replace(self, columns=columns)
+
+    def without_prompt(self) -> "Task":
+        """Returns the task without its prompt and the columns that only the prompt reads."""
+        names = {*self.format.fields, CHOICES, LABEL}
+        columns = {name: column for name, column in self.columns.items() if name in names}
+        task = replace(self, prompt=None, columns=columns, values={})
+        values = {name: words for name, words in self.values.items() if name in task.text_columns}
+        return replace(task, values=values)
 
     def example(self, row: Row, id: str, *, labelled: bool = True) -> Example:
         """The row as an example; RowError says which column is wrong.

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -56,13 +56,12 @@ def _usable(
     task: Task, rows: Rows, count: Count, *, skip: bool
 ) -> Iterator[tuple[RowLocation, Row]]:
     """Rows that can be labelled; the others raise, with their place, or are counted."""
-    columns = {name: column for name, column in task.columns.items() if name != "label"}
-    reader = replace(task, columns=columns)
+    unlabelled_task = task.without_labels()
     for place, row in rows.scan():
         try:
             if isinstance(row, RowError):
                 raise row
-            _check(reader, row, place)
+            _check(unlabelled_task, row, place)
         except RowError as error:
             if not skip:
                 raise

@@ -8,7 +8,6 @@ import numpy as np
 
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
-from finetune.evaluation.evaluate import positive_class
 from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
 from finetune.recipe.schema import Recipe
@@ -35,10 +34,9 @@ def predict_majority(recipe: Recipe, task: Task) -> MajorityBaseline:
     answer = _commonest(task, known)
     predicted = np.array([answer] * len(asked))
     gold = np.array([task.labels.name(cast(float, label)) for label in asked])
-    positive = positive_class(task, recipe.task.positive)
 
     def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-        return score(recipe.task.metrics, predicted.tolist(), gold.tolist(), positive)
+        return score(task.metrics, predicted.tolist(), gold.tolist(), task.positive_class)
 
     intervals = bootstrap_interval(judge, predicted, gold)
     return MajorityBaseline(answer, judge(predicted, gold), intervals, len(known))

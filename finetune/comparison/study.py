@@ -7,7 +7,6 @@ FOLDER/curve.png                       drawn by the command line, where labels w
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +36,6 @@ from finetune.training.recorder import load_run_recipe
 from finetune.training.stops import agree, stopping_at_once
 from finetune.training.train import events as train_events
 from task_formats import Demonstrations, Task, UsageError
-
-_FREE = {
-    "task.prompts", "train.layout", "train.tokens_per_forward", "train.checkpoint_minutes",
-    "train.checkpoint_updates", "base.trust_remote_code",
-}  # fmt: skip
-"""What does not change what a cell finds."""
 
 
 class CellStarted(NamedTuple):
@@ -138,7 +131,7 @@ class Study:
         self, recipe: Recipe, folder: Path, task: Task | None = None, device: str | None = None
     ) -> None:
         self.recipe, self.folder, self._device = recipe, folder, device
-        self.task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
+        self.task = recipe.task.resolve(task)
         self._own_task = task
 
     @cached_property
@@ -252,8 +245,10 @@ def _tidy(folder: Path, keep_model: bool) -> None:
 
 def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
     """UsageError where a cell was told something else: its scores are not comparable."""
-    parts = Recipe.model_fields.keys() - {"about"}
-    was, is_now = (recipe.dotted(parts, _FREE) for recipe in (old, new))
+    sections = Recipe.model_fields.keys() - {"about"}
+    was, is_now = (recipe.fixed_on_resume(sections) for recipe in (old, new))
+    # A run may be resumed with more patience, but that changes its scores.
+    was["train.patience"], is_now["train.patience"] = old.train.patience, new.train.patience
     for key in sorted(was.keys() | is_now.keys()):
         if was.get(key) != is_now.get(key):
             raise UsageError(

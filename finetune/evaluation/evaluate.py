@@ -164,12 +164,8 @@ def evaluate(
     examples: Sequence[Encoded],
     task: Task,
     accelerator: Accelerator,
-    positive: str | None = None,
 ) -> EvaluationResult:
-    """The task's metrics and the mean task loss over labelled examples.
-
-    F1 counts the class `positive`, or the last of two.
-    """
+    """The task's metrics and the mean task loss over labelled examples."""
     logits = gather_logits(rounds, len(examples), accelerator)
     predictions = [
         task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
@@ -178,15 +174,10 @@ def evaluate(
     labels = [example.label for example in examples]
     known = [n for n, label in enumerate(labels) if label is not None]
     gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
-    positive = positive_class(task, positive)
-    scores = score(task.metrics, [predictions[n].label for n in known], gold, positive)
+    predicted = [predictions[n].label for n in known]
+    scores = score(task.metrics, predicted, gold, task.positive_class)
     loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
     return EvaluationResult({**scores, "loss": float(loss.mean())}, predictions)
-
-
-def positive_class(task: Task, positive: str | None) -> str | None:
-    """The class that F1 counts: the named one, or the last of two."""
-    return positive or (str(task.labels.name(1)) if task.labels.width == 2 else None)
 
 
 def gather_logits(rounds: Iterable[RowLogits], rows: int, accelerator: Accelerator) -> np.ndarray:

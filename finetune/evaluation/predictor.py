@@ -1,7 +1,6 @@
 """A finished run put to use: predictions for any rows, and scores for labelled ones."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from finetune.training.recorder import load_run_recipe
 from task_formats import Prediction, Row, Task, UsageError
-from task_formats.task import LABEL
 
 _STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
 
@@ -50,9 +48,7 @@ class Predictor:
         budget = choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device)
         self._reading = BatchConfig(layout, base.task_tokens.pad_id, budget)
         self._encoder = build_encoder(recipe, task, base)
-        # Whatever the rows say of their label is nothing to a prediction.
-        columns = {name: column for name, column in task.columns.items() if name != LABEL}
-        self._reader = replace(task, columns=columns)
+        self._unlabelled_task = task.without_labels()
 
     def predict(self, rows: Iterable[Row]) -> list[Prediction]:
         """A prediction per row, in order. RowError where a row lacks a text."""
@@ -67,7 +63,7 @@ class Predictor:
 
     def _predict(self, window: list[Row], at: int) -> list[Prediction]:
         examples = [
-            self._reader.example(row, f"row/{at + n}", labelled=False)
+            self._unlabelled_task.example(row, f"row/{at + n}", labelled=False)
             for n, row in enumerate(window)
         ]
         encoded = self._encoder.encode(examples)
@@ -97,8 +93,7 @@ class Predictor:
             self.recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer, data=data
         )
         rounds = compute_logits(self.model, found.examples, self._reading, self._accelerator)
-        positive = self.recipe.task.positive
-        return evaluate(rounds, found.examples, self.task, self._accelerator, positive).scores
+        return evaluate(rounds, found.examples, self.task, self._accelerator).scores
 
 
 def load(
@@ -122,7 +117,7 @@ def load(
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
     if not (folder / MODEL).is_dir():
         raise _no_model(folder)
-    task = replace(task or recipe.task.build(), metrics=recipe.task.metrics)
+    task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
     run = read_identity(folder)

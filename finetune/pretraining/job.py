@@ -32,15 +32,6 @@ from finetune.training.job import EvaluationSchedule, EvaluationScores, SplitSou
 from finetune.training.loop import LoopSettings, MicroBatches
 from finetune.training.schedule import plan_rates
 
-_FREE = {
-    "train.tokens_per_forward",
-    "train.checkpoint_minutes",
-    "train.checkpoint_updates",
-    "train.most_refused",
-    "train.store",
-}
-"""What may differ when a run is resumed: it does not change what the run computes."""
-
 
 @dataclass(frozen=True)
 class TextSplit:
@@ -183,7 +174,7 @@ class PretrainingJob:
     def decisions(self, told: str | None = None) -> dict[str, Any]:
         """Dotted keys of all that decides what a run computes."""
         plan = self.plan if told is None else parse_plan(told)
-        return plan.dotted(("tokenizer", "shape", "train"), _FREE)
+        return plan.fixed_on_resume(("tokenizer", "shape", "train"))
 
     def sources(self) -> dict[str, SplitSource]:
         """What was read, by split."""

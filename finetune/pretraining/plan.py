@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe.schema import Epochs, Fraction, Positive, Seed, StrictModel
+from finetune.recipe.schema import Epochs, Fraction, Positive, Seed, StrictModel, resume_safe
 
 
 def _listed(value: Any) -> Any:
@@ -111,7 +111,7 @@ class PretrainConfig(StrictModel):
     initial_spread: float = Field(0.02, gt=0)
     """Weights are drawn from N(0, this)."""
     seed: Seed = 42
-    tokens_per_forward: Positive | None = None
+    tokens_per_forward: Positive | None = resume_safe(None)
     """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
@@ -119,13 +119,13 @@ class PretrainConfig(StrictModel):
     """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
     evaluations: Positive = 10
     """Validations over the whole run."""
-    most_refused: Positive = 10
+    most_refused: Positive = resume_safe(10)
     """Updates in a row refused for numbers that are not finite after which the run stops."""
-    checkpoint_minutes: float | None = Field(10, gt=0)
+    checkpoint_minutes: float | None = resume_safe(10, gt=0)
     """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
-    checkpoint_updates: Positive | None = None
+    checkpoint_updates: Positive | None = resume_safe(None)
     """Updates between checkpoints, instead of or besides the minutes."""
-    store: Literal["fp32", "bf16"] = "fp32"
+    store: Literal["fp32", "bf16"] = resume_safe("fp32")
     """The type of the weights in the finished model folder."""
 
 
@@ -138,7 +138,7 @@ class Plan(StrictModel):
     tokenizer: TokenizerConfig = TokenizerConfig()
     base: str | None = None
     """Continue training this decoder, with its own tokenizer and shape, instead of a new one."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = resume_safe(False)
     """Run Python code that comes with `base` or the tokenizer. Only for sources you trust."""
     shape: ShapeConfig = ShapeConfig()
     train: PretrainConfig = PretrainConfig()

@@ -16,7 +16,7 @@ from finetune.distributed.setup import (
     choose_precision,
     create_accelerator,
 )
-from finetune.evaluation.evaluate import BatchConfig, positive_class
+from finetune.evaluation.evaluate import BatchConfig
 from finetune.evaluation.intervals import Judge, bootstrap_interval
 from finetune.evaluation.metrics import score
 from finetune.models.pretrained import DEFAULT_CONTEXT, count_positions, load_language_model
@@ -89,7 +89,7 @@ class PromptEvaluator:
         `limit` counts questions alone, `data.limit` the rows of every split. Raises UsageError
         where there is no prompt, no base, or no row.
         """
-        self.recipe, self.task = recipe, task or recipe.task.build()
+        self.recipe, self.task = recipe, recipe.task.resolve(task)
         self.precision = choose_precision(recipe.train.precision)
         accelerator = create_accelerator(self.precision)
         decoder, tokenizer = load_language_model(recipe.base.model_copy(update={"dropout": None}))
@@ -229,10 +229,11 @@ class PromptEvaluator:
         predicted = np.array([predictions[n].label for n in labelled])
         labels = [cast(float, questions[n].label) for n in labelled]
         gold = np.array([self.task.labels.name(label) for label in labels])
-        positive = positive_class(self.task, self.recipe.task.positive)
 
         def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-            return score(self.task.metrics, predicted.tolist(), gold.tolist(), positive)
+            return score(
+                self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class
+            )
 
         return judge, predicted, gold
 

@@ -1,6 +1,7 @@
 """What a run is told: the typed parts of a recipe, with the paper's values as defaults."""
 
-from collections.abc import Callable, Collection
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -36,14 +37,27 @@ class StrictModel(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    def dotted(self, parts: Collection[str], without: Collection[str] = ()) -> dict[str, Any]:
-        """The values of some parts of this one under dotted keys, `without` some of those."""
-        found = {
-            f"{part}.{name}": value
-            for part, values in self.model_dump(include=set(parts)).items()
-            for name, value in values.items()
+    def fixed_on_resume(self, sections: Iterable[str]) -> dict[str, Any]:
+        """Returns dotted key to value of all fields in these sections that are not `resume_safe`.
+
+        A run may only be resumed by a configuration that agrees on these.
+        """
+        return {
+            f"{section}.{name}": value
+            for section in sections
+            for name, value in getattr(self, section).model_dump().items()
+            if not _is_resume_safe(getattr(self, section), name)
         }
-        return {key: value for key, value in found.items() if key not in without}
+
+
+def resume_safe(default: Any, **constraints: Any) -> Any:
+    """Declares a field that may change when a run is resumed: it does not affect results."""
+    return Field(default, json_schema_extra={"resume_safe": True}, **constraints)
+
+
+def _is_resume_safe(section: BaseModel, name: str) -> bool:
+    extra = type(section).model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and extra.get("resume_safe") is True
 
 
 class CustomFormatConfig(StrictModel):
@@ -94,7 +108,7 @@ class TaskConfig(StrictModel):
     """Raw labels that mean "no label" in this data set: such rows are left out, and counted."""
     prompt: PromptConfig | None = None
     """The task in words; without it there is no zero- or few-shot evaluation."""
-    prompts: dict[str, PromptConfig] = {}
+    prompts: dict[str, PromptConfig] = resume_safe({})
     """Other ways to ask, by name: `gptft ask --prompt gpt1`."""
 
     @model_validator(mode="after")
@@ -140,6 +154,7 @@ class TaskConfig(StrictModel):
             labels=dict(task.labels.raw) if isinstance(task.labels, Classes) else None,
             range=bounds,
             metrics=cast(Any, task.metrics) or (("pearson",) if bounds else ("accuracy",)),
+            positive=task.positive,
             unlabelled=tuple(sorted(task.unlabelled)),
         )
 
@@ -162,10 +177,18 @@ class TaskConfig(StrictModel):
                 column: {as_text(raw): word for raw, word in words.items()}
                 for column, words in self.values.items()
             },
+            positive=self.positive,
             prompt=Prompt(**self.prompt.model_dump()) if self.prompt else None,
             unlabelled=frozenset(map(str, self.unlabelled)),
             read=read,
         )
+
+    def resolve(self, task: Task | None) -> Task:
+        """Returns a task defined in Python, scored as this recipe says, or else `build()`."""
+        if task is None:
+            return self.build()
+        positive = self.positive or task.positive
+        return dataclasses.replace(task, metrics=self.metrics, positive=positive)
 
 
 class LoraConfig(StrictModel):
@@ -192,7 +215,7 @@ class BaseConfig(StrictModel):
     """Keep only the shape and the tokenizer; draw the weights anew (the paper's ablation)."""
     dropout: Fraction | None = 0.1
     """Every dropout of the decoder; null leaves what its own configuration says."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = resume_safe(False)
     """Run Python code that comes with the base. Only for sources you trust."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and leave the decoder's own weights alone; null trains all."""
@@ -262,13 +285,13 @@ class TrainConfig(StrictModel):
     """The rest of an epoch: a smaller update, or none as in the original code."""
     evaluations: Positive = 1
     """Evaluations per epoch."""
-    patience: Positive | None = None
+    patience: Positive | None = resume_safe(None)
     """Stop after this many evaluations without a better score."""
     seed: Seed = 42
     """Decides the head's first weights, the order of examples, and dropout."""
-    layout: Literal["auto", "separate", "shared", "packed"] = "auto"
+    layout: Literal["auto", "separate", "shared", "packed"] = resume_safe("auto")
     """How views fill rows. All give the same result; auto takes the fastest the base allows."""
-    tokens_per_forward: Positive | None = None
+    tokens_per_forward: Positive | None = resume_safe(None)
     """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
@@ -276,11 +299,11 @@ class TrainConfig(StrictModel):
     """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
     compile: bool = False
     """Compile the decoder's blocks with torch.compile: slow to start, then faster."""
-    most_refused: Positive = 10
+    most_refused: Positive = resume_safe(10)
     """Updates in a row refused for numbers that are not finite after which the run stops."""
-    checkpoint_minutes: float | None = Field(10, gt=0)
+    checkpoint_minutes: float | None = resume_safe(10, gt=0)
     """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
-    checkpoint_updates: Positive | None = None
+    checkpoint_updates: Positive | None = resume_safe(None)
     """Updates between checkpoints, instead of or besides the minutes."""
 
 

@@ -1,7 +1,7 @@
 """One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,17 +35,6 @@ from finetune.training.optimizer import build_optimizer
 from finetune.training.progress import plan_evaluations, selection_value
 from finetune.training.schedule import plan_rates
 from task_formats import Task, UsageError
-
-_FREE = {
-    "base.trust_remote_code",
-    "train.tokens_per_forward",
-    "train.layout",
-    "train.checkpoint_minutes",
-    "train.checkpoint_updates",
-    "train.most_refused",
-    "train.patience",
-}
-"""What may differ when a run is resumed: it does not change what the run computes."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +164,7 @@ class FinetuningJob:
     def decisions(self, told: str | None = None) -> dict[str, Any]:
         """Dotted keys of all that decides what a run computes."""
         recipe = self.recipe if told is None else parse_recipe(told)
-        return recipe.dotted(("task", "base", "train"), _FREE)
+        return recipe.fixed_on_resume(("task", "base", "train"))
 
     def sources(self) -> dict[str, SplitSource]:
         """What was read, by split."""
@@ -210,8 +199,7 @@ class FinetuningJob:
         return EvaluationScores(scores, selection_value(self.recipe.task, scores))
 
     def _score(self, rounds: Iterable[RowLogits], examples: TokenStore) -> dict[str, float]:
-        positive = self.recipe.task.positive
-        return evaluate(rounds, examples, self.task, self.accelerator, positive).scores
+        return evaluate(rounds, examples, self.task, self.accelerator).scores
 
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Decoder, tokenizer and head; of a model in shards a copy is made for them."""
@@ -259,8 +247,7 @@ class FinetuningJob:
 
 def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> FinetuningJob:
     """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
-    # A Task from Python may leave its metrics to the recipe, which decides by them.
-    task = replace(task, metrics=recipe.task.metrics)
+    task = recipe.task.resolve(task)
     # A base may take minutes to fetch: that there are rows at all is looked up first.
     held_out, more = recipe.data.evaluate, recipe.data.extra
     for split in filter(None, (recipe.data.train, held_out, *more.values())):

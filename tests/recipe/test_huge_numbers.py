@@ -51,8 +51,8 @@ def test_validations_fall_evenly_over_a_pre_training_run(updates, evaluations):
 
 
 @pytest.mark.parametrize("job", [FinetuningJob, PretrainingJob])
-def test_the_rhythm_of_a_run_is_worked_out_once(job):
-    assert job.rhythm.__class__.__name__ == "cached_property"
+def test_the_schedule_of_a_run_is_computed_once(job):
+    assert job.schedule.__class__.__name__ == "cached_property"
 
 
 @pytest.mark.parametrize(
