@@ -6,11 +6,16 @@ from finetune.distributed.signals import save_requests_ignored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0, 2 for a mistake to cure, 1 for a fault of ours.
+    """Runs one command.
 
-    Ctrl-C gives 130.
+    Args:
+        arguments: Words after `gptft`; those of this process by default.
+
+    Returns:
+        The exit code: 0, 2 for an error that the user can correct, 1 for an unexpected error,
+        130 after Ctrl-C and 143 after SIGTERM.
     """
-    # From here on: loading the command line takes a while, in which a scheduler may ask to save.
+    # Importing takes a while, during which a scheduler may already ask for a checkpoint.
     with save_requests_ignored():
         from finetune.cli.app import run_command
 

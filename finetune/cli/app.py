@@ -1,85 +1,90 @@
-"""The command `gptft`: its verbs, and what becomes of the errors they raise."""
+"""The application `gptft` and the list of its commands."""
 
-import importlib.metadata
-import platform
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 from typer.main import get_command
 
-from finetune.cli import errors as faults
-from finetune.cli.commands import compare as comparing
-from finetune.cli.commands import generate as generation
-from finetune.cli.commands import new as drafts
-from finetune.cli.commands import predict as answers
-from finetune.cli.commands import pretrain as pretraining
-from finetune.cli.commands import preview as previews
-from finetune.cli.commands import prompt as asking
-from finetune.cli.commands import tasks as catalogue
-from finetune.cli.commands import train as runs
-from finetune.cli.console import print_line, settle_streams
-from finetune.cli.options import Spreading
+from finetune.cli.commands.compare import compare
+from finetune.cli.commands.evaluate import evaluate
+from finetune.cli.commands.generate import generate
+from finetune.cli.commands.new import new
+from finetune.cli.commands.predict import predict
+from finetune.cli.commands.pretrain import pretrain
+from finetune.cli.commands.preview import preview
+from finetune.cli.commands.prompt import prompt
+from finetune.cli.commands.resume import resume
+from finetune.cli.commands.schema import schema
+from finetune.cli.commands.show import show
+from finetune.cli.commands.tasks import tasks
+from finetune.cli.commands.train import train
+from finetune.cli.commands.version import version
+from finetune.cli.console import replace_unprintable_characters
+from finetune.cli.errors import report_error
+from finetune.cli.options import MultiValueCommand
 from finetune.models.speedups.allocator import keep_freed_memory
+
+
+class Command(NamedTuple):
+    """A command, and the panel of `gptft --help` that lists it."""
+
+    function: Callable[..., Any]
+    panel: str
+    parser: type[TyperCommand] = TyperCommand
+
+
+COMMANDS = (
+    Command(train, "Train"),
+    Command(resume, "Train"),
+    Command(compare, "Train", MultiValueCommand),
+    Command(evaluate, "Use a run"),
+    Command(predict, "Use a run"),
+    Command(pretrain, "Language models"),
+    Command(prompt, "Language models", MultiValueCommand),
+    Command(generate, "Language models"),
+    Command(tasks, "Recipes"),
+    Command(show, "Recipes"),
+    Command(preview, "Recipes"),
+    Command(new, "Recipes"),
+    Command(schema, "Recipes"),
+    Command(version, "Other"),
+)
+"""Each command takes its name and its help from its function."""
 
 app = typer.Typer(
     name="gptft",
-    help="Fine-tune pretrained decoders for language understanding, the way GPT-1 did.",
+    help="Fine-tune pretrained decoders for language understanding, as GPT-1 did.",
     epilog="Start here: gptft train --task demo --base tiny",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-
-_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
-
-
-def version() -> None:
-    """Print the versions of gptft and of what it stands on.
-
-    Example: gptft version
-    """
-    print_line(f"gptft {importlib.metadata.version('gptft')}")
-    print_line(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    for package in _PACKAGES:
-        print_line(f"{package} {importlib.metadata.version(package)}")
+for command in COMMANDS:
+    app.command(rich_help_panel=command.panel, cls=command.parser)(command.function)
+app.command("ask", hidden=True, cls=MultiValueCommand)(prompt)  # The former name of prompt.
 
 
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    asked: Annotated[bool, typer.Option("--version", help="Print the versions and stop.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the versions and exit.")
+    ] = False,
 ) -> None:
-    """Fine-tune pretrained decoders for language understanding, the way GPT-1 did."""
-    if asked:
+    """Fine-tune pretrained decoders for language understanding, as GPT-1 did."""
+    if show_version:
         version()
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
 
 
-_TRAIN, _USE, _LOOK = "Train", "Use a run", "Look around"
-_LANGUAGE = "The language model alone"
-app.command(rich_help_panel=_TRAIN)(runs.train)
-app.command(rich_help_panel=_TRAIN)(runs.resume)
-app.command(rich_help_panel=_TRAIN, cls=Spreading)(comparing.compare)
-app.command(rich_help_panel=_USE)(answers.evaluate)
-app.command(rich_help_panel=_USE)(answers.predict)
-app.command(rich_help_panel=_LANGUAGE)(pretraining.pretrain)
-app.command(rich_help_panel=_LANGUAGE, cls=Spreading)(asking.ask)
-app.command(rich_help_panel=_LANGUAGE)(generation.generate)
-app.command(rich_help_panel=_LOOK)(catalogue.tasks)
-app.command(rich_help_panel=_LOOK)(catalogue.show)
-app.command(rich_help_panel=_LOOK)(previews.preview)
-app.command(rich_help_panel=_LOOK)(drafts.new)
-app.command(rich_help_panel=_LOOK)(catalogue.schema)
-app.command(rich_help_panel=_LOOK)(version)
-
-
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code, see `finetune.cli.main`."""
-    settle_streams()
+    """Runs one command and returns its exit code; see `finetune.cli.main`."""
+    replace_unprintable_characters()
     keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -87,5 +92,5 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         code = stop.code
     except BaseException as error:
-        return faults.report(error)
+        return report_error(error)
     return code if isinstance(code, int) else 0

@@ -1,4 +1,4 @@
-"""Where the command line prints: consoles that take every text as it is."""
+"""Printing to the terminal."""
 
 import os
 import sys
@@ -7,45 +7,55 @@ from rich.console import Console
 from rich.text import Text
 
 PIPED_WIDTH = 120
-"""Columns of tables that go into a file or a pipe."""
+"""Width of tables in columns when the output is a file or a pipe."""
 
 
-def process() -> int:
-    """Which of several processes this is; 0 where there is only one."""
+def get_rank() -> int:
+    """Rank of this process; 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on today's standard output or error; of several processes only the first is heard.
+    """A console on the current standard output or standard error.
 
-    Errors are heard from all. Markup is off: brackets in a user's text are text.
+    Only the first process writes to standard output. Markup is off: brackets in a user's text
+    are text.
     """
     stream = sys.stderr if stderr else sys.stdout
-    known = stream.isatty() or "COLUMNS" in os.environ
+    known_width = stream.isatty() or "COLUMNS" in os.environ
     return Console(
         stderr=stderr,
-        width=None if known else PIPED_WIDTH,
+        width=None if known_width else PIPED_WIDTH,
         markup=False,
         highlight=False,
         emoji=False,
-        quiet=process() > 0 and not stderr,
+        quiet=get_rank() > 0 and not stderr,
     )
 
 
 def print_line(*parts: str | tuple[str, str], stderr: bool = False) -> None:
-    """One line of texts and (text, style) pairs; only the terminal wraps it: paths stay whole."""
+    """Prints texts and (text, style) pairs as one line, without wrapping paths."""
     console(stderr=stderr).print(Text.assemble(*parts), soft_wrap=True)
 
 
-def settle_streams() -> None:
-    """Lets a terminal that cannot show a character show `?` instead of failing."""
+def format_count(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> format_count(1, "update"), format_count(1200, "row")
+    ('1 update', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def replace_unprintable_characters() -> None:
+    """Makes the standard streams print `?` for characters that the terminal cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
-def quiet_libraries() -> None:
-    """Keeps advice that libraries give to programmers off a user's screen."""
+def silence_libraries() -> None:
+    """Turns off advice of libraries to programmers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -1,98 +1,119 @@
-"""What goes wrong, in words: one message with its cure, and an exit code."""
+"""Turns every error into one message with its cure, and an exit code."""
 
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from finetune.cli.console import print_line, process
+import typer
+
+from finetune.cli.console import get_rank, print_line
 from finetune.distributed.memory import is_out_of_memory
+from finetune.distributed.signals import STOPS
 from task_formats import UsageError
 
-MISTAKE, BROKEN, INTERRUPTED = 2, 1, 130
-TRACEBACK, FAULT_FOLDER = "GPTFT_TRACEBACK", "GPTFT_FAULT_FOLDER"
+USAGE_ERROR, UNEXPECTED_ERROR, INTERRUPTED = 2, 1, 130
+"""Exit codes."""
+TRACEBACK, ERROR_FOLDER = "GPTFT_TRACEBACK", "GPTFT_ERROR_FOLDER"
+"""Environment variables: show tracebacks; where launched processes write their errors."""
 
-_HEADSTART = 3
-"""Seconds in which the first process may name a mistake that all of them find."""
+_FIRST_RANK_SECONDS = 3
+"""Most errors occur on all processes at once: the first reports before the others."""
 
 
-class Fault(NamedTuple):
-    """A message, what cures it, the exit code, the traceback, and when it happened."""
+class ErrorReport(NamedTuple):
+    """What is printed for an exception, and the exit code."""
 
-    what: str
+    message: str
     cure: str
-    code: int
-    trace: str = ""
-    when: float = 0.0
+    exit_code: int
+    traceback: str = ""
+    time: float = 0.0
+    """When it occurred, in seconds since the epoch."""
 
 
-def report(error: BaseException) -> int:
-    """Tells the user, or the process that started this one, what happened; the exit code."""
-    fault = explain(error)
-    if folder := os.environ.get(FAULT_FOLDER):
-        Path(folder, f"{process()}.json").write_text(json.dumps(fault._asdict()), encoding="utf-8")
-        return fault.code
-    if process() > 0:
-        # A mistake is mostly found by all processes at once, and then told by the first.
-        time.sleep(_HEADSTART)
-    tell(fault, prefix=f"process {process()}: " if process() else "")
-    return fault.code
+def report_error(error: BaseException) -> int:
+    """Prints an exception, or writes it to a file for the launcher; returns the exit code."""
+    report = describe_error(error)
+    rank = get_rank()
+    if folder := os.environ.get(ERROR_FOLDER):
+        Path(folder, f"{rank}.json").write_text(json.dumps(report._asdict()), encoding="utf-8")
+        return report.exit_code
+    if rank > 0:
+        time.sleep(_FIRST_RANK_SECONDS)
+    print_error(report, prefix=f"process {rank}: " if rank else "")
+    return report.exit_code
 
 
-def tell(fault: Fault, prefix: str = "") -> None:
-    """Prints a fault on standard error, its traceback first where it is asked for."""
-    if fault.trace and os.environ.get(TRACEBACK):
-        sys.stderr.write(fault.trace)
-    print_line(("error: ", "bold red"), prefix, fault.what, stderr=True)
-    for line in fault.cure.splitlines():
+def print_error(report: ErrorReport, prefix: str = "") -> None:
+    """Prints a report on standard error, after the traceback if GPTFT_TRACEBACK is set."""
+    if report.traceback and os.environ.get(TRACEBACK):
+        sys.stderr.write(report.traceback)
+    print_line(("error: ", "bold red"), prefix, report.message, stderr=True)
+    for line in report.cure.splitlines():
         print_line("  ", line, stderr=True)
 
 
-def explain(error: BaseException) -> Fault:
-    """The fault an exception stands for."""
+def exit_stopped(message: str, exit_code: int) -> NoReturn:
+    """Prints why a signal ended the command and exits with the signal's code."""
+    if "WORLD_SIZE" in os.environ:
+        # The launcher may forward the signal once more while this process exits.
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+    print_line((message, "yellow"))
+    raise typer.Exit(exit_code)
+
+
+def describe_error(error: BaseException) -> ErrorReport:
+    """The message, cure and exit code of an exception."""
     if isinstance(error, KeyboardInterrupt):
-        return Fault("stopped from the keyboard", "", INTERRUPTED, "", time.time())
-    what, cure, code = _words(error)
+        return ErrorReport("interrupted", "", INTERRUPTED, "", time.time())
+    message, cure, exit_code = _describe(error)
     trace = "".join(traceback.format_exception(error))
-    return Fault(_seen_from_here(what), _seen_from_here(cure), code, trace, time.time())
+    return ErrorReport(_shorten_paths(message), _shorten_paths(cure), exit_code, trace, time.time())
 
 
-def _seen_from_here(text: str) -> str:
-    """The text with paths below the current folder written from there."""
+def _shorten_paths(text: str) -> str:
+    """Writes paths inside the current folder relative to it."""
     here = str(Path.cwd())
     return re.sub(re.escape(here) + r"(?![\w.-])", ".", text.replace(here + os.sep, ""))
 
 
-def _words(error: BaseException) -> tuple[str, str, int]:
+def _describe(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, UsageError):
-        return error.headline, error.cure, MISTAKE
+        return error.headline, error.cure, USAGE_ERROR
     if hasattr(error, "format_message"):
-        return _command_line(error)
+        return _describe_typer_error(error)
     if is_out_of_memory(error):
-        return "out of memory", "\n".join(getattr(error, "__notes__", [_SMALLER])), BROKEN
+        cure = "\n".join(getattr(error, "__notes__", [_USE_LESS_MEMORY]))
+        return "out of memory", cure, UNEXPECTED_ERROR
+    if isinstance(error, FileExistsError) and error.filename is not None:
+        cure = "Remove it, or choose another name with -o."
+        return f"{error.filename} already exists", cure, USAGE_ERROR
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}", "Check the path and its rights.", MISTAKE
+        cure = "Check the path and permissions."
+        return f"{error.filename}: {error.strerror}", cure, USAGE_ERROR
     first = next(iter(str(error).strip().splitlines()), "")
-    what = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    return what, _UNEXPECTED, BROKEN
+    name = type(error).__name__
+    return f"{name}: {first}" if first else name, _UNEXPECTED, UNEXPECTED_ERROR
 
 
-def _command_line(error: Any) -> tuple[str, str, int]:
-    """Typer's own complaint about the words of the command, in our manner."""
+def _describe_typer_error(error: Any) -> tuple[str, str, int]:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "gptft"
     message = error.format_message().strip().partition(", unable to parse")[0]
-    return message[:1].lower() + message[1:], f"See {command} --help.", MISTAKE
+    return message[:1].lower() + message[1:], f"See {command} --help.", USAGE_ERROR
 
 
-_SMALLER = """\
-Compute an update in smaller pieces, with the same result: --set train.tokens_per_forward=4096
+_USE_LESS_MEMORY = """\
+Process fewer tokens at a time, with the same result: --set train.tokens_per_forward=4096
 Or shorten the longest texts: --max-tokens 256"""
 
 _UNEXPECTED = f"""\
-This is a fault of gptft, or of something below it.
-Set {TRACEBACK}=1 and run the command again to see where it happened."""
+This is a bug in gptft or one of its dependencies.
+Set {TRACEBACK}=1 and run the command again to see the traceback."""

@@ -1,4 +1,7 @@
-"""Several processes on this machine that make one job, as torchrun starts them."""
+"""Launches one command in several processes on this machine: `--num-processes`.
+
+Uses the environment variables of torchrun.
+"""
 
 import json
 import math
@@ -9,74 +12,93 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+import typer
+
 from finetune.cli.console import console
-from finetune.cli.errors import BROKEN, FAULT_FOLDER, MISTAKE, Fault, tell
+from finetune.cli.errors import (
+    ERROR_FOLDER,
+    UNEXPECTED_ERROR,
+    USAGE_ERROR,
+    ErrorReport,
+    print_error,
+)
 from finetune.distributed.signals import STOPS
 
-_POLL = 0.05
-_FAREWELL = 2.0
-"""Seconds that the others have to end by themselves when one has failed."""
-_SETTLING = 60.0
-"""Seconds for the same when it was asked to stop, once its state is saved."""
+_POLL_SECONDS = 0.05
+_FAILURE_SECONDS = 2.0
+"""Time for the other processes to exit after one has failed."""
+_STOP_SECONDS = 60.0
+"""The same after a stop, when a checkpoint may be being written."""
+_STOP_CODES = {code for number in STOPS for code in (128 + number, -number)}
+"""Exit codes of a process that has handled such a signal, and of one that has not."""
 _PORTS = range(20_000, 32_000)
-"""Below those that systems hand out by themselves, so that only another job can take one."""
-_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
-
-Child = subprocess.Popen[bytes]
+"""Below the range from which systems assign ports, so that no other program takes one."""
 
 
-def is_child() -> bool:
-    """True in a process that this module, torchrun or accelerate has started as one of several."""
-    return "WORLD_SIZE" in os.environ
+def launch_processes(context: typer.Context, num_processes: int) -> None:
+    """Runs the current command in several processes and exits with their exit code.
 
-
-def run_processes(arguments: Sequence[str], count: int) -> int:
-    """Runs `gptft ARGUMENTS` in `count` processes; the exit code of the job.
-
-    Signals are passed on. When one process fails the others are ended, and the error that came
-    first is told.
+    Returns at once if one process is enough, or in one of the launched processes.
     """
-    children: list[Child] = []
-    with TemporaryDirectory(prefix="gptft-") as name:
-        folder = Path(name)
+    if num_processes > 1 and "WORLD_SIZE" not in os.environ:
+        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+
+
+def run_processes(arguments: Sequence[str], num_processes: int) -> int:
+    """Runs `gptft ARGUMENTS` in several processes and waits for them.
+
+    SIGINT, SIGTERM and SIGUSR1 are forwarded to every process. If one fails, the others are
+    ended and the earliest error is printed.
+
+    Returns:
+        The exit code: 0, 128 plus the number of the signal that stopped the processes, or the
+        exit code of the process that failed first.
+    """
+    children: list[subprocess.Popen[bytes]] = []
+    received: set[int] = set()
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.add(number)
+        for child in children:
+            child.send_signal(number)
+
+    signals = (*STOPS, signal.SIGUSR1)
+    handlers = {number: signal.signal(number, forward) for number in signals}
+    with TemporaryDirectory(prefix="gptft-") as folder:
         try:
-            with _passed_on(children) as passed:
-                _start(arguments, count, folder, children)
-                _wait(children, folder)
-            died = [child.returncode for child in children]
-            _end(children)
+            for environment in _make_environments(num_processes, folder):
+                command = [sys.executable, "-m", "finetune", *arguments]
+                children.append(subprocess.Popen(command, env=environment))
+            exit_codes = _wait(children)
         finally:
             for child in children:
                 child.kill()
-        return _conclude(died, folder, passed)
+                child.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return _finish(exit_codes, _read_errors(Path(folder)), received)
 
 
-def _start(arguments: Sequence[str], count: int, folder: Path, children: list[Child]) -> None:
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+def _make_environments(num_processes: int, folder: str) -> list[dict[str, str]]:
     shared = {
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
         **os.environ,
-        "WORLD_SIZE": f"{count}",
-        "LOCAL_WORLD_SIZE": f"{count}",
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": f"{_free_port()}",
-        FAULT_FOLDER: str(folder),
+        "MASTER_PORT": str(_find_free_port()),
+        ERROR_FOLDER: folder,
     }
-    command = [sys.executable, "-m", "finetune", *arguments]
-    for rank in range(count):
-        own = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
-        children.append(subprocess.Popen(command, env={**shared, **own}))
+    ranks = map(str, range(num_processes))
+    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     while True:
         port = random.SystemRandom().choice(_PORTS)
         with socket.socket() as probe:
@@ -87,86 +109,52 @@ def _free_port() -> int:
             return port
 
 
-@contextmanager
-def _passed_on(children: Sequence[Child]) -> Iterator[set[int]]:
-    """Hands signals down while it lasts: the processes save their state, then all is over.
-
-    Gives the numbers of those that were handed down.
-    """
-    passed: set[int] = set()
-
-    def hand_down(number: int, frame: FrameType | None) -> None:
-        passed.add(number)
-        for child in children:
-            child.send_signal(number)
-
-    old = {number: signal.signal(number, hand_down) for number in _SIGNALS}
-    try:
-        yield passed
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _wait(children: Sequence[Child], folder: Path) -> None:
-    """Until all have ended well, or one has not and the others have had time to do so, too."""
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Exit codes of all processes; None for one still running some time after another failed."""
     deadline = math.inf
-    while None in (codes := [child.poll() for child in children]):
-        now = time.monotonic()
-        if any(code and not _is_stop(rank, code, folder) for rank, code in enumerate(codes)):
-            deadline = min(deadline, now + _FAREWELL)
-        elif any(codes):
-            deadline = min(deadline, now + _SETTLING)
-        if now > deadline:
-            return
-        time.sleep(_POLL)
+    while None in (exit_codes := [child.poll() for child in children]):
+        if failed := [code for code in exit_codes if code]:
+            seconds = _STOP_SECONDS if _STOP_CODES.issuperset(failed) else _FAILURE_SECONDS
+            deadline = min(deadline, time.monotonic() + seconds)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    return exit_codes
 
 
-def _is_stop(rank: int, code: int, folder: Path) -> bool:
-    """Whether a process has ended as it was asked to, with its state saved."""
-    return code - 128 in STOPS and _read(folder / f"{rank}.json") is None
+def _read_errors(folder: Path) -> dict[int, ErrorReport]:
+    """Rank to error, for the processes that reported one."""
+    return {
+        int(path.stem): ErrorReport(**json.loads(path.read_text("utf-8")))
+        for path in folder.glob("*.json")
+    }
 
 
-def _end(children: Sequence[Child]) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.wait()
-
-
-def _conclude(died: Sequence[int | None], folder: Path, passed: Collection[int]) -> int:
-    """Tells the fault that came first; `died` holds exit codes, None for what had to be ended.
-
-    A process that was killed by a signal that was `passed` on to it had not begun, or was over.
-    """
-    failed = [rank for rank, code in enumerate(died) if code]
+def _finish(
+    exit_codes: Sequence[int | None], errors: dict[int, ErrorReport], received: set[int]
+) -> int:
+    """Prints the earliest error, if any, and returns the exit code of all processes together."""
+    failed = {rank: code for rank, code in enumerate(exit_codes) if code}
     if not failed:
         return 0
     console().show_cursor()
-    told = {rank: fault for rank in failed if (fault := _read(folder / f"{rank}.json"))}
-    silent = [rank for rank in failed if rank not in told]
-    killed = {rank: -code for rank in silent if (code := died[rank] or 0) < 0}
-    stops = [number for number in killed.values() if number in passed and number in STOPS]
-    if stops and not any(fault.code == MISTAKE for fault in told.values()):
-        # What the others say then is mostly that this one is gone.
-        return 128 + stops[0]
-    if killed and not stops:
-        rank, number = next(iter(killed.items()))
-        tell(_killed(number), f"process {rank} ")
-        return BROKEN
-    if not told:
-        # Ended on request: each process has said what there was to say.
-        return died[silent[0]] or BROKEN
-    rank = min(told, key=lambda rank: told[rank].when)
-    tell(told[rank], f"process {rank}: " if told[rank].code != MISTAKE else "")
-    return told[rank].code
+    stops = received.intersection(STOPS)
+    if stops and not any(error.exit_code == USAGE_ERROR for error in errors.values()):
+        # After a stop the other errors mostly say that a process has gone.
+        return 128 + stops.pop()
+    killed = {rank: -code for rank, code in failed.items() if code < 0 and not stops}
+    for rank, number in killed.items():
+        print_error(_describe_kill(number), f"process {rank} ")
+        return UNEXPECTED_ERROR
+    if not errors:
+        return next(iter(failed.values()))
+    rank = min(errors, key=lambda rank: errors[rank].time)
+    error = errors[rank]
+    print_error(error, "" if error.exit_code == USAGE_ERROR else f"process {rank}: ")
+    return error.exit_code
 
 
-def _killed(number: int) -> Fault:
+def _describe_kill(number: int) -> ErrorReport:
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
-    return Fault(f"was killed by {name}", cure if name == "SIGKILL" else "", BROKEN)
-
-
-def _read(path: Path) -> Fault | None:
-    return Fault(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+    return ErrorReport(f"was killed by {name}", cure if name == "SIGKILL" else "", UNEXPECTED_ERROR)

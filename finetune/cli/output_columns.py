@@ -1,56 +1,59 @@
-"""The columns of streamed rows: those of the first ones, which all others have to keep to."""
+"""Columns and format of the rows that a command writes."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from finetune.data import RowLocation, detect_format
 from task_formats import Row, RowError, UsageError
 
 _LOOK_AHEAD = 1000
-"""Rows whose columns make the columns of the output."""
+"""Number of first rows that determine the columns of the output."""
+
+LocatedRows = Iterator[tuple[RowLocation, Row]]
 
 
-def find_columns(
-    rows: Iterable[tuple[RowLocation, Row]],
-) -> tuple[list[str], Iterator[tuple[RowLocation, Row]]]:
-    """The columns of the first rows, none where there is no row, and all rows.
+def find_columns(rows: Iterable[tuple[RowLocation, Row]]) -> tuple[list[str], LocatedRows]:
+    """Finds the columns of a stream of rows from its first rows.
 
-    The rows raise RowError at one that has a column besides.
+    Returns:
+        The columns (empty without rows), and an iterator over all rows, which raises RowError at
+        a row with another column.
     """
     remaining = iter(rows)
     first = list(itertools.islice(remaining, _LOOK_AHEAD))
     columns = list(dict.fromkeys(name for _, row in first for name in row))
-    return columns, _same_columns(itertools.chain(first, remaining), set(columns))
+    return columns, _check_columns(itertools.chain(first, remaining), set(columns))
 
 
-def _same_columns(
-    rows: Iterable[tuple[RowLocation, Row]], known: set[str]
-) -> Iterator[tuple[RowLocation, Row]]:
-    for place, row in rows:
-        strange: Sequence[str] = sorted(set(row) - known)
-        if strange:
+def _check_columns(rows: Iterable[tuple[RowLocation, Row]], known: set[str]) -> LocatedRows:
+    for location, row in rows:
+        if unknown := sorted(set(row) - known):
             raise RowError(
-                f"the column {strange[0]!r} is in none of the first {_LOOK_AHEAD} rows",
-                where=str(place),
-                cure="Give every row the same columns: the output has one set of them.",
+                f"the column {unknown[0]!r} is in none of the first {_LOOK_AHEAD} rows",
+                where=str(location),
+                cure="Give every row the same columns.",
             )
-        yield place, row
+        yield location, row
 
 
 def choose_format(output: str, format: str | None = None) -> str:
-    """The format to write; UsageError, before any work is done, where that cannot be."""
+    """The format in which to write the output.
+
+    Raises:
+        UsageError: The format is unknown, or the folder of the output does not exist.
+    """
     if output == "-" and format is None:
-        what = "standard output has no name that tells a format"
+        what = "the format of standard output is unknown"
         raise UsageError(what, cure="Name a file with -o.")
-    kind = detect_format(output, format)
+    output_format = detect_format(output, format)
     if output != "-" and not Path(output).absolute().parent.is_dir():
         what = f"there is no folder {str(Path(output).parent)!r}"
-        raise UsageError(what, where=output, cure="Make it, or name another file with -o.")
-    return kind
+        raise UsageError(what, where=output, cure="Create it, or name another file with -o.")
+    return output_format
 
 
-def keep_apart(file: str, output: str) -> None:
-    """UsageError where rows would be written over the file that they are read from."""
+def check_differs(file: str, output: str) -> None:
+    """Raises UsageError if the output file is the input file."""
     if output != "-" and file != "-" and Path(output).exists() and Path(output).samefile(file):
-        raise UsageError(f"{output} is the file that is read", cure="Name another one with -o.")
+        raise UsageError(f"{output} is also the input file", cure="Name another one with -o.")

@@ -1,11 +1,12 @@
-"""A run on the screen while it happens: live on a terminal, plain lines anywhere else."""
+"""Displays a run: a live display in a terminal, plain lines in a file or a pipe."""
 
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
 from rich import box
 from rich.console import Console, Group
@@ -15,194 +16,266 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.run_status import Standing, say_losses, say_scores, say_time
-from finetune.training.events import Evaluated, Event, Finished, Notice, Result, Started
+from finetune.cli.console import console, format_count
+from finetune.cli.errors import exit_stopped
+from finetune.training.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Interrupted,
+    Notice,
+    Result,
+    Started,
+)
 from finetune.training.loop import Step
 
-_LIVE_SECONDS = 0.25
-_FEWEST_SECONDS, _MOST_SECONDS = 2.0, 30.0
-"""Between two plain lines."""
+_SPEED_SECONDS = 30.0
+"""Updates of this time give the speed."""
+_REDRAW_SECONDS = 0.25
+_MIN_LINE_SECONDS, _MAX_LINE_SECONDS = 2.0, 30.0
+"""Time between two plain lines."""
+
+Clock = Callable[[], float]
 
 
-class RunView(Protocol):
-    """What shows the state of a run between the lines that stay."""
+@dataclass
+class RunProgress:
+    """How far a run is, from its events. The time of evaluations does not count as training."""
 
-    def __enter__(self) -> "RunView": ...
+    clock: Clock = time.monotonic
+    started: Started | None = None
+    step: Step | None = None
+    best: Evaluated | None = None
+    _last: float = 0.0
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    """(seconds, tokens) of recent updates."""
+    _seconds: float = 0.0
+    _tokens: int = 0
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def add(self, event: Event) -> None:
+        """Takes an event into account."""
+        now = self.clock()
+        match event:
+            case Started():
+                self.started = event
+            case Step():
+                self.step = event
+                self._add_update(now - self._last, event.tokens)
+            case Evaluated():
+                self.best = event if event.best else self.best
+            case _:
+                return
+        self._last = now
 
-    def refresh(self, standing: Standing) -> None:
-        """A step has been made; show it where it is time to."""
-        ...
+    def _add_update(self, seconds: float, tokens: int) -> None:
+        self._recent.append((seconds, tokens))
+        self._seconds, self._tokens = self._seconds + seconds, self._tokens + tokens
+        while len(self._recent) > 1 and self._seconds > _SPEED_SECONDS:
+            seconds, tokens = self._recent.popleft()
+            self._seconds, self._tokens = self._seconds - seconds, self._tokens - tokens
+
+    @property
+    def update(self) -> int:
+        """Number of completed updates."""
+        return self.step.number if self.step else self.started.done if self.started else 0
+
+    @property
+    def updates(self) -> int:
+        """Number of updates of the whole run."""
+        return self.started.updates if self.started else 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of recent updates, of all processes together."""
+        return self._tokens / max(self._seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time for the remaining updates; None before the first."""
+        if not self._recent:
+            return None
+        return (self.updates - self.update) * self._seconds / len(self._recent)
+
+    @property
+    def percent(self) -> int:
+        """Completed updates in percent."""
+        return 100 * self.update // max(self.updates, 1)
 
 
-def follow(
-    events: Iterable[Event],
-    about: str,
-    out: Console,
-    clock: Callable[[], float] = time.monotonic,
+def display_run(events: Iterable[Event], title: str) -> Result | None:
+    """Displays a run and returns its result; None if it was stopped before the end.
+
+    Raises:
+        typer.Exit: A signal stopped the run; the exit code is 128 plus its number.
+    """
+    try:
+        return display_events(events, title, console())
+    except Interrupted as stop:
+        exit_stopped(str(stop), stop.exit_code)
+
+
+def display_events(
+    events: Iterable[Event], title: str, out: Console, clock: Clock = time.monotonic
 ) -> Result | None:
-    """Shows a run to its end and gives its result, or None where it was stopped before."""
-    standing = Standing(clock)
-    view: RunView = LiveView(out, clock) if out.is_terminal else PlainView(out, clock)
-    with view:
+    """Displays events as they come and returns the result, if the run finishes.
+
+    Args:
+        events: Events of one run.
+        title: Printed in bold when training starts.
+        out: Where to print; a terminal gets a live display.
+        clock: Seconds.
+    """
+    progress = RunProgress(clock)
+    ready = Spinner("dots", Text(" preparing"), style="cyan")
+    live = Live(ready, console=out, refresh_per_second=8, transient=True)
+    display = LiveDisplay(live, clock) if out.is_terminal else PlainDisplay(out, clock)
+    with live if out.is_terminal else nullcontext():
         for event in events:
+            progress.add(event)
             match event:
                 case Started():
-                    standing.start(event)
-                    out.print(_introduce(event, about))
+                    out.print(_describe_start(event, title))
                 case Step():
-                    standing.take(event)
-                    view.refresh(standing)
+                    display.refresh(progress)
                 case Evaluated():
-                    standing.evaluate(event)
-                    out.print(_score_line(event, standing), soft_wrap=True)
+                    out.print(_describe_evaluation(event, progress), soft_wrap=True)
                 case Notice():
-                    out.print(Text.assemble(("note: ", "yellow"), event.text), soft_wrap=True)
+                    out.print(make_note(event.text), soft_wrap=True)
                 case Finished():
                     return event.result
     return None
 
 
-class PlainView:
-    """A line every tenth of the run, every half minute, and at the end."""
+class PlainDisplay:
+    """Prints a line after every tenth of the run, after 30 seconds, and at the end."""
 
-    def __init__(self, out: Console, clock: Callable[[], float]) -> None:
+    def __init__(self, out: Console, clock: Clock) -> None:
         self.out, self.clock = out, clock
-        self._then, self._tenth = clock(), 0
+        self._last, self._tenth = clock(), 0
 
-    def __enter__(self) -> "PlainView":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def refresh(self, standing: Standing) -> None:
-        """Prints a line where one is due."""
-        tenth = 10 * standing.update // max(standing.updates, 1)
-        waited = self.clock() - self._then
-        over = waited >= _FEWEST_SECONDS and (tenth > self._tenth or waited >= _MOST_SECONDS)
-        if standing.step is None or not (over or standing.update == standing.updates):
+    def refresh(self, progress: RunProgress) -> None:
+        """Prints a line if one is due."""
+        tenth = progress.percent // 10
+        waited = self.clock() - self._last
+        due = waited >= _MIN_LINE_SECONDS and (tenth > self._tenth or waited >= _MAX_LINE_SECONDS)
+        if progress.step is None or not (due or progress.update == progress.updates):
             return
-        self._then, self._tenth = self.clock(), tenth
-        parts = (_count(standing), say_losses(standing.step), _speed(standing))
-        self.out.print(Text("  ".join(parts)), soft_wrap=True)
+        self._last, self._tenth = self.clock(), tenth
+        width = len(f"{progress.updates}")
+        count = f"update {progress.update:>{width}}/{progress.updates} {progress.percent:>3}%"
+        speed = f"{progress.tokens_per_second:,.0f} tokens/s"
+        left = f"{format_time(progress.seconds_left)} left"
+        line = "  ".join((count, format_losses(progress.step), speed, left))
+        self.out.print(Text(line), soft_wrap=True)
 
 
-class LiveView:
-    """A bar, the losses and the best score, four times a second at the bottom of the screen."""
+class LiveDisplay:
+    """Draws a progress bar, the losses and the best scores at the bottom of the screen."""
 
-    def __init__(self, out: Console, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self._then = -_LIVE_SECONDS
+    def __init__(self, live: Live, clock: Clock) -> None:
+        self.live, self.clock = live, clock
+        self._last = -_REDRAW_SECONDS
         self._spinner = Spinner("dots", style="cyan")
-        ready = Spinner("dots", Text(" getting ready"), style="cyan")
-        self._live = Live(ready, console=out, refresh_per_second=8, transient=True)
 
-    def __enter__(self) -> "LiveView":
-        self._live.start()
-        return self
+    def refresh(self, progress: RunProgress) -> None:
+        """Redraws at most four times a second: reading a loss waits for the device."""
+        last = progress.update == progress.updates
+        if self.clock() - self._last >= _REDRAW_SECONDS or last:
+            self._last = self.clock()
+            self.live.update(self._draw(progress))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._live.stop()
-
-    def refresh(self, standing: Standing) -> None:
-        """Draws anew where the last drawing is old enough: reading a loss waits for the device."""
-        last = standing.update == standing.updates
-        if self.clock() - self._then < _LIVE_SECONDS and not last:
-            return
-        self._then = self.clock()
-        self._live.update(self._draw(standing))
-
-    def _draw(self, standing: Standing) -> Group:
+    def _draw(self, progress: RunProgress) -> Group:
         bar = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, None, 1, None, None):
             bar.add_column(ratio=ratio, no_wrap=True)
-        done, whole = standing.update, standing.updates
-        left = Text(f"{say_time(standing.seconds_left)} left", "cyan")
-        percent = Text(f"{100 * done // max(whole, 1):>3}%")
+        update, updates = progress.update, progress.updates
         bar.add_row(
             self._spinner,
-            Text(f"update {done}/{whole}"),
-            ProgressBar(whole, done, complete_style="cyan", finished_style="green"),
-            percent,
-            left,
+            Text(f"update {update}/{updates}"),
+            ProgressBar(updates, update, complete_style="cyan", finished_style="green"),
+            Text(f"{progress.percent:>3}%"),
+            Text(f"{format_time(progress.seconds_left)} left", "cyan"),
         )
         lines: list[Text] = []
-        if standing.step is not None:
-            words = f"  {say_losses(standing.step)}  {standing.tokens_per_second:,.0f} tokens/s"
-            lines.append(Text(words))
-        if standing.best is not None:
-            best = f"  best {say_scores(standing.best.scores)}  at update {standing.best.update}"
-            lines.append(Text(best, "green"))
+        if progress.step is not None:
+            losses = format_losses(progress.step)
+            lines.append(Text(f"  {losses}  {progress.tokens_per_second:,.0f} tokens/s"))
+        if progress.best is not None:
+            scores = format_scores(progress.best.scores)
+            lines.append(Text(f"  best {scores}  at update {progress.best.update}", "green"))
         return Group(bar, *lines)
 
 
-def _introduce(event: Started, about: str) -> Text:
-    """What is about to happen, in two or three lines."""
-    how = f"{event.parameters:,} parameters, {event.precision} on {event.device}"
+def _describe_start(event: Started, title: str) -> Text:
+    """Title, model and data of a run that starts."""
+    model = f"{event.parameters:,} parameters, {event.precision} on {event.device}"
     if event.processes > 1:
-        how += f", {event.processes} processes"
-    what = f"{event.examples:,} examples, {event.updates:,} updates"
-    what += f", evaluated on {event.evaluated:,}" if event.evaluated else ", no evaluation"
-    lines = [how + f", {event.layout} rows", what]
+        model += f", {event.processes} processes"
+    model += f", {event.layout} layout"
+    data = f"{format_count(event.examples, 'example')}, {format_count(event.updates, 'update')}"
+    data += f", evaluated on {event.evaluated:,}" if event.evaluated else ", no evaluation"
+    lines = [model, data]
     if event.done:
-        lines.append(f"going on after update {event.done:,}")
+        lines.append(f"resuming after update {event.done:,}")
     if event.cut:
-        lines.append(f"{event.cut:,} tokens of long texts are cut (see --max-tokens)")
+        removed = format_count(event.cut, "token")
+        lines.append(f"{removed} removed from long texts (see --max-tokens)")
     if event.skipped:
-        lines.append(f"{event.skipped:,} bad rows are left out")
-    return Text.assemble((about, "bold"), *("\n  " + line for line in lines))
+        lines.append(f"{format_count(event.skipped, 'bad row')} skipped")
+    return Text.assemble((title, "bold"), *("\n  " + line for line in lines))
 
 
-def _score_line(event: Evaluated, standing: Standing) -> Text:
-    width = len(f"{standing.updates}")
-    mark = ("  best so far", "bold green") if event.best else ("", "")
+def _describe_evaluation(event: Evaluated, progress: RunProgress) -> Text:
+    width = len(f"{progress.updates}")
     where = f"epoch {event.epoch:.4g}  update {event.update:>{width}}  "
-    return Text.assemble((where, "dim"), say_scores(event.scores), mark)
+    best = ("  best so far", "bold green") if event.best else ("", "")
+    return Text.assemble((where, "dim"), format_scores(event.scores), best)
 
 
-def _count(standing: Standing) -> str:
-    percent = 100 * standing.update // max(standing.updates, 1)
-    width = len(f"{standing.updates}")
-    return f"update {standing.update:>{width}}/{standing.updates} {percent:>3}%"
+def make_note(text: str) -> Text:
+    """A line for a notice of a run."""
+    return Text.assemble(("note: ", "yellow"), text)
 
 
-def _speed(standing: Standing) -> str:
-    left = say_time(standing.seconds_left)
-    return f"{standing.tokens_per_second:,.0f} tokens/s  {left} left"
+def format_losses(step: Step) -> str:
+    """The losses and the learning rate of a step. Reading the losses waits for the device."""
+    total, task, lm = (float(loss) for loss in step.losses)
+    parts = [f"loss {total:.4f}", f"task {task:.4f}"]
+    parts += [f"lm {lm:.4f}"] if total != task else []
+    return "  ".join([*parts, f"lr {step.learning_rate:.2e}"])
 
 
-def conclude(result: Result, out: Console) -> None:
-    """The scores of a finished run as a table, and what to type next."""
-    minutes = say_time(result.seconds)
-    out.print(
-        Text(f"Trained {result.updates:,} updates, {result.tokens:,} tokens, in {minutes}."),
-        soft_wrap=True,
-    )
+def format_scores(scores: Mapping[str, float]) -> str:
+    """Scores in one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+def format_time(seconds: float | None) -> str:
+    """Minutes and seconds, with hours if there are any.
+
+    >>> format_time(83.2), format_time(3600 * 5 + 62), format_time(None)
+    ('1:23', '5:01:02', '-:--')
+    """
+    if seconds is None:
+        return "-:--"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def print_result(result: Result, out: Console | None = None) -> None:
+    """Prints the scores of a finished run and the next commands."""
+    out = out or console()
+    updates, tokens = format_count(result.updates, "update"), format_count(result.tokens, "token")
+    out.print(Text(f"Trained {updates}, {tokens}, in {format_time(result.seconds)}."))
     if result.scores:
-        out.print(score_table(result.scores))
-        out.print(Text(f"The best state is that of update {result.update:,}.", "dim"))
-    out.print(next_commands(result.folder), soft_wrap=True)
+        out.print(make_score_table(result.scores))
+        out.print(Text(f"Best checkpoint: update {result.update:,}.", "dim"))
+    out.print(_describe_next_commands(result.folder), soft_wrap=True)
 
 
-def score_table(scores: dict[str, dict[str, float]]) -> Table:
-    """A row per split, a column per metric."""
+def make_score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each split, a column for each metric."""
     metrics = list(dict.fromkeys(name for row in scores.values() for name in row))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("split", style="cyan")
@@ -214,15 +287,14 @@ def score_table(scores: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def next_commands(folder: Path) -> Text:
-    """The commands that make use of a run."""
+def _describe_next_commands(folder: Path) -> Text:
     name = shlex.quote(str(folder))
     commands = {
-        f"gptft evaluate {name} --split NAME": "score it on another split",
-        f"gptft predict {name} FILE -o OUT": "label rows of your own",
+        f"gptft evaluate {name} --split NAME": "evaluate on another split",
+        f"gptft predict {name} FILE -o OUT": "label the rows of a file",
     }
     width = max(map(len, commands))
     text = Text.assemble("The run is in ", (str(folder), "bold"), ". Next:")
-    for command, what in commands.items():
-        text.append(f"\n  {command:<{width}}  ", "cyan").append(what)
+    for command, purpose in commands.items():
+        text.append(f"\n  {command:<{width}}  ", "cyan").append(purpose)
     return text

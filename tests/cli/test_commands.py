@@ -91,7 +91,7 @@ def test_schema_is_that_of_a_recipe(here, capsys):
     assert "wrote" in run(capsys, "schema", "-o", "recipe.json").lower()
     assert (here / "recipe.json").read_text() == printed
     assert main(["schema", "-o", "recipe.json"]) == 2
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_version_names_what_it_stands_on(capsys):
@@ -137,7 +137,7 @@ def test_new_overwrites_nothing(here, capsys):
     (here / "rows.csv").write_text(CSV)
     (here / "rows.yaml").write_text("precious")
     assert main(["new", "rows.csv"]) == 2
-    assert "rows.yaml is already there" in capsys.readouterr().err
+    assert "rows.yaml already exists" in capsys.readouterr().err
     assert main(["new", "rows.csv", "--hold-out", "0.1"]) == 2
     assert sorted(path.name for path in here.iterdir()) == ["rows.csv", "rows.yaml"]
     assert (here / "rows.yaml").read_text() == "precious"

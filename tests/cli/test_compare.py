@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from finetune.cli import main
-from finetune.cli.options import spread
-from finetune.cli.study_display import study_table
+from finetune.cli.comparison_display import make_comparison_table
+from finetune.cli.options import repeat_option_names
 from finetune.comparison import Row, ScoreSummary, Table, curve
 from finetune.comparison.table import format_row
 from finetune.recipe.loading import dump_recipe
@@ -50,7 +50,7 @@ def test_chosen_cells_are_done_and_shown(words, done, capsys, monkeypatch):
     out = capsys.readouterr().out
     cells = [line for line in lines(out) if line[0] in ("1/3", "2/3", "3/3")]
     assert [line[1] for line in cells] == ["ask-0", "lambda-0.5-seed-0", "lambda-0.5-seed-1"]
-    assert [line[-2:] == ["done", "before"] for line in cells] == [True, True, False]
+    assert [line[-2:] == ["already", "done"] for line in cells] == [True, True, False]
     arms = [line[0] for line in lines(out)]
     assert [arms.count(name) for name in ("majority", "0-shot", "2-shot", "fine-tuned,")] == [1] * 4
     table = json.loads((done / "table.json").read_text())
@@ -111,14 +111,14 @@ def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words,
     [
         (["--only", "scratch-sed-0"], "Did you mean 'scratch-seed-0'"),
         (["--fractions", "0", "2"], "0 is no part of the labels"),
-        (["--seeds", "x"], "'x' are no seeds"),
+        (["--seeds", "x"], "invalid seeds 'x'"),
         (["--from-scratch"], "trains from scratch as well"),
         (["--epochs", "2"], "another train.epochs: 1.0, not 2.0"),
         (["--no-shots"], "--no-shots and --shots exclude each other"),
         (["--list", "--overwrite"], "--list and --overwrite exclude each other"),
         (["--list", "--only", "none"], "no cell 'none' in this study"),
         (["--seed", "3"], "no such option: --seed"),
-        (["--set", "train.seed=3"], "single run Say --seeds 3."),
+        (["--set", "train.seed=3"], "several seeds Use --seeds 3."),
         (["--scratch", "foo"], "--scratch foo is not key=value Write it as --scratch train."),
         (["--scratch", "train.seed=3"], "train.seed is not for runs from scratch alone"),
         (["--scratch", "train.rate=1"], "unknown key 'train.rate'"),
@@ -131,7 +131,8 @@ def test_a_mistake_is_told_with_exit_code_2(words, done, capsys, more, message):
 
 def test_words_after_an_option_are_its_values():
     many = {"--shots", "--only"}
-    assert spread(["--shots", "0", "4", "--only", "a", "-o", "x", "--shots=3"], many) == [
+    words = ["--shots", "0", "4", "--only", "a", "-o", "x", "--shots=3"]
+    assert repeat_option_names(words, many) == [
         "--shots", "0", "--shots", "4", "--only", "a", "-o", "x", "--shots=3",
     ]  # fmt: skip
 
@@ -200,7 +201,7 @@ def test_solved_examples_that_did_not_fit_are_told():
 
 def test_texts_of_a_table_are_shown_as_they_are():
     out = Console(width=120, record=True, markup=False)
-    out.print(study_table(TABLE))
+    out.print(make_comparison_table(TABLE))
     text = out.export_text()
     assert "fine-tuned, 5 %" in text
     assert "0.5500   0.5000 to 0.6000" in text

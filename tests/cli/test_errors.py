@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from finetune.cli import app as application
 from finetune.cli import errors as faults
 from finetune.cli import main
+from finetune.cli.commands import version as version_command
 from task_formats import RowError, UsageError
 
 
@@ -18,7 +18,7 @@ def failing(monkeypatch):
         def start(*_, **__):
             raise error
 
-        monkeypatch.setattr(application, "print_line", start)
+        monkeypatch.setattr(version_command, "print_line", start)
         return main(["version"])
 
     return fail
@@ -116,13 +116,13 @@ def test_misspelt_commands_are_mistakes_too(words, what, cure, capsys):
 
 
 def test_a_process_of_several_leaves_its_fault_in_a_file(failing, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv(faults.FAULT_FOLDER, str(tmp_path))
+    monkeypatch.setenv(faults.ERROR_FOLDER, str(tmp_path))
     monkeypatch.setenv("RANK", "3")
     assert failing(UsageError("wrong", cure="Mend it.")) == 2
     assert capsys.readouterr() == ("", "")
     left = json.loads((tmp_path / "3.json").read_text())
-    assert (left["what"], left["cure"], left["code"]) == ("wrong", "Mend it.", 2)
-    assert faults.Fault(**left).when > 0
+    assert (left["message"], left["cure"], left["exit_code"]) == ("wrong", "Mend it.", 2)
+    assert faults.ErrorReport(**left).time > 0
 
 
 def test_of_processes_that_others_started_the_first_speaks_at_once(failing, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import yaml
 
 from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.cli import main
-from finetune.cli.commands.prompt import parse_numbers
+from finetune.cli.commands.prompt import parse_seeds
 from finetune.pretraining.plan_loading import is_plan, parse_plan
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, Recipe
@@ -79,16 +79,14 @@ def test_a_base_goes_on_with_from(base, tmp_path, capsys):
 def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     out = tmp_path / "answers.jsonl"
-    words = ["ask", "--task", str(task), "--base", str(base), "--shots", "0", "1", "2"]
+    words = ["prompt", "--task", str(task), "--base", str(base), "--shots", "0", "1", "2"]
     assert main([*words, "--seeds", "0-1", "--precision", "fp32", "-o", str(out)]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert table[0][:3] == ["shots", "shown", "accuracy"]
+    assert table[0][:3] == ["shots", "in", "context"]
     assert [line[0] for line in table[2:5]] == ["0", "1", "2"]
-    # What an interval is of, row by row: no shots are drawn once.
-    assert [line[-3:] for line in table[2:5]] == [
-        ["%", "of", "rows"], *[[line[-3], "2", "seeds"] for line in table[3:5]],
-    ]  # fmt: skip
-    assert table[5] == ["asked", "in", "fp32"]
+    # Without demonstrations seeds make no difference.
+    assert [line[-1] for line in table[2:5]] == ["rows", "seeds", "seeds"]
+    assert table[5] == ["precision:", "fp32"]
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     manners = list(dict.fromkeys((answer["shots"], answer["seed"]) for answer in answers))
     assert manners == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
@@ -98,9 +96,9 @@ def test_shots_are_numbers_after_one_option(base, task, tmp_path, capsys, monkey
 
 
 def test_the_table_says_that_other_precisions_are_not_transformers_own(base, task, capsys):
-    assert main(["ask", "--task", str(task), "--base", str(base), "--precision", "bf16"]) == 0
+    assert main(["prompt", "--task", str(task), "--base", str(base), "--precision", "bf16"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "asked in bf16; --precision fp32 gives transformers' own numbers" in out
+    assert "precision: bf16 (--precision fp32 reproduces the numbers of transformers)" in out
 
 
 def test_answers_are_written_under_the_name_of_what_they_hold(base, tmp_path):
@@ -115,7 +113,7 @@ def test_answers_are_written_under_the_name_of_what_they_hold(base, tmp_path):
         rows = tmp_path / f"{name}.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in made))
         changes = [f"data.{role}={rows}" for role in ("train", "evaluate")]
-        words = ["ask", "--task", name, "--base", str(base), "-o", str(out)]
+        words = ["prompt", "--task", name, "--base", str(base), "-o", str(out)]
         words += ["--prompt", "gpt1"] if name == "cola" else []
         assert main([*words, "--set", *changes, "data.path=null"]) == 0
         columns[name] = [json.loads(line) for line in out.read_text().splitlines()]
@@ -126,7 +124,7 @@ def test_answers_are_written_under_the_name_of_what_they_hold(base, tmp_path):
 
 def test_a_limit_of_questions_leaves_the_solved_examples(base, task, tmp_path):
     out = tmp_path / "answers.jsonl"
-    words = ["ask", "--task", str(task), "--base", str(base), "--limit", "2", "--shots", "4"]
+    words = ["prompt", "--task", str(task), "--base", str(base), "--limit", "2", "--shots", "4"]
     assert main([*words, "-o", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 2
 
@@ -141,7 +139,7 @@ def test_a_fine_tuned_run_is_a_base_that_answers_and_writes(base, task, tmp_path
     run, out = tmp_path / "run", tmp_path / "out.jsonl"
     words = ["train", "--task", str(task), "--base", str(base), "--max-tokens", "32"]
     assert main([*words, "--epochs", "1", "--precision", "fp32", "-o", str(run)]) == 0
-    asked = ["ask", "--task", str(task), "--precision", "fp32", "-o", str(out)]
+    asked = ["prompt", "--task", str(task), "--precision", "fp32", "-o", str(out)]
     shares = []
     for path in (run, run / "model", base):
         assert main([*asked, "--base", str(path)]) == 0
@@ -155,7 +153,7 @@ def test_a_fine_tuned_run_is_a_base_that_answers_and_writes(base, task, tmp_path
 def test_rows_of_a_file_may_be_shared_by_processes_and_nothing_else(base, capsys):
     for words in (["It rained"], ["-f", "-"]):
         assert main(["generate", *words, "--base", str(base), "--num-processes", "2"]) == 2
-        assert "several processes share the rows of a file" in capsys.readouterr().err
+        assert "--num-processes needs a file of prompts" in capsys.readouterr().err
 
 
 def test_texts_are_written_to_a_file_where_one_is_named(base, tmp_path, capsys):
@@ -176,7 +174,7 @@ def test_texts_are_written_to_a_file_where_one_is_named(base, tmp_path, capsys):
         ('{"text": "a"}\n{"n": 1}\n', "line 2: no column 'text'"),
         ('{"text": "a"}\n{"text": null}\n', "line 2: no text in column 'text': None"),
         ('{"text": "a", "generated": "b"}\n', "already have a column 'generated'"),
-        ("", "no rows to go on with"),
+        ("", "the file has no rows"),
         ('{"text": "a"}\n' * 1000 + '{"text": "a", "m": 1}\n', "'m' is in none of the first"),
     ],
 )
@@ -187,7 +185,7 @@ def test_rows_that_cannot_be_gone_on_with_are_named(base, tmp_path, capsys, rows
     assert main([*words, "--batch-size", "1000", "-o", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert main([*words, "-o", str(texts)]) == 2
-    assert "is the file that is read" in capsys.readouterr().err
+    assert "is also the input file" in capsys.readouterr().err
     assert not out.exists()
     assert texts.read_text() == rows
 
@@ -221,16 +219,19 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["pretrain", "tiny", "--set", "train.lr=1"], "unknown key 'train.lr'"),
         (["pretrain", "tiny", "--corpus", "nowhere"], "no text files under 'nowhere'"),
         (["pretrain", "tiny"], "files with --corpus FOLDER"),
-        (["ask", "--task", "rte", "--seeds", "a"], "'a' are no seeds"),
-        (["ask", "--task", "rtee"], "unknown task 'rtee'"),
-        (["ask", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),
-        (["ask", "--task", "rte", "-o", "-"], "standard output has no name"),
-        (["ask", "--task", "rte", "-o", "no/out.csv"], "there is no folder 'no'"),
-        (["ask", "--task", "rte", "--seeds", "0-4"], "without solved examples --seeds has no"),
-        (["ask", "--task", "rte", "--shots", "0", "--shared"], "--shared has no effect"),
-        (["ask", "--task", "rte", "--set", "train.epochs=2"], "train.epochs has no effect"),
-        (["ask", "--task", "rte", "--base", ""], "base.path is empty"),
-        (["ask", "--task", ""], "unknown task ''"),
+        (["prompt", "--task", "rte", "--seeds", "a"], "invalid seeds 'a'"),
+        (["prompt", "--task", "rtee"], "unknown task 'rtee'"),
+        (["prompt", "--task", "rte", "-o", "out.txt"], "unknown kind of file '.txt'"),
+        (["prompt", "--task", "rte", "-o", "-"], "the format of standard output is unknown"),
+        (["prompt", "--task", "rte", "-o", "no/out.csv"], "there is no folder 'no'"),
+        (
+            ["prompt", "--task", "rte", "--seeds", "0-4"],
+            "--seeds has no effect without",
+        ),
+        (["prompt", "--task", "rte", "--shots", "0", "--shared"], "--shared has no effect"),
+        (["prompt", "--task", "rte", "--set", "train.epochs=2"], "train.epochs has no effect"),
+        (["prompt", "--task", "rte", "--base", ""], "base.path is empty"),
+        (["prompt", "--task", ""], "unknown task ''"),
         (["generate", "x", "--base", ""], "no base is named"),
         (["generate", "x", "--base", "{base}/recipe.yaml"], "recipe.yaml is a file"),
         (["generate", "x", "-o", "no/out.csv"], "there is no folder 'no'"),
@@ -245,11 +246,11 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["generate", "x", "--seed", "18446744073709551616"], "--seed cannot be 184467"),
         (["pretrain", "tiny", "--seed", "-1"], "train.seed is the number -1"),
         (["generate", "x", "--temperature", "0", "--top-k", "5"], "--top-k has no effect"),
-        (["generate", "x", "-f", "texts.jsonl"], "both texts and a file of texts"),
-        (["generate", "x", "--column", "text"], "--column is about rows"),
-        (["generate", "x", "--batch-size", "2"], "--batch-size is about rows"),
+        (["generate", "x", "-f", "texts.jsonl"], "both texts and a file of prompts"),
+        (["generate", "x", "--column", "text"], "--column only applies to rows"),
+        (["generate", "x", "--batch-size", "2"], "--batch-size only applies to rows"),
         (["generate", "x", "-o", "out.txt"], "unknown kind of file '.txt'"),
-        (["generate", "--base", "{base}"], "nothing to go on with"),
+        (["generate", "--base", "{base}"], "no prompt given"),
         (["generate", "x", "--base", "{base}", "--max-new-tokens", "99"], "32 positions"),
         (["generate", "x", "--beams", "2", "--temperature", "1"], "beam search draws nothing"),
         (["generate", "-f", "{base}/metrics.jsonl", "--base", "{base}"], "no column 'text'"),
@@ -267,12 +268,12 @@ def test_nothing_is_shown_of_a_text_that_does_not_fit(base, capsys):
 
 
 def test_seeds_are_ranges_and_lists():
-    assert parse_numbers("0-4") == [0, 1, 2, 3, 4]
-    assert parse_numbers("7") == [7]
-    assert parse_numbers("0,0-1") == [0, 1]
+    assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
+    assert parse_seeds("7") == [7]
+    assert parse_seeds("0,0-1") == [0, 1]
     for wrong in ("4-2", "4294967296", "one", "-1", "0-4294967295"):
-        with pytest.raises(UsageError, match="are no seeds"):
-            parse_numbers(wrong)
-    assert parse_numbers("0-1,5,8-9") == [0, 1, 5, 8, 9]
+        with pytest.raises(UsageError, match="invalid seeds"):
+            parse_seeds(wrong)
+    assert parse_seeds("0-1,5,8-9") == [0, 1, 5, 8, 9]
     with pytest.raises(UsageError):
-        parse_numbers("")
+        parse_seeds("")

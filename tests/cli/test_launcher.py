@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from finetune.checkpointing.run_folder import read_result
 from finetune.cli import launcher as processes
 from finetune.cli import main
-from finetune.cli.errors import Fault
+from finetune.cli.errors import ErrorReport
 from finetune.cli.launcher import run_processes
 from finetune.recipe.loading import dump_recipe
 from tests.support import families
@@ -40,8 +39,8 @@ FAULT = """
 import json, os, sys, time
 rank = int(os.environ["RANK"])
 def fail(what, code=1):
-    fault = dict(what=what, cure="", code=code, trace="", when=time.time())
-    with open(os.path.join(os.environ["GPTFT_FAULT_FOLDER"], f"{rank}.json"), "w") as file:
+    fault = dict(message=what, cure="", exit_code=code, traceback="", time=time.time())
+    with open(os.path.join(os.environ["GPTFT_ERROR_FOLDER"], f"{rank}.json"), "w") as file:
         json.dump(fault, file)
     sys.exit(code)
 """
@@ -135,14 +134,14 @@ time.sleep(600)
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_who_was_asked_to_stop_has_time_to_save(number, code, scripted, tmp_path, monkeypatch):
     """Far longer than the others of one that failed have to say so."""
-    monkeypatch.setattr(processes, "_FAREWELL", 0.1)
+    monkeypatch.setattr(processes, "_FAILURE_SECONDS", 0.1)
     words = {"here": str(tmp_path), "seconds": 2, "number": number, "code": code}
     assert scripted(STOP.format(**words)) == code
     assert (tmp_path / "saved").exists()
 
 
 def test_who_does_not_end_after_a_stop_is_ended(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_SETTLING", 0.3)
+    monkeypatch.setattr(processes, "_STOP_SECONDS", 0.3)
     words = {"here": str(tmp_path), "seconds": 600, "number": "SIGTERM", "code": 143}
     assert scripted(STOP.format(**words)) == 143
     assert not (tmp_path / "saved").exists()
@@ -163,10 +162,9 @@ time.sleep(600)
     assert capfd.readouterr().err == ""
 
 
-def test_a_state_that_could_not_be_saved_is_told_after_a_stop(tmp_path, capfd):
-    fault = Fault("the disk is full", "", 2, "", time.time())
-    (tmp_path / "0.json").write_text(json.dumps(fault._asdict()))
-    assert processes._conclude([2, -signal.SIGTERM], tmp_path, {signal.SIGTERM}) == 2
+def test_a_state_that_could_not_be_saved_is_told_after_a_stop(capfd):
+    errors = {0: ErrorReport("the disk is full", "", 2)}
+    assert processes._finish([2, -signal.SIGTERM], errors, {signal.SIGTERM}) == 2
     assert capfd.readouterr().err == "error: the disk is full\n"
 
 
@@ -183,17 +181,14 @@ def test_a_command_in_two_processes_prints_once(capfd):
 
 
 def test_a_mistake_is_found_before_any_process_starts(monkeypatch, capsys):
-    monkeypatch.setattr(processes, "_start", None)
+    monkeypatch.setattr(processes, "run_processes", None)
     assert main(["train", "--task", "rtee", "--num-processes", "2"]) == 2
     assert "unknown task" in capsys.readouterr().err
 
 
-def test_the_latest_error_loses_whatever_its_rank(tmp_path, capfd):
-    now = time.time()
-    for rank, when in enumerate([now + 2, now, now + 1]):
-        fault = Fault(f"of {rank}", "", 1, "", when)
-        (tmp_path / f"{rank}.json").write_text(json.dumps(fault._asdict()))
-    assert processes._conclude([1, 1, 1], tmp_path, ()) == 1
+def test_the_latest_error_loses_whatever_its_rank(capfd):
+    errors = {n: ErrorReport(f"of {n}", "", 1, "", 2.0 - (n == 1)) for n in range(3)}
+    assert processes._finish([1, 1, 1], errors, set()) == 1
     assert capfd.readouterr().err == "error: process 1: of 1\n"
 
 

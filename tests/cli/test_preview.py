@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from finetune.cli import main
-from finetune.cli.token_segments import dissect, list_templates, spell, split
-from finetune.cli.token_view import legend, render, summary
+from finetune.cli.token_preview import (
+    count_kept_tokens,
+    list_templates,
+    make_token_views,
+    render_legend,
+    render_view,
+    split_at_tokens,
+    summarize,
+)
 from finetune.models.pretrained import load_task_tokens
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe
@@ -33,7 +40,7 @@ def task_tokens(base):
 def views(task_tokens, example, task, max_tokens=512, lm=True):
     encoder = ViewEncoder(task.format, task_tokens.tokenize, task_tokens.special_tokens, max_tokens)
     [encoded] = encoder.encode([example])
-    return encoded, dissect(example, encoded, task, task_tokens, lm=lm)
+    return encoded, make_token_views(example, encoded, task, task_tokens, with_lm=lm)
 
 
 def task(format, names, labels=("a", "b", "c")):
@@ -52,10 +59,10 @@ def test_tokens_and_what_was_cut_make_up_the_texts(task_tokens, premise, hypothe
     for most in (7, 512):
         encoded, [view] = views(task_tokens, example, PAIR, most)
         for segment, text in zip(view.segments, (premise, hypothesis), strict=True):
-            [piece] = segment.pieces
-            assert "".join(token.text for token in piece.tokens) + piece.cut_text == text
+            [piece] = segment.texts
+            assert "".join(token.text for token in piece.tokens) + piece.removed_text == text
         assert len(view.tokens) == len(encoded.prefix) + len(encoded.endings[0])
-        one, other = (segment.pieces[0].cut for segment in view.segments)
+        one, other = (segment.texts[0].removed_tokens for segment in view.segments)
         assert encoded.cut == (one if premise == hypothesis else one + other)
 
 
@@ -66,17 +73,17 @@ def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(task_tokens):
         assert len(found) == 2
         for view in found:
             tokens = view.tokens
-            assert [token.read for token in tokens] == [False] * (len(tokens) - 1) + [True]
-            assert [token.lm for token in tokens] == [False] + [lm] * (len(tokens) - 1)
+            assert [token.is_read for token in tokens] == [False] * (len(tokens) - 1) + [True]
+            assert [token.is_lm_target for token in tokens] == [False] + [lm] * (len(tokens) - 1)
             assert (tokens[0].text, tokens[-1].text) == ("S", "E")
-            assert f"{len(tokens)} tokens, head reads token {len(tokens)}" in summary(view)
+            assert f"{len(tokens)} tokens, head reads token {len(tokens)}" in summarize(view)
 
 
 def test_a_text_keeps_its_colour_in_the_mirrored_view(task_tokens):
     example = Example("x/0", {"first": "one cat", "second": "a dog"}, label=0)
     _, [one, other] = views(task_tokens, example, MIRRORED)
-    assert [segment.color for segment in one.segments] == [0, 1]
-    assert [segment.color for segment in other.segments] == [1, 0]
+    assert [segment.template_index for segment in one.segments] == [0, 1]
+    assert [segment.template_index for segment in other.segments] == [1, 0]
     assert list_templates(MIRRORED.format) == ["{first}", "{second}"]
 
 
@@ -85,38 +92,38 @@ def test_a_piece_that_is_cut_is_cut_where_it_stands(task_tokens):
     own = task(views_of_my_own, ["story", "question", "answer", "label"])
     fields = {"story": "the cat sat on the mat " * 20, "question": "Who sat?", "answer": "cat"}
     _, [view] = views(task_tokens, Example("x/0", fields, label=0), own, max_tokens=40)
-    story, question = view.segments[0].pieces
-    assert story.cut > 0
-    assert question.cut == 0
+    story, question = view.segments[0].texts
+    assert story.removed_tokens > 0
+    assert question.removed_tokens == 0
     assert "".join(token.text for token in question.tokens) == "\nWho sat?"
-    plain = render(view, colors=False).plain
-    assert plain.index(f"<-{story.cut}:") < plain.index("W|") < plain.index("[D]")
+    plain = render_view(view, colors=False).plain
+    assert plain.index(f"<-{story.removed_tokens}:") < plain.index("W|") < plain.index("[D]")
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=3), st.data())
 def test_kept_counts_always_rebuild_the_ids(whole, data):
     kept = [data.draw(st.integers(0, len(piece))) for piece in whole]
     ids = [number for piece, n in zip(whole, kept, strict=True) for number in piece[:n]]
-    found = split(ids, whole)
+    found = count_kept_tokens(ids, whole)
     assert [n for piece, k in zip(whole, found, strict=True) for n in piece[:k]] == ids
 
 
 @given(texts)
 def test_spelled_tokens_are_as_many_as_the_tokens(task_tokens, text):
-    assert len(spell(task_tokens, text)) == len(task_tokens.tokenize([text])[0])
+    assert len(split_at_tokens(task_tokens, text)) == len(task_tokens.tokenize([text])[0])
 
 
 def test_without_colours_nothing_is_lost(task_tokens):
     fields = {"premise": "[bold]the cat[/bold]\tsat", "hypothesis": "on\nthe mat"}
     _, [view] = views(task_tokens, Example("x/0", fields, label=0), PAIR, 512)
-    plain = render(view, colors=False).plain
+    plain = render_view(view, colors=False).plain
     assert plain.startswith("[S] ")
     assert plain.endswith("[E] ")
     joined = plain.replace("|", "")
     assert "[bold]the cat[/bold]⇥sat [D] on⏎the mat" in joined
-    colored = render(view, colors=True)
+    colored = render_view(view, colors=True)
     assert "[bold]the cat[/bold]⇥sat D on⏎the mat" in colored.plain
-    assert "\x1b" not in legend(False, ["{premise}"]).plain
+    assert "\x1b" not in render_legend(False, ["{premise}"]).plain
     assert isinstance(colored, Text)
 
 
@@ -135,5 +142,5 @@ def test_every_kind_is_shown(kind, base, tmp_path, capsys, monkeypatch):
     assert re.findall(r"^train/\d", text, re.MULTILINE) == ["train/0", "train/1"]
     shown = [line for line in text.splitlines() if line.startswith("[S] ") and "start" not in line]
     assert len(shown) == len(re.findall(r"^view \d of \d", text, re.MULTILINE)) >= 2
-    assert "(the right one)" in text or kind != "multiple_choice"
+    assert "(correct)" in text or kind != "multiple_choice"
     assert main(["preview", "mine.yaml", "--split", "evaluate"]) == 2

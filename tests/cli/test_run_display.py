@@ -6,8 +6,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from finetune.cli.run_display import conclude, follow, score_table
-from finetune.cli.run_status import Standing, say_losses, say_time
+from finetune.cli.run_display import (
+    RunProgress,
+    display_events,
+    format_losses,
+    format_time,
+    make_score_table,
+    print_result,
+)
 from finetune.models.losses import Losses
 from finetune.training.events import Evaluated, Finished, Notice, Result, Started
 from finetune.training.loop import Step
@@ -53,7 +59,7 @@ def screen(width=80, terminal=False):
 
 
 def tell(events, out, clock=None):
-    result = follow(iter(events), "Training rte from gpt2", out, clock or Clock())
+    result = display_events(iter(events), "Training rte from gpt2", out, clock or Clock())
     return result, out.file.getvalue()
 
 
@@ -72,7 +78,8 @@ def run_events(clock, seconds, updates=40):
 def test_it_says_what_is_trained_and_how():
     _, text = tell([STARTED], screen())
     for words in ("Training rte from gpt2", "124,439,808 parameters", "fp32 on cpu", "1,280",
-                  "40 updates", "evaluated on 277", "12 tokens", "3 bad rows"):  # fmt: skip
+                  "40 updates", "evaluated on 277", "12 tokens removed",
+                  "3 bad rows skipped"):  # fmt: skip
         assert words in text
     _, text = tell([STARTED._replace(evaluated=0, cut=0, skipped=0, processes=2)], screen())
     assert "no evaluation" in text
@@ -104,7 +111,7 @@ def test_a_line_tells_losses_rate_speed_and_time_left():
     clock = Clock()
     _, text = tell(run_events(clock, 3.0), screen(), clock)
     line = next(line for line in text.splitlines() if line.startswith("update  4/40"))
-    assert "10%  loss 1.5000  task 0.5000  lm 2.0000  rate 6.25e-05" in line
+    assert "10%  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in line
     assert "33 tokens/s  1:48 left" in line
 
 
@@ -126,7 +133,7 @@ def test_the_live_display_shows_the_last_update_and_the_best_score():
     _, text = tell(events, screen(100, terminal=True), clock)
     assert "update 40/40" in text
     assert "100% 0:00 left" in text
-    assert "loss 1.5000  task 0.5000  lm 2.0000  rate 6.25e-05" in text
+    assert "loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in text
     assert "best f1 0.5000  at update 40" in text
 
 
@@ -134,7 +141,7 @@ def test_the_live_display_shows_the_last_update_and_the_best_score():
 def test_no_line_of_the_live_display_is_wider_than_the_screen(width):
     clock = Clock()
     out = screen(width, terminal=True)
-    follow(iter([*run_events(clock, 1.0), step(40)]), "a", out, clock)
+    display_events(iter([*run_events(clock, 1.0), step(40)]), "a", out, clock)
     drawn = [line for line in out.file.getvalue().replace("\r", "\n").split("\n") if "━" in line]
     assert drawn
     assert max(len(_without_codes(line)) for line in drawn) <= width
@@ -162,7 +169,7 @@ def test_losses_are_read_no_more_than_four_times_a_second():
             clock.now += 0.01
             yield step(number)._replace(losses=Losses(Counting(), Counting(), Counting()))
 
-    follow(events(), "a", screen(80, terminal=True), clock)
+    display_events(events(), "a", screen(80, terminal=True), clock)
     assert 30 <= len(reads) / 3 <= 41
 
 
@@ -171,7 +178,7 @@ def test_the_result_comes_back_and_is_shown_with_the_next_commands(tmp_path):
     found, _ = tell([STARTED, Finished(result(folder))], screen())
     assert found == result(folder)
     out = screen(300)
-    conclude(found, out)
+    print_result(found, out)
     text = out.file.getvalue()
     assert "Trained 40 updates, 4,000 tokens, in 1:23." in text
     assert f"gptft predict '{folder}' FILE -o OUT" in text
@@ -184,7 +191,8 @@ def test_a_run_that_was_stopped_has_no_result():
 
 def test_the_score_table_has_a_row_per_split_and_a_column_per_metric():
     out = screen()
-    out.print(score_table({"validation": {"accuracy": 0.65}, "mm": {"accuracy": 0.5, "f1": 1.0}}))
+    scores = {"validation": {"accuracy": 0.65}, "mm": {"accuracy": 0.5, "f1": 1.0}}
+    out.print(make_score_table(scores))
     lines = [line.split() for line in out.file.getvalue().splitlines() if line.strip()]
     assert lines[0] == ["split", "accuracy", "f1"]
     assert lines[2:] == [["validation", "0.6500"], ["mm", "0.5000", "1.0000"]]
@@ -192,25 +200,25 @@ def test_the_score_table_has_a_row_per_split_and_a_column_per_metric():
 
 def test_speed_leaves_evaluations_out_and_forgets_the_distant_past():
     clock = Clock()
-    standing = Standing(clock)
-    standing.start(STARTED)
+    progress = RunProgress(clock)
+    progress.add(STARTED)
     for number in range(1, 5):
         clock.now += 2
-        standing.take(step(number, tokens=100))
+        progress.add(step(number, tokens=100))
     clock.now += 1000
-    standing.evaluate(Evaluated(4, 0.1, {}, True))
+    progress.add(Evaluated(4, 0.1, {}, True))
     clock.now += 2
-    standing.take(step(5, tokens=100))
-    assert standing.tokens_per_second == pytest.approx(50)
-    assert standing.seconds_left == pytest.approx(70)
+    progress.add(step(5, tokens=100))
+    assert progress.tokens_per_second == pytest.approx(50)
+    assert progress.seconds_left == pytest.approx(70)
     for number in range(6, 12):
         clock.now += 10
-        standing.take(step(number, tokens=100))
-    assert standing.seconds_left == pytest.approx(290)
+        progress.add(step(number, tokens=100))
+    assert progress.seconds_left == pytest.approx(290)
 
 
 def test_without_an_lm_loss_none_is_shown():
-    assert say_losses(step(1, total=0.5, lm=0.0)) == "loss 0.5000  task 0.5000  rate 6.25e-05"
+    assert format_losses(step(1, total=0.5, lm=0.0)) == "loss 0.5000  task 0.5000  lr 6.25e-05"
 
 
 @pytest.mark.parametrize(
@@ -218,4 +226,4 @@ def test_without_an_lm_loss_none_is_shown():
     [(0, "0:00"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01"), (None, "-:--")],
 )
 def test_times(seconds, text):
-    assert say_time(seconds) == text
+    assert format_time(seconds) == text

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from finetune.cli.task_sources import find, label_names, recipe_of, split_of
-from finetune.recipe.schema import DataConfig
+from finetune.cli.task_sources import describe_labels, find_split, find_task
+from finetune.recipe.schema import DataConfig, TaskConfig
 from task_formats import FORMATS, Classes, Format, Range, Task, UsageError
 
 MODULE = """
@@ -31,7 +31,7 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_task_of_a_module_in_the_current_folder(module):
-    source = find(f"{module}:reviews", {"data.train": "rows.csv", "train.epochs": "2"})
+    source = find_task(f"{module}:reviews", {"data.train": "rows.csv", "train.epochs": "2"})
     assert (source.name, source.recipe.train.epochs) == ("reviews", 2)
     row = {"title": "Well", "body": "done", "stars": 5}
     example = source.task.example(row, "a")
@@ -49,13 +49,13 @@ def test_a_task_of_a_module_in_the_current_folder(module):
 )
 def test_what_is_no_task_is_refused(module, name, what):
     with pytest.raises(UsageError, match=what):
-        find(name.format(module), {})
+        find_task(name.format(module), {})
 
 
 def test_a_module_that_itself_lacks_a_module_says_which(module, tmp_path):
     (tmp_path / f"{module}_broken.py").write_text("import surely_not_installed\n")
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        find(f"{module}_broken:task", {})
+        find_task(f"{module}_broken:task", {})
 
 
 OWN = Format((("{a} and {b}", "{c}"),))
@@ -77,7 +77,7 @@ OWN = Format((("{a} and {b}", "{c}"),))
     ],
 )
 def test_a_recipe_around_a_task_builds_the_same_task(task):
-    built = recipe_of(task).task.build()
+    built = TaskConfig.of(task).build()
     assert (built.format, built.labels, built.unlabelled) == (
         task.format,
         task.labels,
@@ -90,11 +90,11 @@ def test_a_recipe_around_a_task_builds_the_same_task(task):
 def test_splits_go_by_their_role_or_their_own_name():
     data = DataConfig(path="p", train="t", evaluate="dev", extra={"mm": "mismatched"})
     names = ("train", "evaluate", "dev", "mm", "mismatched")
-    assert [split_of(data, n) for n in names] == ["t", "dev", "dev", "mismatched", "mismatched"]
+    assert [find_split(data, n) for n in names] == ["t", "dev", "dev", "mismatched", "mismatched"]
     with pytest.raises(UsageError, match=r"no data\.predict"):
-        split_of(data, "predict")
+        find_split(data, "predict")
 
 
 def test_labels_in_words():
-    assert label_names(find("rte", {}).recipe.task) == "entailment, not_entailment"
-    assert label_names(find("stsb", {}).recipe.task) == "0 to 5"
+    assert describe_labels(find_task("rte", {}).recipe.task) == "entailment, not_entailment"
+    assert describe_labels(find_task("stsb", {}).recipe.task) == "0 to 5"

@@ -165,7 +165,7 @@ def test_unlabelled_and_unusable_rows(job, here, capfd):
     assert main(words) == 0
     error = capfd.readouterr().err
     assert "Labelled 11 rows into out.jsonl." in error
-    assert "left out: new.jsonl, line 4: empty text" in error
+    assert "skipped: new.jsonl, line 4: empty text" in error
     found = [row for _, row in read_rows("out.jsonl")]
     assert [row[field] for row in found] == [row[field] for row in good[:3] + good[4:]]
     assert "label" in found[0]

@@ -1,1 +1,1 @@
-"""The commands of `gptft`, one module each."""
+"""The commands of `gptft`, one file each."""

@@ -1,4 +1,4 @@
-"""The verb compare: one table of a task, while it is made and when it is done."""
+"""`gptft compare`."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.commands.prompt import parse_numbers
-from finetune.cli.console import console, print_line, process, quiet_libraries
-from finetune.cli.endings import end_stopped
-from finetune.cli.launcher import is_child, run_processes
-from finetune.cli.options import Processes
-from finetune.cli.recipe_options import Changes, collect, with_overrides
+from finetune.cli.commands.prompt import parse_seeds
+from finetune.cli.console import console, get_rank, print_line, silence_libraries
+from finetune.cli.errors import exit_stopped
+from finetune.cli.launcher import launch_processes
+from finetune.cli.options import (
+    NumProcesses,
+    Overrides,
+    TaskName,
+    collect_overrides,
+    with_recipe_flags,
+)
 from task_formats import UsageError
 
 if TYPE_CHECKING:
@@ -20,152 +25,142 @@ if TYPE_CHECKING:
     from finetune.comparison import Design
 
 
-TaskName = Annotated[
-    str, typer.Option("--task", "-t", help="A shipped recipe, a YAML file, or module:name.")
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--folder", "-o", metavar="FOLDER", help="The study; else studies/TASK."),
-]
-Seeds = Annotated[
-    str, typer.Option(metavar="N-M", help="Of runs and solved examples, as 0-4 or 0,7.")
-]
-Shots = Annotated[
-    list[int] | None,
-    typer.Option(min=0, metavar="K ...", help="Solved examples to ask with; else 0 4 32."),
-]
-NoShots = Annotated[bool, typer.Option("--no-shots", help="Ask nothing.")]
-Fractions = Annotated[
-    list[float] | None,
-    typer.Option(metavar="F ...", help="Parts of the labels to fine-tune on: a curve."),
-]
-Scratch = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="A recipe value for runs from scratch alone."),
-]
-Only = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CELL ...", help="These cells alone, by name or as 'scratch*'."),
-]
-Listed = Annotated[bool, typer.Option("--list", help="Name all cells and their scores, and stop.")]
-KeepModels = Annotated[
-    bool, typer.Option("--keep-models", help="Keep the best model of every trained cell.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do the chosen cells anew.")]
-Plot = Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curve of --fractions.")]
-
-
-@partial(with_overrides, without=("train.seed",))
+@partial(with_recipe_flags, without=("train.seed",))
 def compare(
     context: typer.Context,
-    changes: Changes,
+    overrides: Overrides,
     task: TaskName,
-    folder: Folder = None,
-    seeds: Seeds = "0-4",
-    shots: Shots = None,
-    no_shots: NoShots = False,
-    fractions: Fractions = None,
-    scratch: Scratch = None,
-    only: Only = None,
-    listed: Listed = False,
-    keep_models: KeepModels = False,
-    overwrite: Overwrite = False,
-    plot: Plot = True,
-    num_processes: Processes = 1,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            "-o",
+            metavar="FOLDER",
+            help="Output directory.",
+            show_default="studies/TASK",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="N-M", help="Random seeds, such as 0-4 or 0,7.")
+    ] = "0-4",
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0, metavar="K ...", help="Numbers of demonstrations.", show_default="0 4 32"
+        ),
+    ] = None,
+    no_shots: Annotated[bool, typer.Option("--no-shots", help="Skip prompting.")] = False,
+    fractions: Annotated[
+        list[float] | None,
+        typer.Option(metavar="F ...", help="Fractions of the training rows, for a learning curve."),
+    ] = None,
+    scratch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Recipe value only for runs from scratch."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CELL ...", help="Only these cells: names or patterns ('scratch*')."),
+    ] = None,
+    list_cells: Annotated[
+        bool, typer.Option("--list", help="List all cells with their scores and exit.")
+    ] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the best model of each trained cell.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Overwrite the results of the cells.")
+    ] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot/--no-plot", help="Plot the learning curve of --fractions.")
+    ] = True,
+    num_processes: NumProcesses = 1,
 ) -> None:
-    """Compare ways to do a task: majority, few-shot, from scratch, fine-tuned with λ = 0 and λ.
+    """Compare prompting, training from scratch and fine-tuning.
 
     Example: gptft compare --task rte --base tiny --seeds 0-4 --shots 0 4 32
 
-    Called again it reads the cells that are done, and goes on with the others.
+    Run the command again to complete an interrupted comparison: finished cells are kept.
     """
-    from finetune.cli.task_sources import find
+    from finetune.cli.task_sources import find_task
     from finetune.comparison import Design
     from finetune.comparison.curve import check_plots
 
     if no_shots:
-        _refuse_beside("--no-shots", {"--shots": shots})
-    if listed:
-        _refuse_beside("--list", {"--overwrite": overwrite, "--keep-models": keep_models})
-    counts = () if no_shots else None if shots is None else tuple(shots)
-    alone = collect({}, scratch or [], "--scratch")
-    design = Design(tuple(parse_numbers(seeds)), counts, tuple(fractions or ()), alone)
-    _check_changes(changes)
-    source = find(task, changes)
+        _check_not_given("--no-shots", {"--shots": shots})
+    if list_cells:
+        _check_not_given("--list", {"--overwrite": overwrite, "--keep-models": keep_models})
+    if "train.seed" in overrides:
+        what = "train.seed has no effect: a comparison trains with several seeds"
+        cure = f"Use --seeds {overrides['train.seed']}."
+        raise UsageError(what, where="--set", cure=cure)
+    design = Design(
+        tuple(parse_seeds(seeds)),
+        () if no_shots else None if shots is None else tuple(shots),
+        tuple(fractions or ()),
+        collect_overrides({}, scratch or [], "--scratch"),
+    )
+    source = find_task(task, overrides)
     target = folder or Path("studies", source.name)
-    if listed:
-        _list(source, target, design, only or ())
+    if list_cells:
+        _print_cells(source, target, design, only or ())
         return
     if design.fractions and plot:
         check_plots()
-    if num_processes > 1 and not is_child():
-        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
-    _compare(
-        source,
-        target,
-        design,
-        only=only or (),
-        keep_models=keep_models,
-        overwrite=overwrite,
-    )
-    _conclude(source, target, design, plot)
+    launch_processes(context, num_processes)
+    options = {"only": only or (), "keep_models": keep_models, "overwrite": overwrite}
+    _run_cells(source, target, design, options)
+    _print_table(source, target, design, plot)
 
 
-def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
-    """UsageError where another option was given that means nothing beside this one."""
+def _check_not_given(option: str, others: Mapping[str, object]) -> None:
+    """Raises UsageError if an option was given that has no effect with another."""
     for other, value in others.items():
         if value:
             what = f"{option} and {other} exclude each other"
             raise UsageError(what, cure="Give one of the two.")
 
 
-def _check_changes(changes: Changes) -> None:
-    """UsageError for a value that every cell has for itself."""
-    if "train.seed" in changes:
-        what = "a study has its own seeds, and train.seed is that of a single run"
-        raise UsageError(what, where="--set", cure=f"Say --seeds {changes['train.seed']}.")
-
-
-def _compare(source: "TaskSource", folder: Path, design: "Design", **options: Any) -> None:
-    """Does the study before the user's eyes; a signal's stop ends with that signal's exit code."""
-    quiet_libraries()
-    from finetune.cli.study_display import follow_study
+def _run_cells(
+    source: "TaskSource", folder: Path, design: "Design", options: Mapping[str, Any]
+) -> None:
+    silence_libraries()
+    from finetune.cli.comparison_display import display_comparison
     from finetune.comparison import events
     from finetune.training.events import Interrupted
 
-    happening = events(source.recipe, folder, design, task=source.task, **options)
+    run = events(source.recipe, folder, design, task=source.task, **options)
     try:
-        follow_study(happening, console())
+        display_comparison(run, console())
     except Interrupted as stop:
         after = "" if stop.update is None else f" after update {stop.update}"
-        words = f"stopped in {stop.folder.name}{after}; the same command goes on from there"
-        end_stopped(words, stop.exit_code)
+        message = f"stopped in {stop.folder.name}{after}; run the same command to continue"
+        exit_stopped(message, stop.exit_code)
 
 
-def _conclude(source: "TaskSource", folder: Path, design: "Design", plot: bool) -> None:
-    """The table of all that is done, and where it is written."""
-    from finetune.cli.study_display import study_table
+def _print_table(source: "TaskSource", folder: Path, design: "Design", plot: bool) -> None:
+    """Prints the table of all finished cells and where it is written."""
+    from finetune.cli.comparison_display import make_comparison_table
     from finetune.comparison import read_table
     from finetune.comparison.curve import draw_curve
 
     table = read_table(source.recipe, folder, design)
-    out = console()
-    out.print(study_table(table))
+    console().print(make_comparison_table(table))
     for note in table.notes:
         print_line((note, "dim"))
-    written = ["table.md", "table.json"]
+    files = ["table.md", "table.json"]
     if table.curves and plot:
-        if process() == 0:
+        if get_rank() == 0:
             draw_curve(table, folder / "curve.png")
-        written.append("curve.png")
-    print_line(f"{', '.join(written)} and a folder for every cell are in ", (str(folder), "bold"))
+        files.append("curve.png")
+    print_line(f"{', '.join(files)} and a folder for each cell are in ", (str(folder), "bold"))
 
 
-def _list(source: "TaskSource", folder: Path, design: "Design", only: Sequence[str]) -> None:
-    """A line per chosen cell: its name, and its scores where it is done."""
-    from finetune.cli.run_status import say_scores
+def _print_cells(source: "TaskSource", folder: Path, design: "Design", only: Sequence[str]) -> None:
+    """Prints the name of each cell, and its scores if it is finished."""
+    from finetune.cli.run_display import format_scores
     from finetune.comparison import list_cells
 
-    for cell, found in list_cells(source.recipe, folder, design, only):
-        state = say_scores(found.scores) if found else "to do"
-        print_line(f"{cell.name:<28} ", (state, "green" if found else "dim"))
+    for cell, result in list_cells(source.recipe, folder, design, only):
+        state = format_scores(result.scores) if result else "to do"
+        print_line(f"{cell.name:<28} ", (state, "green" if result else "dim"))

@@ -1,5 +1,6 @@
 """The verb new: a recipe for a user's own file, with a comment at every guess."""
 
+import errno
 import itertools
 import shlex
 from collections.abc import Sequence
@@ -8,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.commands.tasks import refuse_present, write_new
 from finetune.cli.console import print_line
 from finetune.cli.drafting.columns import Column, look
 from finetune.cli.drafting.guesses import guess
@@ -68,12 +68,14 @@ def new(
         if held_out is not None:
             _check_alike(held_out, found.used)
     else:
-        refuse_present(target)
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
         train, held_out = hold_out(file, hold, target.parent)
     draft = Draft(found, columns, rows, file, train, held_out, target)
     recipe = write_recipe(draft)
     recipe_files.parse_recipe(recipe, str(target)).task.build()
-    write_new(target, recipe)
+    with target.open("x", encoding="utf-8") as stream:
+        stream.write(recipe)
     _explain(draft)
 
 

@@ -1,4 +1,4 @@
-"""The verb pretrain."""
+"""`gptft pretrain`."""
 
 import shlex
 from pathlib import Path
@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.console import console, print_line, quiet_libraries
-from finetune.cli.endings import end_stopped
-from finetune.cli.launcher import is_child, run_processes
-from finetune.cli.options import Precision, Processes, Settings, Trust
-from finetune.cli.recipe_options import collect
+from finetune.cli.console import console, print_line, silence_libraries
+from finetune.cli.launcher import launch_processes
+from finetune.cli.options import (
+    NumProcesses,
+    Overwrite,
+    Precision,
+    Resume,
+    Settings,
+    Trust,
+    collect_overrides,
+)
 
 if TYPE_CHECKING:
     from finetune.pretraining import Plan
@@ -18,33 +24,39 @@ if TYPE_CHECKING:
 
 def pretrain(
     context: typer.Context,
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A YAML file, or a shipped plan.")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A YAML file or a shipped plan.")],
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", "-o", metavar="FOLDER", help="The run; else runs/PLAN."),
+        typer.Option(
+            "--folder", "-o", metavar="FOLDER", help="Output directory.", show_default="runs/PLAN"
+        ),
     ] = None,
     corpus: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Text to learn from, perhaps in train/ and valid/."),
+        typer.Option(
+            metavar="FOLDER", help="Folder of text files, optionally in train/ and valid/."
+        ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--from", metavar="BASE", help="Go on training this base.")
+        str | None, typer.Option("--from", metavar="BASE", help="Continue training this base.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Times to go over the corpus.")] = None,
-    updates: Annotated[int | None, typer.Option(help="Updates, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Blocks in one update.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws weights, dropout and the order.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Number of epochs.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="Number of updates, instead of epochs.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size in blocks.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     precision: Precision = None,
     trust_remote_code: Trust = False,
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run there and start anew.")
-    ] = False,
-    num_processes: Processes = 1,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = 1,
 ) -> None:
-    """Train a decoder on plain text, from a plan to a base that --base takes.
+    """Pre-train a decoder on plain text.
+
+    The output directory is a base for --base.
 
     Example: gptft pretrain tiny --corpus novels -o runs/tiny
     """
@@ -59,42 +71,37 @@ def pretrain(
         "train.batch_size": batch_size,
         "train.seed": seed,
         "train.precision": precision,
-        **(_corpus(corpus) if corpus else {"corpus.train": corpus}),
+        **(_find_corpus(corpus) if corpus else {"corpus.train": corpus}),
     }
-    found = load_plan(plan, collect(flags, settings or []))
-    if num_processes > 1 and not is_child():
-        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+    loaded = load_plan(plan, collect_overrides(flags, settings or []))
+    launch_processes(context, num_processes)
     target = folder or Path("runs", Path(plan).stem)
-    follow_pretraining(found, target, resume=resume, overwrite=overwrite)
+    pretrain_with_display(loaded, target, resume=resume, overwrite=overwrite)
 
 
-def follow_pretraining(
+def pretrain_with_display(
     plan: "Plan", folder: Path, *, resume: bool = False, overwrite: bool = False
 ) -> None:
-    """Pre-trains before the user's eyes; a signal's stop ends with that signal's exit code."""
-    quiet_libraries()
-    from finetune.cli.run_display import follow, score_table
+    """Pre-trains with a live progress display, then prints the scores and the next command."""
+    silence_libraries()
+    from finetune.cli.run_display import display_run, make_score_table
     from finetune.pretraining.train import events
-    from finetune.training.events import Interrupted
 
-    try:
-        happening = events(plan, folder, resume=resume, overwrite=overwrite)
-        result = follow(happening, f"Pre-training {folder.name}", console())
-    except Interrupted as stop:
-        end_stopped(str(stop), stop.exit_code)
+    run = events(plan, folder, resume=resume, overwrite=overwrite)
+    result = display_run(run, f"Pre-training {folder.name}")
     if result is not None:
         if result.scores:
-            console().print(score_table(result.scores))
+            console().print(make_score_table(result.scores))
         print_line("The base is in ", (str(folder), "bold"), ". Next:")
         print_line((f"  gptft train --task rte --base {shlex.quote(str(folder))}", "cyan"))
 
 
-def _corpus(folder: str) -> dict[str, Any]:
-    """A folder of texts, or of the two folders train and valid."""
+def _find_corpus(folder: str) -> dict[str, Any]:
+    """Corpus values for a folder of texts, or of the two folders train and valid."""
     home = Path(folder)
-    held_out = next((home / n for n in ("valid", "validation", "dev") if (home / n).is_dir()), None)
+    evaluate = next((home / n for n in ("valid", "validation", "dev") if (home / n).is_dir()), None)
     train = home / "train" if (home / "train").is_dir() else home
     return {
         "corpus.train": [str(train)],
-        "corpus.evaluate": [str(held_out)] if held_out else [],
+        "corpus.evaluate": [str(evaluate)] if evaluate else [],
     }

@@ -1,94 +1,100 @@
-"""The verb ask, and its table."""
+"""`gptft prompt`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.console import console, process, quiet_libraries
-from finetune.cli.launcher import is_child, run_processes
-from finetune.cli.options import Precision, Processes, Settings, Trust
-from finetune.cli.recipe_options import Changes, collect
+from finetune.cli.console import console, get_rank, silence_libraries
+from finetune.cli.launcher import launch_processes
+from finetune.cli.options import (
+    Base,
+    Data,
+    NumProcesses,
+    Precision,
+    Settings,
+    TaskName,
+    Trust,
+    collect_overrides,
+)
 from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.prompting import PromptResult
 
-_MOST_SEEDS = 1000
-
-Base = Annotated[
-    str | None,
-    typer.Option("--base", help="A hub id, a local folder, a run's folder, or tiny."),
-]
-Shots = Annotated[
-    list[int] | None,
-    typer.Option(min=0, metavar="K ...", help="Solved examples before a question."),
-]
-Seeds = Annotated[
-    str | None,
-    typer.Option(metavar="N-M", help="Draws of the solved examples, as 0-4 or 0,7; else 0."),
-]
-Shared = Annotated[
-    bool, typer.Option("--shared", help="The same solved examples for all questions.")
-]
-Calibrated = Annotated[
-    bool, typer.Option("--calibrated", help="Weigh answers against an empty question.")
-]
-Normalization = Annotated[
-    Literal["none", "token", "byte", "prior"] | None,
-    typer.Option(help="Of log-likelihoods; else as the task's prompt says."),
-]
-PromptName = Annotated[
-    str | None,
-    typer.Option("--prompt", metavar="NAME", help="Another of its prompts, as gpt1 for cola."),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Ask only the first rows; solved examples come from all."),
-]
-Data = Annotated[
-    str | None, typer.Option(help="A folder with a local copy of the data, or a hub id.")
-]
-Output = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="OUT", help="Every answer, as rows.")
-]
+_MAX_SEEDS = 1000
+_TRAIN_VALUES = ("train.precision", "train.layout", "train.tokens_per_forward")
+"""Training values that prompting uses, too."""
 
 
-def ask(
+def prompt(
     context: typer.Context,
-    task: Annotated[
-        str, typer.Option("--task", "-t", help="A shipped recipe, a YAML file, or module:name.")
-    ],
+    task: TaskName,
     base: Base = None,
-    shots: Shots = None,
-    seeds: Seeds = None,
-    shared: Shared = False,
-    calibrated: Calibrated = False,
-    normalization: Normalization = None,
-    prompt: PromptName = None,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="K ...",
+            help="Number of demonstrations (solved examples) in the prompt.",
+            show_default="0",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N-M",
+            help="Seeds that draw the demonstrations, such as 0-4 or 0,7.",
+            show_default="0",
+        ),
+    ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Use the same demonstrations for all rows.")
+    ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Calibrate with a content-free prompt.")
+    ] = False,
+    normalization: Annotated[
+        Literal["none", "token", "byte", "prior"] | None,
+        typer.Option(
+            help="Normalization of log-likelihoods.", show_default="that of the task's prompt"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another prompt of the recipe, such as gpt1 of cola."),
+    ] = None,
     data: Data = None,
-    limit: Limit = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Evaluate only the first rows; demonstrations come from all."),
+    ] = None,
     precision: Precision = None,
     trust_remote_code: Trust = False,
     settings: Settings = None,
-    output: Output = None,
-    num_processes: Processes = 1,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Write each answer to this file."),
+    ] = None,
+    num_processes: NumProcesses = 1,
 ) -> None:
-    """Ask a task in words, without training: zero-, one- and few-shot.
+    """Zero- and few-shot evaluation.
 
-    Example: gptft ask --task rte --base gpt2 --shots 0 4 32
+    The language model scores the answers to a prompt; nothing is trained.
+
+    Example: gptft prompt --task rte --base gpt2 --shots 0 4 32
     """
-    quiet_libraries()
-    from finetune import prompting
+    silence_libraries()
     from finetune.cli.output_columns import choose_format
-    from finetune.cli.task_sources import find
+    from finetune.cli.task_sources import find_task
+    from finetune.prompting import evaluate_prompts
 
-    counts, draws = _read_shots(shots, seeds, shared)
+    counts, draws = _parse_shots(shots, seeds, shared)
     if output is not None:
         choose_format(output)
     flags = {
@@ -97,13 +103,14 @@ def ask(
         "data.path": data,
         "train.precision": precision,
     }
-    source = find(task, _untrained(collect(flags, settings or [])))
+    overrides = collect_overrides(flags, settings or [])
+    _check_overrides(overrides)
+    source = find_task(task, overrides)
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
-    if num_processes > 1 and not is_child():
-        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
-    asking = prompting.ask(
+    launch_processes(context, num_processes)
+    evaluations = evaluate_prompts(
         recipe,
         counts,
         draws,
@@ -113,119 +120,119 @@ def ask(
         calibrated=calibrated,
         normalization=normalization,
     )
-    found = _follow(asking)
-    if output is not None and process() == 0:
-        _write_answers(found, output)
-    console().print(shots_table(found))
+    results = _collect(evaluations)
+    if output is not None and get_rank() == 0:
+        _write_answers(results, output)
+    console().print(make_shots_table(results))
 
 
-def _read_shots(
+def _parse_shots(
     shots: Sequence[int] | None, seeds: str | None, shared: bool
 ) -> tuple[list[int], list[int]]:
-    """Numbers of shots and of seeds. UsageError for an option that would draw from nothing."""
-    counts, draws = list(dict.fromkeys(shots or [0])), parse_numbers(seeds or "0")
-    idle = "--seeds" if seeds is not None else "--shared" if shared else None
-    if idle and not any(counts):
-        what = f"without solved examples {idle} has no effect"
-        raise UsageError(what, cure=f"Say --shots 4 as well, or leave {idle} out.")
+    """The numbers of demonstrations and the seeds; UsageError for an option without effect."""
+    counts, draws = list(dict.fromkeys(shots or [0])), parse_seeds(seeds or "0")
+    unused = "--seeds" if seeds is not None else "--shared" if shared else None
+    if unused and not any(counts):
+        what = f"{unused} has no effect without demonstrations"
+        raise UsageError(what, cure=f"Add --shots 4, or leave {unused} out.")
     return counts, draws
 
 
-def _untrained(changes: Changes) -> Changes:
-    """The changes; UsageError for one that is about training."""
-    for key in changes:
-        if key.startswith("train.") and key not in _READ:
-            what = f"{key} has no effect: nothing is trained"
-            raise UsageError(
-                what, where="--set", cure=f"Leave it out. Read are {', '.join(_READ)}."
-            )
-    return changes
+def _check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raises UsageError for a value that only affects training."""
+    for key in overrides:
+        if key.startswith("train.") and key not in _TRAIN_VALUES:
+            what = f"{key} has no effect: prompting does not train"
+            cure = f"Leave it out. Values in use: {', '.join(_TRAIN_VALUES)}."
+            raise UsageError(what, where="--set", cure=cure)
 
 
-_READ = ("train.precision", "train.layout", "train.tokens_per_forward")
-"""What asking needs to know of all that is said of training."""
+def _collect(evaluations: "Iterable[PromptResult]") -> "list[PromptResult]":
+    """All results, with a status line."""
+    results: list[PromptResult] = []
+    with console(stderr=get_rank() == 0).status(Text(" loading")) as status:
+        for result in evaluations:
+            results.append(result)
+            status.update(Text(f" evaluated with {result.manner.shots} shots"))
+    return results
 
 
-def _follow(asking: "Iterable[PromptResult]") -> "list[PromptResult]":
-    """All that is found, with a word on the screen as it comes."""
-    found: list[PromptResult] = []
-    with console(stderr=process() == 0).status(Text(" loading")) as status:
-        for asked in asking:
-            found.append(asked)
-            status.update(Text(f" asked with {asked.manner.shots} shots"))
-    return found
+def parse_seeds(text: str) -> list[int]:
+    """Parses seeds, without repetition.
 
-
-def parse_numbers(text: str) -> list[int]:
-    """Whole numbers from `0-4` or `0,3,7`, each once.
-
-    >>> parse_numbers("0-2,7,7")
+    >>> parse_seeds("0-2,7,7")
     [0, 1, 2, 7]
+
+    Raises:
+        UsageError: The text is not a list of seeds, or it has more than 1000.
     """
     from finetune.recipe.schema import SEED_LIMIT
 
     try:
         bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
         if any(not ends[0] <= ends[-1] < SEED_LIMIT for ends in bounds):
-            raise ValueError("a range that is empty, or a seed that is too large")
-        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MOST_SEEDS:
-            raise ValueError("a slip of the keyboard")
+            raise ValueError("an empty range or a seed out of bounds")
+        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MAX_SEEDS:
+            raise ValueError("too many seeds")
     except ValueError:
-        cure = f"Write them as 0-4 or 0,3,7: up to {_MOST_SEEDS} of them, each below {SEED_LIMIT}."
-        raise UsageError(f"{text!r} are no seeds", where="--seeds", cure=cure) from None
+        cure = f"Write them as 0-4 or 0,3,7: at most {_MAX_SEEDS}, each below {SEED_LIMIT}."
+        raise UsageError(f"invalid seeds {text!r}", where="--seeds", cure=cure) from None
     ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
     return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
-def shots_table(found: "Sequence[PromptResult]") -> Table:
-    """A row per number of shots: every metric with its interval, and what the interval is of."""
-    precision = found[0].precision
+def make_shots_table(results: "Sequence[PromptResult]") -> Table:
+    """A row for each number of demonstrations: every metric with its interval."""
+    groups: dict[int, list[PromptResult]] = {}
+    for result in results:
+        groups.setdefault(result.manner.shots, []).append(result)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
-    table.caption = f"asked in {precision}{_CAUTION if precision != 'fp32' else ''}"
     table.add_column("shots", justify="right", style="cyan")
-    table.add_column("shown", justify="right")
-    metrics = list(found[0].scores)
+    table.add_column("in context", justify="right")
+    metrics = list(results[0].scores)
     for metric in metrics:
         table.add_column(Text(metric), justify="right")
         table.add_column("interval")
-    table.add_column("of")
-    for count, group in _by_shots(found).items():
-        shown = sum(asked.shown for asked in group) / len(group)
-        cells = [cell for metric in metrics for cell in _cells(group, metric)]
-        over = f"{len(group)} seeds" if len(group) > 1 else "95 % of rows"
-        table.add_row(str(count), f"{shown:.4g}", *cells, over)
+    table.add_column("over")
+    for shots, group in groups.items():
+        in_context = sum(result.shown for result in group) / len(group)
+        cells = chain.from_iterable(_make_cells(group, metric) for metric in metrics)
+        over = f"{len(group)} seeds" if len(group) > 1 else "rows"
+        table.add_row(str(shots), f"{in_context:.4g}", *cells, over)
+    table.caption = _make_caption(results[0].precision, {len(group) for group in groups.values()})
     return table
 
 
-_CAUTION = "; --precision fp32 gives transformers' own numbers"
+def _make_caption(precision: str, group_sizes: set[int]) -> str:
+    lines = [f"precision: {precision}"]
+    if precision != "fp32":
+        lines[0] += " (--precision fp32 reproduces the numbers of transformers)"
+    if 1 in group_sizes:
+        lines.append("interval over rows: 95 % bootstrap confidence interval")
+    if group_sizes != {1}:
+        lines.append("interval over seeds: minimum to maximum, with the median as score")
+    return "\n".join(lines)
 
 
-def _cells(group: "Sequence[PromptResult]", metric: str) -> tuple[str, str]:
-    values = [asked.scores[metric] for asked in group]
+def _make_cells(group: "Sequence[PromptResult]", metric: str) -> tuple[str, str]:
+    values = [result.scores[metric] for result in group]
     low, high = (min(values), max(values)) if len(group) > 1 else group[0].intervals[metric]
     return f"{median(values):.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _by_shots(found: "Iterable[PromptResult]") -> "dict[int, list[PromptResult]]":
-    groups: dict[int, list[PromptResult]] = {}
-    for asked in found:
-        groups.setdefault(asked.manner.shots, []).append(asked)
-    return groups
-
-
-def _write_answers(found: "Sequence[PromptResult]", output: str) -> None:
+def _write_answers(results: "Sequence[PromptResult]", output: str) -> None:
     from finetune.data import write_rows
 
-    reads = found[0].reads
+    reads = results[0].reads
     columns = ["shots", "seed", "id", "label"]
-    if reads != "score":  # It is the label itself.
+    if reads != "score":  # A score is the label itself.
         columns.append(reads)
-    with write_rows(output, columns, format=None) as sink:
-        for asked in found:
-            for answer in asked.predictions:
-                row = [asked.manner.shots, asked.manner.seed, answer.id, answer.label]
+    with write_rows(output, columns, format=None) as writer:
+        for result in results:
+            for answer in result.predictions:
+                row = [result.manner.shots, result.manner.seed, answer.id, answer.label]
                 if reads == "probabilities":
                     row.append(list(answer.scores))
                 elif reads == "log_probability":
                     row.append(answer.scores[0])
-                sink.write(dict(zip(columns, row, strict=True)))
+                writer.write(dict(zip(columns, row, strict=True)))

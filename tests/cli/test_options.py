@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.cli.recipe_options import FLAGS, collect
-from finetune.cli.task_sources import find
+from finetune.cli.options import RECIPE_FLAGS, collect_overrides
+from finetune.cli.task_sources import find_task
 from finetune.recipe.schema import Recipe
 from task_formats import UsageError
 
@@ -15,27 +15,27 @@ keys = st.from_regex(r"[a-z]+\.[a-z_]+", fullmatch=True)
 @given(st.dictionaries(keys, st.text(), max_size=5))
 def test_every_set_comes_through_with_its_whole_value(settings):
     texts = [f"{key}={value}" for key, value in settings.items()]
-    assert collect({}, texts) == settings
+    assert collect_overrides({}, texts) == settings
 
 
 def test_flags_that_are_not_given_change_nothing():
-    assert collect({"train.epochs": None, "train.seed": 0}, []) == {"train.seed": 0}
+    assert collect_overrides({"train.epochs": None, "train.seed": 0}, []) == {"train.seed": 0}
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=5", " = 5", ""])
 def test_a_set_without_key_or_value_is_refused(text):
     with pytest.raises(UsageError, match="not key=value"):
-        collect({}, [text])
+        collect_overrides({}, [text])
 
 
 def test_a_key_given_twice_is_refused():
     with pytest.raises(UsageError, match=r"train\.epochs is given twice"):
-        collect({"train.epochs": 3.0}, ["train.epochs=5"])
+        collect_overrides({"train.epochs": 3.0}, ["train.epochs=5"])
     with pytest.raises(UsageError, match="given twice"):
-        collect({}, ["base.path=a", "base.path=b"])
+        collect_overrides({}, ["base.path=a", "base.path=b"])
 
 
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.option)
+@pytest.mark.parametrize("flag", RECIPE_FLAGS, ids=lambda flag: flag.option)
 def test_every_flag_names_a_value_of_the_recipe(flag):
     part, name = flag.key.split(".")
     assert name in type(getattr(Recipe.model_construct(), part, None) or _part(part)).model_fields
@@ -53,7 +53,7 @@ def test_default_recipe_and_flag_come_in_this_order(tmp_path):
         "data: {train: rows.csv, evaluate: null}\n"
         "train: {epochs: 5, seed: 7}\n"
     )
-    train = find(str(recipe), {"train.seed": 8}).recipe.train
+    train = find_task(str(recipe), {"train.seed": 8}).recipe.train
     assert (train.batch_size, train.epochs, train.seed) == (32, 5, 8)
 
 
@@ -61,6 +61,6 @@ def test_a_folder_on_the_command_line_is_seen_from_the_current_one(tmp_path, mon
     (tmp_path / "copies").mkdir()
     monkeypatch.chdir(tmp_path)
     changes = {"data.path": "copies", "base.path": "gpt2"}
-    recipe = find("rte", changes).recipe
+    recipe = find_task("rte", changes).recipe
     assert recipe.data.path == str(tmp_path / "copies")
     assert recipe.base.path == "gpt2"

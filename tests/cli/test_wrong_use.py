@@ -254,7 +254,7 @@ MISTAKES = {
         "predict RUN -", "standard input", "--input-format"
     ),
     "predict onto itself": Mistake(
-        "predict RUN rows.csv -o rows.csv", "is the file", "another one"
+        "predict RUN rows.csv -o rows.csv", "also the input", "another one"
     ),
     "predict into no folder": Mistake(
         "predict RUN pairs.jsonl -o none/out.csv", "none", "",
@@ -268,7 +268,7 @@ MISTAKES = {
         "predict RUN pairs.csv", "no rows", "rows", write("pairs.csv", "premise,hypothesis\n")
     ),
     # the file for a new recipe
-    "new over a recipe": Mistake("new rows.csv -o mine.yaml", "already there", "-o"),
+    "new over a recipe": Mistake("new rows.csv -o mine.yaml", "already exists", "-o"),
     "new without names of columns": Mistake(
         "new rows.csv", "looks like data", "text,label", rows("1,the cat sat\n0,the dog ran\n")
     ),

@@ -1,0 +1,65 @@
+"""`gptft evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from finetune.cli.console import console, silence_libraries
+from finetune.cli.options import Data, Device, PythonTask, Run, Trust
+
+if TYPE_CHECKING:
+    from finetune.evaluation.predictor import Predictor
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A split or a file. May be repeated.",
+            show_default="all evaluation splits",
+        ),
+    ] = None,
+    data: Data = None,
+    task: PythonTask = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Evaluate a run on the splits of its data.
+
+    Example: gptft evaluate runs/mnli --split validation_mismatched
+    """
+    predictor = load_predictor(run, task, device, trust_remote_code)
+    from finetune.checkpointing.run_folder import read_result
+    from finetune.cli.run_display import make_score_table
+    from finetune.cli.task_sources import find_split, resolve_local_path
+    from finetune.recipe.loading import override_recipe
+
+    recipe = predictor.recipe
+    if data is not None:
+        recipe = override_recipe(recipe, {"data.path": resolve_local_path("data.path", data)})
+    names = split or list(read_result(run)["scores"]) or ["evaluate"]
+    with console(stderr=True).status(Text(f" evaluating on {', '.join(names)}")):
+        splits = {name: find_split(recipe.data, name) for name in names}
+        scores = {name: predictor.evaluate(split, recipe.data) for name, split in splits.items()}
+    console().print(make_score_table(scores))
+
+
+def load_predictor(run: Path, task: str | None, device: str | None, trust: bool) -> "Predictor":
+    """Loads the model of a run, with a status line.
+
+    Args:
+        run: Run directory.
+        task: module:attribute of a task defined in Python.
+        device: Name of a torch device; the best available by default.
+        trust: Run Python code that comes with the base.
+    """
+    silence_libraries()
+    with console(stderr=True).status(Text(f" loading {run}")):
+        from finetune.cli.task_sources import find_python_task
+        from finetune.evaluation.predictor import load
+
+        return load(run, device, task=find_python_task(task), trust_remote_code=trust)
