@@ -73,16 +73,17 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
         "data.limit": None if shots else options.limit,
         "train.precision": "fp32",
     }
-    asker = PromptEvaluator(load_recipe(name, {k: v for k, v in changes.items() if v is not None}))
-    pool = asker.solved() if shots else []
-    examples = asker.questions[: options.limit]
+    changes = {key: value for key, value in changes.items() if value is not None}
+    evaluator = PromptEvaluator(load_recipe(name, changes))
+    pool = evaluator.demonstration_pool if shots else []
+    examples = evaluator.questions[: options.limit]
     shown = Demonstrations(pool, shots, shared=True)
-    encoder = PromptEncoder(asker.task, asker.boundary, POSITIONS, shown)
+    encoder = PromptEncoder(evaluator.task, evaluator.boundary, POSITIONS, shown)
     few = examples[: options.peer_limit]
     ours, theirs = [], []
     for _ in range(options.rounds):
         began = time.perf_counter()
-        found = asker.likelihoods(encoder.encode(examples))
+        found = evaluator.log_likelihoods(encoder.encode(examples))
         ours.append(time.perf_counter() - began)
         began = time.perf_counter()
         expected = score_with(peer, encoder, few)

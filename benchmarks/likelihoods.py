@@ -48,11 +48,11 @@ def main() -> None:
 def compare(task: str, data: Path, base: str, peer: HFLM, limit: int) -> float:
     """The largest difference over all answers of a task, in parts of what is allowed."""
     changes = {"base.path": base, "data.path": str(data), "data.limit": limit}
-    asker = PromptEvaluator(load_recipe(task, {**changes, "train.precision": "fp32"}))
-    encoder = PromptEncoder(asker.task, asker.boundary, POSITIONS, Demonstrations([], 0))
-    examples = [example for example in asker.questions if _fits(encoder, example)]
+    evaluator = PromptEvaluator(load_recipe(task, {**changes, "train.precision": "fp32"}))
+    encoder = PromptEncoder(evaluator.task, evaluator.boundary, POSITIONS, Demonstrations([], 0))
+    examples = [example for example in evaluator.questions if _fits(encoder, example)]
     questions = encoder.encode(examples)
-    found = asker.likelihoods(questions)
+    found = evaluator.log_likelihoods(questions)
     pairs = [encoder.write(example) for example in examples]
     requests = [Instance("loglikelihood", {}, (c, a), 0) for c, answers in pairs for a in answers]
     expected = np.array([value for value, _ in peer.loglikelihood(requests, disable_tqdm=True)])

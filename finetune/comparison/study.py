@@ -155,7 +155,7 @@ class Study:
         """UsageError where the rows cannot supply the solved examples of one of the cells."""
         most = max((cell.shots for cell in cells), default=0)
         if most:
-            Demonstrations(self.asker.solved(), most)
+            Demonstrations(self.asker.demonstration_pool, most)
 
     def read(self, cell: Cell) -> CellResult | None:
         """What a cell has found, if it is done; UsageError where it was told something else."""
@@ -215,13 +215,13 @@ class Study:
         }
 
     def _ask(self, cell: Cell) -> dict[str, Any]:
-        asked = self.asker.ask(PromptOptions(cell.shots, cell.seed))
+        result = self.asker.evaluate(PromptOptions(cell.shots, cell.seed))
         return {
-            "scores": {"evaluate": asked.scores},
-            "intervals": asked.intervals,
-            "labels": asked.shown,
-            "cut": asked.cut,
-            "precision": asked.precision,
+            "scores": {"evaluate": result.scores},
+            "intervals": result.intervals,
+            "labels": result.mean_shots,
+            "cut": result.truncated,
+            "precision": result.precision,
         }
 
 

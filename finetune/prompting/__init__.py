@@ -1,6 +1,7 @@
-"""Tasks asked in words, without training: zero-, one- and few-shot (GPT-2, GPT-3).
+"""Zero- and few-shot evaluation with prompts, and text generation (GPT-2, GPT-3).
 
-`ask(recipe, shots, seeds)` gives scores. It is looked up when it is first used.
+`evaluate_prompts(recipe, shots, seeds)` evaluates without training. Names are imported on first
+use, so importing this package is cheap.
 """
 
 from importlib import import_module
@@ -14,12 +15,10 @@ if TYPE_CHECKING:
         evaluate_prompts,
     )
 
-_HOME = "finetune.prompting.evaluator"
-
 __all__ = ["PromptEvaluator", "PromptOptions", "PromptResult", "evaluate_prompts"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'finetune.prompting' has no attribute {name!r}")
-    return getattr(import_module(_HOME), name)
+    return getattr(import_module("finetune.prompting.evaluator"), name)

@@ -1,4 +1,4 @@
-"""Log-likelihoods of answers, each context and each common beginning of contexts read once."""
+"""Log-likelihoods of answers; each context, and each shared beginning of contexts, is read once."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,90 +19,106 @@ from finetune.evaluation.evaluate import (
 )
 from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
 from finetune.models.task_model import LanguageModel
-from finetune.prompting.answer_batches import collate_answers, trim
+from finetune.prompting.answer_batches import collate_answers, required_inputs
 from finetune.prompting.prefix_groups import PrefixGroup, find_prefix_groups
 from task_formats import Encoded
 
 
 class AnswerScorer:
-    """A decoder that tells how likely answers are after their contexts.
+    """Computes log-likelihoods of answers given contexts.
 
-    What is read together changes the work, not the result: the log-likelihoods are those of one
-    sequence at a time, to float32 rounding.
+    Batching and caching do not change the result: log-likelihoods equal those of one sequence at
+    a time up to float32 rounding.
     """
 
     def __init__(
         self, decoder: PreTrainedModel, batch_config: BatchConfig, accelerator: Accelerator
     ) -> None:
         self._model = LanguageModel(decoder).eval()
-        self._reading, self._accelerator = batch_config, accelerator
-        self._remembers = decoder.config._attn_implementation == ATTENTION_NAME
+        self._batch_config, self._accelerator = batch_config, accelerator
+        self._caches_prefixes = decoder.config._attn_implementation == ATTENTION_NAME
 
-    def score(self, requests: Sequence[Encoded]) -> np.ndarray:
-        """(N, K) log-probabilities in nats; -inf where a request has fewer answers.
+    def log_likelihoods(self, requests: Sequence[Encoded]) -> np.ndarray:
+        """Scores every answer of every request.
 
-        Equal requests are scored once, and every process gets all scores.
+        Equal requests are computed once, and processes share the work.
+
+        Args:
+            requests: N contexts (prefix), each with up to K answers (endings).
+
+        Returns:
+            (N, K) log-likelihoods in nats on every process; -inf where a request has fewer answers.
         """
         distinct = {_key(request): request for request in requests}
-        places = {key: n for n, key in enumerate(distinct)}
-        found = gather_logits(
-            self._rounds(list(distinct.values())), len(distinct), self._accelerator
+        indices = {key: n for n, key in enumerate(distinct)}
+        table = gather_logits(
+            self._forward_passes(list(distinct.values())), len(distinct), self._accelerator
         )
-        return found[[places[_key(request)] for request in requests]]
+        return table[[indices[_key(request)] for request in requests]]
 
-    def _rounds(self, requests: Sequence[Encoded]) -> Iterator[RowLogits]:
-        """This process's share, a forward pass at a time."""
-        trunks = find_prefix_groups(requests) if self._remembers else [_no_trunk(requests)]
-        passes = [one for trunk in trunks for one in self._group(requests, trunk)]
+    def _forward_passes(self, requests: Sequence[Encoded]) -> Iterator[RowLogits]:
+        """Yields the results of this process's share, one forward pass at a time."""
+        groups = (
+            find_prefix_groups(requests)
+            if self._caches_prefixes
+            else [PrefixGroup(0, np.arange(len(requests)))]
+        )
+        batches = [batch for group in groups for batch in self._batches(requests, group)]
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
-        memory, remembered = None, None
-        for trunk, sizes, rows in passes[rank::processes]:
-            if trunk is not remembered:
-                memory, remembered = self._remember(requests, trunk), trunk
-            read = partial(self._read, requests, trunk, memory)
-            found, self._reading = compute_within_memory(read, rows, sizes, self._reading)
-            yield [(int(trunk.requests[row]), scores) for row, scores in found]
+        prefix_cache, cached_group = None, None
+        for group, lengths, rows in batches[rank::processes]:
+            if group is not cached_group:
+                prefix_cache, cached_group = self._fill_cache(requests, group), group
+            compute = partial(self._compute, requests, group, prefix_cache)
+            results, self._batch_config = compute_within_memory(
+                compute, rows, lengths, self._batch_config
+            )
+            yield [(int(group.requests[row]), scores) for row, scores in results]
 
-    def _group(
-        self, requests: Sequence[Encoded], trunk: PrefixGroup
+    def _batches(
+        self, requests: Sequence[Encoded], group: PrefixGroup
     ) -> Iterator[tuple[PrefixGroup, ExampleLengths, np.ndarray]]:
-        """A trunk's requests in forward passes of like lengths: their places in the trunk."""
-        sizes = compute_lengths([trim(requests[n], trunk.length) for n in trunk.requests])
-        layout, budget = self._reading.layout, self._reading.max_tokens_per_forward
-        for rows in batch_by_tokens(np.arange(len(trunk.requests)), sizes, layout, budget):
-            yield trunk, sizes, rows
+        """Batches of requests of similar length, as indices into `group.requests`."""
+        lengths = compute_lengths(
+            [required_inputs(requests[n], group.length) for n in group.requests]
+        )
+        rows = np.arange(len(group.requests))
+        layout, limit = self._batch_config.layout, self._batch_config.max_tokens_per_forward
+        for batch in batch_by_tokens(rows, lengths, layout, limit):
+            yield group, lengths, batch
 
-    def _remember(self, requests: Sequence[Encoded], trunk: PrefixGroup) -> PrefixCache | None:
-        if not trunk.length:
+    def _fill_cache(self, requests: Sequence[Encoded], group: PrefixGroup) -> PrefixCache | None:
+        """Reads the shared beginning of a group."""
+        if not group.length:
             return None
-        beginning = requests[trunk.requests[0]].prefix[: trunk.length]
-        batch = collate([Encoded("", beginning, ())], "packed", self._reading.pad_id)
-        memory = PrefixCache()
+        prefix = requests[group.requests[0]].prefix[: group.length]
+        batch = collate([Encoded("", prefix, ())], "packed", self._batch_config.pad_id)
+        prefix_cache = PrefixCache()
         with torch.inference_mode(), self._accelerator.autocast():
-            self._model.backbone.hidden_states(to_device(batch, self._accelerator.device), memory)
-        memory.full = True
-        return memory
+            self._model.backbone.hidden_states(
+                to_device(batch, self._accelerator.device), prefix_cache
+            )
+        prefix_cache.full = True
+        return prefix_cache
 
-    def _read(
+    def _compute(
         self,
         requests: Sequence[Encoded],
-        trunk: PrefixGroup,
-        memory: PrefixCache | None,
+        group: PrefixGroup,
+        prefix_cache: PrefixCache | None,
         rows: np.ndarray,
     ) -> np.ndarray:
-        """(n, K) log-probabilities of n of a trunk's requests, by their places in it."""
-        asked = [requests[n] for n in trunk.requests[rows]]
-        batch = collate_answers(asked, self._reading.layout, self._reading.pad_id, trunk.length)
-        here = to_device(batch, self._accelerator.device)
+        """(n, K) log-likelihoods of n requests, given as indices into `group.requests`."""
+        selected = [requests[n] for n in group.requests[rows]]
+        layout, pad_id, _ = self._batch_config
+        batch = to_device(
+            collate_answers(selected, layout, pad_id, group.length), self._accelerator.device
+        )
         with torch.inference_mode(), self._accelerator.autocast():
-            states = self._model.backbone.hidden_states(here, memory)
-            scores = self._model.score_endings(states, here)
+            states = self._model.backbone.hidden_states(batch, prefix_cache)
+            scores = self._model.score_endings(states, batch)
         return scores.float().cpu().numpy()
 
 
 def _key(request: Encoded) -> tuple[tuple[int, ...], ...]:
     return (tuple(request.prefix), *map(tuple, request.endings))
-
-
-def _no_trunk(requests: Sequence[Encoded]) -> PrefixGroup:
-    return PrefixGroup(0, np.arange(len(requests)))

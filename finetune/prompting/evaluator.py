@@ -1,11 +1,12 @@
-"""A task asked in words: how often a decoder that was never trained for it knows the answer."""
+"""Zero- and few-shot evaluation: scores a task's answers with a decoder, without training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
@@ -17,15 +18,27 @@ from finetune.distributed.setup import (
     create_accelerator,
 )
 from finetune.evaluation.evaluate import BatchConfig
-from finetune.evaluation.intervals import Judge, bootstrap_interval
+from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
-from finetune.models.pretrained import DEFAULT_CONTEXT, count_positions, load_language_model
-from finetune.prompting import normalization
+from finetune.models.pretrained import (
+    DEFAULT_CONTEXT,
+    count_positions,
+    find_special_token,
+    load_language_model,
+    tokenize,
+)
 from finetune.prompting.answer_scorer import AnswerScorer
-from finetune.prompting.contexts import find_boundary
-from finetune.prompting.threshold import apply_threshold, best_threshold
+from finetune.prompting.normalization import (
+    apply_threshold,
+    best_threshold,
+    expected_value,
+    log_ratio,
+    mean_log_probability,
+    normalize_lengths,
+)
 from finetune.recipe.schema import Recipe
 from task_formats import (
+    Boundary,
     Demonstrations,
     Example,
     Prediction,
@@ -39,221 +52,205 @@ from task_formats import (
 from task_formats.prompt_tokens import answer_values
 from task_formats.prompts import Normalization
 
-CONTENT_FREE = ("N/A", "[MASK]", "")
-"""What stands for every field in a question without content (Zhao et al. 2021)."""
+CONTENT_FREE_INPUTS = ("N/A", "[MASK]", "")
+"""Values of every field in the content-free questions of contextual calibration (Zhao et al. 2021,
+section 4)."""
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How the questions are asked."""
+    """How questions are prompted."""
 
     shots: int = 0
-    """Solved examples before every question."""
+    """Demonstrations before every question."""
     seed: int = 0
-    """Draws the solved examples."""
+    """Random seed of the demonstrations."""
     shared: bool = False
-    """The same solved examples for all questions, not some of its own for each."""
+    """The same demonstrations for all questions, instead of a separate draw for each."""
     calibrated: bool = False
-    """Weigh each answer by how likely it is after a question without content."""
+    """Contextual calibration (Zhao et al. 2021)."""
     normalization: Normalization | None = None
-    """How log-likelihoods are normalised; without it, as the task's prompt says."""
+    """Normalization of log-likelihoods; None takes that of the task's prompt."""
 
 
 class PromptResult(NamedTuple):
-    """What came of asking all questions in one manner."""
+    """The evaluation of all questions with one set of options."""
 
-    manner: PromptOptions
+    options: PromptOptions
     scores: dict[str, float]
     """The task's metrics over the labelled questions."""
     intervals: dict[str, tuple[float, float]]
-    """95 % of what other questions of the kind would have scored (bootstrap)."""
+    """95 % bootstrap confidence intervals over questions."""
     predictions: list[Prediction]
-    shown: float
-    """Solved examples that stood before a question, on average: as many as fitted."""
-    cut: int
+    mean_shots: float
+    """Demonstrations that fitted before a question, on average."""
+    truncated: int
     """Questions whose beginning did not fit."""
     precision: Precision
-    """What products were made in. Only in fp32 the log-likelihoods are transformers' own to 1e-4:
-    in bf16 they are up to a tenth of a nat off."""
-    reads: Literal["probabilities", "log_probability", "score"]
-    """What the scores of a prediction are: one per answer, or the one number that it was made of
-    (`score`: its label)."""
+    """Number format of the forward passes. In fp32 log-likelihoods equal those of transformers to
+    1e-4 nats; in bf16 they differ by up to 0.1 nats."""
+    score_kind: Literal["probabilities", "log_probability", "score"]
+    """What `Prediction.scores` holds: a probability per answer, the log-probability compared with
+    the threshold, or the predicted score itself."""
 
 
 class PromptEvaluator:
-    """A decoder with a task's questions and solved examples."""
+    """A decoder with the questions of a task."""
 
     def __init__(self, recipe: Recipe, task: Task | None = None, limit: int | None = None) -> None:
-        """Loads and reads everything but the solved examples, which wait for a manner with shots.
+        """Loads the decoder and the questions; UsageError where one of them cannot be read.
 
-        `limit` counts questions alone, `data.limit` the rows of every split. Raises UsageError
-        where there is no prompt, no base, or no row.
+        `task` replaces the recipe's task, for tasks defined in Python. `limit` is the maximum
+        number of questions, while `recipe.data.limit` limits every split.
         """
         self.recipe, self.task = recipe, recipe.task.resolve(task)
         self.precision = choose_precision(recipe.train.precision)
         accelerator = create_accelerator(self.precision)
         decoder, tokenizer = load_language_model(recipe.base.model_copy(update={"dropout": None}))
-        asked, most = _named(recipe.data.evaluate, "evaluate"), _least(limit, recipe.data.limit)
-        self.questions = self._read(asked, most, labelled=False)
-        self._pool: list[Example] | None = None
+        limits = [n for n in (limit, recipe.data.limit) if n is not None]
+        self.questions = self._read("evaluate", min(limits, default=None), labelled=False)
         self.boundary = find_boundary(tokenizer)
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         layout = choose_layout(recipe.train, decoder, chooses=True)
-        budget = choose_max_tokens_per_forward(recipe.train, decoder, accelerator.device)
-        batch_config = BatchConfig(layout, tokenizer.pad_token_id or 0, budget)
+        max_tokens = choose_max_tokens_per_forward(recipe.train, decoder, accelerator.device)
+        batch_config = BatchConfig(layout, tokenizer.pad_token_id or 0, max_tokens)
         self._scorer = AnswerScorer(decoder.to(accelerator.device), batch_config, accelerator)
 
-    def ask(self, manner: PromptOptions = PromptOptions()) -> PromptResult:
-        """Asks every question of the evaluation split. UsageError for what has no meaning."""
-        self._check(manner)
-        pool = self.solved() if manner.shots else []
-        demonstrations = Demonstrations(pool, manner.shots, manner.seed, manner.shared)
+    @cached_property
+    def demonstration_pool(self) -> list[Example]:
+        """Labelled examples of the training split."""
+        return self._read("train", self.recipe.data.limit, labelled=True)
+
+    def evaluate(self, options: PromptOptions = PromptOptions()) -> PromptResult:
+        """Predicts every question of the evaluation split and scores the predictions.
+
+        Raises:
+            UsageError: The task has no prompt or one that the options do not fit, an answer is
+                longer than the decoder's context, or the training split has too few rows.
+        """
+        prompt = self.task.prompt
+        if prompt and prompt.threshold and (options.shots or options.calibrated):
+            raise UsageError(
+                "a prompt with a threshold takes no demonstrations and no calibration",
+                where="task.prompt.threshold",
+                cure="Use --shots 0 without --calibrated, or another prompt.",
+            )
+        pool = self.demonstration_pool if options.shots else []
+        demonstrations = Demonstrations(pool, options.shots, options.seed, options.shared)
         encoder = PromptEncoder(self.task, self.boundary, self._max_tokens, demonstrations)
         questions = encoder.encode(self.questions)
-        weights = self._weigh(encoder, self.questions, questions, manner)
+        answer_scores = self._answer_scores(encoder, self.questions, questions, options)
         if encoder.prompt.threshold:
-            threshold = self._find_threshold(encoder, weights[:, 0], manner)
-            predictions = apply_threshold(self.task, questions, weights[:, 0], threshold)
+            threshold = self._find_threshold(encoder, answer_scores[:, 0], options)
+            predictions = apply_threshold(self.task, questions, answer_scores[:, 0], threshold)
         else:
-            predictions = self._decide(questions, weights)
-        scores, intervals = self._score(questions, predictions)
+            predictions = self._predict(questions, answer_scores)
+        predicted, gold = self._labelled(questions, predictions)
         return PromptResult(
-            manner,
-            scores,
-            intervals,
+            options,
+            self._metrics(predicted, gold),
+            bootstrap_interval(self._metrics, predicted, gold),
             predictions,
-            float(np.mean([question.shots for question in questions])),
-            sum(question.cut > 0 for question in questions),
-            self.precision,
-            self._reads(),
+            mean_shots=float(np.mean([question.shots for question in questions])),
+            truncated=sum(question.cut > 0 for question in questions),
+            precision=self.precision,
+            score_kind=self._score_kind(),
         )
 
-    def likelihoods(self, questions: Sequence[Question]) -> np.ndarray:
+    def log_likelihoods(self, questions: Sequence[Question]) -> np.ndarray:
         """(N, K) log-likelihoods of the answers in nats; -inf where a question has fewer."""
         parts = [part for question in questions for part in question.parts]
-        found = self._scorer.score(parts)
+        scores = self._scorer.log_likelihoods(parts)
         table = np.full((len(questions), max(len(q.places) for q in questions)), -np.inf)
         first = 0
         for n, question in enumerate(questions):
             for k, (part, ending) in enumerate(question.places):
-                table[n, k] = found[first + part, ending]
+                table[n, k] = scores[first + part, ending]
             first += len(question.parts)
         return table
 
-    def _check(self, manner: PromptOptions) -> None:
-        """A text that is its own answer has no solved examples, and no bias towards an answer."""
-        prompt = self.task.prompt
-        if prompt and prompt.threshold and (manner.shots or manner.calibrated):
-            raise UsageError(
-                "a prompt with a threshold is asked without solved examples or calibration",
-                where="task.prompt.threshold",
-                cure="Ask with --shots 0, or with another prompt.",
-            )
-
-    def _find_threshold(
-        self, encoder: PromptEncoder, weights: np.ndarray, manner: PromptOptions
-    ) -> float:
-        """Of the (N,) weights of the questions, or the best one on the training split."""
-        if encoder.prompt.threshold == "median":
-            return float(np.median(weights))
-        solved = self.solved()
-        questions = encoder.encode(solved)
-        known = self._weigh(encoder, solved, questions, manner)[:, 0]
-        metric = self.task.metrics[0]
-
-        def judge(threshold: float) -> float:
-            return self._judge(questions, apply_threshold(self.task, questions, known, threshold))[
-                metric
-            ]
-
-        return best_threshold(known, judge)
-
-    def _weigh(
+    def _answer_scores(
         self,
         encoder: PromptEncoder,
         examples: Sequence[Example],
         questions: list[Question],
-        manner: PromptOptions,
+        options: PromptOptions,
     ) -> np.ndarray:
-        """(N, K) comparable numbers, normalised and calibrated as the manner says."""
-        scores = self.likelihoods(questions)
-        how = manner.normalization or encoder.prompt.normalization
-        if how == "prior":
-            priors = self.likelihoods(encoder.encode_prior(examples))
-            scores = normalization.against(scores, priors)
-        normalize = partial(_normalize, how=how, questions=questions)
-        if not manner.calibrated:
+        """(N, K) log-likelihoods after normalization and calibration."""
+        scores = self.log_likelihoods(questions)
+        kind = options.normalization or encoder.prompt.normalization
+        if kind == "prior":
+            scores = log_ratio(scores, self.log_likelihoods(encoder.encode_prior(examples)))
+        normalize = partial(normalize_lengths, kind=kind, questions=questions)
+        if not options.calibrated:
             return normalize(scores)
-        empty = [
-            normalize(self.likelihoods(encoder.encode_content_free(examples, questions, word)))
-            for word in CONTENT_FREE
+        content_free = [
+            normalize(self.log_likelihoods(encoder.encode_content_free(examples, questions, text)))
+            for text in CONTENT_FREE_INPUTS
         ]
-        return normalization.against(normalize(scores), normalization.mean_probability(empty))
+        return log_ratio(normalize(scores), mean_log_probability(content_free))
 
-    def _decide(self, questions: list[Question], scores: np.ndarray) -> list[Prediction]:
+    def _find_threshold(
+        self, encoder: PromptEncoder, scores: np.ndarray, options: PromptOptions
+    ) -> float:
+        """The median of the questions' (N,) scores, or the best threshold on the training split."""
+        if encoder.prompt.threshold == "median":
+            return float(np.median(scores))
+        examples, metric = self.demonstration_pool, self.task.metrics[0]
+        questions = encoder.encode(examples)
+        train_scores = self._answer_scores(encoder, examples, questions, options)[:, 0]
+
+        def evaluate_threshold(threshold: float) -> float:
+            predictions = apply_threshold(self.task, questions, train_scores, threshold)
+            return self._metrics(*self._labelled(questions, predictions))[metric]
+
+        return best_threshold(train_scores, evaluate_threshold)
+
+    def _predict(self, questions: list[Question], scores: np.ndarray) -> list[Prediction]:
         if isinstance(self.task.labels, Range):
-            values = answer_values(cast(Prompt, self.task.prompt))
-            found = normalization.expected_value(scores, values)
+            values = expected_value(scores, answer_values(cast(Prompt, self.task.prompt)))
             return [
                 Prediction(question.id, float(value), (float(value),))
-                for question, value in zip(questions, found, strict=True)
+                for question, value in zip(questions, values, strict=True)
             ]
         return [
             self.task.labels.decode(question.id, row[: len(question.places)].tolist())
             for question, row in zip(questions, scores, strict=True)
         ]
 
-    def _reads(self) -> Literal["probabilities", "log_probability", "score"]:
+    def _score_kind(self) -> Literal["probabilities", "log_probability", "score"]:
         if isinstance(self.task.labels, Range):
             return "score"
         threshold = self.task.prompt and self.task.prompt.threshold
         return "log_probability" if threshold else "probabilities"
 
-    def _judge(
+    def _labelled(
         self, questions: Sequence[Question], predictions: Sequence[Prediction]
-    ) -> dict[str, float]:
-        judge, predicted, gold = self._judged(questions, predictions)
-        return judge(predicted, gold)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and true labels of the questions that have a label."""
+        pairs = [
+            (prediction.label, self.task.labels.name(question.label))
+            for question, prediction in zip(questions, predictions, strict=True)
+            if question.label is not None
+        ]
+        predicted, gold = zip(*pairs, strict=True) if pairs else ((), ())
+        return np.array(predicted), np.array(gold)
 
-    def _score(
-        self, questions: Sequence[Question], predictions: Sequence[Prediction]
-    ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-        judge, predicted, gold = self._judged(questions, predictions)
-        return judge(predicted, gold), bootstrap_interval(judge, predicted, gold)
+    def _metrics(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+        return score(self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class)
 
-    def _judged(
-        self, questions: Sequence[Question], predictions: Sequence[Prediction]
-    ) -> tuple[Judge, np.ndarray, np.ndarray]:
-        """The task's metrics as a function, and what it is about: labelled questions only."""
-        labelled = [n for n, question in enumerate(questions) if question.label is not None]
-        predicted = np.array([predictions[n].label for n in labelled])
-        labels = [cast(float, questions[n].label) for n in labelled]
-        gold = np.array([self.task.labels.name(label) for label in labels])
-
-        def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-            return score(
-                self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class
+    def _read(
+        self, role: Literal["train", "evaluate"], limit: int | None, *, labelled: bool
+    ) -> list[Example]:
+        config = self.recipe.data
+        split = config.train if role == "train" else config.evaluate
+        if split is None:
+            raise UsageError(
+                f"data.{role} is not set", where=f"data.{role}", cure="Name a split or a file."
             )
-
-        return judge, predicted, gold
-
-    def solved(self) -> list[Example]:
-        """Labelled examples of the training split, read when they are first wanted."""
-        if self._pool is None:
-            split, most = _named(self.recipe.data.train, "train"), self.recipe.data.limit
-            self._pool = self._read(split, most, labelled=True)
-        return self._pool
-
-    def _read(self, split: str, limit: int | None, *, labelled: bool) -> list[Example]:
-        part = self.recipe.data
-        rows = open_rows(part, split)
+        rows = open_rows(config, split)
         examples, _ = read_examples(
-            self.task,
-            rows,
-            split,
-            labelled=labelled,
-            on_bad_row=part.on_bad_row,
-            limit=limit,
+            self.task, rows, split, labelled=labelled, on_bad_row=config.on_bad_row, limit=limit
         )
         return list(examples)
 
@@ -269,30 +266,26 @@ def evaluate_prompts(
     calibrated: bool = False,
     normalization: Normalization | None = None,
 ) -> Iterator[PromptResult]:
-    """Asks the evaluation split of a recipe with every number of shots and every seed, in turn.
+    """Yields the result of every number of shots with every seed; 0 shots are evaluated once.
 
-    `limit` asks its first rows alone. Zero shots draw nothing, so they are asked once. Raises
-    UsageError for whatever does not fit.
+    `task` and `limit` are those of `PromptEvaluator`, the other options those of `PromptOptions`.
+    Raises UsageError as `PromptEvaluator` and its `evaluate` do.
     """
-    asker = PromptEvaluator(recipe, task, limit)
+    evaluator = PromptEvaluator(recipe, task, limit)
     for count in shots:
         for seed in seeds if count else seeds[:1]:
-            yield asker.ask(PromptOptions(count, seed, shared, calibrated, normalization))
+            yield evaluator.evaluate(PromptOptions(count, seed, shared, calibrated, normalization))
 
 
-def _normalize(scores: np.ndarray, how: Normalization, questions: list[Question]) -> np.ndarray:
-    if how == "token":
-        return normalization.per_token(scores, questions)
-    return normalization.per_byte(scores, questions) if how == "byte" else scores
+def find_boundary(tokenizer: PreTrainedTokenizerBase) -> Boundary:
+    """Returns how contexts and answers are tokenized, as in lm-evaluation-harness.
 
-
-def _least(*limits: int | None) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _named(split: str | None, role: str) -> str:
-    if split is None:
-        raise UsageError(
-            f"the recipe names no {role} split", where=f"data.{role}", cure="Name a split or file."
-        )
-    return split
+    Tokens that the tokenizer puts before every text (llama's <s>) start every context. An empty
+    context is the beginning-of-text token, or else the end-of-text token.
+    """
+    plain = tokenize(tokenizer, ["a"])[0]
+    with_special: list[int] = tokenizer("a")["input_ids"]
+    count = len(with_special) - len(plain)
+    start = with_special[:count] if count > 0 and with_special[count:] == plain else []
+    empty = find_special_token(tokenizer, "bos", "eos")
+    return Boundary(partial(tokenize, tokenizer), tuple(start), empty or 0)

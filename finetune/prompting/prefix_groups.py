@@ -1,4 +1,4 @@
-"""Contexts that begin alike: which of them to read together, their beginning only once."""
+"""Groups requests whose contexts share a beginning, so that it is read once for all of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,47 +7,49 @@ import numpy as np
 
 from task_formats import Encoded
 
-MIN_SHARED_TOKENS = 256
-"""Tokens that must be saved for a beginning to be read on its own."""
+MIN_SAVED_TOKENS = 256
+"""A shared beginning is cached where that saves at least this many tokens."""
 
 
 class PrefixGroup(NamedTuple):
-    """Requests whose contexts have their first `length` tokens in common; 0 where none."""
+    """Requests whose contexts agree in their first `length` tokens."""
 
     length: int
+    """0 for requests that share too little."""
     requests: np.ndarray
     """(n,) indices of the requests."""
 
 
 def find_prefix_groups(requests: Sequence[Encoded]) -> list[PrefixGroup]:
-    """Every request in one trunk; those that share nothing worthwhile are the last.
+    """Assigns every request to one group; requests that share too little form the last one.
 
-    In order of their tokens neighbours share the most. One joins its neighbours' trunk if that
-    does not lower what the trunk saves: its length for all requests but one.
+    Requests are sorted by their contexts, so that neighbours share the most tokens. A request
+    joins the group before it unless that would lower what the group saves, which is its length
+    times the number of its requests less one.
     """
     contexts = [np.asarray(request.prefix) for request in requests]
     order = sorted(range(len(requests)), key=lambda n: tuple(requests[n].prefix))
-    trunks: list[tuple[int, list[int]]] = []
+    groups: list[tuple[int, list[int]]] = []
     for n in order:
-        longest = len(contexts[n]) - 1  # The last token is read anew: it predicts.
-        if trunks:
-            length, members = trunks[-1]
-            common = min(length, longest, _common(contexts[members[-1]], contexts[n]))
+        longest = len(contexts[n]) - 1  # The last token is an input: it predicts the answer.
+        if groups:
+            length, members = groups[-1]
+            common = min(length, longest, _common_length(contexts[members[-1]], contexts[n]))
             if common * len(members) > max(length * (len(members) - 1), 0):
-                trunks[-1] = (common, [*members, n])
+                groups[-1] = (common, [*members, n])
                 continue
-        trunks.append((longest, [n]))
+        groups.append((longest, [n]))
     shared = [
         PrefixGroup(length, np.array(members))
-        for length, members in trunks
-        if length * (len(members) - 1) >= MIN_SHARED_TOKENS
+        for length, members in groups
+        if length * (len(members) - 1) >= MIN_SAVED_TOKENS
     ]
-    inside = {int(n) for trunk in shared for n in trunk.requests}
-    alone = np.array([n for n in order if n not in inside], np.int64)
-    return shared + ([PrefixGroup(0, alone)] if len(alone) else [])
+    grouped = {int(n) for group in shared for n in group.requests}
+    others = np.array([n for n in order if n not in grouped], np.int64)
+    return shared + ([PrefixGroup(0, others)] if len(others) else [])
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
+def _common_length(one: np.ndarray, other: np.ndarray) -> int:
     """Tokens that two contexts have in common at their beginning."""
     length = min(len(one), len(other))
     different = np.flatnonzero(one[:length] != other[:length])

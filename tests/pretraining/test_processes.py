@@ -1,51 +1,90 @@
-"""Pre-training in several processes, of which one lacks memory: what one alone would have made."""
+"""Pre-training in two processes: the same losses, scores and weights as in one."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.checkpointing.run_folder import read_result
+from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.models.task_model import LanguageModel
-from finetune.pretraining import pretrain
+from finetune.pretraining import Plan, pretrain
+from finetune.pretraining.train import events
 from finetune.training.loop import count_tokens
 from task_formats import UsageError
 from tests.pretraining.test_pretraining import books, plan  # noqa: F401  (a fixture)
-from tests.support import warm
-from tests.support.together import SHARDS
+from tests.support import jobs, warm
+from tests.support.together import SHARDS, follow, train_together
 
 CALM = {"dropout": 0.0, "epsilon": 1e-3, "batch_size": 7}
+"""Settings under which rounding errors stay small; 7 blocks cannot be shared evenly."""
 
 
-def pretrain_in_little(told, folder, most: int) -> int:
-    """The second process has no memory for passes of more than so many tokens."""
+def pretrain_here(plan: Plan, run: Path, stop: int | None = None) -> int:
+    return follow(events(plan, run, resume=True), stop)
+
+
+def weights(run: Path) -> dict:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(books, tmp_path_factory) -> Path:  # noqa: F811
+    """A run in one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    pretrain(plan(books, **CALM), run)
+    return run
+
+
+def test_two_processes_train_as_one(books, alone, tmp_path):  # noqa: F811
+    run = train_together(2, plan(books, **CALM), tmp_path / "two", how=pretrain_here)
+    assert jobs.distance(weights(alone), weights(run)) < 1e-4
+    losses, others = (
+        [event["loss"] for event in read_log(path) if event["event"] == "train"]
+        for path in (alone, run)
+    )
+    assert losses == pytest.approx(others, rel=1e-5)
+    scores = [read_result(path)["scores"]["evaluate"] for path in (alone, run)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+def test_two_interrupted_processes_resume_bit_equal(books, tmp_path):  # noqa: F811
+    with_dropout = plan(books, dropout=0.1)
+    train_together(2, with_dropout, tmp_path / "whole", how=pretrain_here)
+    train_together(2, with_dropout, tmp_path / "run", stop=3, how=pretrain_here)
+    train_together(2, with_dropout, tmp_path / "run", how=pretrain_here)
+    assert jobs.distance(weights(tmp_path / "whole"), weights(tmp_path / "run")) == 0
+    logs = [list(read_log(tmp_path / run, seconds=False)) for run in ("whole", "run")]
+    assert logs[0] == logs[1]
+
+
+def pretrain_with_little_memory(plan: Plan, run: Path, max_tokens: int) -> int:
+    """The second process runs out of memory in forward passes of more than `max_tokens`."""
     forward = LanguageModel.forward
 
     def forward_or_fail(self, batch, lm=False):
-        if self.training and os.environ["RANK"] == "1" and count_tokens(batch) > most:
+        if self.training and os.environ["RANK"] == "1" and count_tokens(batch) > max_tokens:
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, batch, lm)
 
     LanguageModel.forward = forward_or_fail
-    pretrain(told, folder)
+    pretrain(plan, run)
     return 0
 
 
-def test_two_processes_in_little_memory_make_the_base_of_one(books, tmp_path) -> None:  # noqa: F811
-    told = plan(books, **CALM)
-    pretrain(told, tmp_path / "one")
-    output = tmp_path / "output"
-    children = warm.start_many(2, pretrain_in_little, told, tmp_path / "two", 100, output=output)
+def test_a_process_with_little_memory_does_not_change_the_result(books, alone, tmp_path):  # noqa: F811
+    output, run = tmp_path / "output", tmp_path / "two"
+    arguments = (plan(books, **CALM), run, 100)
+    children = warm.start_many(2, pretrain_with_little_memory, *arguments, output=output)
     assert warm.join(children) == [0, 0], output.with_suffix(".1").read_text()
-    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
-    alone, together = (read_result(tmp_path / name)["scores"] for name in ("one", "two"))
-    assert together["evaluate"] == pytest.approx(alone["evaluate"], rel=1e-4)
+    assert jobs.distance(weights(alone), weights(run)) < 1e-4
+    scores, others = (read_result(path)["scores"]["evaluate"] for path in (alone, run))
+    assert others == pytest.approx(scores, rel=1e-4)
 
 
-def test_shards_are_refused(books, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_fsdp_is_refused(books, tmp_path, monkeypatch):  # noqa: F811
     for name, value in SHARDS.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="pre-training has no FSDP"):
+    with pytest.raises(UsageError, match="FSDP"):
         pretrain(plan(books), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Tasks asked in words: normalisation, calibration, scores, and what is refused."""
+"""Zero- and few-shot evaluation: normalization, calibration, scores and errors."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
 from finetune.prompting import PromptEvaluator, PromptOptions, evaluate_prompts, normalization
-from finetune.prompting.contexts import find_boundary
+from finetune.prompting.evaluator import find_boundary
 from finetune.recipe.schema import Recipe
 from task_formats import Encoded, Question, UsageError
 
@@ -61,8 +61,8 @@ def entailment(data: Path, base: Path, **prompt) -> Recipe:
     )
 
 
-def likelihood(base: Path, context: str, answer: str) -> tuple[float, int]:
-    """The answer's log-probability after the context, and its tokens, by transformers alone."""
+def log_likelihood(base: Path, context: str, answer: str) -> tuple[float, int]:
+    """The answer's log-likelihood and number of tokens, computed with transformers."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = tokenizer(context)["input_ids"]
@@ -73,51 +73,51 @@ def likelihood(base: Path, context: str, answer: str) -> tuple[float, int]:
     return sum(float(logs[t - 1, ids[0, t]]) for t in targets), len(targets)
 
 
-def weigh(base: Path, context: str, how: str) -> list[float]:
-    """(K,) numbers of the answers no and yes, normalised as GPT-3 describes it."""
-    found = []
+def answer_scores(base: Path, context: str, kind: str) -> list[float]:
+    """Scores of the answers no and yes, normalized as in GPT-3, section 2.4."""
+    scores = []
     for answer in (" No", " True, it is"):
-        value, tokens = likelihood(base, context, answer)
-        prior, _ = likelihood(base, "Answer:", answer)
-        sizes = {"none": 1, "token": tokens, "byte": len(answer.strip()), "prior": 1}
-        found.append(value / sizes[how] - (prior if how == "prior" else 0))
-    return found
+        value, tokens = log_likelihood(base, context, answer)
+        prior, _ = log_likelihood(base, "Answer:", answer)
+        lengths = {"none": 1, "token": tokens, "byte": len(answer.strip()), "prior": 1}
+        scores.append(value / lengths[kind] - (prior if kind == "prior" else 0))
+    return scores
 
 
-@pytest.mark.parametrize("how", ["none", "token", "byte", "prior"])
-def test_zero_shot_answers_are_those_of_transformers_own_likelihoods(bases, data, how):
+@pytest.mark.parametrize("kind", ["none", "token", "byte", "prior"])
+def test_zero_shot_predictions_match_transformers(bases, data, kind):
     base = bases("gpt2")
-    found = PromptEvaluator(entailment(data, base)).ask(PromptOptions(normalization=how))
+    result = PromptEvaluator(entailment(data, base)).evaluate(PromptOptions(normalization=kind))
     expected = []
-    for (premise, hypothesis, _), prediction in zip(FACTS[1:6], found.predictions, strict=True):
-        weights = weigh(base, f"{premise} {hypothesis} True?", how)
+    for (premise, hypothesis, _), prediction in zip(FACTS[1:6], result.predictions, strict=True):
+        weights = answer_scores(base, f"{premise} {hypothesis} True?", kind)
         shares = np.exp(weights) / np.exp(weights).sum()
         assert prediction.scores == pytest.approx(shares, rel=1e-4)
         expected.append(("no", "yes")[int(np.argmax(weights))])
-    assert [prediction.label for prediction in found.predictions] == expected
+    assert [prediction.label for prediction in result.predictions] == expected
     gold = [label for _, _, label in FACTS[1:6]]
-    assert found.scores == score(("accuracy", "f1"), expected, gold, "yes")
-    assert found.predictions[2].id == f"{data / 'dev.jsonl'}/2"
-    assert (found.shown, found.cut) == (0, 0)
+    assert result.scores == score(("accuracy", "f1"), expected, gold, "yes")
+    assert result.predictions[2].id == f"{data / 'dev.jsonl'}/2"
+    assert (result.mean_shots, result.truncated) == (0, 0)
 
 
-def test_solved_examples_come_from_the_training_split_and_never_answer_the_question(bases, data):
-    asker = PromptEvaluator(entailment(data, bases("gpt2")))
-    found = asker.ask(PromptOptions(shots=1, seed=3))
-    alone = asker.ask(PromptOptions())
-    assert found.shown == 1
-    assert [p.scores for p in found.predictions] != [p.scores for p in alone.predictions]
-    assert asker.ask(PromptOptions(shots=1, seed=3)).predictions == found.predictions
-    seeds = {tuple(asker.ask(PromptOptions(1, seed)).predictions) for seed in range(4)}
+def test_demonstrations_come_from_the_training_split_without_the_question_itself(bases, data):
+    evaluator = PromptEvaluator(entailment(data, bases("gpt2")))
+    result = evaluator.evaluate(PromptOptions(shots=1, seed=3))
+    alone = evaluator.evaluate(PromptOptions())
+    assert result.mean_shots == 1
+    assert [p.scores for p in result.predictions] != [p.scores for p in alone.predictions]
+    assert evaluator.evaluate(PromptOptions(shots=1, seed=3)).predictions == result.predictions
+    seeds = {tuple(evaluator.evaluate(PromptOptions(1, seed)).predictions) for seed in range(4)}
     assert len(seeds) > 1
-    # Every row of the evaluation split is a training row as well: it is never shown.
+    # Every evaluation row is a training row, too, so 9 are needed for 8 shots.
     with pytest.raises(UsageError, match="8 shots need 9 different labelled examples"):
-        asker.ask(PromptOptions(shots=8))
+        evaluator.evaluate(PromptOptions(shots=8))
 
 
-def test_a_limit_counts_questions_and_not_the_rows_that_examples_are_drawn_from(bases, data):
+def test_a_limit_counts_questions_but_not_demonstrations(bases, data):
     recipe = entailment(data, bases("gpt2"))
-    whole = PromptEvaluator(recipe).ask(PromptOptions(shots=4))
+    whole = PromptEvaluator(recipe).evaluate(PromptOptions(shots=4))
     (first,) = evaluate_prompts(recipe, [4], limit=2)
     assert [p.id for p in first.predictions] == [p.id for p in whole.predictions[:2]]
     for one, other in zip(first.predictions, whole.predictions[:2], strict=True):
@@ -125,22 +125,24 @@ def test_a_limit_counts_questions_and_not_the_rows_that_examples_are_drawn_from(
     few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 3})})
     assert len(PromptEvaluator(few, limit=4).questions) == 3
     with pytest.raises(UsageError, match="and there are 3"):
-        PromptEvaluator(few, limit=2).ask(PromptOptions(shots=4))
+        PromptEvaluator(few, limit=2).evaluate(PromptOptions(shots=4))
 
 
-def test_calibration_divides_by_what_is_answered_to_no_question(bases, data):
+def test_calibration_divides_by_the_answers_to_content_free_questions(bases, data):
     base = bases("gpt2")
-    found = PromptEvaluator(entailment(data, base)).ask(PromptOptions(calibrated=True))
+    result = PromptEvaluator(entailment(data, base)).evaluate(PromptOptions(calibrated=True))
     empty = []
     for word in ("N/A", "[MASK]", ""):
-        weights = np.array(weigh(base, f"{word} {word} True?", "none"))
+        weights = np.array(answer_scores(base, f"{word} {word} True?", "none"))
         empty.append(np.exp(weights) / np.exp(weights).sum())
-    for (premise, hypothesis, _), prediction in zip(FACTS[1:6], found.predictions, strict=True):
-        shares = np.exp(weigh(base, f"{premise} {hypothesis} True?", "none")) / np.mean(empty, 0)
+    for (premise, hypothesis, _), prediction in zip(FACTS[1:6], result.predictions, strict=True):
+        shares = np.exp(answer_scores(base, f"{premise} {hypothesis} True?", "none")) / np.mean(
+            empty, 0
+        )
         assert prediction.scores == pytest.approx(shares / shares.sum(), rel=1e-4)
 
 
-def test_a_score_is_the_mean_of_its_words_under_the_models_probabilities(bases, data):
+def test_a_score_is_the_expected_value_of_its_answers(bases, data):
     values = entailment(data, bases("gpt2")).model_dump()
     rows = [{"one": "a horse", "two": "the river", "label": 1.5}]
     rows += [{"one": f"the {w}", "two": "a horse", "label": 4} for w in ("grass", "street")]
@@ -153,46 +155,46 @@ def test_a_score_is_the_mean_of_its_words_under_the_models_probabilities(bases, 
         "metrics": ("pearson", "mse"),
         "prompt": {"text": "{first} {second}", "answers": {"5": " same", "0": " not", "2": " so"}},
     }
-    found = PromptEvaluator(Recipe.model_validate(values)).ask()
+    result = PromptEvaluator(Recipe.model_validate(values)).evaluate()
     context = "a horse the river"
-    logs = [likelihood(bases("gpt2"), context, word)[0] for word in (" not", " so", " same")]
+    logs = [log_likelihood(bases("gpt2"), context, word)[0] for word in (" not", " so", " same")]
     shares = np.exp(logs) / np.exp(logs).sum()
-    assert found.predictions[0].label == pytest.approx(float(shares @ [0, 2, 5]), rel=1e-4)
-    assert set(found.scores) == {"pearson", "mse"}
+    assert result.predictions[0].label == pytest.approx(float(shares @ [0, 2, 5]), rel=1e-4)
+    assert set(result.scores) == {"pearson", "mse"}
 
 
-def test_every_number_of_shots_is_asked_with_every_seed_and_zero_once(bases, data):
+def test_every_number_of_shots_is_evaluated_with_every_seed_and_zero_shots_once(bases, data):
     recipe = entailment(data, bases("llama"))
-    found = list(evaluate_prompts(recipe, shots=(0, 1, 2), seeds=(0, 1)))
-    assert [(a.manner.shots, a.manner.seed) for a in found] == [
+    results = list(evaluate_prompts(recipe, shots=(0, 1, 2), seeds=(0, 1)))
+    assert [(r.options.shots, r.options.seed) for r in results] == [
         (0, 0), (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
-    assert all(set(asked.scores) == {"accuracy", "f1"} for asked in found)
-    for asked in found:
-        low, high = asked.intervals["accuracy"]
-        assert 0 <= low <= asked.scores["accuracy"] <= high <= 1
+    for result in results:
+        assert set(result.scores) == {"accuracy", "f1"}
+        low, high = result.intervals["accuracy"]
+        assert 0 <= low <= result.scores["accuracy"] <= high <= 1
 
 
-def test_what_does_not_fit_is_told(bases, data):
-    found = PromptEvaluator(entailment(data, bases("gpt2"))).ask(
+def test_demonstrations_that_do_not_fit_are_dropped_and_long_questions_truncated(bases, data):
+    result = PromptEvaluator(entailment(data, bases("gpt2"))).evaluate(
         PromptOptions(shots=6, shared=True)
     )
-    assert 0 <= found.shown < 6
+    assert 0 <= result.mean_shots < 6
     long = "word " * 120
     row = {"one": long, "two": "x", "label": "no"}
     (data / "dev.jsonl").write_text(json.dumps(row) + "\n")
-    assert PromptEvaluator(entailment(data, bases("gpt2"))).ask().cut == 1
+    assert PromptEvaluator(entailment(data, bases("gpt2"))).evaluate().truncated == 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"task": {"prompt": None}}, "the task has no prompt"),
-        ({"data": {"evaluate": None}}, "names no evaluate split"),
+        ({"data": {"evaluate": None}}, "data.evaluate is not set"),
         ({"base": {"path": "./nowhere"}}, "no such folder"),
     ],
 )
-def test_what_cannot_be_asked_is_one_clear_error(bases, data, change, message):
+def test_errors_name_the_cause(bases, data, change, message):
     values = entailment(data, bases("gpt2")).model_dump()
     for part, keys in change.items():
         values[part] |= keys
@@ -204,7 +206,7 @@ def test_what_cannot_be_asked_is_one_clear_error(bases, data, change, message):
     ("family", "start", "empty"),
     [("gpt2", None, "<|endoftext|>"), ("llama", "<s>", "<s>"), ("qwen3", None, "<|im_end|>")],
 )
-def test_a_context_begins_as_the_tokenizer_begins_a_text(bases, family, start, empty):
+def test_a_context_starts_with_the_tokenizers_special_tokens(bases, family, start, empty):
     tokenizer = AutoTokenizer.from_pretrained(bases(family))
     boundary = find_boundary(tokenizer)
     names = tokenizer.convert_ids_to_tokens(list(boundary.start))
@@ -216,7 +218,7 @@ SCORES = st.lists(st.floats(-50, -0.01), min_size=2, max_size=5)
 
 
 @given(SCORES, st.integers(1, 3))
-def test_normalisations_are_the_formulas(values, absent):
+def test_normalizations_match_their_formulas(values, absent):
     width = len(values) + absent
     table = np.array([[*values, *[-np.inf] * absent], [*values, *[-1.0] * absent]])
     endings = tuple((1,) * (k + 1) for k in range(width))
@@ -225,31 +227,33 @@ def test_normalisations_are_the_formulas(values, absent):
     sizes = tuple(3 * (k + 1) for k in range(width))
     whole = Question("x", 0, (part,), places, sizes, 0)
     short = Question("x", 0, (part,), places[: len(values)], sizes[: len(values)], 0)
-    questions = [short, whole]
+    per_token, per_byte = (
+        normalization.normalize_lengths(table, [short, whole], kind) for kind in ("token", "byte")
+    )
     for k, value in enumerate(values):
-        assert normalization.per_token(table, questions)[0, k] == value / (k + 1)
-        assert normalization.per_byte(table, questions)[0, k] == value / (3 * (k + 1))
-    assert np.all(normalization.per_token(table, questions)[0, len(values) :] == -np.inf)
-    ratio = normalization.against(table, table)
+        assert per_token[0, k] == value / (k + 1)
+        assert per_byte[0, k] == value / (3 * (k + 1))
+    assert np.all(per_token[0, len(values) :] == -np.inf)
+    ratio = normalization.log_ratio(table, table)
     assert np.all(ratio[0, : len(values)] == 0)
     assert np.all(ratio[0, len(values) :] == -np.inf)
     shares = np.exp(normalization.log_softmax(table))
     assert shares.sum(1) == pytest.approx([1, 1])
-    mean = normalization.mean_probability([table, table, table])
+    mean = normalization.mean_log_probability([table, table, table])
     assert np.exp(mean) == pytest.approx(shares)
     value = normalization.expected_value(table, range(width))
     assert value == pytest.approx([sum(k * s for k, s in enumerate(row)) for row in shares])
 
 
-def test_an_interval_holds_the_middle_of_what_other_rows_would_have_given():
+def test_a_bootstrap_interval_is_that_of_the_normal_approximation():
     predicted = np.array(["a"] * 80 + ["b"] * 20)
     gold = np.array(["a"] * 100)
 
-    def judge(one, other):
+    def metric(one, other):
         return {"accuracy": float(np.mean(one == other))}
 
-    low, high = bootstrap_interval(judge, predicted, gold, draws=2000)["accuracy"]
+    low, high = bootstrap_interval(metric, predicted, gold, draws=2000)["accuracy"]
     spread = 1.96 * math.sqrt(0.8 * 0.2 / 100)
     assert low == pytest.approx(0.8 - spread, abs=0.02)
     assert high == pytest.approx(0.8 + spread, abs=0.02)
-    assert bootstrap_interval(judge, gold, gold)["accuracy"] == (1.0, 1.0)
+    assert bootstrap_interval(metric, gold, gold)["accuracy"] == (1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Free text: transformers' own generate, token for token, alone or in a batch."""
+"""Generated text equals that of transformers' generate, alone or in a batch."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def pair(request, bases):
 
 
 def expected(pair, text: str, **settings) -> str:
-    """One text through transformers alone."""
+    """One text with transformers."""
     _, model, tokenizer = pair
     tokens = torch.tensor([tokenizer(text)["input_ids"]])
     with torch.no_grad():
@@ -49,38 +49,40 @@ def expected(pair, text: str, **settings) -> str:
         ),
     ],
 )
-def test_greedy_and_beams_are_transformers_own(pair, decoding, settings):
+def test_greedy_decoding_and_beam_search_match_transformers(pair, decoding, settings):
     alone = [expected(pair, text, **settings) for text in TEXTS]
-    assert [pair[0].write([text], decoding)[0] for text in TEXTS] == alone
-    assert pair[0].write(TEXTS, decoding) == alone
+    assert [pair[0].generate([text], decoding)[0] for text in TEXTS] == alone
+    assert pair[0].generate(TEXTS, decoding) == alone
 
 
-def test_drawing_is_transformers_own_and_seeded(pair):
+def test_sampling_matches_transformers_and_follows_the_seed(pair):
     decoding = DecodingOptions(12, temperature=0.8, top_k=20, top_p=0.9, seed=3)
     torch.manual_seed(3)
     alone = expected(pair, TEXTS[0], do_sample=True, temperature=0.8, top_k=20, top_p=0.9)
-    assert pair[0].write(TEXTS[:1], decoding) == [alone]
-    assert pair[0].write(TEXTS, decoding) == pair[0].write(TEXTS, decoding)
+    assert pair[0].generate(TEXTS[:1], decoding) == [alone]
+    assert pair[0].generate(TEXTS, decoding) == pair[0].generate(TEXTS, decoding)
     drawn = {
-        pair[0].write(TEXTS[:1], DecodingOptions(12, temperature=2.0, seed=n))[0] for n in range(4)
+        pair[0].generate(TEXTS[:1], DecodingOptions(12, temperature=2.0, seed=n))[0]
+        for n in range(4)
     }
     assert len(drawn) > 1
 
 
-def test_what_is_streamed_is_what_is_written(pair):
+def test_streamed_pieces_join_to_the_generated_text(pair):
     for decoding in (
         DecodingOptions(12),
         DecodingOptions(12, temperature=0.7, seed=1),
         DecodingOptions(12, beams=2),
     ):
         pieces = list(pair[0].stream(TEXTS[1], decoding))
-        assert "".join(pieces) == pair[0].write([TEXTS[1]], decoding)[0]
+        assert "".join(pieces) == pair[0].generate([TEXTS[1]], decoding)[0]
 
 
-def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
-    writer = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
+def test_an_empty_text_in_a_batch_continues_as_alone(bases):
+    generator = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
     assert (
-        writer.write(["", "He"], DecodingOptions(5))[0] == writer.write([""], DecodingOptions(5))[0]
+        generator.generate(["", "He"], DecodingOptions(5))[0]
+        == generator.generate([""], DecodingOptions(5))[0]
     )
 
 
@@ -95,26 +97,26 @@ def test_a_text_without_tokens_begins_with_the_end_of_text(bases):
         ({"beams": 2, "length_penalty": float("inf")}, "--length-penalty cannot be inf"),
         ({"seed": -1}, "--seed cannot be -1"),
         ({"seed": 2**64}, f"--seed cannot be {2**64}"),
-        ({"beams": 2, "temperature": 1.0}, "beam search draws nothing"),
-        ({"top_k": 5}, "draws nothing, so --top-k has no effect"),
-        ({"top_p": 0.9}, "draws nothing, so --top-p has no effect"),
-        ({"length_penalty": 1.0}, "no beam search, so --length-penalty has no effect"),
+        ({"beams": 2, "temperature": 1.0}, "beam search and sampling exclude each other"),
+        ({"top_k": 5}, "--top-k has no effect on greedy decoding"),
+        ({"top_p": 0.9}, "--top-p has no effect on greedy decoding"),
+        ({"length_penalty": 1.0}, "--length-penalty has no effect on decoding without beam search"),
     ],
 )
-def test_what_cannot_be_or_would_do_nothing_is_refused(settings, message):
+def test_invalid_options_and_options_without_effect_are_refused(settings, message):
     with pytest.raises(UsageError, match=message) as caught:
         DecodingOptions(**settings)
     assert caught.value.cure
 
 
-def test_the_coldest_draw_is_the_likeliest_token(bases):
-    writer = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
-    assert writer.write(["He"], DecodingOptions(5, temperature=0.001)) == writer.write(
+def test_sampling_at_a_very_low_temperature_is_greedy(bases):
+    generator = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
+    assert generator.generate(["He"], DecodingOptions(5, temperature=0.001)) == generator.generate(
         ["He"], DecodingOptions(5)
     )
 
 
-def test_more_than_the_positions_are_refused(bases):
-    writer = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
+def test_texts_longer_than_the_context_are_refused(bases):
+    generator = TextGenerator(BaseConfig(path=str(bases("gpt2"))), "cpu")
     with pytest.raises(UsageError, match="96 positions"):
-        writer.write(["He"], DecodingOptions(96))
+        generator.generate(["He"], DecodingOptions(96))

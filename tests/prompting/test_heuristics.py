@@ -1,4 +1,4 @@
-"""GPT-1's own ways to ask without training, and scores by the words that stand for them."""
+"""GPT-1's zero-shot heuristics (section 5), and scores predicted as expected values."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune.cli import main
 from finetune.evaluation.metrics import score
 from finetune.prompting import PromptEvaluator, PromptOptions
-from finetune.prompting.threshold import best_threshold
+from finetune.prompting.normalization import best_threshold
 from finetune.recipe.loading import load_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from task_formats import Demonstrations, PromptEncoder, UsageError
@@ -24,7 +24,7 @@ DEV = [("the street is wet", 1), ("wet the is street", 0), ("she found it", 1), 
 
 
 def cola(folder: Path, base: Path, threshold: str) -> Recipe:
-    """The shipped recipe on rows of our own, asked in GPT-1's way."""
+    """The shipped recipe with GPT-1's prompt, on rows of this test."""
     for name, rows in (("train", TRAIN), ("dev", DEV)):
         lines = [json.dumps({"sentence": text, "label": label}) + "\n" for text, label in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines))
@@ -41,8 +41,8 @@ def cola(folder: Path, base: Path, threshold: str) -> Recipe:
     )
 
 
-def mean_logs(base: Path, texts: list[str]) -> list[float]:
-    """Mean log-probability a token of each text after the end-of-text token, by transformers."""
+def mean_log_probabilities(base: Path, texts: list[str]) -> list[float]:
+    """Mean log-probability per token of each text after the end-of-text token, by transformers."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     found = []
@@ -54,50 +54,50 @@ def mean_logs(base: Path, texts: list[str]) -> list[float]:
     return found
 
 
-def test_cola_is_parted_where_half_of_the_sentences_are_likelier(bases, tmp_path):
-    found = PromptEvaluator(cola(tmp_path, bases("gpt2"), "median")).ask()
-    logs = mean_logs(bases("gpt2"), [text for text, _ in DEV])
-    assert [one.scores[0] for one in found.predictions] == pytest.approx(logs, rel=1e-5)
+def test_the_median_threshold_accepts_half_of_the_sentences(bases, tmp_path):
+    result = PromptEvaluator(cola(tmp_path, bases("gpt2"), "median")).evaluate()
+    logs = mean_log_probabilities(bases("gpt2"), [text for text, _ in DEV])
+    assert [one.scores[0] for one in result.predictions] == pytest.approx(logs, rel=1e-5)
     names = ["acceptable" if log > np.median(logs) else "unacceptable" for log in logs]
-    assert [one.label for one in found.predictions] == names
+    assert [one.label for one in result.predictions] == names
     gold = ["acceptable" if label else "unacceptable" for _, label in DEV]
-    assert found.scores == score(("matthews",), names, gold)
+    assert result.scores == score(("matthews",), names, gold)
 
 
-def test_colas_threshold_is_the_best_on_the_training_split(bases, tmp_path):
-    found = PromptEvaluator(cola(tmp_path, bases("gpt2"), "train")).ask()
-    known = np.array(mean_logs(bases("gpt2"), [text for text, _ in TRAIN]))
+def test_the_train_threshold_is_the_best_on_the_training_split(bases, tmp_path):
+    result = PromptEvaluator(cola(tmp_path, bases("gpt2"), "train")).evaluate()
+    known = np.array(mean_log_probabilities(bases("gpt2"), [text for text, _ in TRAIN]))
     labels = [label for _, label in TRAIN]
 
-    def judge(threshold: float) -> float:
+    def metric(threshold: float) -> float:
         return score(("matthews",), (known > threshold).astype(int).tolist(), labels)["matthews"]
 
     candidates = [-np.inf, *sorted(known)]
-    best = max(candidates, key=judge)
-    logs = mean_logs(bases("gpt2"), [text for text, _ in DEV])
+    best = max(candidates, key=metric)
+    logs = mean_log_probabilities(bases("gpt2"), [text for text, _ in DEV])
     expected = ["acceptable" if log > best else "unacceptable" for log in logs]
-    assert [one.label for one in found.predictions] == expected
+    assert [one.label for one in result.predictions] == expected
 
 
 @given(st.lists(st.tuples(st.floats(-9, 0), st.booleans()), min_size=2, max_size=60))
-def test_no_threshold_is_better(pairs):
-    weights = np.array([weight for weight, _ in pairs])
+def test_no_other_threshold_is_better(pairs):
+    scores = np.array([weight for weight, _ in pairs])
     labels = np.array([label for _, label in pairs])
 
-    def judge(threshold: float) -> float:
-        return float(np.mean((weights > threshold) == labels))
+    def metric(threshold: float) -> float:
+        return float(np.mean((scores > threshold) == labels))
 
-    found = judge(best_threshold(weights, judge))
-    assert found == max(judge(at) for at in [-10.0, *weights])
-
-
-@pytest.mark.parametrize("manner", [PromptOptions(shots=2), PromptOptions(calibrated=True)])
-def test_a_threshold_takes_no_solved_examples(bases, tmp_path, manner):
-    with pytest.raises(UsageError, match="without solved examples or calibration"):
-        PromptEvaluator(cola(tmp_path, bases("gpt2"), "median")).ask(manner)
+    found = metric(best_threshold(scores, metric))
+    assert found == max(metric(at) for at in [-10.0, *scores])
 
 
-def test_the_shipped_heuristics_are_gpt1s():
+@pytest.mark.parametrize("options", [PromptOptions(shots=2), PromptOptions(calibrated=True)])
+def test_a_threshold_takes_no_demonstrations(bases, tmp_path, options):
+    with pytest.raises(UsageError, match="takes no demonstrations and no calibration"):
+        PromptEvaluator(cola(tmp_path, bases("gpt2"), "median")).evaluate(options)
+
+
+def test_the_shipped_gpt1_prompts_are_the_papers():
     parts = {name: load_recipe(name).task.with_prompt("gpt1") for name in ("cola", "sst2", "race")}
     prompts = {name: part.build().prompt for name, part in parts.items()}
     row = {"sentence": "a fine film", "label": 1}
@@ -133,7 +133,7 @@ TEXT = {"format": "classification", "columns": "{text: a, label: b}", "labels": 
         ({"answers": "{txt}"}, "names 'txt'"),
     ],
 )
-def test_prompts_that_do_not_fit_are_refused_with_the_recipe(changes, message):
+def test_a_recipe_with_a_prompt_that_does_not_fit_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         parse_recipe(RECIPE.format(**{**TEXT, **changes}))
 
@@ -149,19 +149,17 @@ def test_a_prompt_is_chosen_by_name(bases, tmp_path, capsys):
     assert "no prompt 'gpt2'" in capsys.readouterr().err
 
 
-def test_stsb_is_a_mean_of_six_words_on_real_rows(shared, bases):
-    """Of the shipped recipe: a score between 0 and 5 for every pair, under the model's own odds."""
+def test_stsb_scores_are_expected_values_of_six_answers(shared, bases):
     changes = {"data.path": str(shared / "data" / "glue"), "data.limit": 12}
     changes |= {"base.path": str(bases("llama")), "train.precision": "fp32"}
-    asker = PromptEvaluator(load_recipe("stsb", changes))
-    found = asker.ask(PromptOptions(shots=1))
-    assert set(found.scores) == {"pearson", "spearman"}
-    assert len(found.predictions) == 12
-    assert all(0 < one.label < 5 for one in found.predictions)
-    # By hand, from the six log-likelihoods of every question.
-    encoder = PromptEncoder(asker.task, asker.boundary, 96, Demonstrations([], 0))
-    logs = asker.likelihoods(encoder.encode(asker.questions))
+    evaluator = PromptEvaluator(load_recipe("stsb", changes))
+    result = evaluator.evaluate(PromptOptions(shots=1))
+    assert set(result.scores) == {"pearson", "spearman"}
+    assert len(result.predictions) == 12
+    assert all(0 < one.label < 5 for one in result.predictions)
+    encoder = PromptEncoder(evaluator.task, evaluator.boundary, 96, Demonstrations([], 0))
+    logs = evaluator.log_likelihoods(encoder.encode(evaluator.questions))
     odds = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
-    values = [one.label for one in asker.ask().predictions]
+    values = [one.label for one in evaluator.evaluate().predictions]
     assert values == pytest.approx((odds @ np.arange(6)).tolist(), rel=1e-5)
-    assert len({example.label for example in asker.questions}) > 2
+    assert len({example.label for example in evaluator.questions}) > 2

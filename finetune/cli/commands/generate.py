@@ -159,7 +159,7 @@ def _write_generated(
     """Writes each row with the text generated from its prompt."""
     from finetune.data import write_rows
 
-    pairs = generator.write_rows(prompts.rows, prompts.prompt_column, decoding, batch_size)
+    pairs = generator.generate_rows(prompts.rows, prompts.prompt_column, decoding, batch_size)
     if get_rank() > 0:
         # Takes part in every batch; the first process writes.
         deque(pairs, maxlen=0)

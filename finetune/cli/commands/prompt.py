@@ -153,7 +153,7 @@ def _collect(evaluations: "Iterable[PromptResult]") -> "list[PromptResult]":
     with console(stderr=get_rank() == 0).status(Text(" loading")) as status:
         for result in evaluations:
             results.append(result)
-            status.update(Text(f" evaluated with {result.manner.shots} shots"))
+            status.update(Text(f" evaluated with {result.options.shots} shots"))
     return results
 
 
@@ -185,7 +185,7 @@ def make_shots_table(results: "Sequence[PromptResult]") -> Table:
     """A row for each number of demonstrations: every metric with its interval."""
     groups: dict[int, list[PromptResult]] = {}
     for result in results:
-        groups.setdefault(result.manner.shots, []).append(result)
+        groups.setdefault(result.options.shots, []).append(result)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
     table.add_column("shots", justify="right", style="cyan")
     table.add_column("in context", justify="right")
@@ -195,7 +195,7 @@ def make_shots_table(results: "Sequence[PromptResult]") -> Table:
         table.add_column("interval")
     table.add_column("over")
     for shots, group in groups.items():
-        in_context = sum(result.shown for result in group) / len(group)
+        in_context = sum(result.mean_shots for result in group) / len(group)
         cells = chain.from_iterable(_make_cells(group, metric) for metric in metrics)
         over = f"{len(group)} seeds" if len(group) > 1 else "rows"
         table.add_row(str(shots), f"{in_context:.4g}", *cells, over)
@@ -223,16 +223,16 @@ def _make_cells(group: "Sequence[PromptResult]", metric: str) -> tuple[str, str]
 def _write_answers(results: "Sequence[PromptResult]", output: str) -> None:
     from finetune.data import write_rows
 
-    reads = results[0].reads
+    score_kind = results[0].score_kind
     columns = ["shots", "seed", "id", "label"]
-    if reads != "score":  # A score is the label itself.
-        columns.append(reads)
+    if score_kind != "score":  # A score is the label itself.
+        columns.append(score_kind)
     with write_rows(output, columns, format=None) as writer:
         for result in results:
             for answer in result.predictions:
-                row = [result.manner.shots, result.manner.seed, answer.id, answer.label]
-                if reads == "probabilities":
+                row = [result.options.shots, result.options.seed, answer.id, answer.label]
+                if score_kind == "probabilities":
                     row.append(list(answer.scores))
-                elif reads == "log_probability":
+                elif score_kind == "log_probability":
                     row.append(answer.scores[0])
                 writer.write(dict(zip(columns, row, strict=True)))
