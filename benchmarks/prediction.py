@@ -13,7 +13,7 @@ from benchmarks.ours import WIDTH
 from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.predictor import Predictor
 from finetune.models.pretrained import load_decoder
-from finetune.models.task_model import TaskModel
+from finetune.models.task_model import build_task_model
 from finetune.recipe.loading import load_recipe
 
 WARM = 16
@@ -46,7 +46,7 @@ def _ours(scale: Scale, *, precision: str = "fp32") -> Found:
     recipe = load_recipe("rte", changes)
     task, base = recipe.task.build(), load_decoder(recipe.base)
     manual_seed(0)
-    model = TaskModel(base.decoder, task.format, task.labels).eval()
+    model = build_task_model(base, task).eval()
     predictor = Predictor(recipe, task, model, base, create_accelerator(precision))
 
     def steps() -> Iterator[int]:

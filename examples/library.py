@@ -9,7 +9,7 @@ from finetune.batching.collate import collate
 from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.evaluate import BatchConfig, compute_logits, evaluate
 from finetune.models.pretrained import load_decoder
-from finetune.models.task_model import TaskModel
+from finetune.models.task_model import build_task_model
 from finetune.recipe.schema import BaseConfig, TrainConfig
 from finetune.training.loop import LoopSettings, MicroBatches, optimize
 from finetune.training.optimizer import build_optimizer
@@ -41,7 +41,7 @@ def main() -> None:
 
     place = create_accelerator("fp32")
     part = TrainConfig(learning_rate=1e-3)
-    model = TaskModel(base.decoder, TASK.format, TASK.labels, dropout=0.1).to(place.device)
+    model = build_task_model(base, TASK).to(place.device)
     factor = plan_rates(updates=20, warmup=0.1)
     settings = LoopSettings(lambda update: part.learning_rate * factor(update))
     optimizer = build_optimizer(model.parameters(), part)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from finetune.checkpointing.seals import check_model, check_writer
 from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import Base, load_decoder
-from finetune.models.task_model import TaskModel
+from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
 from finetune.storage import files
 from finetune.storage.tensors import read_tensors
@@ -93,7 +93,7 @@ def load_model(
         path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code
     )
     base = load_decoder(part)
-    model = TaskModel(base.decoder, task.format, task.labels)
+    model = build_task_model(base, task)
     _fill_head(model, folder / HEAD_FILE)
     return model.eval(), base
 

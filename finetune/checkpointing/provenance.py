@@ -3,17 +3,58 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from finetune.models.fingerprints import WEIGHTS
+from finetune.models.pretrained import find_base
+from finetune.storage import files
 from finetune.training.job import TrainingJob
 from task_formats import UsageError
 
 _PACKAGES = (
     "gptft", "torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors", "pyarrow",
 )  # fmt: skip
+WEIGHTS = "weights"
+_BASE_FILES = {
+    WEIGHTS: ("*.safetensors",),
+    "config": ("config.json",),
+    "tokenizer": (
+        "token*.json",
+        "vocab*",
+        "merges.txt",
+        "special_*.json",
+        "added_*.json",
+        "*.model",
+    ),
+}
+"""Patterns of the files that make up each part of a base."""
+
+
+def fingerprint_base(path: str, decoder: nn.Module) -> dict[str, str]:
+    """Identifies the base of a run.
+
+    Args:
+        path: The base as the recipe names it.
+        decoder: The decoder that was loaded from it.
+
+    Returns:
+        SHA-256 of the weights, configuration and tokenizer of a local base; the commit of one from
+        the hub, under "weights".
+    """
+    folder = Path(find_base(path))
+    if folder.is_dir():
+        return {name: _hash_files(folder, patterns) for name, patterns in _BASE_FILES.items()}
+    commit = getattr(getattr(decoder, "config", None), "_commit_hash", None)
+    return {WEIGHTS: str(commit)} if commit else {}
+
+
+def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    # Links are followed: the cache of the hub consists of them.
+    paths = sorted({path.resolve() for pattern in patterns for path in folder.glob(pattern)})
+    return sha256("".join(map(files.hash_file, paths)).encode()).hexdigest()
 
 
 def collect_provenance(job: TrainingJob) -> dict[str, Any]:

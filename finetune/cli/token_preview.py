@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.text import Text
 
 from finetune.batching.collate import collate
-from finetune.models.pretrained import TaskTokens
+from finetune.models.task_tokens import TaskTokens
 from task_formats import Encoded, Example, Format, Task
 from task_formats.formats import View
 

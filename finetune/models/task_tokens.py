@@ -1,48 +1,112 @@
-"""Our tokens in another's vocabulary: their names, their ids and their first embeddings."""
+"""The tokens that the input transforms add to a base's vocabulary, and their embeddings."""
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from task_formats import SpecialTokens
+
 START, DELIMITER, EXTRACT, PAD = "<|start|>", "<|delimiter|>", "<|extract|>", "<|pad|>"
 _NOISE = 0.1
-"""Spread of new rows round the mean of the old ones, as a part of the old ones' own spread.
+"""Noise of new embedding rows, relative to the standard deviation of the old rows.
 
-What counts is that they differ from each other while their logits stay where an average word's
-are (facts, trap 5)."""
+New rows must differ from each other, but in a model whose embeddings are tied their logits must
+stay where those of other tokens are: GPT-2's are far below 0, and a row drawn from N(0, 0.02) would
+take nearly all probability in the LM loss.
+"""
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Adds what is missing of our tokens; gives the names of the new ones."""
-    known = tokenizer.get_vocab()
-    fresh = [token for token in (START, DELIMITER, EXTRACT) if token not in known]
-    if fresh:
-        tokenizer.add_tokens(fresh, special_tokens=True)
-    # A pad token that doubles as another one would be read as text (facts, trap 1).
-    others = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
-    if tokenizer.pad_token is None or tokenizer.pad_token in others:
-        fresh += [] if PAD in known else [PAD]
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    return fresh
+@dataclass(frozen=True)
+class TaskTokens:
+    """A tokenizer and the ids of the tokens that the input transforms need."""
+
+    tokenizer: PreTrainedTokenizerBase
+    special_tokens: SpecialTokens
+    pad_id: int
+
+    @classmethod
+    def add_to(cls, tokenizer: PreTrainedTokenizerBase) -> tuple["TaskTokens", list[str]]:
+        """Adds the missing tokens to a tokenizer.
+
+        Returns:
+            The tokens, and the names of those that are new.
+        """
+        known = tokenizer.get_vocab()
+        new = [token for token in (START, DELIMITER, EXTRACT) if token not in known]
+        if new:
+            tokenizer.add_tokens(new, special_tokens=True)
+        # Padding must not look like text, so the pad token is never another token's double.
+        others = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+        if tokenizer.pad_token is None or tokenizer.pad_token in others:
+            new += [] if PAD in known else [PAD]
+            tokenizer.add_special_tokens({"pad_token": PAD})
+        ids = cast(list[int], tokenizer.convert_tokens_to_ids([START, DELIMITER, EXTRACT]))
+        return cls(tokenizer, SpecialTokens(*ids), cast(int, tokenizer.pad_token_id)), new
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the tokenizer; None for one written in Python, which has no serial form."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts. Text that spells a special token stays ordinary text."""
+        return tokenize(self.tokenizer, texts)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of many texts, without special tokens. Uses all cores."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return cast(list[list[int]], encoded["input_ids"])
+
+
+def find_special_token(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
+    """The id of the first token that exists among `names` (bos, eos, pad) and then unk."""
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in (*names, "unk"))
+    return next((token for token in ids if isinstance(token, int)), None)
 
 
 def add_embedding_rows(
-    decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fresh: list[str], drawn: bool
+    decoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    new_tokens: list[str],
+    *,
+    random: bool,
 ) -> None:
-    """Gives every token a row, and the new ones their first values."""
+    """Resizes the embeddings to the tokenizer and initializes the rows of new tokens, in place.
+
+    Args:
+        decoder: Its input embeddings, and its output layer where that is another tensor, grow.
+        tokenizer: Already has the new tokens.
+        new_tokens: Their names.
+        random: Draws rows from N(0, 0.02) as GPT-1 did. Otherwise rows are the mean of the old
+            rows plus small noise.
+    """
     rows = cast(nn.Embedding, decoder.get_input_embeddings()).weight.shape[0]
-    ids = cast(list[int], tokenizer.convert_tokens_to_ids(fresh))
-    old = min(ids, default=rows)
+    ids = cast(list[int], tokenizer.convert_tokens_to_ids(new_tokens))
+    old_rows = min(ids, default=rows)
     if len(tokenizer) > rows:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for weight in _tables(decoder):
-        _initialize(weight.data, ids, old, drawn)
+    for table in _vocabulary_tensors(decoder):
+        _initialize_rows(table.data, ids, old_rows, random)
 
 
-def _tables(decoder: PreTrainedModel) -> list[Tensor]:
-    """The embedding and, where it is not the same tensor, the output layer with its bias."""
+def _vocabulary_tensors(decoder: PreTrainedModel) -> list[Tensor]:
+    """The input embeddings and, where it is not the same tensor, the output layer with its bias."""
     embedding = cast(nn.Embedding, decoder.get_input_embeddings()).weight
     output = decoder.get_output_embeddings()
     if output is None or output.weight is embedding:
@@ -51,11 +115,11 @@ def _tables(decoder: PreTrainedModel) -> list[Tensor]:
     return [embedding, cast(Tensor, output.weight)] + ([] if bias is None else [bias])
 
 
-def _initialize(table: Tensor, ids: list[int], old: int, drawn: bool) -> None:
-    """(V, D) or (V,): rows `ids` drawn from N(0, 0.02), or near the mean of the first `old`."""
+def _initialize_rows(table: Tensor, ids: list[int], old_rows: int, random: bool) -> None:
+    """Initializes rows `ids` of a (V, D) or (V,) table, from its first `old_rows` or at random."""
     for row in ids:
-        if drawn and table.dim() > 1:
+        if random and table.dim() > 1:
             table[row] = 0.02 * torch.randn_like(table[row])
         else:
-            mean, spread = table[:old].mean(0), table[:old].std(0)
-            table[row] = mean + _NOISE * spread * torch.randn_like(mean)
+            mean, deviation = table[:old_rows].mean(0), table[:old_rows].std(0)
+            table[row] = mean + _NOISE * deviation * torch.randn_like(mean)

@@ -12,7 +12,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune.models.pretrained import optimize_decoder, set_dropout
+from finetune.models.pretrained import set_dropout
+from finetune.models.speedups.optimize import optimize_decoder
 from finetune.pretraining.plan import ShapeConfig
 from task_formats import UsageError
 

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune.batching.collate import Batch, UpdateTotals, collate, to_device
 from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
 from finetune.checkpointing.model_folder import save_decoder
+from finetune.checkpointing.provenance import fingerprint_base
 from finetune.data.token_store import ExampleLengths
 from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, gather_logits
-from finetune.models.fingerprints import fingerprint_base
+from finetune.models.language_model import LanguageModel
 from finetune.models.pretrained import load_language_model
-from finetune.models.task_model import LanguageModel
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan

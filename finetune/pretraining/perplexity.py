@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import Batch
+from finetune.models.decoder import DecoderWrapper
 from finetune.models.losses import Outputs
-from finetune.models.task_model import DecoderWrapper
 
 
 class TextScorer(nn.Module):

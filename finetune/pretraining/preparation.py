@@ -11,15 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.distributed.setup import choose_layout, choose_max_tokens_per_forward
 from finetune.evaluation.evaluate import BatchConfig
+from finetune.models.language_model import LanguageModel
 from finetune.models.pretrained import (
     DEFAULT_CONTEXT,
     count_positions,
-    find_special_token,
     load_base_tokenizer,
     load_language_model,
-    tokenize,
 )
-from finetune.models.task_model import LanguageModel
+from finetune.models.task_tokens import find_special_token, tokenize
 from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus_sources import Corpus, open_corpus

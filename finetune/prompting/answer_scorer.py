@@ -18,7 +18,7 @@ from finetune.evaluation.evaluate import (
     gather_logits,
 )
 from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
-from finetune.models.task_model import LanguageModel
+from finetune.models.language_model import LanguageModel
 from finetune.prompting.answer_batches import collate_answers, required_inputs
 from finetune.prompting.prefix_groups import PrefixGroup, find_prefix_groups
 from task_formats import Encoded

@@ -23,10 +23,9 @@ from finetune.evaluation.metrics import score
 from finetune.models.pretrained import (
     DEFAULT_CONTEXT,
     count_positions,
-    find_special_token,
     load_language_model,
-    tokenize,
 )
+from finetune.models.task_tokens import find_special_token, tokenize
 from finetune.prompting.answer_scorer import AnswerScorer
 from finetune.prompting.normalization import (
     apply_threshold,

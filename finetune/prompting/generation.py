@@ -13,7 +13,8 @@ from transformers import GenerationConfig, TextIteratorStreamer
 
 from finetune.data.rows import RowLocation
 from finetune.distributed.setup import choose_precision, create_accelerator
-from finetune.models.pretrained import count_positions, find_special_token, load_language_model
+from finetune.models.pretrained import count_positions, load_language_model
+from finetune.models.task_tokens import find_special_token
 from finetune.recipe.schema import SEED_LIMIT, BaseConfig
 from task_formats import Row, UsageError
 

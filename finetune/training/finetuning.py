@@ -15,17 +15,17 @@ from torch.optim import AdamW
 from finetune.batching.collate import Batch, UpdateTotals, collate, count_totals, to_device
 from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
 from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
 from finetune.data.sources import open_rows
 from finetune.data.splits import Split, encode_split, encode_training_split
 from finetune.data.token_store import ExampleLengths, TokenStore, compute_lengths
 from finetune.distributed.fsdp import is_sharded, prepare_model
 from finetune.distributed.setup import choose_layout, choose_max_tokens_per_forward
 from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, evaluate
-from finetune.models.fingerprints import WEIGHTS, fingerprint_base
 from finetune.models.losses import objective
 from finetune.models.pretrained import Base, build_encoder, load_decoder
 from finetune.models.speedups.compilation import compile_blocks
-from finetune.models.task_model import TaskModel
+from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.loading import dump_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Notice, Started
@@ -208,7 +208,7 @@ class FinetuningJob:
 
     def _copy(self, weights: dict[str, Tensor]) -> TaskModel:
         base = load_decoder(self.recipe.base, self.recipe.train.seed)
-        model = TaskModel(base.decoder, self.task.format, self.task.labels)
+        model = build_task_model(base, self.task)
         model.load_state_dict(weights)
         return model
 
@@ -264,7 +264,7 @@ def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> 
         evaluated = encode(held_out) if held_out else None
         extra = {name: encode(split, labelled=False) for name, split in more.items()}
     torch.manual_seed(recipe.train.seed)
-    model = TaskModel(base.decoder, task.format, task.labels, recipe.train.head_dropout)
+    model = build_task_model(base, task, recipe.train.head_dropout)
     _freeze_unread(model, recipe.train.lm_coefficient)
     prepare_model(model, accelerator)
     # Shards take the place of weights, so the optimizer comes after them.

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from finetune.batching.collate import Batch, collate, count_totals, to_device
 from finetune.models.attention import interface as attention
-from finetune.models.attention.interface import ATTENTION_NAME
+from finetune.models.attention.interface import ATTENTION_NAME, supports_packed_attention
 from finetune.models.attention.rectangles import group_by_length
-from finetune.models.pretrained import supports_packed_attention
 from task_formats import Encoded
 from tests.support import samples
 from tests.support.families import FAMILIES
@@ -127,7 +126,7 @@ def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) 
     totals = count_totals(many)
     parts = [collate(many[at : at + size], layout, 0, totals) for at in range(0, len(many), size)]
     whole = collate(many, layout)
-    for name in ("weight", "share"):
+    for name in ("token_weight", "example_weight"):
         found = sum(float(getattr(part, name).sum()) for part in parts)
         assert found == pytest.approx(float(getattr(whole, name).sum()), rel=1e-5)
     labelled = sum(example.label is not None for example in many)

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 import finetune
 from finetune.distributed.setup import choose_precision, create_accelerator
-from finetune.models.task_model import LinearHead
+from finetune.models.heads import LinearHead
 from finetune.training.events import Started
 from finetune.training.train import events
 from task_formats import UsageError

@@ -9,11 +9,11 @@ import transformers
 
 from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.models.language_model import LanguageModel
 from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import load_decoder
-from finetune.models.task_model import LanguageModel
 from finetune.recipe.schema import BaseConfig, LoraConfig
-from task_formats import Task, UsageError
+from task_formats import UsageError
 from tests.support import samples
 from tests.support.families import FAMILIES, SENTENCES, SPARE_ROWS, TIED, make_tokenizer
 from tests.support.samples import KINDS
@@ -161,15 +161,13 @@ def test_dropout_is_the_same_everywhere_or_left_as_it_was(bases) -> None:
 
 def test_what_is_saved_comes_back_bit_by_bit(family, bases, tmp_path: Path) -> None:
     kind, base = KINDS["multiple_choice"], samples.load(bases(family))
-    columns = {"context": "a", "choices": "b", "label": "c"}
-    task = Task(kind.format, columns, kind.labels)
     model = samples.task_model(kind, base, dropout=0.1)
     with torch.no_grad():  # As training would, move every weight.
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=1e-3)
     many = samples.examples(kind, base)
     save_model(tmp_path, model, base)
-    again, other = load_model(tmp_path, task)
+    again, other = load_model(tmp_path, kind.task)
     assert other.task_tokens.special_tokens == base.task_tokens.special_tokens
     assert other.task_tokens.pad_id == base.task_tokens.pad_id
     assert other.task_tokens.tokenize(SENTENCES) == base.task_tokens.tokenize(SENTENCES)
@@ -226,8 +224,7 @@ def test_adapters_train_little_and_come_back_with_head_and_new_rows(
         expected = model(batch, lm=True)
     save_model(tmp_path, model, base)
     assert not (tmp_path / "adapter_config.json").exists()
-    columns = {"premise": "a", "hypothesis": "b", "label": "c"}
-    again, _ = load_model(tmp_path, Task(kind.format, columns, kind.labels))
+    again, _ = load_model(tmp_path, kind.task)
     with torch.no_grad():
         found = again(batch, lm=True)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)

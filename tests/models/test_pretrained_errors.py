@@ -50,7 +50,7 @@ def test_damaged_and_incomplete_weights(bases, tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"], weights["lm_head.weight"]
     save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
     fault = refused(tmp_path / "half")
-    assert "lacks 2 weights, lm_head.weight among them" in fault.what
+    assert "lacks 2 weights, including lm_head.weight" in fault.what
     assert load(tmp_path / "half", from_scratch=True)
     (tmp_path / "half" / "model.safetensors").write_bytes(b"\0" * 100)
     assert "cannot load" in refused(tmp_path / "half").what

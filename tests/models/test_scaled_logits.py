@@ -6,8 +6,11 @@ import transformers
 from torch import nn
 
 from finetune.batching.collate import collate
-from finetune.models.pretrained import optimize_decoder
-from finetune.models.task_model import LanguageModel, LogitTransform, TaskModel
+from finetune.models.decoder import LogitTransform
+from finetune.models.heads import build_head
+from finetune.models.language_model import LanguageModel
+from finetune.models.speedups.optimize import optimize_decoder
+from finetune.models.task_model import TaskModel
 from finetune.pretraining.perplexity import TextScorer
 from task_formats import Encoded
 from tests.support.samples import KINDS
@@ -87,8 +90,7 @@ def test_answers_and_fine_tuning_read_the_same_logits(family: str, layout: str) 
     with torch.no_grad():
         found = LanguageModel(optimize_decoder(decoder))(collate([chosen], layout)).logits[0]
         assert found.tolist() == pytest.approx(expected, rel=1e-5)
-        kind = KINDS["classification"]
-        model = TaskModel(decoder, kind.format, kind.labels)
+        model = TaskModel(decoder, build_head(KINDS["classification"].task, 32))
         one = collate([Encoded("x", [5, 6, 7], ([10],), 0)], layout)
         assert float(model(one, lm=True).lm_loss) == pytest.approx(float(loss), rel=1e-5)
 

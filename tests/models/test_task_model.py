@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-import finetune.models.task_model
 from finetune.batching.collate import collate
+from finetune.models import decoder as decoder_module
 from finetune.models import losses
-from finetune.models.task_model import LanguageModel, LinearHead, TaskModel
+from finetune.models.heads import LinearHead
+from finetune.models.language_model import LanguageModel
+from finetune.models.task_model import TaskModel
 from task_formats import Encoded
 from tests.support import reference, samples
 from tests.support.families import FAMILIES
@@ -81,7 +83,7 @@ def test_without_a_coefficient_no_language_loss_is_computed(bases, monkeypatch) 
     def refuse(*_: object) -> None:
         raise AssertionError("the language-model loss was computed")
 
-    monkeypatch.setattr(finetune.models.task_model, "lm_loss", refuse)
+    monkeypatch.setattr(decoder_module, "lm_loss", refuse)
     assert samples.run(model, [batch], 0.0).losses.lm == 0
     with pytest.raises(AssertionError, match="was computed"):
         samples.run(model, [batch], 0.5)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.checkpointing.run_folder import read_log, read_result
-from finetune.models.task_model import LanguageModel
+from finetune.models.language_model import LanguageModel
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.train import events
 from finetune.training.loop import count_tokens

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from finetune.models.pretrained import tokenize
+from finetune.models.task_tokens import tokenize
 from finetune.pretraining.tokenizer import END, learn_tokenizer
 from task_formats import UsageError
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.evaluate import BatchConfig
 from finetune.models.attention.interface import ATTENTION_NAME
+from finetune.models.decoder import DecoderWrapper
 from finetune.models.pretrained import load_language_model
-from finetune.models.task_model import DecoderWrapper
 from finetune.prompting import prefix_groups
 from finetune.prompting.answer_batches import collate_answers, required_inputs
 from finetune.prompting.answer_scorer import AnswerScorer

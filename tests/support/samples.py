@@ -9,9 +9,19 @@ from torch import Tensor
 from finetune.batching.collate import Batch, Layout, collate
 from finetune.models.losses import Losses, objective
 from finetune.models.pretrained import Base, load_decoder
-from finetune.models.task_model import TaskModel
+from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
-from task_formats import FORMATS, Classes, Encoded, Example, Format, Labels, Range, ViewEncoder
+from task_formats import (
+    FORMATS,
+    Classes,
+    Encoded,
+    Example,
+    Format,
+    Labels,
+    Range,
+    Task,
+    ViewEncoder,
+)
 from tests.support.families import SENTENCES
 
 WORDS = " ".join(SENTENCES).split()
@@ -25,6 +35,12 @@ class Kind(NamedTuple):
     labels: Labels
     name: str
     """What the reference calls it: "class", "choice" or "score"."""
+
+    @property
+    def task(self) -> Task:
+        """Columns are named after the fields that they fill."""
+        names = [*self.format.fields, "label", *(["choices"] if self.format.chooses else [])]
+        return Task(self.format, {name: name for name in names}, self.labels)
 
 
 KINDS = {
@@ -68,7 +84,7 @@ def views(example: Encoded) -> list[list[int]]:
 def task_model(kind: Kind, base: Base, dropout: float = 0.0) -> TaskModel:
     """In training mode, with a head large enough to matter and a bias that is not 0."""
     torch.manual_seed(1)
-    model = TaskModel(base.decoder, kind.format, kind.labels, dropout)
+    model = build_task_model(base, kind.task, dropout)
     with torch.no_grad():
         model.head.weight.mul_(10)
         model.head.bias.normal_()

@@ -1,12 +1,13 @@
 """The attention that transformers' decoders are given: a row may hold several texts."""
 
+import inspect
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from finetune.models.attention.kernels import block_attention
 from finetune.models.attention.masks import AttentionLayout, Pieces, causal_mask
@@ -49,7 +50,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     attention_layout: AttentionLayout,
-    memory: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -68,7 +69,7 @@ def packed_attention(
         return _attend_last(
             query, key, value, attention_layout, dropout, scaling, sliding_window, softcap
         )
-    past = memory.pass_by(cast(int, module.layer_idx), key, value) if memory else None
+    past = prefix_cache.pass_by(cast(int, module.layer_idx), key, value) if prefix_cache else None
     plain = attention_layout.rowwise and (
         sliding_window is None or attention_layout.longest <= sliding_window
     )
@@ -91,6 +92,13 @@ def packed_attention(
         )
     ]
     return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+def supports_packed_attention(decoder: PreTrainedModel) -> bool:
+    """True when the decoder's layers can be given our attention, and so any layout."""
+    parameters = inspect.signature(decoder.base_model.forward).parameters.values()
+    passes_down = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
+    return bool(getattr(decoder, "_supports_attention_backend", False)) and passes_down
 
 
 def prefers_padded_groups(device: torch.device) -> bool:

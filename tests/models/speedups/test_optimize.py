@@ -15,8 +15,8 @@ from transformers.activations import NewGELUActivation
 from finetune.batching.collate import collate
 from finetune.models.attention.kernels import block_attention
 from finetune.models.attention.masks import AttentionLayout
-from finetune.models.speedups.activations import replace_modules
 from finetune.models.speedups.dropout import FastDropout, draw_mask, fast_dropout
+from finetune.models.speedups.optimize import replace_modules
 from task_formats import Encoded
 
 # -- dropout ---------------------------------------------------------------------------------------

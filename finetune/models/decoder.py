@@ -1,0 +1,131 @@
+"""A pretrained decoder that reads batches in any layout."""
+
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from finetune.batching.collate import Batch
+from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
+from finetune.models.attention.masks import AttentionLayout
+from finetune.models.losses import lm_loss, token_losses
+
+
+class LogitTransform(NamedTuple):
+    """What a family of decoders makes of its logits z: cap · tanh(scale · z / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+    """None for no cap: scale · z."""
+
+    @classmethod
+    def of(cls, decoder: PreTrainedModel) -> "LogitTransform":
+        """Reads the transform from a decoder's configuration, whatever its family calls it."""
+        config = decoder.config.get_text_config()
+        scale = 1.0
+        for name, power in {**_SCALE_POWERS, **_EXCEPTIONS.get(config.model_type, {})}.items():
+            value = getattr(config, name, None)
+            if power and value is not None:
+                scale *= float(value) ** power
+        caps = (getattr(config, name, None) for name in _CAPS)
+        return cls(scale, next((float(cap) for cap in caps if cap), None))
+
+
+_SCALE_POWERS = {
+    "logit_scale": 1,
+    "lm_head_multiplier": 1,
+    "output_multiplier": 1,
+    "logits_scaling": -1,
+    "logits_mup_width_multiplier": -1,
+}
+"""Settings that multiply (1) or divide (-1) logits: cohere, falcon_h1, muse, granite, inkling."""
+_EXCEPTIONS = {"hyperclovax": {"logits_scaling": 1}, "mpt": {"logit_scale": 0}}
+"""Families that use a name differently. transformers' mpt ignores its logit_scale."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names of the cap in gemma2, recurrent_gemma and xlstm."""
+
+
+class DecoderWrapper(nn.Module):
+    """A decoder that reads a Batch in any layout and computes losses over its vocabulary."""
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.logit_transform = LogitTransform.of(decoder)
+
+    def hidden_states(
+        self,
+        batch: Batch,
+        prefix_cache: PrefixCache | None = None,
+        *,
+        last_tokens_only: bool = False,
+    ) -> Tensor:
+        """Runs the decoder over a batch.
+
+        Args:
+            batch: R rows of T columns.
+            prefix_cache: Is filled by the first batch that it is passed with, a single text. The
+                texts of later batches continue that text.
+            last_tokens_only: Computes the last block for the last token of each view only. All
+                other states are then invalid.
+
+        Returns:
+            (R·T, D) states after the last block and its norm.
+
+        Raises:
+            ValueError: The decoder does not support packed attention, and a row holds more than
+                one view.
+        """
+        body = unwrap_adapters(self.decoder).base_model
+        inputs = {"input_ids": batch.tokens, "position_ids": batch.position_ids}
+        if self.decoder.config._attn_implementation == ATTENTION_NAME:
+            layout = AttentionLayout(batch, last_tokens_only)
+            cached = {"prefix_cache": prefix_cache} if prefix_cache else {}
+            outputs = body(**inputs, attention_layout=layout, use_cache=False, **cached)
+        else:
+            outputs = body(**inputs, **_padding_mask(batch))
+        return cast(Tensor, outputs.last_hidden_state).flatten(0, 1)
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+        """The (V, D) weight and the (V,) bias, if any, of the layer that predicts tokens."""
+        layer = self.decoder.get_output_embeddings()
+        return cast(Tensor, layer.weight), cast("Tensor | None", getattr(layer, "bias", None))
+
+    def lm_loss(self, states: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Computes the weighted sum of the negative log-likelihoods of M targets.
+
+        Args:
+            states: (M, D) states that predict the targets.
+            target: (M,) tokens.
+            weight: (M,) weights of the targets.
+
+        Returns:
+            (): Σ weight · nll in nats.
+        """
+        return lm_loss(*self._scaled(states), target, weight, self.logit_transform.cap)
+
+    def token_losses(self, states: Tensor, target: Tensor) -> Tensor:
+        """Computes (M,) negative log-likelihoods in nats of (M,) targets, without a gradient."""
+        return token_losses(*self._scaled(states), target, self.logit_transform.cap)
+
+    def _scaled(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, weight and bias whose linear map gives logits with the family's scale."""
+        weight, bias = self.output_layer()
+        scale = self.logit_transform.scale
+        if scale == 1:
+            return states, weight, bias
+        return states * scale, weight, None if bias is None else bias * scale
+
+
+def unwrap_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
+    """Returns the transformers model inside a peft wrapper, or the decoder itself."""
+    return cast(PreTrainedModel, getattr(decoder, "get_base_model", lambda: decoder)())
+
+
+def _padding_mask(batch: Batch) -> dict[str, Tensor]:
+    """Rows padded on the right need no mask under causal attention; rows padded on the left do."""
+    if len(batch.spans) > len(batch.tokens) or any(len(s.endings) > 1 for s in batch.spans):
+        raise ValueError("this decoder supports only the layout 'separate' (one view a row)")
+    if all(span.start == 0 for span in batch.spans):
+        return {}
+    return {"attention_mask": (batch.example >= 0).long()}

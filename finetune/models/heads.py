@@ -1,0 +1,61 @@
+"""The layer that turns the states of a decoder into the logits of a task."""
+
+import torch
+from torch import Tensor, nn
+
+from task_formats import Task
+
+
+class LinearHead(nn.Module):
+    """A linear map of the states at the extract tokens (GPT-1, section 3.2, W_y).
+
+    The axis that carries no label is summed: views for classes and scores, outputs for choices.
+    A linear map of a sum is the sum of the maps, so for the two orders of a similarity pair this is
+    the paper's element-wise addition of both states before the linear layer (section 3.3).
+
+    Weights start at N(0, 0.02), the bias at 0, as in the original code.
+
+    Args:
+        width: D, the width of the states.
+        outputs: C classes, or 1 for a score. Choices always have one output, the score of a choice.
+        chooses: True where the views of an example are its choices.
+        dropout: Probability of dropping a feature. All views of an example share one mask.
+    """
+
+    def __init__(self, width: int, outputs: int, *, chooses: bool, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.chooses, self.dropout = chooses, dropout
+        outputs = 1 if chooses else outputs
+        self.weight = nn.Parameter(0.02 * torch.randn(outputs, width))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Computes the logits of N examples of up to K views.
+
+        Args:
+            features: (N, K, D) states at the extract tokens.
+            present: (N, K) booleans, False for views that an example does not have.
+
+        Returns:
+            (N, K) logits for choices, -inf where absent; else (N, C).
+        """
+        if self.training and self.dropout > 0:
+            ones = features.new_ones(features.shape[0], 1, features.shape[2])
+            features = features * nn.functional.dropout(ones, self.dropout)
+        # In float32 under autocast too: the product is small, and its precision decides.
+        with torch.autocast(features.device.type, enabled=False):
+            scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
+        if self.chooses:
+            return (scores[..., 0] + self.bias).masked_fill(~present, -torch.inf)
+        return scores.masked_fill(~present[..., None], 0).sum(1) + self.bias
+
+
+def build_head(task: Task, width: int, dropout: float = 0.1) -> LinearHead:
+    """Builds the head of a task. Every head of gptft is made here.
+
+    Args:
+        task: Its format says whether views are choices, its labels the number of outputs.
+        width: D, the width of the decoder's states.
+        dropout: Probability of dropping a feature while training.
+    """
+    return LinearHead(width, task.labels.width, chooses=task.format.chooses, dropout=dropout)
