@@ -1,11 +1,11 @@
-"""Fine-tuning with scikit-learn's manners: texts and labels in, a classifier out."""
+"""A scikit-learn compatible classifier."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -16,48 +16,63 @@ from sklearn.utils.validation import check_is_fitted
 from finetune.evaluation.predictor import Predictor, load
 from finetune.recipe.loading import load_recipe, override_recipe
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
-from finetune.sklearn_inputs import (
-    Samples,
-    check_rows,
-    plain_rows,
-    read_labels,
-    read_samples,
-)
 from finetune.storage import files
 from finetune.training.train import train
-from task_formats import Classes, Labels, Range, RowError, Task, UsageError, named_format
+from task_formats import Classes, Example, Range, Row, RowError, Task, UsageError, named_format
 from task_formats.labels import as_text
 from task_formats.task import LABEL
 
-_SETTINGS = (
+_TRAIN_SETTINGS = (
     "learning_rate", "batch_size", "epochs", "lm_coefficient", "warmup", "weight_decay",
     "max_grad_norm", "head_dropout", "max_tokens", "incomplete_batch", "layout",
     "tokens_per_forward", "precision",
 )  # fmt: skip
-_ROWS = ".rows.jsonl"
+_SIMPLE = (bool, int, float, str)
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
-    """A pretrained decoder that is fine-tuned by `fit` and then tells classes.
+    """Fine-tunes a pretrained decoder to classify texts, pairs of texts or rows of a task.
 
-    X is a list, an array or a Series of N samples: texts; pairs of texts; or mappings, which are
-    rows of `task` (a DataFrame is rows too). y has N labels of any kind that can be hashed and
-    ordered; `predict` gives them back as they were. Every parameter but these is a setting of a
-    recipe's train part (TrainConfig), and None leaves what the task's recipe says,
-    or the paper's value.
+    `X` is a list, array, Series or DataFrame of N samples of one kind: texts, pairs of texts, or
+    mappings (each row of a DataFrame is one), which `task` describes how to read. `y` holds N
+    labels that can be hashed and sorted; `predict` returns labels of the same type.
 
-    base: a hub id, a folder or `tiny`; or a mapping: {"path": "gpt2", "lora": {"rank": 8}}.
-    task: a shipped recipe's name, a YAML file, a Recipe or a task_formats.Task: how a mapping is
-        read. With choices, y says which one is right, and what never is cannot be predicted.
-    format: for pairs entailment (which is the default) or similarity, where both orders count.
-    folder: keeps the run there, in the place of any earlier one; finetune.load reads it.
-    random_state: a seed or a RandomState; None is the recipe's seed, so two fits are the same.
-    device: cpu, cuda or the like; None takes the best there is.
+    Every parameter from `learning_rate` to `precision` is a field of `TrainConfig`. None keeps the
+    value of the recipe that `task` names, or else the default of the GPT-1 paper.
 
-    A fitted classifier can be pickled and copied: what is stored are the bytes of its safetensors
-    and JSON files, so nothing refers to a folder.
+    A fitted classifier can be pickled and copied; the pickle contains the whole model.
 
-    Raises UsageError, a ValueError, for samples or labels that cannot be used.
+    Args:
+        base: Hub id, folder or `tiny`; or a mapping with more fields of `BaseConfig`, such as
+            `{"path": "gpt2", "lora": {"rank": 8}}`.
+        task: How to read mappings: the name of a shipped recipe, a YAML file, a `Recipe` or a
+            `task_formats.Task`. For multiple choice, `y` says which choice is correct; choices
+            that never occur in `y` are never predicted.
+        format: For pairs: `entailment` (the default), or `similarity` if their order is irrelevant.
+        learning_rate: Peak learning rate.
+        batch_size: Examples in one update.
+        epochs: Passes over the training data.
+        lm_coefficient: Weight λ of the auxiliary language-model loss.
+        warmup: Fraction of updates over which the learning rate rises.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Maximum global norm of the gradient.
+        head_dropout: Dropout probability before the head.
+        max_tokens: Maximum sequence length in tokens.
+        incomplete_batch: `keep` or `drop` the last, smaller batch of an epoch.
+        layout: How sequences fill a batch; every layout gives the same result.
+        tokens_per_forward: Maximum number of tokens in one forward pass.
+        precision: `fp32`, `bf16` or `auto`.
+        folder: Keeps the run there, where `finetune.load` reads it. Replaces an earlier run.
+        random_state: Seed or RandomState; None uses the seed of the recipe, so that every `fit`
+            gives the same model.
+        device: Such as `cpu` or `cuda`; None selects the best available device.
+
+    Attributes:
+        classes_: (C,) sorted distinct labels.
+
+    Example:
+        >>> classifier = Classifier(base="tiny", epochs=1)
+        >>> classifier.fit(["a fine film", "a dull film"], ["good", "bad"])  # doctest: +SKIP
     """
 
     def __init__(
@@ -92,42 +107,66 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.folder, self.random_state, self.device = folder, random_state, device
 
     def fit(self, X: Iterable[Any], y: Iterable[Any]) -> "Classifier":
-        """Fine-tunes the base on N samples and their labels."""
-        samples = read_samples(X)
-        targets = read_labels(_flat(y), len(samples.values))
-        recipe, reader = self._told(samples)
-        rows = samples.rows(reader.format.fields)
-        check_rows(reader, rows)
-        names = _name_classes(targets.labels, None if self.task is None else reader.labels)
-        task = _trained_task(reader, names)
+        """Fine-tunes the base.
+
+        Args:
+            X: N samples.
+            y: N labels.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UsageError: A sample, label or parameter cannot be used. It is a ValueError.
+        """
+        samples = _parse_samples(X)
+        targets = _parse_labels(_flatten_column(y), len(samples.values))
+        recipe, reader = self._read_task(samples)
+        examples = _make_examples(reader, samples)
+        names = _name_classes(targets.labels, None if self.task is None else reader)
+        task = _make_training_task(reader, names)
+        self._columns = [int(task.labels.parse(name)) for name in names]
         labelled = [
-            {**row, str(task.columns[LABEL]): names[k]}
-            for row, k in zip(plain_rows(reader, rows), targets.which, strict=True)
+            _add_label(example, self._columns[k], reader)
+            for example, k in zip(examples, targets.indices, strict=True)
         ]
+        recipe = override_recipe(recipe, self._overrides())
         self._predictor = self._train(recipe, task, labelled)
         self._reader, self._kind, self.classes_ = reader, samples.kind, targets.labels
-        self._places = [cast(Classes, task.labels).names.index(name) for name in names]
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray:
-        """(N,) labels, of the type and values that y had."""
+        """Predicts the most likely class.
+
+        Args:
+            X: N samples of the kind seen by `fit`.
+
+        Returns:
+            (N,) labels, of the type that `y` had.
+        """
         best = self.predict_proba(X).argmax(axis=1)
         return self.classes_[best]
 
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
-        """(N, C) probabilities, their columns in the order of classes_."""
+        """Predicts the probability of every class.
+
+        Args:
+            X: N samples of the kind seen by `fit`.
+
+        Returns:
+            (N, C) probabilities; columns are ordered as `classes_`.
+        """
         check_is_fitted(self)
-        samples = read_samples(X)
+        samples = _parse_samples(X)
         if samples.kind != self._kind:
-            raise UsageError(f"X[0] is {samples.words}, and `fit` had seen a {self._kind}")
-        rows = samples.rows(self._reader.format.fields)
-        check_rows(self._reader, rows)
-        found = self._predictor.predict(plain_rows(self._reader, rows))
-        table = np.zeros((len(found), len(self._places)))
-        for n, prediction in enumerate(found):
+            raise UsageError(f"X[0] is a {samples.kind}, but fit was called with a {self._kind}")
+        predictions = self._predictor.predict_examples(_make_examples(self._reader, samples))
+        table = np.zeros((len(predictions), len(self._columns)))
+        for n, prediction in enumerate(predictions):
             scores = dict(enumerate(prediction.scores))
-            table[n] = [scores.get(place, 0.0) for place in self._places]
-        chooses = self._reader.format.chooses  # among more choices, maybe, than there are classes
+            table[n] = [scores.get(column, 0.0) for column in self._columns]
+        # A row may offer choices that never occur in y: the others share their probability.
+        chooses = self._reader.format.chooses
         return table / table.sum(axis=1, keepdims=True) if chooses else table
 
     def score(
@@ -136,50 +175,52 @@ class Classifier(ClassifierMixin, BaseEstimator):
         y: Iterable[Any],
         sample_weight: Sequence[float] | None = None,
     ) -> float:
-        """The accuracy: the share of samples whose label is told right."""
-        right = [bool(a == b) for a, b in zip(self.predict(X), _flat(y), strict=True)]
-        return float(np.average(right, weights=sample_weight))
+        """Computes the accuracy.
 
-    def _told(self, samples: Samples) -> tuple[Recipe, Task]:
-        """The recipe with all settings, and the task that reads the samples."""
-        recipe, task = self._read(samples)
-        base = self.base if isinstance(self.base, Mapping) else {"path": self.base}
-        seed = self.random_state
-        if isinstance(seed, np.random.RandomState):
-            seed = check_random_state(seed).randint(2**31)
-        said = {f"train.{name}": getattr(self, name) for name in _SETTINGS}
-        said |= {f"base.{name}": value for name, value in base.items()} | {"train.seed": seed}
-        changes = {name: _plain(value) for name, value in said.items() if value is not None}
-        # Whole states are for runs that somebody resumes.
-        changes |= {"train.checkpoint_minutes": None, "train.checkpoint_updates": None}
-        return override_recipe(recipe, changes), task
+        Args:
+            X: N samples.
+            y: N true labels.
+            sample_weight: N weights; None weights all samples equally.
 
-    def _read(self, samples: Samples) -> tuple[Recipe, Task]:
-        """A recipe around the task that reads the samples, and this task."""
+        Returns:
+            The weighted fraction of correct predictions.
+        """
+        correct = [bool(a == b) for a, b in zip(self.predict(X), _flatten_column(y), strict=True)]
+        return float(np.average(correct, weights=sample_weight))
+
+    def _read_task(self, samples: "_Samples") -> tuple[Recipe, Task]:
+        """The recipe before the parameters are applied, and the task that reads the samples."""
         if self.task is None:
-            part = _part_of_format(self.format, samples)
-            return Recipe(task=part), part.build()
+            config = _make_task_config(self.format, samples)
+            return Recipe(task=config), config.build()
         if self.format is not None:
             raise UsageError("task and format both say how to read X", cure="Leave one out.")
         if samples.kind != "row":
-            what = f"a task reads mappings, and X[0] is {samples.words}"
+            what = f"a task reads mappings, but X[0] is a {samples.kind}"
             raise UsageError(what, cure="Give rows with the task's columns, or leave task out.")
         if isinstance(self.task, Task):
             return Recipe(task=TaskConfig.of(self.task)), self.task.without_prompt()
         recipe = self.task if isinstance(self.task, Recipe) else load_recipe(self.task)
         return recipe, recipe.task.build().without_prompt()
 
-    def _train(self, recipe: Recipe, task: Task, rows: list[dict[str, Any]]) -> Predictor:
-        """Fine-tunes as ever, from a file of rows to a run's folder."""
-        with TemporaryDirectory(prefix="gptft-") as scratch:
-            home = Path(self.folder or scratch).absolute()
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            files.write_atomically(home / _ROWS, lines)
-            data = DataConfig(train=str(home / _ROWS), evaluate=None)
-            told = recipe.model_copy(update={"task": TaskConfig.of(task), "data": data})
-            run = home if self.folder else home / "run"
-            # Rows that code has read are not kept in the cache of encoded rows.
-            train(told, run, overwrite=True, task=replace(task, read=dict), device=self.device)
+    def _overrides(self) -> dict[str, Any]:
+        """Values of the recipe that the parameters change."""
+        base = self.base if isinstance(self.base, Mapping) else {"path": self.base}
+        seed = self.random_state
+        if isinstance(seed, np.random.RandomState):
+            seed = check_random_state(seed).randint(2**31)
+        values = {f"train.{name}": getattr(self, name) for name in _TRAIN_SETTINGS}
+        values |= {f"base.{name}": value for name, value in base.items()} | {"train.seed": seed}
+        changes = {name: _to_python(value) for name, value in values.items() if value is not None}
+        # A fit cannot be resumed, so it needs no checkpoints.
+        return changes | {"train.checkpoint_minutes": None, "train.checkpoint_updates": None}
+
+    def _train(self, recipe: Recipe, task: Task, examples: Sequence[Example]) -> Predictor:
+        data = DataConfig(train=None, evaluate=None)
+        recipe = recipe.model_copy(update={"task": TaskConfig.of(task), "data": data})
+        with TemporaryDirectory(prefix="gptft-") as temporary:
+            run = Path(self.folder or Path(temporary) / "run").absolute()
+            train(recipe, run, overwrite=True, task=task, examples=examples, device=self.device)
             return load(run, self.device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,80 +241,181 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _flat(y: Any) -> Any:
-    """A column of labels as a list of labels, with scikit-learn's warning."""
+# -- X and y ---------------------------------------------------------------------------------------
+
+
+class _Samples(NamedTuple):
+    kind: str
+    """`text`, `pair` or `row`."""
+    values: list[Any]
+
+
+def _parse_samples(X: Any) -> _Samples:
+    """The samples of a list, array, Series or DataFrame."""
+    if isinstance(X, str | bytes | Mapping) or not isinstance(X, Iterable):
+        raise UsageError(f"X is {X!r}, not a list of samples", cure="For one sample write [X].")
+    to_dict = getattr(X, "to_dict", None) if hasattr(X, "columns") else None
+    values = list(to_dict("records") if to_dict else X)
+    if not values:
+        raise UsageError("X has no samples")
+    kinds = [_kind_of(value, n) for n, value in enumerate(values)]
+    for n, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            cure = "Give samples of one kind: texts, pairs of texts, or mappings."
+            raise UsageError(f"X[{n}] is a {kind}, but X[0] is a {kinds[0]}", cure=cure)
+    return _Samples(kinds[0], values)
+
+
+def _kind_of(value: Any, n: int) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, Mapping):
+        return "row"
+    is_sequence = isinstance(value, list | tuple | np.ndarray)
+    if is_sequence and len(value) == 2 and all(isinstance(text, str) for text in value):
+        return "pair"
+    cure = "A sample is a text, a pair of texts, or a mapping."
+    raise UsageError(f"X[{n}] is {value!r}", cure=cure)
+
+
+class _Targets(NamedTuple):
+    labels: np.ndarray
+    """(C,) sorted distinct labels, with the dtype of y."""
+    indices: list[int]
+    """The index into `labels` of each of the N samples."""
+
+
+def _parse_labels(y: Any, count: int) -> _Targets:
+    if y is None:
+        raise UsageError("fit requires y to be passed, but the target y is None")
+    values = list(y)
+    if len(values) != count:
+        raise UsageError(f"X has {count} samples and y has {len(values)} labels")
+    for n, value in enumerate(values):
+        if value is None or (isinstance(value, Real) and value != value):
+            raise UsageError(f"y[{n}] is {value!r}: no label", cure="Leave such samples out.")
+    try:
+        labels = sorted(set(values))
+    except TypeError as error:
+        what = f"the labels in y cannot be sorted: {error}"
+        raise UsageError(what, cure="Give labels of one kind: all texts, or all numbers.") from None
+    if len(labels) < 2:
+        raise UsageError(f"y needs at least two classes, but all labels are {labels[0]!r}")
+    index = {label: k for k, label in enumerate(labels)}
+    return _Targets(
+        _to_array(labels, getattr(y, "dtype", None)), [index[value] for value in values]
+    )
+
+
+def _to_array(labels: list[Any], dtype: Any) -> np.ndarray:
+    """(C,) labels in an array that keeps their type."""
+    if isinstance(dtype, np.dtype):
+        return np.array(labels, dtype=dtype)
+    if len(set(map(type, labels))) == 1 and type(labels[0]) in _SIMPLE:
+        return np.array(labels)
+    array = np.empty(len(labels), dtype=object)
+    array[:] = labels
+    return array
+
+
+def _flatten_column(y: Any) -> Any:
+    """(N, 1) labels as (N,), with scikit-learn's warning."""
     return column_or_1d(y, warn=True) if getattr(y, "ndim", 1) > 1 else y
 
 
-def _plain(value: Any) -> Any:
-    """A grid search over numpy's numbers gives numpy's numbers; a Path is a text."""
+def _to_python(value: Any) -> Any:
+    """Values of numpy (a grid search gives such) and paths as a recipe has them."""
     value = value.item() if isinstance(value, np.generic) else value
     return str(value) if isinstance(value, Path) else value
 
 
-def _part_of_format(name: str | None, samples: Samples) -> TaskConfig:
-    """The task of a format over fields of its own names; y's labels replace those given here."""
+# -- tasks and classes -----------------------------------------------------------------------------
+
+
+def _make_task_config(name: str | None, samples: _Samples) -> TaskConfig:
+    """The task of a format whose columns are called like its fields; y replaces its labels."""
     if name is None and samples.kind == "row":
-        what = "X[0] is a mapping, and nothing says how to read it"
+        what = "X[0] is a mapping, but there is no task to read it"
         raise UsageError(what, cure="Give task: a recipe's name or file, a Recipe or a Task.")
     name = name or {"text": "classification", "pair": "entailment"}[samples.kind]
-    known = named_format(name)
-    wanted = {"text": 1, "pair": 2}.get(samples.kind, len(known.fields))
-    if known.chooses or len(known.fields) != wanted:
+    fields, chooses = named_format(name).fields, named_format(name).chooses
+    if chooses or len(fields) != {"text": 1, "pair": 2}.get(samples.kind, len(fields)):
         cure = "Texts are for classification, pairs for entailment or similarity; else give task."
-        raise UsageError(f"{name} does not read {samples.words}", cure=cure)
-    columns = {field: field for field in known.fields}
+        raise UsageError(f"{name} does not read a {samples.kind}", cure=cure)
+    columns = {field: field for field in fields}
     return TaskConfig(format=name, columns=columns, labels=("no", "yes"))
 
 
-def _name_classes(labels: np.ndarray, known: Labels | None) -> list[str]:
-    """The name of each of C labels, by which the head and the run's folder know it."""
+def _make_examples(reader: Task, samples: _Samples) -> list[Example]:
+    """Unlabelled examples; a RowError names the sample that cannot be used."""
+    unlabelled = reader.without_labels()
+    examples = []
+    for n, value in enumerate(samples.values):
+        row: Row = value
+        if samples.kind != "row":
+            texts = [value] if samples.kind == "text" else value
+            row = dict(zip(reader.format.fields, map(str, texts), strict=True))
+        try:
+            examples.append(unlabelled.example(row, f"X[{n}]", labelled=False))
+        except RowError as error:
+            raise error.located(f"X[{n}]") from None
+    return examples
+
+
+def _name_classes(labels: np.ndarray, reader: Task | None) -> list[str]:
+    """A name for each of C labels: the task's own, or the label as text."""
     if labels.dtype.kind == "f":
         check_classification_targets(labels)
-    if isinstance(known, Range):
+    if reader is None:
+        names = [as_text(label) for label in labels.tolist()]
+        distinct = all(names) and len(set(names)) == len(names)
+        return names if distinct else [f"class {k}" for k in range(len(names))]
+    if isinstance(reader.labels, Range):
         cure = "For scores use a recipe with a range, and finetune.train."
         raise UsageError("this task has scores, not classes", cure=cure)
-    if known is None:
-        found = [as_text(label) for label in labels.tolist()]
-        distinct = all(found) and len(set(found)) == len(found)
-        return found if distinct else [f"class {k}" for k in range(len(found))]
     try:
-        found = [known.name(known.parse(label)) for label in labels.tolist()]
+        names = [reader.labels.name(reader.labels.parse(label)) for label in labels.tolist()]
     except RowError as error:
         raise error.located("y") from None
-    if len(set(found)) < len(found):
+    if len(set(names)) < len(names):
         raise UsageError(f"y has two labels for one class of the task: {labels.tolist()}")
-    return found
+    return names
 
 
-def _trained_task(reader: Task, names: list[str]) -> Task:
-    """What is trained: the reader's task on rows that are read already, with y's classes."""
-    label = str(reader.columns.get(LABEL, LABEL))
-    while label in reader.text_columns:
-        label += "_"
-    # The name of a choice is its place among the choices, and so must stay.
+def _make_training_task(reader: Task, names: list[str]) -> Task:
+    """The reader's task with the classes of y."""
+    # The name of a choice is its position among the choices, which must not change.
     choices = cast(Classes, reader.labels).names
     return replace(
         reader,
-        columns={**reader.columns, LABEL: label},
+        columns={LABEL: LABEL, **reader.columns},
         labels=Classes.of(choices if reader.format.chooses else names),
         metrics=("accuracy",),
         positive=None,
         unlabelled=frozenset(),
-        read=None,
     )
 
 
+def _add_label(example: Example, label: int, reader: Task) -> Example:
+    if reader.format.chooses and label >= len(example.choices):
+        what = f"the label is choice {label + 1} of {len(example.choices)}"
+        raise RowError(what, where=example.id)
+    return replace(example, label=label)
+
+
+# -- pickles ---------------------------------------------------------------------------------------
+
+
 def _pack(predictor: Predictor) -> dict[str, bytes]:
-    """The files of a run, by name."""
-    with TemporaryDirectory(prefix="gptft-") as scratch:
-        predictor.save(Path(scratch))
-        found = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
-        return {str(path.relative_to(scratch)): path.read_bytes() for path in found}
+    """The contents of the saved model's files, by name."""
+    with TemporaryDirectory(prefix="gptft-") as folder:
+        predictor.save(Path(folder))
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def _unpack(content: Mapping[str, bytes], device: str | None) -> Predictor:
-    with TemporaryDirectory(prefix="gptft-") as scratch:
+    with TemporaryDirectory(prefix="gptft-") as folder:
         for name, data in content.items():
-            files.write_atomically(files.safe_join(scratch, name), data)
-        return load(scratch, device)
+            files.write_atomically(files.safe_join(folder, name), data)
+        return load(folder, device)

@@ -1,8 +1,9 @@
 """Everything that a job needs before its first forward pass: base, task, encoded rows."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,16 +89,27 @@ def _watch(
 
 
 def encode_training_split(
-    recipe: Recipe, task: Task, encoder: ViewEncoder, *, tokenizer_hash: str | None = None
+    recipe: Recipe,
+    task: Task,
+    encoder: ViewEncoder,
+    *,
+    examples: Sequence[Example] | None = None,
+    tokenizer_hash: str | None = None,
 ) -> Split:
     """The rows that are trained on: `train.fraction` of the split that `data.train` names.
 
-    Arguments and errors as for `encode_split`; also UsageError where `data.train` is empty.
+    `examples` replace the rows of `data.train`; they are not cached. Other arguments and errors
+    as for `encode_split`; also UsageError where `data.train` is empty.
     """
-    if recipe.data.train is None:
+    if examples is not None:
+        store = encode_examples(examples, encoder, None, "")
+        fingerprint = hashlib.sha256(repr(examples).encode("utf-8", "backslashreplace"))
+        split = Split(store, ReadReport(rows=len(store)), "examples", fingerprint.hexdigest())
+    elif recipe.data.train is None:
         raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
-    name = recipe.data.train
-    split = encode_split(recipe, task, encoder, name, tokenizer_hash=tokenizer_hash)
+    else:
+        name = recipe.data.train
+        split = encode_split(recipe, task, encoder, name, tokenizer_hash=tokenizer_hash)
     if recipe.train.fraction == 1:
         return split
     store, part = split.examples, recipe.train

@@ -1,6 +1,6 @@
 """A finished run put to use: predictions for any rows, and scores for labelled ones."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from finetune.training.recorder import load_run_recipe
-from task_formats import Prediction, Row, Task, UsageError
+from task_formats import Example, Prediction, Row, Task, UsageError
 
 _STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
 
@@ -62,10 +62,23 @@ class Predictor:
             at += len(window)
 
     def _predict(self, window: list[Row], at: int) -> list[Prediction]:
-        examples = [
-            self._unlabelled_task.example(row, f"row/{at + n}", labelled=False)
-            for n, row in enumerate(window)
+        return self._predict_window(
+            [
+                self._unlabelled_task.example(row, f"row/{at + n}", labelled=False)
+                for n, row in enumerate(window)
+            ]
+        )
+
+    def predict_examples(self, examples: Sequence[Example]) -> list[Prediction]:
+        """A prediction per example, in order; labels are ignored."""
+        starts = range(0, len(examples), WINDOW)
+        return [
+            prediction
+            for start in starts
+            for prediction in self._predict_window(examples[start : start + WINDOW])
         ]
+
+    def _predict_window(self, examples: Sequence[Example]) -> list[Prediction]:
         encoded = self._encoder.encode(examples)
         rounds = compute_logits(self.model, encoded, self._reading, self._accelerator)
         logits = gather_logits(rounds, len(encoded), self._accelerator)

@@ -1,6 +1,6 @@
 """One fine-tuning job on this process: base, model, encoded rows, and the batches of any update."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from finetune.training.loop import LoopSettings, MicroBatches
 from finetune.training.optimizer import build_optimizer
 from finetune.training.progress import plan_evaluations, selection_value
 from finetune.training.schedule import plan_rates
-from task_formats import Task, UsageError
+from task_formats import Example, Task, UsageError
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,12 @@ class FinetuningJob:
         return collate(examples, self.batch_config.layout, self.batch_config.pad_id, totals)
 
 
-def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> FinetuningJob:
+def prepare_finetuning(
+    recipe: Recipe,
+    task: Task,
+    accelerator: Accelerator,
+    examples: Sequence[Example] | None = None,
+) -> FinetuningJob:
     """Loads, reads, checks and builds everything. UsageError for whatever does not fit."""
     task = recipe.task.resolve(task)
     # A base may take minutes to fetch: that there are rows at all is looked up first.
@@ -259,7 +264,9 @@ def prepare_finetuning(recipe: Recipe, task: Task, accelerator: Accelerator) -> 
     # One process reads and writes the cache; the others then find it there.
     with accelerator.main_process_first():
         tokenizer = base.task_tokens.fingerprint
-        train = encode_training_split(recipe, task, encoder, tokenizer_hash=tokenizer)
+        train = encode_training_split(
+            recipe, task, encoder, examples=examples, tokenizer_hash=tokenizer
+        )
         encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer)
         evaluated = encode(held_out) if held_out else None
         extra = {name: encode(split, labelled=False) for name, split in more.items()}

@@ -1,6 +1,6 @@
 """Fine-tuning from a recipe to a finished run: a generator of events, and its consumer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from finetune.recipe.schema import Recipe
 from finetune.training.events import Event, Result
 from finetune.training.finetuning import prepare_finetuning
 from finetune.training.runner import finish_run, run
-from task_formats import Task
+from task_formats import Example, Task
 
 
 def train(
@@ -20,16 +20,26 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     task: Task | None = None,
+    examples: Sequence[Example] | None = None,
     device: str | None = None,
 ) -> Result:
     """Trains to the end and gives the result; `events` lets you watch.
 
-    `task` replaces the one the recipe describes, for rows that need code; `device` is cpu, cuda
-    or the like, and otherwise the best there is.
+    `task` replaces the one the recipe describes, for rows that need code; `examples` replace the
+    rows of `data.train`; `device` is cpu, cuda or the like, and otherwise the best there is.
     Raises UsageError for anything wrong with recipe, data, base or folder.
     """
-    options = {"resume": resume, "overwrite": overwrite}
-    return finish_run(events(recipe, folder, **options, task=task, device=device))
+    return finish_run(
+        events(
+            recipe,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            task=task,
+            examples=examples,
+            device=device,
+        )
+    )
 
 
 def events(
@@ -39,6 +49,7 @@ def events(
     resume: bool = False,
     overwrite: bool = False,
     task: Task | None = None,
+    examples: Sequence[Example] | None = None,
     device: str | None = None,
 ) -> Iterator[Event]:
     """Trains, evaluates and saves; yields every update and evaluation as it is done.
@@ -48,7 +59,8 @@ def events(
     """
     recipe = resolve_paths(recipe, Path.cwd())
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
-    prepare = partial(prepare_finetuning, recipe, task or recipe.task.build())
+    task = task or recipe.task.build()
+    prepare = partial(prepare_finetuning, recipe, task, examples=examples)
     told = dump_recipe(recipe)
     options = {"resume": resume, "overwrite": overwrite}
     with deterministic_kernels(recipe.train.deterministic):

@@ -1,26 +1,16 @@
-"""What finetune.Classifier says of samples, labels and settings that it cannot use."""
-
-import functools
+"""Messages of finetune.Classifier about samples, labels and parameters it cannot use."""
 
 import pytest
 from sklearn.exceptions import NotFittedError
 
 from task_formats import FORMATS, Range, Task, UsageError
-from tests.support import weather
 from tests.support.weather import LABELS, PAIRS, TEXTS
-
-
-@pytest.fixture(scope="module")
-def make(bases):
-    """Makes a classifier over a tiny base, quick to fit."""
-    return functools.partial(weather.classifier, bases("gpt2"))
-
 
 SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
 
 
 @pytest.mark.parametrize(
-    ("settings", "X", "y", "said"),
+    ("settings", "X", "y", "message"),
     [
         ({}, TEXTS[:3], [0, 1], "X has 3 samples and y has 2 labels"),
         ({}, [], [], "X has no samples"),
@@ -30,25 +20,31 @@ SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
         ({}, ["a", None], [0, 1], r"X\[1\] is None\nA sample is a text, a pair of texts, or"),
         ({}, ["a", 5], [0, 1], r"X\[1\] is 5"),
         ({}, ["a", b"b"], [0, 1], r"X\[1\] is b'b'"),
-        ({}, ["a", ("a", "b")], [0, 1], r"X\[1\] is a pair and X\[0\] is a text"),
+        ({}, ["a", ("a", "b")], [0, 1], r"X\[1\] is a pair, but X\[0\] is a text"),
         ({}, [("a", "b", "c")], [0], r"X\[0\] is \('a', 'b', 'c'\)"),
         ({}, [("a", "b"), ("a", "")], [0, 1], r"X\[1\]: empty text for 'hypothesis'"),
-        ({}, ["a", "b"], [1, 1], "all labels are 1, and one class is nothing to learn"),
+        ({}, ["a", "b"], [1, 1], "at least two classes, but all labels are 1"),
         ({}, ["a", "b"], [1, None], r"y\[1\] is None: no label"),
         ({}, ["a", "b"], [1, float("nan")], r"y\[1\] is nan: no label"),
-        ({}, ["a", "b"], [1, "1"], "cannot be put in an order.*\nGive labels of one kind"),
+        ({}, ["a", "b"], [1, "1"], "cannot be sorted.*\nGive labels of one kind"),
         ({}, ["a", "b"], [[1], [2]], "unhashable"),
         ({}, ["a", "b"], [0.5, 1.25], "Unknown label type: continuous"),
         ({}, ["a", "b"], None, "requires y to be passed, but the target y is None"),
-        ({}, [{"text": "a"}, {"text": "b"}], [0, 1], "nothing says how to read it"),
+        ({}, [{"text": "a"}, {"text": "b"}], [0, 1], "there is no task to read it"),
         ({"format": "entailment"}, ["a", "b"], [0, 1], "entailment does not read a text"),
         ({"format": "classification"}, [("a", "b")] * 2, [0, 1], "does not read a pair"),
         ({"format": "multiple_choice"}, [{"context": "a"}] * 2, [0, 1], "does not read a row"),
         ({"format": "entailmnt"}, PAIRS, LABELS, "Did you mean 'entailment'"),
-        ({"task": "rte"}, TEXTS, LABELS, r"a task reads mappings, and X\[0\] is a text"),
+        ({"task": "rte"}, TEXTS, LABELS, r"a task reads mappings, but X\[0\] is a text"),
         ({"task": "rtee"}, [{"a": 1}] * 2, [0, 1], "unknown task 'rtee'\nDid you mean 'rte'"),
         ({"task": "rte", "format": "entailment"}, [{}] * 2, [0, 1], "Leave one out"),
         ({"task": "rte"}, [{"sentence1": "a"}] * 2, [0, 1], r"X\[0\]: no column 'sentence2'"),
+        (
+            {"task": "copa"},
+            [{"premise": "a", "choice1": "b", "choice2": "c", "question": "cause"}] * 2,
+            [0, 2],
+            r"unknown label 2",
+        ),
         ({"task": SCORES}, [{"text": "a"}] * 2, [0, 1], "scores, not classes"),
         ({"learning_rate": -1}, TEXTS, LABELS, r"train\.learning_rate"),
         ({"layout": "sideways"}, TEXTS, LABELS, r"train\.layout"),
@@ -57,28 +53,27 @@ SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
         ({"device": "tpu"}, TEXTS, LABELS, "no device 'tpu'"),
     ],
 )
-def test_a_mistake_is_one_clear_sentence(settings, X, y, said, make) -> None:
-    with pytest.raises(ValueError, match=said) as error:
+def test_a_mistake_is_one_message(settings, X, y, message, make):
+    with pytest.raises(ValueError, match=message) as error:
         make(**settings).fit(X, y)
-    assert str(error.value).count("\n") <= 1 or "Unknown label type" in said
+    assert str(error.value).count("\n") <= 1 or "Unknown label type" in message
 
 
-def test_a_label_that_the_task_does_not_know(make) -> None:
+def test_labels_the_task_does_not_have(make):
     rows = [{"sentence1": one, "sentence2": other} for one, other in PAIRS]
-    for labels, said in [
+    for labels, message in [
         (["entailmnt", "not_entailment"], "y: unknown label 'entailmnt'\nDid you mean"),
         (["0", "entailment"], "two labels for one class"),
     ]:
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             make(task="rte").fit(rows[:2], labels)
 
 
-def test_what_was_not_fitted_cannot_predict(make) -> None:
-    fitted = make(epochs=0.5).fit(TEXTS, LABELS)
-    for ask in ("predict", "predict_proba"):
+def test_predict_needs_fit_and_samples_of_the_same_kind(make, fitted):
+    for method in ("predict", "predict_proba"):
         with pytest.raises(NotFittedError):
-            getattr(make(), ask)(TEXTS)
-    with pytest.raises(UsageError, match=r"X\[0\] is a pair, and `fit` had seen a text"):
+            getattr(make(), method)(TEXTS)
+    with pytest.raises(UsageError, match=r"X\[0\] is a pair, but fit was called with a text"):
         fitted.predict(PAIRS)
     with pytest.raises(UsageError, match=r"X\[1\]: empty text"):
         fitted.predict(["a", ""])
