@@ -9,7 +9,6 @@ import pytest
 
 from finetune.cli import main
 from finetune.recipe import loading as recipe_files
-from finetune.recipe.schema import Recipe
 
 VERBS = (
     "train", "resume", "evaluate", "predict", "tasks", "show", "preview", "new", "schema",
@@ -99,45 +98,3 @@ def test_version_names_what_it_stands_on(capsys):
     assert text == run(capsys, "--version")
     for name in ("gptft", "Python", "torch", "transformers"):
         assert f"{name} " in text
-
-
-CSV = "id,text,verdict\n" + "".join(
-    f'{n},"a text, with [bold]brackets[/bold] and ""quotes"" number {n}",{("no", "yes")[n % 2]}\n'
-    for n in range(20)
-)
-
-
-def test_new_writes_a_recipe_that_is_ready_to_train(here, capsys):
-    (here / "train.csv").write_text(CSV)
-    (here / "dev.csv").write_text(CSV)
-    text = run(capsys, "new", "train.csv", "-o", "mine.yaml")
-    assert "classification" in text
-    assert "gptft train --task mine.yaml" in text
-    recipe = recipe_files.load_recipe("mine.yaml")
-    assert recipe.task.columns == {"text": "text", "label": "verdict"}
-    assert recipe.task.build().labels.names == ("no", "yes")
-    assert recipe.data.train == str(here / "train.csv")
-    assert recipe.data.evaluate == str(here / "dev.csv")
-    # Comments explain; the values that are not said are the paper's.
-    assert recipe.train == Recipe.model_fields["train"].default
-    assert "# 10 rows" in (here / "mine.yaml").read_text()
-
-
-def test_new_names_files_from_the_recipes_folder(here, capsys):
-    (here / "data").mkdir()
-    (here / "recipes").mkdir()
-    (here / "data" / "train.csv").write_text(CSV)
-    run(capsys, "new", "data/train.csv", "-o", "recipes/mine.yaml", "--hold-out", "0.25")
-    assert "train: train-train.csv" in (here / "recipes" / "mine.yaml").read_text()
-    run(capsys, "new", "data/train.csv")
-    assert recipe_files.load_recipe("data.yaml").data.train == str(here / "data" / "train.csv")
-
-
-def test_new_overwrites_nothing(here, capsys):
-    (here / "rows.csv").write_text(CSV)
-    (here / "rows.yaml").write_text("precious")
-    assert main(["new", "rows.csv"]) == 2
-    assert "rows.yaml already exists" in capsys.readouterr().err
-    assert main(["new", "rows.csv", "--hold-out", "0.1"]) == 2
-    assert sorted(path.name for path in here.iterdir()) == ["rows.csv", "rows.yaml"]
-    assert (here / "rows.yaml").read_text() == "precious"

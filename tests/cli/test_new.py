@@ -1,4 +1,4 @@
-"""`gptft new`: what it sees in a file, what it guesses, and the recipe it writes."""
+"""`gptft new`: the guessed task, and the recipe that is written."""
 
 import csv
 import json
@@ -7,86 +7,77 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.cli.commands.new import find_held_out
-from finetune.cli.drafting.columns import flatten, look
-from finetune.cli.drafting.guesses import guess
-from finetune.cli.drafting.hold_out import hold_out
-from finetune.cli.drafting.recipe_text import quote
+from finetune.cli import main
+from finetune.cli.commands.new import find_evaluation_file, quote
+from finetune.cli.task_guess import guess_task, summarize_columns
 from finetune.data import read_rows
-from finetune.recipe.yaml_documents import parse_document
+from finetune.recipe.loading import load_recipe, parse_recipe
+from finetune.recipe.schema import Recipe
 from task_formats import UsageError
-
-SENTENCE = "the cat sat on the mat number {}"
+from tests.support.jobs import write_rows
 
 
 def table(rows=40, **columns):
-    """Rows in which a function of the index gives every column."""
+    """Rows in which a function of the index gives each column."""
     return [{name: value(n) for name, value in columns.items()} for n in range(rows)]
 
 
 def sentence(n):
-    return SENTENCE.format(n)
+    return f"the cat sat on the mat number {n}"
 
 
-def two(*names):
-    return lambda n: names[n % len(names)]
+def cycle(*values):
+    return lambda n: values[n % len(values)]
 
 
 TABLES = {
     "text and class": (
-        table(id=str, review=sentence, sentiment=two("pos", "neg")),
+        table(id=str, review=sentence, sentiment=cycle("pos", "neg")),
         "classification",
         {"text": "review", "label": "sentiment"},
         {"neg": 20, "pos": 20},
     ),
-    "glue's pair": (
-        table(index=int, sentence1=sentence, sentence2=sentence, label=two("yes", "no")),
+    "numbered sentences": (
+        table(index=int, sentence1=sentence, sentence2=sentence, label=cycle("yes", "no")),
         "entailment",
         {"premise": "sentence1", "hypothesis": "sentence2", "label": "label"},
         {"no": 20, "yes": 20},
     ),
     "duplicates": (
-        table(question1=sentence, question2=sentence, is_duplicate=two(0, 1)),
+        table(question1=sentence, question2=sentence, is_duplicate=cycle(0, 1)),
         "similarity",
         {"first": "question1", "second": "question2", "label": "is_duplicate"},
         {"0": 20, "1": 20},
     ),
-    "scores": (
+    "fractional scores": (
         table(**{"#1 String": sentence, "#2 String": sentence, "score": lambda n: n / 10}),
         "similarity",
         {"first": "#1 String", "second": "#2 String", "label": "score"},
         {},
     ),
     "numbered choices": (
-        table(premise=sentence, choice1=sentence, choice2=sentence, label=two(0, 1, 1)),
+        table(premise=sentence, choice1=sentence, choice2=sentence, label=cycle(0, 1, 1)),
         "multiple_choice",
         {"context": "premise", "choices": ("choice1", "choice2"), "label": "label"},
         {"0": 14, "1": 26},
     ),
     "lists of choices": (
-        table(q=lambda n: {"stem": sentence(n), "options": ["a b", "c d", "e"]}, key=two("A", "B")),
-        "multiple_choice",
-        {"context": "q.stem", "choices": "q.options", "label": "key"},
-        {"A": 20, "B": 20, "C": 0},
-    ),
-    "a story's ends": (
         table(
-            InputSentence1=sentence,
-            InputSentence2=sentence,
-            RandomFifthSentenceQuiz1=sentence,
-            RandomFifthSentenceQuiz2=sentence,
-            AnswerRightEnding=two(1, 2),
+            q=lambda n: {"stem": sentence(n), "options": ["a b", "c d", "e"]},
+            label=cycle("A", "B"),
         ),
         "multiple_choice",
-        {
-            "context": "{InputSentence1} {InputSentence2}",
-            "choices": ("RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"),
-            "label": "AnswerRightEnding",
-        },
+        {"context": "q.stem", "choices": "q.options", "label": "label"},
+        {"A": 20, "B": 20, "C": 0},
+    ),
+    "several texts and choices": (
+        table(first=sentence, then=sentence, ending1=sentence, ending2=sentence, gold=cycle(1, 2)),
+        "multiple_choice",
+        {"context": "{first} {then}", "choices": ("ending1", "ending2"), "label": "gold"},
         {"1": 20, "2": 20},
     ),
-    "an unknown name": (
-        table(body=sentence, verdict=two("a", "b", "c"), day=lambda n: str(n % 7)),
+    "unusual names": (
+        table(body=sentence, verdict=cycle("a", "b", "c"), day=lambda n: str(n % 7)),
         "classification",
         {"text": "body", "label": "verdict"},
         {"a": 14, "b": 13, "c": 13},
@@ -95,41 +86,43 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_guesses(name):
-    rows, kind, columns, counts = TABLES[name]
-    found = guess(look(rows)[0])
-    assert (found.format, found.columns, found.counts) == (kind, columns, counts)
-    assert (found.range is None) == bool(counts)
+def test_formats_columns_and_labels_are_guessed(name):
+    rows, kind, columns, labels = TABLES[name]
+    guess = guess_task(summarize_columns(rows))
+    assert (guess.format, guess.columns, guess.labels) == (kind, columns, labels)
+    assert guess.range == ((0, 4) if name == "fractional scores" else None)
 
 
-def test_what_the_user_knows_outdoes_the_guess():
-    rows = TABLES["glue's pair"][0]
-    columns, _ = look(rows)
-    assert guess(columns, format="similarity").format == "similarity"
-    assert guess(columns, texts=["sentence2"]).columns == {"text": "sentence2", "label": "label"}
-    assert guess(columns, format="classification").format == "classification"
+def test_given_options_replace_guesses():
+    columns = summarize_columns(TABLES["numbered sentences"][0])
+    assert guess_task(columns, format="similarity").format == "similarity"
+    assert guess_task(columns, format="classification").columns["text"] == "sentence1"
+    assert guess_task(columns, texts=["sentence2"]).columns["text"] == "sentence2"
+    columns = summarize_columns(table(text=sentence, x=sentence, y=sentence, label=cycle(0, 1)))
+    guess = guess_task(columns, choices=["y", "x"])
+    assert (guess.format, guess.columns["choices"]) == ("multiple_choice", ["y", "x"])
 
 
-def test_a_rare_class_gets_a_metric_that_sees_it():
+def test_a_rare_class_adds_macro_f1():
     rows = table(text=sentence, label=lambda n: "spam" if n % 10 == 0 else "ham")
-    assert guess(look(rows)[0]).metrics == ("accuracy", "macro_f1")
+    assert guess_task(summarize_columns(rows)).metrics == ("accuracy", "macro_f1")
 
 
 @pytest.mark.parametrize(
     ("rows", "options", "what"),
     [
         (table(text=sentence, other=sentence), {}, "found no label column"),
-        (table(label=two("a", "b"), x=two("c", "d")), {}, "found no text column"),
-        (table(text=sentence, label=two("a")), {}, "1 different values, too few"),
-        (table(text=sentence, label=two("a", "b")), {"label": "labl"}, "no column 'labl'"),
-        (table(text=sentence, label=two("a", "b")), {"texts": ["txt"]}, "no column 'txt'"),
+        (table(label=cycle("a", "b"), x=cycle("c", "d")), {}, "found no text column"),
+        (table(text=sentence, label=cycle("a")), {}, "1 different values, too few"),
+        (table(text=sentence, label=cycle("a", "b")), {"label": "labl"}, "no column 'labl'"),
+        (table(text=sentence, label=cycle("a", "b")), {"texts": ["txt"]}, "no column 'txt'"),
         (
-            table(text=sentence, label=two("a", "b")),
+            table(text=sentence, label=cycle("a", "b")),
             {"label": "text", "texts": ["text"]},
-            "the column 'text' is named twice",
+            "the column 'text' is given twice",
         ),
-        (table(t=sentence, label=two(0, 1)), {"format": "multiple_choice"}, "found no choices"),
-        (table(t=sentence, label=two(0, 1)), {"format": "entailment"}, "does not read 1 texts"),
+        (table(t=sentence, label=cycle(0, 1)), {"format": "multiple_choice"}, "found no choices"),
+        (table(t=sentence, label=cycle(0, 1)), {"format": "entailment"}, "do not fit the format"),
         (
             table(rows=500, text=sentence, label=lambda n: f"v{n // 2}"),
             {},
@@ -137,64 +130,108 @@ def test_a_rare_class_gets_a_metric_that_sees_it():
         ),
     ],
 )
-def test_a_file_that_makes_no_task_is_refused_with_a_cure(rows, options, what):
+def test_a_file_without_a_task_is_refused_with_a_cure(rows, options, what):
     with pytest.raises(UsageError, match=what) as caught:
-        guess(look(rows)[0], **options)
+        guess_task(summarize_columns(rows), **options)
     assert caught.value.cure
 
 
 @given(st.text(min_size=1).filter(lambda text: text < "\ud800" or text > "\udfff"))
-def test_any_text_is_quoted_so_that_it_comes_back(text):
-    assert parse_document(f"a: {quote(text)}", "").data == {"a": text}
-    assert parse_document(f"{quote(text)}: 1", "").data == {text: 1}
+def test_every_text_survives_yaml(text):
+    task = "{format: classification, columns: {text: a, label: b}, labels: [c, d]}"
+    recipe = f"about: {quote(text)}\ntask: {task}\ndata: {{train: e, evaluate: f}}"
+    assert parse_recipe(recipe).about == text
 
 
-@given(st.dictionaries(st.text(min_size=1), st.integers() | st.text(), max_size=4))
-def test_a_flat_row_is_its_own_flattening(row):
-    assert dict(flatten(row)) == row
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_columns_are_counted():
-    columns, rows = look([{"a": "x y"}, {"a": "z", "b": 1.0}, {"a": "", "b": 2}, {"a": None}])
-    by_name = {column.name: column for column in columns}
-    assert rows == 4
-    assert (by_name["a"].filled, by_name["a"].mean_words) == (2, 1.5)
-    assert (by_name["b"].is_whole, by_name["b"].low, by_name["b"].high) == (True, 1, 2)
-    assert dict(by_name["b"].values) == {"1": 1, "2": 1}
+@pytest.mark.parametrize("name", TABLES)
+def test_the_recipe_trains(name, folder, bases, capsys):
+    write_rows(folder / "rows.jsonl", TABLES[name][0])
+    assert main(["new", "rows.jsonl", "--hold-out", "0.2"]) == 0
+    assert f"Detected format: {TABLES[name][1]}" in capsys.readouterr().out
+    recipe = load_recipe("rows.yaml")
+    # Training values are the defaults.
+    assert recipe.train == Recipe.model_fields["train"].default
+    options = ["--base", str(bases("gpt2")), "--max-tokens", "64", "--epochs", "0.1"]
+    assert main(["train", "--task", "rows.yaml", "--precision", "fp32", *options]) == 0
+    assert recipe.task.metrics[0] in capsys.readouterr().out
 
 
-def test_the_file_held_out_beside_it_is_found(tmp_path):
-    train = tmp_path / "train.tsv"
-    train.touch()
-    assert find_held_out(train) is None
-    (tmp_path / "dev.tsv").touch()
-    assert find_held_out(train) == tmp_path / "dev.tsv"
-    assert find_held_out(tmp_path / "dev.tsv") is None
+CSV = "text,verdict\n" + "".join(
+    f'"a text, with [bold]brackets[/bold] and ""quotes"" {n}",{("no", "yes")[n % 2]}\n'
+    for n in range(20)
+)
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_holding_out_loses_and_doubles_no_row(tmp_path, ending):
+def test_a_file_called_dev_beside_it_is_used_for_evaluation(folder, capsys):
+    (folder / "train.csv").write_text(CSV)
+    assert find_evaluation_file(folder / "train.csv") is None
+    (folder / "dev.csv").write_text(CSV)
+    assert main(["new", "train.csv", "-o", "mine.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "gptft train --task mine.yaml" in out
+    assert "No evaluation data" not in out
+    recipe = load_recipe("mine.yaml")
+    assert recipe.task.columns == {"text": "text", "label": "verdict"}
+    assert recipe.task.build().labels.names == ("no", "yes")
+    assert (recipe.data.train, recipe.data.evaluate) == tuple(
+        str(folder / name) for name in ("train.csv", "dev.csv")
+    )
+    assert "# 10 rows" in (folder / "mine.yaml").read_text()
+
+
+def test_files_are_named_from_the_folder_of_the_recipe(folder, capsys):
+    for name in ("data", "recipes"):
+        (folder / name).mkdir()
+    (folder / "data" / "train.csv").write_text(CSV)
+    assert main(["new", "data/train.csv", "-o", "recipes/mine.yaml", "--hold-out", "0.25"]) == 0
+    assert "train: train-train.csv" in (folder / "recipes" / "mine.yaml").read_text()
+    assert main(["new", "data/train.csv"]) == 0
+    assert "No evaluation data. Use --hold-out 0.1" in capsys.readouterr().out
+    assert load_recipe("data.yaml").data.train == str(folder / "data" / "train.csv")
+
+
+def test_nothing_is_overwritten(folder, capsys):
+    (folder / "rows.csv").write_text(CSV)
+    (folder / "rows.yaml").write_text("precious")
+    for options in ([], ["--hold-out", "0.1"]):
+        assert main(["new", "rows.csv", *options]) == 2
+        assert "rows.yaml already exists" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.csv", "rows.yaml"]
+    assert (folder / "rows.yaml").read_text() == "precious"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_held_out_rows_are_moved_without_loss(folder, suffix, capsys):
     rows = [{"text": f'say "{n}", twice\nor more', "label": str(n % 2)} for n in range(50)]
-    file = tmp_path / f"rows.{ending}"
-    if ending == "csv":
-        with file.open("w", newline="") as stream:
+    with (folder / f"rows.{suffix}").open("w", newline="") as stream:
+        if suffix == "csv":
             writer = csv.DictWriter(stream, ["text", "label"])
             writer.writeheader()
             writer.writerows(rows)
-    else:
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, held = hold_out(file, 0.2, tmp_path)
-    parts = [[dict(row) for _, row in read_rows(path)] for path in (train, held)]
-    assert [len(part) for part in parts] == [40, 10]
-    assert sorted(parts[0] + parts[1], key=str) == sorted(rows, key=str)
-    with pytest.raises(UsageError, match="already there"):
-        hold_out(file, 0.2, tmp_path)
+        else:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["new", f"rows.{suffix}", "--hold-out", "0.2"]
+    assert main(command) == 0
+    train, held_out = (
+        [dict(row) for _, row in read_rows(folder / f"rows-{name}.{suffix}")]
+        for name in ("train", "evaluate")
+    )
+    assert (len(train), len(held_out)) == (40, 10)
+    assert sorted(train + held_out, key=str) == sorted(rows, key=str)
+    (folder / "rows.yaml").unlink()
+    assert main(command) == 2
+    assert f"rows-train.{suffix} already exists" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.999])
-def test_holding_out_nothing_or_all_is_refused(tmp_path, part):
-    file = tmp_path / "rows.csv"
-    file.write_text("a,b\n1,2\n3,4\n")
-    with pytest.raises(UsageError, match="leaves a file empty"):
-        hold_out(file, part, tmp_path)
-    assert list(tmp_path.iterdir()) == [file]
+@pytest.mark.parametrize("fraction", ["0", "0.001"])
+def test_a_split_that_leaves_a_file_empty_is_refused(folder, fraction, capsys):
+    (folder / "rows.csv").write_text(CSV)
+    assert main(["new", "rows.csv", "--hold-out", fraction]) == 2
+    assert "leaves a file empty" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["rows.csv"]

@@ -290,7 +290,7 @@ MISTAKES = {
         ],
     ),
     "new with two ways to score": Mistake(
-        "new rows.csv --evaluate rows.csv --hold-out 0.5", "--hold-out parts", "one of the two"
+        "new rows.csv --evaluate rows.csv --hold-out 0.5", "exclude each other", "one of the two"
     ),
     "new of another kind": Mistake(
         "new rows.csv --format entailing", "'entailing'", "Did you mean 'entailment'?"

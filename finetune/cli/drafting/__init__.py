@@ -1,1 +1,0 @@
-"""What `gptft new` finds out about a file."""

@@ -1,0 +1,260 @@
+"""Guesses the task of a file from the names and types of its columns, for `gptft new`."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from task_formats import Row, UsageError, suggest
+
+_MAX_CLASSES, _MAX_WHOLE_CLASSES = 200, 20
+"""A column with more distinct whole numbers than the second holds scores."""
+_LABEL_NAMES = (
+    "label", "labels", "gold_label", "class", "category", "target", "is_duplicate", "sentiment",
+    "intent", "topic", "answerkey", "answerrightending", "correct", "gold", "quality", "score",
+    "similarity", "rating", "stars", "emotion",
+)  # fmt: skip
+"""Usual names of label columns, the most likely first."""
+_PAIR_NAMES = (
+    ("premise", "hypothesis"), ("first", "second"), ("question", "sentence"),
+    ("question", "passage"), ("query", "passage"), ("query", "document"), ("question", "answer"),
+)  # fmt: skip
+"""Usual names of two texts that belong together."""
+_FIELDS = {
+    "classification": ("text",),
+    "entailment": ("premise", "hypothesis"),
+    "similarity": ("first", "second"),
+}
+_NOT_TEXT = re.compile(
+    r"(^|_)(ids?|idx|index|guid|uid|key|no|row)$|^unnamed|id$|date|time|url|author|source|split",
+    re.IGNORECASE,
+)
+_CHOICES = re.compile(r"choice|option|ending|candidate|answer|quiz|sol", re.IGNORECASE)
+_NUMBER_IN_NAME = re.compile(r"\d+|(?<=[_ .-])[A-Ea-e]$")
+_SYMMETRIC = re.compile(r"dupl|para|simil|equiv|same|match", re.IGNORECASE)
+
+
+class Column(NamedTuple):
+    """A column over all rows; a nested one has a dotted name (`question.stem`)."""
+
+    name: str
+    counts: Counter[str]
+    """Number of rows of each value; without empty values and lists."""
+    numbers: list[float]
+    """The distinct values, if all are numbers."""
+    mean_words: float
+    longest_list: int
+    """0 if the values are not lists."""
+
+    @property
+    def is_score(self) -> bool:
+        """True for numbers with fractions, or with too many values for classes."""
+        fractional = not all(map(float.is_integer, self.numbers))
+        return fractional or len(self.numbers) > _MAX_WHOLE_CLASSES
+
+    @property
+    def repeats(self) -> bool:
+        """True if there are few distinct values, as in a column of classes."""
+        return len(self.counts) <= 3 or 2 * len(self.counts) <= self.counts.total()
+
+    @property
+    def is_text(self) -> bool:
+        """True if the column can be read as a text."""
+        if self.numbers or not self.counts or _NOT_TEXT.search(self.name):
+            return False
+        return self.mean_words >= 1.5 or self.name.lower() in ("text", "sentence", "word")
+
+
+def summarize_columns(rows: Iterable[Row]) -> dict[str, Column]:
+    """The columns of a file by name."""
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in _flatten(row):
+            values.setdefault(name, []).append(value)
+    return {name: _summarize(name, column) for name, column in values.items()}
+
+
+def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _summarize(name: str, values: Sequence[Any]) -> Column:
+    lists = [len(v) for v in values if isinstance(v, list | tuple) or hasattr(v, "tolist")]
+    if lists:
+        return Column(name, Counter(), [], 0.0, max(lists))
+    # As labels are read: 1, 1.0 and "1" are the same.
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    texts = [str(v).strip() for v in values if v is not None and v != ""]
+    try:
+        numbers = [float(text) for text in set(texts)]
+    except ValueError:
+        numbers = []
+    words = sum(len(text.split()) for text in texts)
+    return Column(name, Counter(texts), numbers, words / max(len(texts), 1), 0)
+
+
+class TaskGuess(NamedTuple):
+    """The task section of a recipe."""
+
+    format: str
+    columns: dict[str, str | Sequence[str]]
+    used: tuple[str, ...]
+    """Names of all columns that are read."""
+    labels: dict[str, int]
+    """Label to its number of rows; empty for scores."""
+    range: tuple[int, int] | None
+    metrics: tuple[str, ...]
+
+
+def guess_task(
+    columns: Mapping[str, Column],
+    *,
+    format: str | None = None,
+    label: str | None = None,
+    texts: Sequence[str] = (),
+    choices: Sequence[str] = (),
+) -> TaskGuess:
+    """Guesses what is not given.
+
+    Args:
+        columns: The columns of the file.
+        format: Name of a format.
+        label: Column of the label.
+        texts: Columns of the texts, in order.
+        choices: A column of lists, or one column for each choice.
+
+    Raises:
+        UsageError: There is no such column, no label or no text is found, or the columns do not
+            make a task.
+    """
+    given = [*texts, *choices, *([label] if label else [])]
+    for name in given:
+        if name not in columns:
+            raise UsageError(f"no column {name!r}", cure=suggest(name, columns))
+        if given.count(name) > 1:
+            what = f"the column {name!r} is given twice"
+            raise UsageError(what, cure="Give --text, --choices and --label different columns.")
+    target = columns[label] if label else _find_label(columns)
+    others = [c for c in columns.values() if c is not target and c.name not in given]
+    if not choices and format in (None, "multiple_choice"):
+        choices = _find_choices(others, target)
+    candidates = [c for c in others if c.name not in choices and c.is_text]
+    texts = texts or _find_texts(candidates, format, with_choices=bool(choices))
+    chosen = _choose_format(format, texts, choices, target)
+    fields: dict[str, str | Sequence[str]] = {"label": target.name}
+    if choices:
+        context = texts[0] if len(texts) == 1 else " ".join(f"{{{name}}}" for name in texts)
+        whole_list = columns[choices[0]].longest_list
+        fields = {"context": context, "choices": choices[0] if whole_list else choices, **fields}
+    else:
+        fields = {**dict(zip(_FIELDS[chosen], texts, strict=True)), **fields}
+    used = (*texts, *choices, target.name)
+    if target.is_score and not choices:
+        bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
+        return TaskGuess(chosen, fields, used, {}, bounds, ("pearson", "spearman"))
+    labels = _count_labels(target, [columns[name] for name in choices])
+    rare = 2 * min(labels.values()) * len(labels) < sum(labels.values()) and not choices
+    metrics = ("accuracy", "macro_f1") if rare else ("accuracy",)
+    return TaskGuess(chosen, fields, used, labels, None, metrics)
+
+
+def _find_label(columns: Mapping[str, Column]) -> Column:
+    """The column with a usual name, or with the fewest distinct short values."""
+    by_name = {name.lower().replace(" ", "_"): column for name, column in columns.items()}
+    for name in _LABEL_NAMES:
+        column = by_name.get(name)
+        if column and (column.numbers or column.repeats):
+            return column
+    candidates = [
+        column
+        for column in columns.values()
+        if column.repeats
+        and 2 <= len(column.counts) <= _MAX_CLASSES
+        and column.mean_words <= 3
+        and not _NOT_TEXT.search(column.name)
+    ]
+    if not candidates:
+        cure = f"Name it with --label. Columns: {', '.join(columns)}."
+        raise UsageError("found no label column", cure=cure)
+    return min(reversed(candidates), key=lambda column: len(column.counts))
+
+
+def _find_choices(columns: Sequence[Column], label: Column) -> tuple[str, ...]:
+    """A column of lists, or columns that differ in a number; empty if there are none."""
+    groups: dict[str, list[str]] = {}
+    for column in columns:
+        if not _CHOICES.search(column.name):
+            continue
+        if column.longest_list and _are_indices(label, column.longest_list):
+            return (column.name,)
+        stem, count = _NUMBER_IN_NAME.subn("", column.name)
+        if count:
+            groups.setdefault(stem, []).append(column.name)
+    choices = max(groups.values(), key=len, default=[])
+    return tuple(choices) if len(choices) > 1 and _are_indices(label, len(choices)) else ()
+
+
+def _are_indices(label: Column, count: int) -> bool:
+    """True if the labels are 0..K-1, 1..K or A, B, ... for K choices."""
+    numbers = ({str(k + first) for k in range(count)} for first in (0, 1))
+    return any(label.counts.keys() <= known for known in (*numbers, set(_letters(count))))
+
+
+def _letters(count: int) -> list[str]:
+    return [chr(ord("A") + k) for k in range(min(count, 26))]
+
+
+def _find_texts(
+    columns: Sequence[Column], format: str | None, *, with_choices: bool
+) -> Sequence[str]:
+    """All texts beside choices; otherwise a pair of texts, or the longest text."""
+    names = [column.name for column in columns]
+    if with_choices:
+        return names
+    by_name = {name.lower().replace(" ", "_"): name for name in names}
+    stems = [_NUMBER_IN_NAME.sub("#", name) for name in names]
+    pairs = [[by_name[n] for n in pair] for pair in _PAIR_NAMES if set(pair) <= by_name.keys()]
+    pairs.append([name for name, stem in zip(names, stems, strict=True) if stems.count(stem) > 1])
+    if format != "classification" and len(pairs[0]) == 2:
+        return pairs[0]
+    count = 2 if format in ("entailment", "similarity") else 1
+    longest = sorted(columns, key=lambda column: -column.mean_words)[:count]
+    return [column.name for column in columns if column in longest]
+
+
+def _choose_format(
+    format: str | None, texts: Sequence[str], choices: Sequence[str], label: Column
+) -> str:
+    if format == "multiple_choice" and not choices:
+        raise UsageError("found no choices", cure="Name their columns with --choices.")
+    if not texts:
+        raise UsageError("found no text column", cure="Name it with --text.")
+    symmetric = label.is_score or any(map(_SYMMETRIC.search, (label.name, *label.counts)))
+    pair = "similarity" if symmetric else "entailment"
+    chosen = "multiple_choice" if choices else "classification" if len(texts) == 1 else pair
+    expected = _FIELDS.get(format or chosen)
+    if (expected is None) != bool(choices) or (expected and len(expected) != len(texts)):
+        what = f"the columns do not fit the format {format or chosen}"
+        cure = "It reads one text (classification), two texts, or a context and choices."
+        raise UsageError(what, cure=cure)
+    return format or chosen
+
+
+def _count_labels(label: Column, choices: Sequence[Column]) -> dict[str, int]:
+    """Rows of each label, in the order of the recipe."""
+    if choices:
+        count = choices[0].longest_list or len(choices)
+        first = 0 if "0" in label.counts else 1
+        labels = [str(k + first) for k in range(count)] if label.numbers else _letters(count)
+    else:
+        labels = sorted(label.counts, key=float if label.numbers else str)
+    if not 2 <= len(labels) <= _MAX_CLASSES:
+        few = "few" if len(labels) < 2 else "many for classes"
+        what = f"column {label.name!r} has {len(labels)} different values, too {few}"
+        raise UsageError(what, cure="Name the column with the labels: --label NAME.")
+    return {name: label.counts[name] for name in labels}
