@@ -48,7 +48,7 @@ TRAIN = {
 """Batches of 16 rather than 32 make more updates."""
 ENOUGH = 3
 """Seeds that make an interval."""
-ARMS = (("scratch", 0.5), ("tuned", 0.0), ("tuned", 0.5))
+ARMS = (("scratch", 0.5), ("finetune", 0.0), ("finetune", 0.5))
 
 
 class Plan(NamedTuple):
@@ -115,11 +115,13 @@ def run(plan: Plan) -> None:
             recipe, design = recipe_of(plan, task, plan.rates[0]), design_of(plan, plan.rates[1])
             only = ["majority", f"*-seed-{seed}"]
             for event in events(recipe, plan.out / task, design, only=only):
-                if isinstance(event, CellFinished) and not event.read:
-                    scores = ", ".join(f"{k} {v:.4f}" for k, v in event.found.scores.items())
-                    seconds = f"{event.found.seconds:.0f} s"
+                if isinstance(event, CellFinished) and not event.reused:
+                    scores = ", ".join(f"{k} {v:.4f}" for k, v in event.result.scores.items())
+                    seconds = f"{event.result.seconds:.0f} s"
                     now = time.strftime("%H:%M")
-                    print(f"{now} {task} {event.found.cell.name}: {scores} ({seconds})", flush=True)
+                    print(
+                        f"{now} {task} {event.result.cell.name}: {scores} ({seconds})", flush=True
+                    )
 
 
 def search(plan: Plan) -> None:
@@ -143,7 +145,7 @@ def _searched(plan: Plan, rate: float) -> list[str]:
     recipe, design = recipe_of(plan, SEARCHED, rate), design_of(plan, rate)
     table = read_table(recipe, plan.out / f"search-{rate:g}", design)
     rows = {row.kind: row for row in table.rows}
-    kinds = [rows[kind] for kind in ("scratch", "tuned") if kind in rows]
+    kinds = [rows[kind] for kind in ("scratch", "finetune") if kind in rows]
     return [f"{rate:g}", *(f"{row.scores[table.metrics[0]].median:.4f}" for row in kinds)]
 
 

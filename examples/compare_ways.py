@@ -30,14 +30,14 @@ def main() -> None:
 
     for event in events(recipe, said.study, design):
         match event:
-            case CellFinished(found, number, cells, read):
-                scores = ", ".join(f"{name} {value:.4f}" for name, value in found.scores.items())
-                how = "done before" if read else f"{found.seconds:.0f} s"
-                print(f"{number}/{cells} {found.cell.name}: {scores} ({how})")
+            case CellFinished(result, number, cells, reused):
+                scores = ", ".join(f"{name} {value:.4f}" for name, value in result.scores.items())
+                how = "already done" if reused else f"{result.seconds:.0f} s"
+                print(f"{number}/{cells} {result.cell.name}: {scores} ({how})")
 
     table = read_table(recipe, said.study, design)
     print(write_markdown(table))
-    tuned = next(row for row in table.rows if row.kind == "tuned" and row.lm_coefficient)
+    tuned = next(row for row in table.rows if row.kind == "finetune" and row.lm_coefficient)
     scratch = next(row for row in table.rows if row.kind == "scratch")
     pairs = zip(tuned.scores["accuracy"].values, scratch.scores["accuracy"].values, strict=True)
     ahead = sum(one > other for one, other in pairs)

@@ -43,11 +43,11 @@ def _describe_progress(name: str, progress: RunProgress) -> Text:
 
 def _describe_cell(event: CellFinished) -> Text:
     width = len(f"{event.cells}")
-    duration = "already done" if event.read else format_time(event.found.seconds)
+    duration = "already done" if event.reused else format_time(event.result.seconds)
     return Text.assemble(
         (f"{event.number:>{width}}/{event.cells}  ", "dim"),
-        f"{event.found.cell.name:<28} ",
-        (format_scores(event.found.scores), "green"),
+        f"{event.result.cell.name:<28} ",
+        (format_scores(event.result.scores), "green"),
         (f"  {duration}", "dim"),
     )
 

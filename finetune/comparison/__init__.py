@@ -1,7 +1,7 @@
-"""One task, many ways: guessing, asking, from scratch, fine-tuned with and without an LM loss.
+"""Compares ways to solve a task: majority class, prompting, training from scratch, fine-tuning.
 
-`compare(recipe, folder, Design(seeds=(0, 1, 2)))` gives a table; `events` lets you watch. All are
-looked up when they are first used: importing this package costs nothing.
+`compare(recipe, folder, Design(seeds=(0, 1, 2)))` returns a table; `events` yields progress. Names
+are imported on first use, so importing this package is cheap.
 """
 
 from importlib import import_module
@@ -19,20 +19,11 @@ if TYPE_CHECKING:
     )
     from finetune.comparison.table import Row, ScoreSummary, Table
 
-_HOMES = {
-    "Cell": "cells",
-    "CellFinished": "study",
-    "CellStarted": "study",
-    "Design": "cells",
-    "Row": "table",
-    "ScoreSummary": "table",
-    "Table": "table",
-    "compare": "study",
-    "events": "study",
-    "list_cells": "study",
-    "plan_cells": "cells",
-    "read_table": "study",
+_MODULES = {
+    **dict.fromkeys(("Cell", "Design", "plan_cells"), "cells"),
+    **dict.fromkeys(("Row", "ScoreSummary", "Table"), "table"),
 }
+"""Modules of the names that are not in `study`."""
 
 __all__ = [
     "Cell",
@@ -51,6 +42,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'finetune.comparison' has no attribute {name!r}")
-    return getattr(import_module(f"finetune.comparison.{_HOMES[name]}"), name)
+    return getattr(import_module(f"finetune.comparison.{_MODULES.get(name, 'study')}"), name)

@@ -1,4 +1,4 @@
-"""The cells of a study: which runs and questions one table of a task is made of."""
+"""The cells of a study: the runs that make up one table of a task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import Recipe, TrainConfig
 from task_formats import UsageError, suggest
 
-SHOTS = (0, 4, 32)
+DEFAULT_SHOTS = (0, 4, 32)
 
-Work = Literal["majority", "ask", "train"]
+Kind = Literal["majority", "prompt", "scratch", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -19,59 +19,64 @@ class Design:
     """What is compared."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Each draws the solved examples of a few-shot cell, or head, order, dropout and the part of
-    the labels of a trained one."""
+    """Random seeds. A seed draws the demonstrations of a few-shot cell; for a trained cell it
+    draws head, order, dropout and the fraction of labels."""
     shots: tuple[int, ...] | None = None
-    """Solved examples before a question; without it 0, 4 and 32 where the task has a prompt."""
+    """Numbers of demonstrations; None is 0, 4 and 32 if the task has a prompt."""
     fractions: tuple[float, ...] = ()
-    """Parts of the labels to fine-tune on, besides all of them."""
+    """Fractions of the labels to fine-tune on, besides all of them."""
     scratch: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted recipe values for the runs from scratch alone, {"train.learning_rate": 1e-3}."""
+    """Dotted recipe values for training from scratch only, {"train.learning_rate": 1e-3}."""
 
     def __post_init__(self) -> None:
+        """Raises UsageError for values that no study can have."""
         if not self.seeds:
-            raise UsageError("a study needs a seed", where="seeds")
+            raise UsageError("a study needs at least one seed", where="seeds")
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
                 raise UsageError(
-                    f"{fraction:g} is no part of the labels",
+                    f"{fraction:g} is not a fraction of the labels",
                     where="fractions",
                     cure="Give numbers over 0 and up to 1.",
                 )
         for key in ("train.seed", "base.from_scratch"):
             if key in self.scratch:
                 raise UsageError(
-                    f"{key} is not for runs from scratch alone: the study itself says what it is",
+                    f"{key} cannot be set for training from scratch only: the study sets it",
                     where="scratch",
-                    cure="Leave it out; the seeds are those of all runs.",
+                    cure="Leave it out; all methods share the same seeds.",
                 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run, or one round of questions: the smallest part of a study, in a folder of its own."""
+    """One method with one seed: the unit of work of a study, with its own folder."""
 
     name: str
-    """Of the folder, and on the command line."""
-    arm: str
-    """The line of the table; the cells of an arm differ in their seed alone."""
-    work: Work
+    """Folder name, and name on the command line."""
+    method: str
+    """Row of the table; cells of one method differ only in their seed."""
+    kind: Kind
     recipe: Recipe
     seed: int = 0
     shots: int = 0
     fraction: float = 1.0
 
     @property
-    def tuned(self) -> bool:
-        """Whether it fine-tunes the base: what the curve over labels is made of."""
-        return self.work == "train" and not self.recipe.base.from_scratch
+    def trains(self) -> bool:
+        """Whether the cell is a training run."""
+        return self.kind in ("scratch", "finetune")
 
 
 def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
-    """All cells of a study, the cheap ones first.
+    """Returns all cells of a study, the cheapest first.
 
-    Runs from scratch have the λ of the recipe; fine-tuning has λ = 0 and that one. A part f of
-    the labels is trained on for epochs / √f, so that few labels still make some updates.
+    Training from scratch uses the recipe's λ; fine-tuning is done with λ = 0 and with that λ. A
+    fraction f of the labels is trained on for epochs / √f, so that few labels still make enough
+    updates.
+
+    Raises:
+        UsageError: The recipe itself trains from scratch.
     """
     if recipe.base.from_scratch:
         raise UsageError(
@@ -81,58 +86,63 @@ def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
         )
     data = recipe.data.model_copy(update={"extra": {}})
     recipe = recipe.model_copy(update={"data": data})
-    cells = [*_untrained(recipe, design), *_trained(recipe, design)]
+    cells = [*_untrained_cells(recipe, design), *_trained_cells(recipe, design)]
     return list({cell.name: cell for cell in cells}.values())
 
 
-def _untrained(recipe: Recipe, design: Design) -> Iterator[Cell]:
-    """What does not depend on how the recipe trains, and so does not change with it."""
-    part = recipe.train
-    kept = TrainConfig(precision=part.precision, tokens_per_forward=part.tokens_per_forward)
+def _untrained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
+    """The majority class and prompting; their recipes leave out how to train."""
+    config = recipe.train
+    kept = TrainConfig(precision=config.precision, tokens_per_forward=config.tokens_per_forward)
     recipe = recipe.model_copy(update={"train": kept})
     yield Cell("majority", "majority", "majority", recipe)
     shots = design.shots
     if shots is None:
-        shots = SHOTS if recipe.task.prompt else ()
+        shots = DEFAULT_SHOTS if recipe.task.prompt else ()
     for count in dict.fromkeys(shots):
         for seed in design.seeds if count else (0,):
+            # The folders keep the name that the command `ask` gave them.
             name = f"ask-{count}" + (f"-seed-{seed}" if count else "")
-            yield Cell(name, f"{count}-shot", "ask", recipe, seed, count)
+            yield Cell(name, f"{count}-shot", "prompt", recipe, seed, count)
 
 
-def _trained(recipe: Recipe, design: Design) -> Iterator[Cell]:
+def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
     scratch = override_recipe(recipe, {"base.from_scratch": True, **design.scratch})
-    for seed in design.seeds:
-        yield _train(scratch, "scratch", "from scratch", seed)
     coefficient = recipe.train.lm_coefficient
-    for value in dict.fromkeys((0.0, coefficient)):
-        for seed in design.seeds:
-            yield _train(_with(recipe, lm_coefficient=value), *_tuned(value), seed)
+    runs = [("scratch", "from scratch", scratch)]
+    runs += [
+        (*_name_lambda(value), _with_train(recipe, lm_coefficient=value))
+        for value in dict.fromkeys((0.0, coefficient))
+    ]
     for fraction in sorted(set(design.fractions) - {1.0}):
-        part = _with(recipe, epochs=recipe.train.epochs / fraction**0.5, fraction=fraction)
-        name, arm = _tuned(coefficient)
-        name, arm = f"{name}-labels-{fraction:g}", f"{arm}, {100 * fraction:g} % of the labels"
+        epochs = recipe.train.epochs / fraction**0.5
+        name, method = _name_lambda(coefficient)
+        name, method = (
+            f"{name}-labels-{fraction:g}",
+            f"{method}, {100 * fraction:g} % of the labels",
+        )
+        runs.append((name, method, _with_train(recipe, epochs=epochs, fraction=fraction)))
+    for name, method, changed in runs:
+        kind: Kind = "scratch" if changed.base.from_scratch else "finetune"
         for seed in design.seeds:
-            yield _train(part, name, arm, seed)
+            seeded = _with_train(changed, seed=seed)
+            fraction = seeded.train.fraction
+            yield Cell(f"{name}-seed-{seed}", method, kind, seeded, seed, fraction=fraction)
 
 
-def _tuned(coefficient: float) -> tuple[str, str]:
+def _name_lambda(coefficient: float) -> tuple[str, str]:
     return f"lambda-{coefficient:g}", f"fine-tuned, λ = {coefficient:g}"
 
 
-def _train(recipe: Recipe, name: str, arm: str, seed: int) -> Cell:
-    recipe = _with(recipe, seed=seed)
-    return Cell(f"{name}-seed-{seed}", arm, "train", recipe, seed, fraction=recipe.train.fraction)
-
-
-def _with(recipe: Recipe, **values: Any) -> Recipe:
+def _with_train(recipe: Recipe, **values: Any) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=values)})
 
 
 def select_cells(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """The cells that any of the names or globs means; all without one.
+    """Returns the cells whose names match any of the globs; all of them if there is no glob.
 
-    Raises UsageError for a pattern that means none.
+    Raises:
+        UsageError: A pattern matches no cell.
     """
     for pattern in patterns:
         if not any(fnmatchcase(cell.name, pattern) for cell in cells):

@@ -1,4 +1,4 @@
-"""The answer that needs no model: the same one for every row."""
+"""The majority-class baseline: one answer for every row, without a model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,43 +6,47 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from finetune.data.examples import read_examples
-from finetune.data.sources import open_rows
+from finetune.data.examples import read_split
 from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
 from finetune.recipe.schema import Recipe
-from task_formats import Label, Range, Task, UsageError
+from task_formats import Example, Label, Range, Task
 
 
 class MajorityBaseline(NamedTuple):
-    """How good it is to give one answer to all rows."""
+    """The scores of one answer for every row."""
 
     answer: str | float
     scores: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    """95 % of what other rows of the kind would have scored (bootstrap)."""
-    rows: int
-    """Training rows that the answer was found in."""
+    """95 % bootstrap confidence intervals over rows."""
+    train_rows: int
+    """Labelled training rows."""
 
 
 def predict_majority(recipe: Recipe, task: Task) -> MajorityBaseline:
-    """The commonest training label, or the mean training score, scored on the evaluation split.
+    """Scores the most frequent training label, or the mean training score, on the evaluation split.
 
-    Of labels that are equally common the first in the order of the task is taken.
+    Of equally frequent labels the first in the order of the task counts.
+
+    Raises:
+        UsageError: A split is not set or cannot be read.
     """
-    known, asked = _labels(recipe, task, "train"), _labels(recipe, task, "evaluate")
-    answer = _commonest(task, known)
-    predicted = np.array([answer] * len(asked))
-    gold = np.array([task.labels.name(cast(float, label)) for label in asked])
+    config = recipe.data
+    train = _labels(read_split(task, config, "train", limit=config.limit))
+    evaluate = _labels(read_split(task, config, "evaluate", limit=config.limit))
+    answer = _most_frequent(task, train)
+    predicted = np.array([answer] * len(evaluate))
+    gold = np.array([task.labels.name(cast(float, label)) for label in evaluate])
 
-    def judge(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    def metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return score(task.metrics, predicted.tolist(), gold.tolist(), task.positive_class)
 
-    intervals = bootstrap_interval(judge, predicted, gold)
-    return MajorityBaseline(answer, judge(predicted, gold), intervals, len(known))
+    intervals = bootstrap_interval(metrics, predicted, gold)
+    return MajorityBaseline(answer, metrics(predicted, gold), intervals, len(train))
 
 
-def _commonest(task: Task, labels: Sequence[Label]) -> str | float:
+def _most_frequent(task: Task, labels: Sequence[Label]) -> str | float:
     if isinstance(task.labels, Range):
         return float(np.mean(cast(Sequence[float], labels)))
     counts = Counter(labels)
@@ -50,13 +54,5 @@ def _commonest(task: Task, labels: Sequence[Label]) -> str | float:
     return task.labels.name(cast(int, best))
 
 
-def _labels(recipe: Recipe, task: Task, role: str) -> list[Label]:
-    part = recipe.data
-    split = getattr(part, role)
-    if split is None:
-        raise UsageError(
-            f"the recipe names no {role} split", where=f"data.{role}", cure="Name a split or file."
-        )
-    rows = open_rows(part, split)
-    examples, _ = read_examples(task, rows, split, on_bad_row=part.on_bad_row, limit=part.limit)
+def _labels(examples: Sequence[Example]) -> list[Label]:
     return [example.label for example in examples if example.label is not None]

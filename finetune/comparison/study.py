@@ -1,8 +1,8 @@
-"""A study: every cell in a folder of its own, done once, and read the next time.
+"""Runs a study: each cell in its own folder, run once and read afterwards.
 
-FOLDER/CELL/recipe.yaml, result.json   and whatever else a run keeps
-FOLDER/table.json, table.md            the table of all cells that are done
-FOLDER/curve.png                       drawn by the command line, where labels were parted
+FOLDER/CELL/recipe.yaml, result.json   and, for a trained cell, the other files of a run
+FOLDER/table.json, table.md            the table of all finished cells
+FOLDER/curve.png                       written by the command line for several fractions of labels
 """
 
 import time
@@ -39,26 +39,26 @@ from task_formats import Demonstrations, Task, UsageError
 
 
 class CellStarted(NamedTuple):
-    """A cell is about to be worked on."""
+    """A cell starts to run."""
 
     cell: Cell
     number: int
-    """1, 2, ... of all that were chosen."""
+    """1, 2, ... among the selected cells."""
     cells: int
 
 
 class CellFinished(NamedTuple):
-    """A cell's scores are there."""
+    """The result of a cell is available."""
 
-    found: CellResult
+    result: CellResult
     number: int
     cells: int
-    read: bool
-    """It was done before, and only read now."""
+    reused: bool
+    """The cell had been finished by an earlier call."""
 
 
 def compare(recipe: Recipe, folder: Path | str, design: Design, **options: Any) -> Table:
-    """Does what is left of a study and gives its table; `options` are those of `events`."""
+    """Runs the unfinished cells of a study and returns its table; takes the options of `events`."""
     for _ in events(recipe, folder, design, **options):
         pass
     return read_table(recipe, folder, design)
@@ -75,33 +75,49 @@ def events(
     overwrite: bool = False,
     device: str | None = None,
 ) -> Iterator[CellStarted | CellFinished | Event]:
-    """Does the cells of a study, one after the other; yields their beginnings, events and ends.
+    """Runs the cells of a study one after the other.
 
-    A cell that is done is read, one that was interrupted goes on from its last whole state.
-    `only` chooses cells by name or glob, `overwrite` does the chosen ones anew. A trained cell
-    keeps its recipe, log and result, and with `keep_models` its best model.
-    Raises UsageError where a cell in the folder was told something else, before the first cell
-    where there are too few rows for the shots of one, and for all that `training.events` and
-    `PromptEvaluator` do; Interrupted where a signal asked for the end.
+    Finished cells are read, and interrupted ones resume from their latest checkpoint.
+
+    Args:
+        recipe: The task, the base, the data and how to train.
+        folder: The study; each cell has a folder in it.
+        design: What is compared.
+        task: Replaces the recipe's task, for tasks defined in Python.
+        only: Names or globs of the cells to run; empty runs all.
+        keep_models: Keep the best model of every trained cell, not only its recipe, log and result.
+        overwrite: Repeat the selected cells even if they are finished.
+        device: cpu, cuda, cuda:1, ...; None takes the best available.
+
+    Yields:
+        The start and end of every cell, and the events of training runs between them.
+
+    Raises:
+        UsageError: A cell in the folder has another recipe, or the training split has too few rows
+            for the demonstrations of a cell (before the first cell runs); and as training and
+            prompting do.
+        Interrupted: A signal requested a stop.
     """
     study = Study(resolve_paths(recipe, Path.cwd()), Path(folder), task, device)
     cells = plan_cells(study.recipe, design)
-    chosen = select_cells(cells, only)
-    # What was told something else is found before any work is done, chosen or not.
-    known = {cell.name: study.read(cell) for cell in cells if not (overwrite and cell in chosen)}
+    selected = select_cells(cells, only)
+    # Cells with another recipe are refused before anything runs, whether they are selected or not.
+    finished = {
+        cell.name: study.load(cell) for cell in cells if not (overwrite and cell in selected)
+    }
     study.accelerator.wait_for_everyone()
-    study.check_shots([cell for cell in chosen if not known.get(cell.name)])
+    study.check_shots([cell for cell in selected if not finished.get(cell.name)])
     with StopRequest(connect(study.accelerator)) as request:
-        for number, cell in enumerate(chosen, 1):
-            if found := known.get(cell.name):
-                if study.lacks_model(cell) and keep_models:
+        for number, cell in enumerate(selected, 1):
+            if result := finished.get(cell.name):
+                if cell.trains and keep_models and not study.has_model(cell):
                     yield Notice(f"{cell.name} was done without keeping its model; add --overwrite")
-                yield CellFinished(found, number, len(chosen), read=True)
+                yield CellFinished(result, number, len(selected), reused=True)
                 continue
-            yield CellStarted(cell, number, len(chosen))
-            yield from study.do(cell, request, overwrite=overwrite, keep_model=keep_models)
-            yield CellFinished(study.found(cell), number, len(chosen), read=False)
-            # One that came too late for that cell is for the study.
+            yield CellStarted(cell, number, len(selected))
+            yield from study.run(cell, request, overwrite=overwrite, keep_model=keep_models)
+            yield CellFinished(study.read_result(cell), number, len(selected), reused=False)
+            # A signal that came too late for the cell stops the study.
             wish, code = agree(study.accelerator, request.take(), request.exit_code)
             if wish == "stop":
                 raise Interrupted(study.folder / cell.name, None, code)
@@ -112,20 +128,20 @@ def events(
 def list_cells(
     recipe: Recipe, folder: Path | str, design: Design, only: Sequence[str] = ()
 ) -> list[tuple[Cell, CellResult | None]]:
-    """All cells of a study, or the chosen ones, each with what it has found if it is done."""
+    """Returns the selected cells of a study, each with its result if it is finished."""
     study = Study(resolve_paths(recipe, Path.cwd()), Path(folder))
-    chosen = select_cells(plan_cells(study.recipe, design), only)
-    return [(cell, study.read(cell)) for cell in chosen]
+    selected = select_cells(plan_cells(study.recipe, design), only)
+    return [(cell, study.load(cell)) for cell in selected]
 
 
 def read_table(recipe: Recipe, folder: Path | str, design: Design) -> Table:
-    """The table of all cells of a study that are done."""
-    done = [found for _, found in list_cells(recipe, folder, design) if found]
-    return build_table(recipe, done)
+    """Returns the table of all finished cells of a study."""
+    results = [result for _, result in list_cells(recipe, folder, design) if result]
+    return build_table(recipe, results)
 
 
 class Study:
-    """A folder of cells, and what they have in common: a task, a base, questions."""
+    """A folder of cells for one task, base and evaluation split."""
 
     def __init__(
         self, recipe: Recipe, folder: Path, task: Task | None = None, device: str | None = None
@@ -136,86 +152,96 @@ class Study:
 
     @cached_property
     def accelerator(self) -> RunAccelerator:
-        """This process among its peers."""
+        """Device and processes of the study."""
         precision = choose_precision(self.recipe.train.precision, self._device)
         return create_accelerator(precision, self._device)
 
     @cached_property
-    def asker(self) -> PromptEvaluator:
-        """Base, questions and solved examples of all few-shot cells, loaded when first wanted."""
+    def prompt_evaluator(self) -> PromptEvaluator:
+        """Base and questions of all prompted cells."""
         return PromptEvaluator(self.recipe, self.task)
 
     @cached_property
-    def _evaluated(self) -> str:
-        """The fingerprint of the rows that all cells are scored on."""
-        part = self.recipe.data
-        return open_rows(part, str(part.evaluate)).fingerprint()
+    def _evaluation_fingerprint(self) -> str:
+        config = self.recipe.data
+        return open_rows(config, str(config.evaluate)).fingerprint()
 
     def check_shots(self, cells: Sequence[Cell]) -> None:
-        """UsageError where the rows cannot supply the solved examples of one of the cells."""
-        most = max((cell.shots for cell in cells), default=0)
-        if most:
-            Demonstrations(self.asker.demonstration_pool, most)
+        """Raises UsageError if the training split has too few rows for one of the cells."""
+        shots = max((cell.shots for cell in cells), default=0)
+        if shots:
+            Demonstrations(self.prompt_evaluator.demonstration_pool, shots)
 
-    def read(self, cell: Cell) -> CellResult | None:
-        """What a cell has found, if it is done; UsageError where it was told something else."""
+    def load(self, cell: Cell) -> CellResult | None:
+        """Returns the result of a cell, None if it is unfinished.
+
+        Raises:
+            UsageError: The cell in the folder has another recipe.
+        """
         folder = self.folder / cell.name
         if (folder / RECIPE).exists():
             trusted = cell.recipe.base.trust_remote_code
-            _check_same(load_run_recipe(folder, trusted), cell.recipe, folder)
-        return self.found(cell) if (folder / RESULT).exists() else None
+            _check_same_recipe(load_run_recipe(folder, trusted), cell.recipe, folder)
+        return self.read_result(cell) if (folder / RESULT).exists() else None
 
-    def found(self, cell: Cell) -> CellResult:
-        """What a cell that is done has found. UsageError where its result is no cell's."""
+    def read_result(self, cell: Cell) -> CellResult:
+        """Returns the result of a finished cell; UsageError if its file is damaged."""
         folder = self.folder / cell.name
         try:
-            return CellResult.of(cell, read_result(folder))
+            return CellResult.from_json(cell, read_result(folder))
         except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            what = f"{RESULT} lacks what a cell writes: {error}"
-            raise UsageError(what, where=str(folder), cure="Do it anew: --overwrite.") from error
+            what = f"{RESULT} is not the result of a cell: {error}"
+            raise UsageError(what, where=str(folder), cure="Repeat it with --overwrite.") from error
 
-    def lacks_model(self, cell: Cell) -> bool:
-        """Whether a cell that is trained has kept no model."""
-        return cell.work == "train" and not (self.folder / cell.name / MODEL).exists()
+    def has_model(self, cell: Cell) -> bool:
+        """Whether a trained cell has kept its model."""
+        return (self.folder / cell.name / MODEL).exists()
 
-    def do(
+    def run(
         self, cell: Cell, request: StopRequest, *, overwrite: bool, keep_model: bool
     ) -> Iterator[Event]:
-        """Works on a cell to its end; what is left of it, or all of it."""
+        """Runs a cell, or what is left of it, to its end."""
         folder = self.folder / cell.name
-        if cell.work == "train":
-            happening = train_events(
+        if cell.trains:
+            started = any((folder / name).exists() for name in (RECIPE, LOG))
+            run = train_events(
                 cell.recipe,
                 folder,
-                resume=not overwrite and _is_begun(folder),
+                resume=not overwrite and started,
                 overwrite=overwrite,
                 task=self._own_task,
                 device=self._device,
             )
-            yield from (event for event in happening if not isinstance(event, Finished))
+            yield from (event for event in run if not isinstance(event, Finished))
             if self.accelerator.is_main_process:
-                _tidy(folder, keep_model)
+                files.remove(folder / CHECKPOINTS)
+                if not keep_model:
+                    files.remove(folder / MODEL)
         else:
-            then = time.perf_counter()
+            start = time.perf_counter()
             with stopping_at_once(request, folder):
-                values = self._guess(cell) if cell.work == "majority" else self._ask(cell)
+                values = (
+                    self._evaluate_majority(cell) if cell.kind == "majority" else self._prompt(cell)
+                )
             if self.accelerator.is_main_process:
-                seconds = time.perf_counter() - then
-                made_with = {"data": {"evaluate": self._evaluated}}
-                _write(folder, cell, {**values, "made_with": made_with, "seconds": seconds})
+                values["made_with"] = {"data": {"evaluate": self._evaluation_fingerprint}}
+                values["seconds"] = time.perf_counter() - start
+                with RunFolder.open(folder, overwrite=True) as run_folder:
+                    run_folder.save_recipe(dump_recipe(cell.recipe))
+                    run_folder.write_result(values)
         self.accelerator.wait_for_everyone()
 
-    def _guess(self, cell: Cell) -> dict[str, Any]:
-        found = predict_majority(cell.recipe, self.task)
+    def _evaluate_majority(self, cell: Cell) -> dict[str, Any]:
+        baseline = predict_majority(cell.recipe, self.task)
         return {
-            "scores": {"evaluate": found.scores},
-            "intervals": found.intervals,
-            "labels": found.rows,
-            "answer": found.answer,
+            "scores": {"evaluate": baseline.scores},
+            "intervals": baseline.intervals,
+            "labels": baseline.train_rows,
+            "answer": baseline.answer,
         }
 
-    def _ask(self, cell: Cell) -> dict[str, Any]:
-        result = self.asker.evaluate(PromptOptions(cell.shots, cell.seed))
+    def _prompt(self, cell: Cell) -> dict[str, Any]:
+        result = self.prompt_evaluator.evaluate(PromptOptions(cell.shots, cell.seed))
         return {
             "scores": {"evaluate": result.scores},
             "intervals": result.intervals,
@@ -225,34 +251,19 @@ class Study:
         }
 
 
-def _write(folder: Path, cell: Cell, values: dict[str, Any]) -> None:
-    """A cell without training as a run that has nothing but a recipe and a result."""
-    with RunFolder.open(folder, overwrite=True) as run:
-        run.save_recipe(dump_recipe(cell.recipe))
-        run.write_result(values)
-
-
-def _is_begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (RECIPE, LOG))
-
-
-def _tidy(folder: Path, keep_model: bool) -> None:
-    """A finished cell is not resumed, and its model is mostly not wanted."""
-    files.remove(folder / CHECKPOINTS)
-    if not keep_model:
-        files.remove(folder / MODEL)
-
-
-def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
-    """UsageError where a cell was told something else: its scores are not comparable."""
+def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
+    """Raises UsageError if a cell has another recipe, so that scores are not comparable."""
     sections = Recipe.model_fields.keys() - {"about"}
-    was, is_now = (recipe.fixed_on_resume(sections) for recipe in (old, new))
-    # A run may be resumed with more patience, but that changes its scores.
-    was["train.patience"], is_now["train.patience"] = old.train.patience, new.train.patience
-    for key in sorted(was.keys() | is_now.keys()):
-        if was.get(key) != is_now.get(key):
+    old_values, new_values = (recipe.fixed_on_resume(sections) for recipe in (old, new))
+    # Patience may change when a run is resumed, but it changes the scores.
+    old_values["train.patience"], new_values["train.patience"] = (
+        recipe.train.patience for recipe in (old, new)
+    )
+    for key in sorted(old_values.keys() | new_values.keys()):
+        if old_values.get(key) != new_values.get(key):
             raise UsageError(
-                f"this cell has another {key}: {was.get(key)!r}, not {is_now.get(key)!r}",
+                f"this cell has another {key}: {old_values.get(key)!r}, "
+                f"not {new_values.get(key)!r}",
                 where=str(folder),
                 cure="Choose another folder for this study, or --overwrite the cell.",
             )

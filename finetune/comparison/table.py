@@ -1,99 +1,99 @@
-"""What a study has found, as a table: medians and intervals over seeds, collapsed runs flagged."""
+"""The table of a study: medians and intervals over seeds, and collapsed runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal, NamedTuple
 
-from finetune.comparison.cells import Cell
+from finetune.comparison.cells import Cell, Kind
 from finetune.recipe.schema import Recipe
-from finetune.storage import files
-from finetune.storage import json_files as json_text
+from finetune.storage import files, json_files
 from finetune.training.progress import selection_value
 from task_formats import UsageError
 
-Kind = Literal["majority", "ask", "scratch", "tuned"]
-
 NOTES = (
-    "Of several seeds the median, from the lowest to the highest. (Of five seeds, that interval "
-    "holds the true median in 15 of 16 studies, whatever the distribution.)",
-    "Of a single cell that was not trained (majority class, zero-shot) its score, and 95 % of "
-    "bootstrap draws of the evaluation rows; of a single seed that was, its score alone.",
-    "Trained cells show their best epoch on the evaluation split, so they flatter themselves a "
-    "little; collapsed ones are no better than the majority class, which has to be done (--only "
-    "majority) for them to be checked.",
+    "Several seeds: the median, and the lowest and highest score. (With five seeds this interval "
+    "contains the true median in 15 of 16 studies, whatever the distribution.)",
+    "A single untrained cell (majority class, zero-shot): its score, and a 95 % bootstrap "
+    "confidence interval over rows. A single trained seed: its score only.",
+    "Trained cells show their best epoch on the evaluation split, which is slightly optimistic. "
+    "Collapsed seeds are no better than the majority class; checking for them needs that cell "
+    "(--only majority).",
 )
-"""What has to be known to read a table."""
-_CURVE = (
-    "A part f of the labels is trained on for epochs / √f: few labels are read more often, so "
-    "along the curve neither epochs nor updates are equal."
+_CURVE_NOTE = (
+    "A fraction f of the labels is trained on for epochs / √f, so along the curve neither epochs "
+    "nor updates are equal."
 )
 
 
 class CellResult(NamedTuple):
-    """What a cell has found."""
+    """The result of a finished cell."""
 
     cell: Cell
     scores: dict[str, float]
     labels: float
-    """Labelled examples that went into it: rows trained on, or solved examples that fitted before
-    a question, on average."""
+    """Labelled examples used: training rows, or the mean number of demonstrations that fitted."""
     intervals: dict[str, list[float]] | None
     seconds: float
-    evaluated: str
-    """The fingerprint of the rows it was scored on."""
+    evaluation_fingerprint: str
+    """Fingerprint of the rows that were scored."""
     precision: str | None = None
-    """What it was asked in."""
+    """Number format of prompting; None for other cells."""
 
     @classmethod
-    def of(cls, cell: Cell, result: Mapping[str, Any]) -> "CellResult":
-        """From a cell's result.json."""
+    def from_json(cls, cell: Cell, result: Mapping[str, Any]) -> "CellResult":
+        """From the content of a cell's result.json."""
         scores = next(iter(result["scores"].values()))
-        wanted = {str(name): float(scores[name]) for name in cell.recipe.task.metrics}
-        labels = result["labels"] if "labels" in result else result["made_with"]["rows"]["train"]
-        seconds, evaluated = float(result["seconds"]), result["made_with"]["data"]["evaluate"]
-        intervals, precision = result.get("intervals"), result.get("precision")
-        return cls(cell, wanted, labels, intervals, seconds, evaluated, precision)
+        made_with = result["made_with"]
+        return cls(
+            cell,
+            {str(name): float(scores[name]) for name in cell.recipe.task.metrics},
+            result["labels"] if "labels" in result else made_with["rows"]["train"],
+            result.get("intervals"),
+            float(result["seconds"]),
+            made_with["data"]["evaluate"],
+            result.get("precision"),
+        )
 
 
 class ScoreSummary(NamedTuple):
-    """A score of an arm."""
+    """One metric of one method."""
 
     median: float
     low: float
     high: float
-    of: Literal["seeds", "rows"]
-    """Low and high: the lowest and highest seed, or 95 % of bootstrap draws of the rows."""
+    interval_over: Literal["seeds", "rows"]
+    """Low and high are the lowest and highest seed, or a 95 % bootstrap interval over rows."""
     values: tuple[float, ...]
 
-    def say_interval(self) -> str:
-        """From low to high; nothing where one seed is all there is."""
-        alone = self.of == "seeds" and len(self.values) == 1
-        return "" if alone else f"{self.low:.4f} to {self.high:.4f}"
+    def format_interval(self) -> str:
+        """The interval as text; empty for a single seed."""
+        single = self.interval_over == "seeds" and len(self.values) == 1
+        return "" if single else f"{self.low:.4f} to {self.high:.4f}"
 
 
 class Row(NamedTuple):
-    """An arm: cells that differ in their seed alone."""
+    """A method: the cells that differ only in their seed."""
 
-    arm: str
+    method: str
     kind: Kind
     lm_coefficient: float | None
     fraction: float
     labels: float
-    """What went into a cell, on average."""
+    """Labelled examples per cell, on average."""
     shots: int
-    """Solved examples that were asked with; fewer may have fitted."""
+    """Requested demonstrations; fewer may have fitted."""
     seeds: tuple[int, ...]
     scores: dict[str, ScoreSummary]
     collapsed: tuple[int, ...] | None
-    """Seeds of trained cells that are no better than the majority class; None where that is not
-    known, as its cell is not done."""
+    """Seeds of trained cells that are no better than the majority class; None if that cell is
+    missing."""
     seconds: float
-    """Of all its cells."""
+    """Of all cells together."""
 
 
 class Table(NamedTuple):
-    """A task's arms, in the order they were planned."""
+    """The methods of a study in planned order."""
 
     about: str
     base: str
@@ -102,94 +102,98 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = NOTES
 
     @property
-    def curves(self) -> bool:
-        """Whether fine-tuning was tried with several numbers of labels."""
-        return len({row.labels for row in self.rows if row.kind == "tuned"}) > 1
+    def has_curve(self) -> bool:
+        """Whether fine-tuning was done with several numbers of labels."""
+        return len({row.labels for row in self.rows if row.kind == "finetune"}) > 1
 
 
-def build_table(recipe: Recipe, found: Sequence[CellResult]) -> Table:
-    """The table of some finished cells. UsageError where they were scored on different rows."""
-    _check_rows(found)
-    floor = next((one for one in found if one.cell.work == "majority"), None)
-    arms: dict[str, list[CellResult]] = {}
-    for one in found:
-        arms.setdefault(one.cell.arm, []).append(one)
-    rows = tuple(_row(recipe, arm, cells, floor) for arm, cells in arms.items())
-    notes = _notes(rows, found)
+def build_table(recipe: Recipe, results: Sequence[CellResult]) -> Table:
+    """Builds the table of finished cells.
+
+    Raises:
+        UsageError: The cells were scored on different rows.
+    """
+    for result in results:
+        if result.evaluation_fingerprint != results[0].evaluation_fingerprint:
+            raise UsageError(
+                f"the cells {results[0].cell.name} and {result.cell.name} were scored on "
+                "different rows",
+                cure="The data have changed; repeat the older cell with --overwrite.",
+            )
+    majority = next((result for result in results if result.cell.kind == "majority"), None)
+    methods: dict[str, list[CellResult]] = {}
+    for result in results:
+        methods.setdefault(result.cell.method, []).append(result)
+    rows = tuple(_build_row(recipe, cells, majority) for cells in methods.values())
+    notes = NOTES + ((_CURVE_NOTE,) if any(row.fraction < 1 for row in rows) else ())
+    if precisions := sorted({result.precision for result in results if result.precision}):
+        notes += (
+            f"Prompting computed in {' and '.join(precisions)}; with --precision fp32 "
+            "log-likelihoods equal those of transformers to 1e-4.",
+        )
     return Table(recipe.about, recipe.base.path, tuple(recipe.task.metrics), rows, notes)
 
 
-def _notes(rows: Sequence[Row], found: Sequence[CellResult]) -> tuple[str, ...]:
-    """What has to be known of these cells."""
-    curve = [_CURVE] if any(row.fraction < 1 for row in rows) else []
-    precisions = sorted({one.precision for one in found if one.precision})
-    asked = f"Few-shot cells were asked in {' and '.join(precisions)}; --precision fp32 gives "
-    asked += "transformers' own log-likelihoods to 1e-4."
-    return (*NOTES, *curve, *([asked] if precisions else []))
-
-
-def _check_rows(found: Sequence[CellResult]) -> None:
-    for one in found:
-        if one.evaluated != found[0].evaluated:
-            raise UsageError(
-                f"the cells {found[0].cell.name} and {one.cell.name} were scored on different rows",
-                cure="The data have changed since: --overwrite the older one.",
-            )
-
-
-def _row(recipe: Recipe, arm: str, cells: Sequence[CellResult], floor: CellResult | None) -> Row:
-    first = cells[0].cell
-    trained = first.work == "train"
+def _build_row(recipe: Recipe, results: Sequence[CellResult], majority: CellResult | None) -> Row:
+    cell = results[0].cell
     return Row(
-        arm,
-        _kind(first),
-        first.recipe.train.lm_coefficient if trained else None,
-        first.fraction,
-        fmean(one.labels for one in cells),
-        first.shots,
-        tuple(one.cell.seed for one in cells),
-        {metric: _spread(metric, cells) for metric in recipe.task.metrics},
-        _find_collapsed(recipe, cells, floor) if trained else (),
-        sum(one.seconds for one in cells),
+        cell.method,
+        cell.kind,
+        cell.recipe.train.lm_coefficient if cell.trains else None,
+        cell.fraction,
+        fmean(result.labels for result in results),
+        cell.shots,
+        tuple(result.cell.seed for result in results),
+        {metric: _summarize(metric, results) for metric in recipe.task.metrics},
+        _find_collapsed(recipe, results, majority) if cell.trains else (),
+        sum(result.seconds for result in results),
     )
 
 
-def _kind(cell: Cell) -> Kind:
-    if cell.work == "train":
-        return "tuned" if cell.tuned else "scratch"
-    return cell.work
-
-
-def _spread(metric: str, cells: Sequence[CellResult]) -> ScoreSummary:
-    values = tuple(one.scores[metric] for one in cells)
-    bounds = cells[0].intervals
-    if len(cells) == 1 and bounds:
-        low, high = bounds[metric]
+def _summarize(metric: str, results: Sequence[CellResult]) -> ScoreSummary:
+    values = tuple(result.scores[metric] for result in results)
+    intervals = results[0].intervals
+    if len(results) == 1 and intervals:
+        low, high = intervals[metric]
         return ScoreSummary(values[0], low, high, "rows", values)
     return ScoreSummary(median(values), min(values), max(values), "seeds", values)
 
 
 def _find_collapsed(
-    recipe: Recipe, cells: Sequence[CellResult], floor: CellResult | None
+    recipe: Recipe, results: Sequence[CellResult], majority: CellResult | None
 ) -> tuple[int, ...] | None:
-    """Seeds of trained cells that are worth no more than the answer that needs no model."""
-    if floor is None:
+    if majority is None:
         return None
-    guessed = selection_value(recipe.task, floor.scores)
+    baseline = selection_value(recipe.task, majority.scores)
     return tuple(
-        one.cell.seed for one in cells if selection_value(recipe.task, one.scores) <= guessed
+        result.cell.seed
+        for result in results
+        if selection_value(recipe.task, result.scores) <= baseline
     )
+
+
+_FILE_NAMES = {"method": "arm", "interval_over": "of", "prompt": "ask", "finetune": "tuned"}
+"""Names of this module that table.json spells differently, so that its format stays."""
 
 
 def write_table(folder: Path, table: Table) -> None:
     """Writes table.json and table.md."""
-    content = {**table._asdict(), "rows": [row._asdict() for row in table.rows]}
-    files.write_atomically(folder / "table.json", json_text.encode(content, indent=2) + b"\n")
+    content = {**table._asdict(), "rows": [_row_json(row) for row in table.rows]}
+    files.write_atomically(folder / "table.json", json_files.encode(content, indent=2) + b"\n")
     files.write_atomically(folder / "table.md", write_markdown(table))
 
 
+def _row_json(row: Row) -> dict[str, Any]:
+    summaries = {
+        metric: {_FILE_NAMES.get(name, name): value for name, value in summary._asdict().items()}
+        for metric, summary in row.scores.items()
+    }
+    values = {**row._asdict(), "kind": _FILE_NAMES.get(row.kind, row.kind), "scores": summaries}
+    return {_FILE_NAMES.get(name, name): value for name, value in values.items()}
+
+
 def write_markdown(table: Table) -> str:
-    """The table as Markdown, and below it what has to be known to read it."""
+    """Returns the table and its notes as Markdown."""
     lines = [f"# {table.about}", "", f"Base: {table.base}", ""]
     header = ["", "labels", "seeds", *(f"{metric} | interval" for metric in table.metrics)]
     lines += [f"| {' | '.join([*header, 'collapsed'])} |"]
@@ -199,19 +203,15 @@ def write_markdown(table: Table) -> str:
 
 
 def format_row(row: Row, metrics: Sequence[str]) -> list[str]:
-    """A row as texts: arm, labels, seeds, two for every metric, and the collapsed ones."""
-    spreads = [row.scores[metric] for metric in metrics]
-    numbers = [
-        text for spread in spreads for text in (f"{spread.median:.4f}", spread.say_interval())
-    ]
-    seeds = str(len(row.seeds)) if spreads[0].of == "seeds" else ""
+    """Returns the cells of a row: method, labels, seeds, two for each metric, collapsed seeds."""
+    summaries = [row.scores[metric] for metric in metrics]
+    numbers = [text for s in summaries for text in (f"{s.median:.4f}", s.format_interval())]
+    seeds = str(len(row.seeds)) if summaries[0].interval_over == "seeds" else ""
     whole = row.labels == int(row.labels)
     labels = f"{int(row.labels):,}" if whole else f"{row.labels:.1f}"
     labels += f" of {row.shots}" if row.labels < row.shots else ""
-    return [row.arm, labels, seeds, *numbers, _flag(row)]
-
-
-def _flag(row: Row) -> str:
     if row.collapsed is None:
-        return "not checked"
-    return f"{len(row.collapsed)} of {len(row.seeds)}" if row.collapsed else ""
+        collapsed = "not checked"
+    else:
+        collapsed = f"{len(row.collapsed)} of {len(row.seeds)}" if row.collapsed else ""
+    return [row.method, labels, seeds, *numbers, collapsed]

@@ -6,6 +6,8 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from finetune.data.rows import RowLocation, Rows, Scanned
+from finetune.data.sources import open_rows
+from finetune.recipe.schema import DataConfig
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.templates import look_up
@@ -54,6 +56,26 @@ def read_examples(
     scanned = islice(rows.scan(), limit)
     stop = on_bad_row == "stop"
     return _examples(task, scanned, rows.origin, split, labelled, stop, report), report
+
+
+def read_split(
+    task: Task,
+    config: DataConfig,
+    role: Literal["train", "evaluate"],
+    *,
+    labelled: bool = True,
+    limit: int | None = None,
+) -> list[Example]:
+    """Returns the examples of a split that the recipe names; UsageError if it names none."""
+    split = config.train if role == "train" else config.evaluate
+    if split is None:
+        cure = "Name a split or a file."
+        raise UsageError(f"data.{role} is not set", where=f"data.{role}", cure=cure)
+    rows, on_bad_row = open_rows(config, split), config.on_bad_row
+    examples, _ = read_examples(
+        task, rows, split, labelled=labelled, on_bad_row=on_bad_row, limit=limit
+    )
+    return list(examples)
 
 
 def _examples(

@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.examples import read_examples
-from finetune.data.sources import open_rows
+from finetune.data.examples import read_split
 from finetune.distributed.setup import (
     Precision,
     choose_layout,
@@ -107,7 +106,8 @@ class PromptEvaluator:
         accelerator = create_accelerator(self.precision)
         decoder, tokenizer = load_language_model(recipe.base.model_copy(update={"dropout": None}))
         limits = [n for n in (limit, recipe.data.limit) if n is not None]
-        self.questions = self._read("evaluate", min(limits, default=None), labelled=False)
+        limit = min(limits, default=None)
+        self.questions = read_split(self.task, recipe.data, "evaluate", labelled=False, limit=limit)
         self.boundary = find_boundary(tokenizer)
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         layout = choose_layout(recipe.train, decoder, chooses=True)
@@ -118,7 +118,8 @@ class PromptEvaluator:
     @cached_property
     def demonstration_pool(self) -> list[Example]:
         """Labelled examples of the training split."""
-        return self._read("train", self.recipe.data.limit, labelled=True)
+        config = self.recipe.data
+        return read_split(self.task, config, "train", limit=config.limit)
 
     def evaluate(self, options: PromptOptions = PromptOptions()) -> PromptResult:
         """Predicts every question of the evaluation split and scores the predictions.
@@ -237,21 +238,6 @@ class PromptEvaluator:
 
     def _metrics(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return score(self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class)
-
-    def _read(
-        self, role: Literal["train", "evaluate"], limit: int | None, *, labelled: bool
-    ) -> list[Example]:
-        config = self.recipe.data
-        split = config.train if role == "train" else config.evaluate
-        if split is None:
-            raise UsageError(
-                f"data.{role} is not set", where=f"data.{role}", cure="Name a split or a file."
-            )
-        rows = open_rows(config, split)
-        examples, _ = read_examples(
-            self.task, rows, split, labelled=labelled, on_bad_row=config.on_bad_row, limit=limit
-        )
-        return list(examples)
 
 
 def evaluate_prompts(

@@ -110,7 +110,7 @@ def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words,
     ("more", "message"),
     [
         (["--only", "scratch-sed-0"], "Did you mean 'scratch-seed-0'"),
-        (["--fractions", "0", "2"], "0 is no part of the labels"),
+        (["--fractions", "0", "2"], "0 is not a fraction of the labels"),
         (["--seeds", "x"], "invalid seeds 'x'"),
         (["--from-scratch"], "trains from scratch as well"),
         (["--epochs", "2"], "another train.epochs: 1.0, not 2.0"),
@@ -120,7 +120,7 @@ def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words,
         (["--seed", "3"], "no such option: --seed"),
         (["--set", "train.seed=3"], "several seeds Use --seeds 3."),
         (["--scratch", "foo"], "--scratch foo is not key=value Write it as --scratch train."),
-        (["--scratch", "train.seed=3"], "train.seed is not for runs from scratch alone"),
+        (["--scratch", "train.seed=3"], "train.seed cannot be set for training from scratch only"),
         (["--scratch", "train.rate=1"], "unknown key 'train.rate'"),
     ],
 )
@@ -140,15 +140,15 @@ def test_words_after_an_option_are_its_values():
 # -- the figure ------------------------------------------------------------------------------------
 
 
-def arm(name: str, kind: str, labels: int, *values: float, fraction: float = 1.0) -> Row:
-    spread = ScoreSummary(
+def make_row(name: str, kind: str, labels: int, *values: float, fraction: float = 1.0) -> Row:
+    summary = ScoreSummary(
         sorted(values)[len(values) // 2], min(values), max(values), "seeds", values
     )
-    coefficient = 0.5 if kind in ("tuned", "scratch") else None
+    coefficient = 0.5 if kind in ("finetune", "scratch") else None
     seeds = tuple(range(len(values)))
-    shots = labels if kind == "ask" else 0
+    shots = labels if kind == "prompt" else 0
     return Row(
-        name, kind, coefficient, fraction, labels, shots, seeds, {"accuracy": spread}, (), 1.0
+        name, kind, coefficient, fraction, labels, shots, seeds, {"accuracy": summary}, (), 1.0
     )
 
 
@@ -157,19 +157,19 @@ TABLE = Table(
     "tiny",
     ("accuracy",),
     (
-        arm("majority", "majority", 200, 0.5),
-        arm("0-shot", "ask", 0, 0.52),
-        arm("4-shot", "ask", 4, 0.5, 0.55, 0.6),
-        arm("from scratch", "scratch", 200, 0.5, 0.6, 0.55),
-        arm("fine-tuned", "tuned", 200, 0.8, 0.7, 0.75),
-        arm("fine-tuned, 5 %", "tuned", 10, 0.6, 0.5, 0.55, fraction=0.05),
+        make_row("majority", "majority", 200, 0.5),
+        make_row("0-shot", "prompt", 0, 0.52),
+        make_row("4-shot", "prompt", 4, 0.5, 0.55, 0.6),
+        make_row("from scratch", "scratch", 200, 0.5, 0.6, 0.55),
+        make_row("fine-tuned", "finetune", 200, 0.8, 0.7, 0.75),
+        make_row("fine-tuned, 5 %", "finetune", 10, 0.6, 0.5, 0.55, fraction=0.05),
     ),
 )
 
 
 def test_the_figure_is_a_picture_and_the_same_every_time(tmp_path):
     pytest.importorskip("matplotlib")
-    assert TABLE.curves
+    assert TABLE.has_curve
     for name in ("one.png", "two.png"):
         curve.draw_curve(TABLE, tmp_path / name)
     content = (tmp_path / "one.png").read_bytes()
@@ -178,7 +178,7 @@ def test_the_figure_is_a_picture_and_the_same_every_time(tmp_path):
 
 
 def test_the_curve_has_a_point_for_every_number_of_labels():
-    (tuned, few) = curve.find_lines(TABLE)
+    (tuned, few) = curve.select_series(TABLE)
     assert (tuned.name, [row.labels for row in tuned.rows]) == ("fine-tuned, λ = 0.5", [10, 200])
     assert (few.name, [row.labels for row in few.rows]) == ("few-shot", [4])
 
@@ -193,10 +193,10 @@ def test_without_matplotlib_there_is_one_clear_error(monkeypatch, words, capsys,
 
 
 def test_solved_examples_that_did_not_fit_are_told():
-    row = arm("32-shot", "ask", 32, 0.5)._replace(labels=3.42)
+    row = make_row("32-shot", "prompt", 32, 0.5)._replace(labels=3.42)
     assert format_row(row, ["accuracy"])[1] == "3.4 of 32"
     assert format_row(row._replace(labels=32), ["accuracy"])[1] == "32"
-    assert format_row(arm("tuned", "tuned", 67349, 0.5), ["accuracy"])[1] == "67,349"
+    assert format_row(make_row("tuned", "finetune", 67349, 0.5), ["accuracy"])[1] == "67,349"
 
 
 def test_texts_of_a_table_are_shown_as_they_are():

@@ -252,7 +252,7 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["generate", "x", "-o", "out.txt"], "unknown kind of file '.txt'"),
         (["generate", "--base", "{base}"], "no prompt given"),
         (["generate", "x", "--base", "{base}", "--max-new-tokens", "99"], "32 positions"),
-        (["generate", "x", "--beams", "2", "--temperature", "1"], "beam search draws nothing"),
+        (["generate", "x", "--beams", "2", "--temperature", "1"], "beam search and sampling"),
         (["generate", "-f", "{base}/metrics.jsonl", "--base", "{base}"], "no column 'text'"),
     ],
 )

@@ -84,7 +84,7 @@ def compare(
     """
     from finetune.cli.task_sources import find_task
     from finetune.comparison import Design
-    from finetune.comparison.curve import check_plots
+    from finetune.comparison.curve import check_matplotlib
 
     if no_shots:
         _check_not_given("--no-shots", {"--shots": shots})
@@ -106,7 +106,7 @@ def compare(
         _print_cells(source, target, design, only or ())
         return
     if design.fractions and plot:
-        check_plots()
+        check_matplotlib()
     launch_processes(context, num_processes)
     options = {"only": only or (), "keep_models": keep_models, "overwrite": overwrite}
     _run_cells(source, target, design, options)
@@ -149,7 +149,7 @@ def _print_table(source: "TaskSource", folder: Path, design: "Design", plot: boo
     for note in table.notes:
         print_line((note, "dim"))
     files = ["table.md", "table.json"]
-    if table.curves and plot:
+    if table.has_curve and plot:
         if get_rank() == 0:
             draw_curve(table, folder / "curve.png")
         files.append("curve.png")

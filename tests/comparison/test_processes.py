@@ -1,0 +1,117 @@
+"""Studies in two processes, and studies that a signal stops."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import finetune.comparison.study
+from finetune.comparison import CellFinished, CellStarted, Design, compare, events, read_table
+from finetune.recipe.schema import Recipe
+from finetune.training.events import Interrupted, Started
+from finetune.training.loop import Step
+from finetune.training.recorder import RunRecorder
+from tests.comparison.test_study import make_recipe
+from tests.support import jobs, warm
+
+pytestmark = pytest.mark.usefixtures("no_flush")
+
+SMALL = Design(seeds=(0,), shots=(1,))
+ONLY = ("majority", "ask-*", "lambda-0.5-*")
+
+
+def compare_here(recipe: Recipe, folder: Path) -> int:
+    compare(recipe, folder, SMALL, only=ONLY)
+    return 0
+
+
+def test_two_processes_make_the_table_of_one(bases, tmp_path):
+    settings = {"epochs": 1, "batch_size": 7, "epsilon": 1e-3}
+    recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data", **settings)
+    output = tmp_path / "study.output"
+    codes = warm.join(warm.start_many(2, compare_here, recipe, tmp_path / "two", output=output))
+    assert codes == [0, 0], "\n".join(path.read_text() for path in tmp_path.glob("study.[0-9]"))
+    one, two = (compare(recipe, tmp_path / run, SMALL, only=ONLY) for run in ("one", "two"))
+    assert [row._replace(seconds=0) for row in one.rows] == [
+        row._replace(seconds=0) for row in two.rows
+    ]
+
+
+def stop_in_training(recipe: Recipe, folder: Path) -> int:
+    """Sends itself a signal after the first update of a trained cell."""
+    try:
+        for event in events(recipe, folder, SMALL, only=ONLY):
+            if isinstance(event, Step):
+                os.kill(os.getpid(), signal.SIGTERM)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    return 0
+
+
+def test_an_interrupted_cell_resumes_from_its_checkpoint(bases, tmp_path):
+    recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data")
+    child = warm.start(stop_in_training, recipe, tmp_path / "run", output=tmp_path / "out")
+    assert warm.join([child]) == [143], (tmp_path / "out").read_text()
+    resumed = list(events(recipe, tmp_path / "run", SMALL, only=ONLY))
+    assert [event.done for event in resumed if isinstance(event, Started)] == [1]
+    whole = compare(recipe, tmp_path / "whole", SMALL, only=ONLY)
+    assert [row.scores for row in read_table(recipe, tmp_path / "run", SMALL).rows] == [
+        row.scores for row in whole.rows
+    ]
+    cell = "lambda-0.5-seed-0"
+    assert jobs.log(tmp_path / "run" / cell) == jobs.log(tmp_path / "whole" / cell)
+
+
+@pytest.fixture
+def recipe(bases, tmp_path):
+    return make_recipe("entailment", bases("gpt2"), tmp_path / "data")
+
+
+def follow(recipe, folder, finished: list[str], started: list[str]) -> None:
+    """Appends the names of cells as they start and finish."""
+    design = Design(seeds=(0,), shots=(0,), fractions=(1,))
+    for event in events(recipe, folder, design, only=("majority", "lambda-*")):
+        if isinstance(event, CellStarted):
+            started.append(event.cell.name)
+        if isinstance(event, CellFinished) and not event.reused:
+            finished.append(event.result.cell.name)
+
+
+def test_a_signal_at_the_end_of_a_cell_stops_the_study(recipe, tmp_path, monkeypatch) -> None:
+    """The cell is complete, and the same call continues with the next one."""
+    write, finished, started = RunRecorder.write_result, [], []
+
+    def write_and_stop(self, *arguments):
+        write(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "write_result", write_and_stop)
+        with pytest.raises(Interrupted) as stop:
+            follow(recipe, tmp_path / "cells", finished, started)
+    assert (stop.value.exit_code, stop.value.update) == (143, None)
+    assert stop.value.folder.name == finished[-1] == started[-1]
+    assert started == ["majority", "lambda-0-seed-0"]
+    before, finished[:] = len(finished), []
+    follow(recipe, tmp_path / "cells", finished, [])
+    assert before + len(finished) == 3
+    assert jobs.result(tmp_path / "cells" / "lambda-0.5-seed-0")["scores"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_cell_without_checkpoints_at_once(
+    number, code, recipe, tmp_path, monkeypatch
+):
+    finished, started = [], []
+
+    def send_signal(*arguments):
+        os.kill(os.getpid(), number)
+        raise AssertionError("not stopped at once")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.comparison.study, "predict_majority", send_signal)
+        with pytest.raises(Interrupted) as stop:
+            follow(recipe, tmp_path / "cells", finished, started)
+    assert (stop.value.exit_code, stop.value.folder.name) == (code, "majority")
+    assert (started, finished) == (["majority"], [])
