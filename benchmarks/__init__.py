@@ -1,1 +1,1 @@
-"""One script per claim: a peer and we, on the same data, model and machine, in the same run."""
+"""One script per claim: gptft and a peer with the same data, model and machine, in one run."""

@@ -1,7 +1,7 @@
-"""How long saving a state stalls training: gpt2-small with AdamW, in seconds a save.
+"""How long saving a checkpoint delays training: gpt2-small with AdamW, in seconds per save.
 
-Windows of updates with a save at their beginning stand beside windows without one. A save costs
-the time of the copy, and whatever the updates beside it take longer than the median of the others.
+Windows of updates that begin with a save alternate with windows without one. The cost of a save is
+the time of its copy, plus the extra time of the updates during the write.
 
     python benchmarks/checkpoint_cost.py --rounds 5 --seconds 20
 """
@@ -21,11 +21,11 @@ from finetune.models.speedups.allocator import keep_freed_memory
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="length of a window")
-    parser.add_argument("--folder", help="where the states go; without it a temporary folder")
+    parser.add_argument("--folder", help="folder of the checkpoints; default: temporary")
     options = parser.parse_args()
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +37,7 @@ def main() -> None:
     size = sum(tensor.nbytes for tensor in capture_state(model, optimizer).values())
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         saver = CheckpointWriter(folder)
-        saver.save(0, capture_state(model, optimizer), {})  # the first one also finds its memory
+        saver.save(0, capture_state(model, optimizer), {})  # the first one also allocates memory
         saver.wait()
         costs = []
         for number in range(1, options.rounds + 1):
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def train(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, device: str) -> Iterator[None]:
-    """Updates on random tokens, for ever."""
+    """Endless updates on random tokens."""
     tokens = torch.randint(50_000, (8, 64), device=device)
     while True:
         model(input_ids=tokens, labels=tokens).loss.backward()
@@ -69,7 +69,7 @@ def train(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, device: str)
 
 
 def window(updates: Iterator[None], seconds: float) -> list[float]:
-    """Seconds of each update in so many seconds of training."""
+    """Seconds of each update during `seconds` of training."""
     took: list[float] = []
     while sum(took) < seconds:
         took.append(clock(lambda: next(updates)))
@@ -77,7 +77,7 @@ def window(updates: Iterator[None], seconds: float) -> list[float]:
 
 
 def clock(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
+    """Seconds that `work` takes."""
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun

@@ -1,7 +1,7 @@
-"""Multiple choice with its context read once: passages of 300 words, 4 answers, with LM loss.
+"""Multiple choice with a shared context: passages of 300 words, 4 answers, with LM loss.
 
-Against rows of their own for every answer, in our code, and against a plain loop over
-transformers' GPT2DoubleHeadsModel, which makes the logits of every token of every answer.
+Compared with gptft in the layout `separate`, where every answer repeats the context, and with a
+plain loop over GPT2DoubleHeadsModel of transformers, which computes the logits of every token.
 """
 
 from collections.abc import Iterator
@@ -10,29 +10,29 @@ from functools import partial
 import torch
 from transformers import AutoTokenizer, GPT2DoubleHeadsModel
 
-from benchmarks import material, ours
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
+from benchmarks import gptft, inputs
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, clock, main
 
 BATCH, TOGETHER = 4, 1
-"""Questions of an update, and of one of the peer's forward passes: more need too much memory."""
+"""Questions per update, and per forward pass of the peer, which needs more memory."""
 
 
-def _ours(scale: Scale, **options: object) -> Found:
-    return ours.train_choices(scale, updates=scale.choose(1, 2), batch=BATCH, **options)
+def _gptft(scale: Scale, **options: object) -> Measurement:
+    return gptft.train_choices(scale, updates=scale.choose(1, 2), batch=BATCH, **options)
 
 
-def _loop(scale: Scale) -> Found:
-    model = GPT2DoubleHeadsModel.from_pretrained(material.base(scale)).train()
-    rows = material.questions(scale, BATCH * (scale.choose(1, 2) + 1))
+def _loop(scale: Scale) -> Measurement:
+    model = GPT2DoubleHeadsModel.from_pretrained(inputs.base(scale)).train()
+    rows = inputs.questions(scale, BATCH * (scale.choose(1, 2) + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=6.25e-5)
 
     def steps() -> Iterator[int]:
-        for at in range(0, len(rows), BATCH):
+        for first in range(0, len(rows), BATCH):
             optimizer.zero_grad()
-            for start in range(at, at + BATCH, TOGETHER):
-                part = rows[start : start + TOGETHER]
-                found = model(**_encode(scale, part), return_dict=True)
-                loss = found.mc_loss + 0.5 * found.loss
+            for start in range(first, first + BATCH, TOGETHER):
+                questions = rows[start : start + TOGETHER]
+                outputs = model(**_encode(scale, questions), return_dict=True)
+                loss = outputs.mc_loss + 0.5 * outputs.loss
                 (loss * TOGETHER / BATCH).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -42,8 +42,8 @@ def _loop(scale: Scale) -> Found:
 
 
 def _encode(scale: Scale, rows: list[dict[str, object]]) -> dict[str, torch.Tensor]:
-    """(B, 4, T) ids, padded on the right to the longest of the batch, and what goes with them."""
-    tokenizer = AutoTokenizer.from_pretrained(material.base(scale))
+    """(B, 4, T) ids padded on the right, masks, labels and the positions that the head reads."""
+    tokenizer = AutoTokenizer.from_pretrained(inputs.base(scale))
     tokenizer.pad_token = tokenizer.eos_token
     texts = [
         f"{row['article']}\n{row['question']} {option}" for row in rows for option in row["options"]
@@ -60,17 +60,17 @@ def _encode(scale: Scale, rows: list[dict[str, object]]) -> dict[str, torch.Tens
     }
 
 
-PLAYS: dict[str, Play] = {
+CONTESTANTS: dict[str, Contestant] = {
     "transformers loop, full logits": _loop,
-    "gptft, layout separate": partial(_ours, layout="separate"),
-    "gptft": _ours,
+    "gptft, layout separate": partial(_gptft, layout="separate"),
+    "gptft": _gptft,
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "choices",
     "RACE-like with task + 0.5 · LM, gpt2-small, fp32",
     "example",
-    PLAYS,
+    CONTESTANTS,
     (
         Claim("gptft", "gptft, layout separate", 2.5),
         Claim("gptft", "transformers loop, full logits", 6),
@@ -78,4 +78,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

@@ -1,31 +1,31 @@
-"""Training with the LM loss against that loss as one writes it down: all logits at once."""
+"""Training with the LM loss, compared with a direct implementation that holds all logits."""
 
 from functools import partial
 
-from benchmarks import ours, peers
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, main
+from benchmarks import gptft, peers
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, main
 
 
-def _ours(scale: Scale, **options: object) -> Found:
-    return ours.train_rte(scale, updates=scale.choose(1, 2), lm_coefficient=0.5, **options)
+def _gptft(scale: Scale, **options: object) -> Measurement:
+    return gptft.train_rte(scale, updates=scale.choose(1, 2), lm_coefficient=0.5, **options)
 
 
-def _peer(scale: Scale, **options: object) -> Found:
+def _peer(scale: Scale, **options: object) -> Measurement:
     return peers.train_rte(scale, updates=scale.choose(1, 2), naive_lm=True, **options)
 
 
-PLAYS: dict[str, Play] = {
+CONTESTANTS: dict[str, Contestant] = {
     "full logits, pad to 128, fp32": _peer,
-    "gptft, fp32": _ours,
+    "gptft, fp32": _gptft,
     "full logits, pad to 128, bf16": partial(_peer, bf16=True),
-    "gptft, bf16": partial(_ours, precision="bf16"),
+    "gptft, bf16": partial(_gptft, precision="bf16"),
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "language_loss",
     "RTE with task + 0.5 · LM, gpt2-small",
     "example",
-    PLAYS,
+    CONTESTANTS,
     (
         Claim("gptft, fp32", "full logits, pad to 128, fp32", 4, 0.5),
         Claim("gptft, bf16", "full logits, pad to 128, bf16", 3.5, 0.5),
@@ -33,4 +33,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

@@ -1,4 +1,4 @@
-"""The other side: what people run today."""
+"""The peers: what people use today."""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,23 +21,23 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks import material
-from benchmarks.contest import Found, Scale, clock
-from benchmarks.ours import BATCH, WARM, WIDTH
+from benchmarks import inputs
+from benchmarks.gptft import BATCH, WARM, WIDTH
+from benchmarks.harness import Measurement, Scale, clock
 
 Features = list[dict[str, Any]]
 
 
 def tokenizer(scale: Scale, shape: str = "small") -> PreTrainedTokenizerBase:
-    """The base's tokenizer with a pad token, as run_glue wants it."""
-    found = AutoTokenizer.from_pretrained(material.base(scale, shape))
-    found.pad_token = found.eos_token
-    return found
+    """The tokenizer of the base with a pad token, as run_glue sets it."""
+    tokenizer = AutoTokenizer.from_pretrained(inputs.base(scale, shape))
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def pairs(scale: Scale, split: str, count: int | None = None, *, padded: bool) -> Features:
-    """RTE's pairs as run_glue prepares them: token ids cut to 128, and padded to that or not."""
-    rows = material.rte(scale, split)[:count]
+    """Pairs of RTE as run_glue prepares them: ids truncated, and optionally padded, to 128."""
+    rows = inputs.rte(scale, split)[:count]
     firsts, seconds = ([row[name] for row in rows] for name in ("sentence1", "sentence2"))
     padding = "max_length" if padded else False
     encoded = tokenizer(scale)(firsts, seconds, truncation=True, max_length=WIDTH, padding=padding)
@@ -52,8 +52,8 @@ def pairs(scale: Scale, split: str, count: int | None = None, *, padded: bool) -
 
 
 def classifier(scale: Scale, shape: str = "small") -> PreTrainedModel:
-    """The library's own decoder with a classification head."""
-    model = GPT2ForSequenceClassification.from_pretrained(material.base(scale, shape))
+    """The decoder of transformers with its own classification head."""
+    model = GPT2ForSequenceClassification.from_pretrained(inputs.base(scale, shape))
     model.config.pad_token_id = model.config.eos_token_id
     return model
 
@@ -61,69 +61,69 @@ def classifier(scale: Scale, shape: str = "small") -> PreTrainedModel:
 def make_trainer(
     scale: Scale, model: nn.Module, folder: str, *, bf16: bool = False, **options: Any
 ) -> Trainer:
-    """A Trainer with its defaults, but for what keeps files and logs away."""
-    rest = {name: options.pop(name) for name in ("train_dataset", "callbacks") if name in options}
+    """A Trainer with default settings, without files and logs."""
+    data = {name: options.pop(name) for name in ("train_dataset", "callbacks") if name in options}
     settings = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", **options}
     arguments = TrainingArguments(folder, use_cpu=True, bf16=bf16, disable_tqdm=True, **settings)
     collator = DataCollatorWithPadding(tokenizer(scale))
-    return Trainer(model, arguments, data_collator=collator, **rest)
+    return Trainer(model, arguments, data_collator=collator, **data)
 
 
-class _Tell(TrainerCallback):
-    """Puts the examples of every update into a queue."""
+class _CountUpdates(TrainerCallback):
+    """Puts the number of examples of every update into a queue."""
 
     def __init__(self) -> None:
         self.done: Queue[int] = Queue()
 
     def on_step_end(self, *_: object, **__: object) -> None:
-        """One update more."""
+        """Counts one update."""
         self.done.put(BATCH)
 
 
 def train_rte(
     scale: Scale, *, shape: str = "small", updates: int, padded: bool = True, bf16: bool = False,
     naive_lm: bool = False,
-) -> Found:  # fmt: skip
-    """Updates of Trainer over 32 RTE pairs after those to warm up."""
+) -> Measurement:  # fmt: skip
+    """Trains updates of 32 RTE pairs with Trainer after the warm-up."""
     model = NaiveModel(scale, shape) if naive_lm else classifier(scale, shape)
     rows = pairs(scale, "train", BATCH * (updates + WARM), padded=padded)
-    tell = _Tell()
+    counter = _CountUpdates()
 
     def steps() -> Iterator[int]:
         with tempfile.TemporaryDirectory() as folder:
             trainer = make_trainer(
-                scale, model, folder, bf16=bf16, train_dataset=rows, callbacks=[tell],
+                scale, model, folder, bf16=bf16, train_dataset=rows, callbacks=[counter],
                 per_device_train_batch_size=BATCH, num_train_epochs=1,
             )  # fmt: skip
             worker = Thread(target=trainer.train)
             worker.start()
             for _ in range(updates + WARM):
-                yield tell.done.get()
+                yield counter.done.get()
             worker.join()
 
     return clock(steps(), WARM)
 
 
 class NaiveModel(nn.Module):
-    """Task + 0.5 · LM as one writes it down: all logits of all rows, cross-entropy over them."""
+    """Task + 0.5 · LM loss, implemented directly: cross-entropy over all logits."""
 
     def __init__(self, scale: Scale, shape: str = "small") -> None:
         super().__init__()
-        self.decoder = GPT2LMHeadModel.from_pretrained(material.base(scale, shape))
+        self.decoder = GPT2LMHeadModel.from_pretrained(inputs.base(scale, shape))
         self.head = nn.Linear(self.decoder.config.n_embd, 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Rows of ids, padded on the right, to {"loss", "logits"}."""
-        found = self.decoder(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        """Returns loss and logits of (B, T) ids that are padded on the right."""
+        outputs = self.decoder(input_ids, attention_mask=attention_mask, output_hidden_states=True)
         ends = attention_mask.sum(1) - 1
-        read = found.hidden_states[-1][torch.arange(len(ends)), ends]
+        read = outputs.hidden_states[-1][torch.arange(len(ends)), ends]
         logits = self.head(read)
-        lm = mean_of_views(found.logits, input_ids, attention_mask)
+        lm = mean_of_views(outputs.logits, input_ids, attention_mask)
         return {"loss": cross_entropy(logits.float(), labels) + 0.5 * lm, "logits": logits}
 
 
 def mean_of_views(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, V) logits to the mean over rows of the mean over a row's targets."""
-    goals = tokens.masked_fill(mask == 0, -100)[:, 1:]
-    nll = cross_entropy(logits[:, :-1].float().transpose(1, 2), goals, reduction="none")
-    return (nll.sum(1) / (goals >= 0).sum(1)).mean()
+    """Mean over rows of the mean loss of a row's targets; logits are (B, T, V)."""
+    targets = tokens.masked_fill(mask == 0, -100)[:, 1:]
+    nll = cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
+    return (nll.sum(1) / (targets >= 0).sum(1)).mean()

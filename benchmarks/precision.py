@@ -1,9 +1,9 @@
-"""Whether bf16 costs anything in scores: the same runs in bf16 and in fp32, seed by seed.
+"""Whether bf16 changes scores: the same runs in bf16 and in fp32, seed by seed.
 
     python -m benchmarks.precision --data ../shared/data/glue
 
-The shipped base on the first 5,000 rows of SST-2, one epoch. Bad luck of a seed is the same in
-both: what counts is the difference of the two, against the spread of either.
+The shipped base on the first 5,000 rows of SST-2, one epoch. Compare the difference between the
+two precisions with the spread over seeds.
 """
 
 import argparse
@@ -26,21 +26,21 @@ PRECISIONS = ("fp32", "bf16")
 
 
 def main() -> None:
-    """Trains, and prints a table in Markdown."""
+    """Trains, and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with a copy of GLUE")
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--limit", type=int, default=5000, help="rows of every split")
     parser.add_argument("--seeds", type=int, default=5)
-    said = parser.parse_args()
-    where = {"data.path": str(said.data.resolve()), "data.limit": said.limit}
+    options = parser.parse_args()
+    where = {"data.path": str(options.data.resolve()), "data.limit": options.limit}
     print(f"| seed | {' | '.join(PRECISIONS)} | difference |\n|---|---|---|---|")
-    found: list[list[float]] = []
-    for seed in range(said.seeds):
-        found.append([_score(said.task, where, seed, precision) for precision in PRECISIONS])
-        print(_row(str(seed), found[-1], found[-1][1] - found[-1][0]), flush=True)
-    medians = [statistics.median(column) for column in zip(*found, strict=True)]
-    difference = statistics.median(one[1] - one[0] for one in found)
+    scores: list[list[float]] = []
+    for seed in range(options.seeds):
+        scores.append([_score(options.task, where, seed, precision) for precision in PRECISIONS])
+        print(_row(str(seed), scores[-1], scores[-1][1] - scores[-1][0]), flush=True)
+    medians = [statistics.median(column) for column in zip(*scores, strict=True)]
+    difference = statistics.median(one[1] - one[0] for one in scores)
     print(_row("median", medians, difference))
 
 
@@ -50,8 +50,8 @@ def _score(task: str, where: dict[str, object], seed: int, precision: str) -> fl
     recipe = finetune.load_recipe(task, changes)
     with tempfile.TemporaryDirectory() as folder:
         result = finetune.train(recipe, Path(folder) / "run")
-    scores = next(iter(result.scores.values()))
-    return scores[recipe.task.metrics[0]]
+    by_split = next(iter(result.scores.values()))
+    return by_split[recipe.task.metrics[0]]
 
 
 def _row(name: str, scores: list[float], difference: float) -> str:

@@ -1,4 +1,4 @@
-"""`Predictor.predict` against `Trainer.predict` the run_glue way: pad to 128, batches of 8."""
+"""`Predictor.predict`, compared with `Trainer.predict` as in run_glue: pad to 128, batches of 8."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 from torch import manual_seed
 
-from benchmarks import material, peers
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
-from benchmarks.ours import WIDTH
+from benchmarks import inputs, peers
+from benchmarks.gptft import WIDTH
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, clock, main
 from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.predictor import Predictor
 from finetune.models.pretrained import load_decoder
@@ -20,7 +20,7 @@ WARM = 16
 """Rows predicted before the clock starts."""
 
 
-def _trainer(scale: Scale, *, bf16: bool = False) -> Found:
+def _trainer(scale: Scale, *, bf16: bool = False) -> Measurement:
     rows = peers.pairs(scale, "dev", scale.choose(64, 277), padded=True)
 
     def steps() -> Iterator[int]:
@@ -28,18 +28,18 @@ def _trainer(scale: Scale, *, bf16: bool = False) -> Found:
             trainer = peers.make_trainer(
                 scale, peers.classifier(scale), folder, bf16=bf16, per_device_eval_batch_size=8
             )
-            for part in (rows[:WARM], rows):
-                found = trainer.predict(part)
-                assert np.isfinite(found.predictions).all()
-                yield len(part)
+            for batch in (rows[:WARM], rows):
+                output = trainer.predict(batch)
+                assert np.isfinite(output.predictions).all()
+                yield len(batch)
 
     return clock(steps())
 
 
-def _ours(scale: Scale, *, precision: str = "fp32") -> Found:
-    rows = material.rte(scale, "dev")[: scale.choose(64, 277)]
+def _gptft(scale: Scale, *, precision: str = "fp32") -> Measurement:
+    rows = inputs.rte(scale, "dev")[: scale.choose(64, 277)]
     changes = {
-        "base.path": str(material.base(scale)),
+        "base.path": str(inputs.base(scale)),
         "train.max_tokens": WIDTH,
         "train.precision": precision,
     }
@@ -50,25 +50,25 @@ def _ours(scale: Scale, *, precision: str = "fp32") -> Found:
     predictor = Predictor(recipe, task, model, base, create_accelerator(precision))
 
     def steps() -> Iterator[int]:
-        for part in (rows[:WARM], rows):
-            assert len(predictor.predict(part)) == len(part)
-            yield len(part)
+        for batch in (rows[:WARM], rows):
+            assert len(predictor.predict(batch)) == len(batch)
+            yield len(batch)
 
     return clock(steps())
 
 
-PLAYS: dict[str, Play] = {
+CONTESTANTS: dict[str, Contestant] = {
     "Trainer.predict, fp32": _trainer,
-    "gptft, fp32": _ours,
+    "gptft, fp32": _gptft,
     "Trainer.predict, bf16": partial(_trainer, bf16=True),
-    "gptft, bf16": partial(_ours, precision="bf16"),
+    "gptft, bf16": partial(_gptft, precision="bf16"),
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "prediction",
     "RTE's 277 validation rows, gpt2-small",
     "row",
-    PLAYS,
+    CONTESTANTS,
     (
         Claim("gptft, fp32", "Trainer.predict, fp32", 2.5),
         Claim("gptft, bf16", "Trainer.predict, bf16", 2.5),
@@ -76,4 +76,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

@@ -1,7 +1,7 @@
-"""Preparing 400,000 pairs, MNLI's size: rows a second, memory, and how soon a second run starts.
+"""Preparing 400,000 pairs, the size of MNLI: rows per second, memory, and a second run.
 
-The file repeats RTE's pairs, each with the number of its row so that no two are equal. The peer is
-what run_glue does: `datasets` reads the file and maps the tokenizer over it, padding to 128.
+The file repeats the pairs of RTE, each with the number of its row, so that no two are equal. The
+peer is run_glue: `datasets` reads the file and maps the tokenizer over it, padding to 128.
 """
 
 import os
@@ -11,9 +11,9 @@ from functools import partial
 
 import datasets
 
-from benchmarks import material, peers
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
-from benchmarks.ours import WIDTH
+from benchmarks import inputs, peers
+from benchmarks.gptft import WIDTH
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, clock, main
 from finetune.data.splits import encode_split
 from finetune.models.pretrained import build_encoder, load_decoder
 from finetune.models.speedups.allocator import keep_freed_memory
@@ -22,10 +22,10 @@ from finetune.recipe.loading import load_recipe
 FEW, MANY = 20_000, 400_000
 
 
-def _ours(scale: Scale, *, share: int = 1, times: int = 1) -> Found:
+def _gptft(scale: Scale, *, share: int = 1, times: int = 1) -> Measurement:
     keep_freed_memory()
-    file = material.pairs(scale, scale.choose(FEW, MANY) // share)
-    changes = {"base.path": str(material.base(scale, "tiny")), "data.train": str(file)}
+    file = inputs.pairs(scale, scale.choose(FEW, MANY) // share)
+    changes = {"base.path": str(inputs.base(scale, "tiny")), "data.train": str(file)}
     recipe = load_recipe("rte", {**changes, "data.path": None, "data.name": None})
     task, base = recipe.task.build(), load_decoder(recipe.base)
     encoder, tokenizer = build_encoder(recipe, task, base), base.task_tokens.fingerprint
@@ -40,8 +40,8 @@ def _ours(scale: Scale, *, share: int = 1, times: int = 1) -> Found:
     return clock(steps(), warm=times - 1)
 
 
-def _peer(scale: Scale) -> Found:
-    file = material.pairs(scale, scale.choose(FEW, MANY))
+def _peer(scale: Scale) -> Measurement:
+    file = inputs.pairs(scale, scale.choose(FEW, MANY))
     tokenizer = peers.tokenizer(scale, "tiny")
 
     def steps() -> Iterator[int]:
@@ -51,8 +51,8 @@ def _peer(scale: Scale) -> Found:
             )
             yield len(
                 rows.map(
-                    lambda part: tokenizer(
-                        part["sentence1"], part["sentence2"],
+                    lambda rows: tokenizer(
+                        rows["sentence1"], rows["sentence2"],
                         padding="max_length", truncation=True, max_length=WIDTH,
                     ),
                     batched=True,
@@ -63,18 +63,18 @@ def _peer(scale: Scale) -> Found:
     return clock(steps(), warm=0)
 
 
-PLAYS: dict[str, Play] = {
+CONTESTANTS: dict[str, Contestant] = {
     "datasets.map, pad to 128": _peer,
-    "gptft": _ours,
-    "gptft, a quarter of the rows": partial(_ours, share=4),
-    "gptft, second run": partial(_ours, times=2),
+    "gptft": _gptft,
+    "gptft, a quarter of the rows": partial(_gptft, share=4),
+    "gptft, second run": partial(_gptft, times=2),
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "preparation",
     "400,000 pairs of RTE's length",
     "row",
-    PLAYS,
+    CONTESTANTS,
     (
         Claim("gptft", "datasets.map, pad to 128", 1),
         Claim("gptft", "gptft, a quarter of the rows", 0.9, 1.1),
@@ -84,4 +84,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

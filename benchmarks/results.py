@@ -1,11 +1,11 @@
-"""GPT-1's thesis on a small scale: pre-trained or from scratch, with and without the LM loss.
+"""GPT-1's claims on a small scale: pre-trained or from scratch, with and without the LM loss.
 
     python -m benchmarks.results --data ../shared/data/glue --search     # learning rates, once
     python -m benchmarks.results --data ../shared/data/glue              # six tasks, five seeds
     python -m benchmarks.results --data ../shared/data/glue --write      # docs/results.md
 
-Called again it goes on where it was. Seeds are the outer loop, so the table is whole for fewer
-seeds whenever it is stopped; two processes may share the work with --tasks.
+Run it again to continue. Seeds are the outer loop, so an interrupted study has a complete table
+for fewer seeds; two processes may share the work with --tasks.
 """
 
 import argparse
@@ -25,9 +25,9 @@ class Share(NamedTuple):
     """How much of a task is used."""
 
     rows: int | None
-    """Of every split; None is all of them."""
+    """Rows of every split; None is all of them."""
     epochs: float
-    """Three are the paper's; tasks of many tokens have one, for the time that five seeds take."""
+    """Three as in the paper, or one for tasks with long texts, to save time."""
 
 
 TASKS = {
@@ -36,23 +36,23 @@ TASKS = {
 }  # fmt: skip
 GRID = (2.5e-4, 5e-4, 1e-3, 2e-3)
 SEARCHED, SEARCH_SEED = "sst2", 100
-"""The task and the seed of the search: a seed that the table does not have."""
+"""Task and seed of the search; the table does not use this seed."""
 TUNED_RATE, SCRATCH_RATE = 5e-4, 5e-4
 """What --search found best for each arm."""
 TRAIN = {
     "train.batch_size": 16,
     "train.max_tokens": 256,
     "train.warmup": 0.1,
-    "train.checkpoint_minutes": None,  # cells of minutes: a state is saved on a signal only
+    "train.checkpoint_minutes": None,  # cells take minutes: save on a signal only
 }
 """Batches of 16 rather than 32 make more updates."""
 ENOUGH = 3
-"""Seeds that make an interval."""
+"""Fewest seeds for a range."""
 ARMS = (("scratch", 0.5), ("finetune", 0.0), ("finetune", 0.5))
 
 
 class Plan(NamedTuple):
-    """What was said on the command line."""
+    """What was options on the command line."""
 
     base: str
     data: Path
@@ -60,35 +60,37 @@ class Plan(NamedTuple):
     tasks: Sequence[str]
     seeds: tuple[int, ...]
     rates: tuple[float, float]
-    """Of fine-tuning, and from scratch."""
+    """Learning rates of fine-tuning, and from scratch."""
     changes: Mapping[str, Any]
 
 
 def main() -> None:
-    """Searches, runs or writes."""
+    """Searches learning rates, runs the study or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--data", type=Path, required=True, help="a folder with a copy of GLUE")
     parser.add_argument("--out", type=Path, default=Path("studies/results"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--rate", type=float, default=TUNED_RATE, help="of fine-tuning")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument(
+        "--rate", type=float, default=TUNED_RATE, help="learning rate of fine-tuning"
+    )
     parser.add_argument("--scratch-rate", type=float, default=SCRATCH_RATE)
     parser.add_argument("--epochs", type=float, help="the same for all tasks")
     parser.add_argument("--limit", type=int, help="fewer rows, to try the script")
     parser.add_argument("--search", action="store_true", help="try the learning rates")
     parser.add_argument("--write", action="store_true", help="write docs/results.md")
-    said = parser.parse_args()
-    if said.epochs and said.write:
-        parser.error("the page tells of TASKS' own epochs: --epochs is to try something")
+    options = parser.parse_args()
+    if options.epochs and options.write:
+        parser.error("the page uses the epochs of TASKS: --epochs is only for trials")
     changes = {**TRAIN}
-    changes |= {"train.epochs": said.epochs} if said.epochs else {}
-    changes |= {"data.limit": said.limit} if said.limit else {}
-    seeds, rates = tuple(range(said.seeds)), (said.rate, said.scratch_rate)
-    plan = Plan(said.base, said.data, said.out, said.tasks, seeds, rates, changes)
-    if said.search:
+    changes |= {"train.epochs": options.epochs} if options.epochs else {}
+    changes |= {"data.limit": options.limit} if options.limit else {}
+    seeds, rates = tuple(range(options.seeds)), (options.rate, options.scratch_rate)
+    plan = Plan(options.base, options.data, options.out, options.tasks, seeds, rates, changes)
+    if options.search:
         search(plan)
-    elif said.write:
+    elif options.write:
         PAGE.write_text(write_page(plan), encoding="utf-8")
     else:
         run(plan)
@@ -109,7 +111,7 @@ def design_of(plan: Plan, rate: float) -> Design:
 
 
 def run(plan: Plan) -> None:
-    """Does every cell, seed after seed."""
+    """Runs every cell, seed after seed."""
     for seed in plan.seeds:
         for task in plan.tasks:
             recipe, design = recipe_of(plan, task, plan.rates[0]), design_of(plan, plan.rates[1])
@@ -125,7 +127,7 @@ def run(plan: Plan) -> None:
 
 
 def search(plan: Plan) -> None:
-    """Tries every rate on one task with one seed for one epoch, for both arms alike."""
+    """Tries every learning rate on one task with one seed for one epoch, for both arms."""
     plan = _searching(plan)
     for rate in GRID:
         recipe, design = recipe_of(plan, SEARCHED, rate), design_of(plan, rate)
@@ -140,7 +142,7 @@ def _searching(plan: Plan) -> Plan:
 
 
 def _searched(plan: Plan, rate: float) -> list[str]:
-    """A rate, and the first metric from scratch and fine-tuned; empty where it was not tried."""
+    """A learning rate, and the first metric from scratch and fine-tuned if they were run."""
     plan = _searching(plan)
     recipe, design = recipe_of(plan, SEARCHED, rate), design_of(plan, rate)
     table = read_table(recipe, plan.out / f"search-{rate:g}", design)
@@ -150,7 +152,7 @@ def _searched(plan: Plan, rate: float) -> list[str]:
 
 
 def write_page(plan: Plan) -> str:
-    """docs/results.md: how it was made, the table, and what it says."""
+    """docs/results.md: the setup, the table, and a summary."""
     tables = {
         task: read_table(
             recipe_of(plan, task, plan.rates[0]),
@@ -159,7 +161,7 @@ def write_page(plan: Plan) -> str:
         )
         for task in plan.tasks
     }
-    whole = {task: table for task, table in tables.items() if len(_arms(table)) == len(ARMS)}
+    complete = {task: table for task, table in tables.items() if len(_arms(table)) == len(ARMS)}
     lines = [_HEAD.format(
         base=plan.base, rate=f"{plan.rates[0]:g}", scratch=f"{plan.rates[1]:g}",
         batch=plan.changes["train.batch_size"], tokens=plan.changes["train.max_tokens"],
@@ -167,32 +169,30 @@ def write_page(plan: Plan) -> str:
     )]  # fmt: skip
     lines += ["", "## Learning rates", "", "| rate | from scratch | fine-tuned |", "|---|---|---|"]
     lines += [
-        f"| {' | '.join(found)} |" for rate in GRID if len(found := _searched(plan, rate)) > 1
+        f"| {' | '.join(cells)} |" for rate in GRID if len(cells := _searched(plan, rate)) > 1
     ]
     lines += ["", "## The table", "", "| task | epochs | metric | majority |"]
     lines[-1] += " from scratch, λ = 0.5 | pre-trained, λ = 0 | pre-trained, λ = 0.5 | seeds |"
     lines += ["|---|---|---|---|---|---|---|---|"]
-    for task, table in whole.items():
+    for task, table in complete.items():
         lines += _rows(f"{task} | {recipe_of(plan, task, plan.rates[0]).train.epochs:g}", table)
-    return "\n".join([*lines, "", *_findings(whole), ""])
+    return "\n".join([*lines, "", *_summarize(complete), ""])
 
 
 _HEAD = """# Results
 
-GPT-1's thesis on a small scale: the base `{base}` against the same shape from scratch, and
-fine-tuning with the auxiliary LM loss against fine-tuning without it. On real data, with several
-seeds.
+A small-scale test of GPT-1's claims on real data with several seeds: the pre-trained base `{base}` against the same
+shape from scratch, and fine-tuning with the auxiliary LM loss against fine-tuning without it.
 
     python -m benchmarks.results --data ../shared/data/glue --search     # learning rates
     python -m benchmarks.results --data ../shared/data/glue              # the table
     python -m benchmarks.results --data ../shared/data/glue --write      # this page
 
-Batches of {batch}, views of at most {tokens} tokens, warm-up over a tenth of the updates; all else
-is the paper's. Of SST-2 and QNLI the first 5,000 rows of every split are used. Tasks of few tokens
-have three epochs, and the best of them on the evaluation split is shown, in all arms alike, which
-flatters all of them a little; the others have one, for the time that five seeds take. Both arms
-were given the same rates to choose from, on {searched} with seed {seed}, which the table does not
-have: {rate} for fine-tuning, {scratch} from scratch."""
+Batch size {batch}, at most {tokens} tokens per sequence, warm-up over a tenth of the updates; everything else as in the
+paper. SST-2 and QNLI use the first 5,000 rows of every split. Tasks with short texts are trained for three epochs and
+report the best one on the evaluation split, which flatters all arms a little. The others are trained for one epoch,
+so that five seeds fit into the time available. Both arms chose from the same learning rates, on {searched} with seed {seed},
+which the table does not include: {rate} for fine-tuning, {scratch} from scratch."""  # noqa: E501
 
 
 def _rows(name: str, table: Table) -> Iterator[str]:
@@ -215,35 +215,35 @@ def _arms(table: Table) -> dict[tuple[str, float], Row]:
     return {arm: rows[arm] for arm in ARMS if arm in rows}  # type: ignore[index]
 
 
-def _findings(tables: Mapping[str, Table]) -> Iterator[str]:
-    """What the table says, counted: no judgement of ours."""
-    yield "Median, and from the lowest to the highest seed. †n: n seeds are no better than the"
-    yield f"majority class. With a task's first metric (intervals count from {ENOUGH} seeds on):"
+def _summarize(tables: Mapping[str, Table]) -> Iterator[str]:
+    """Counts on how many tasks each arm is better."""
+    yield "Median, and range over the seeds. †n: n seeds are no better than the majority class."
+    yield f"By the first metric of each task (with at least {ENOUGH} seeds):"
     yield ""
     pairs = {
-        "pre-training against from scratch (λ = 0.5 both)": (ARMS[2], ARMS[0]),
-        "λ = 0.5 against λ = 0 (pre-trained both)": (ARMS[2], ARMS[1]),
+        "pre-training against from scratch (λ = 0.5 for both)": (ARMS[2], ARMS[0]),
+        "λ = 0.5 against λ = 0 (both pre-trained)": (ARMS[2], ARMS[1]),
     }
     for name, (one, other) in pairs.items():
-        telling = {task: t for task, t in tables.items() if _beats_majority(t, one, other)}
-        better = {task: _compare(table, one, other) for task, table in telling.items()}
-        mute = [task for task in tables if task not in telling]
-        ahead = [task for task, (margin, _) in better.items() if margin > 0]
-        clear = [task for task, (margin, apart) in better.items() if margin > 0 and apart]
-        behind = [task for task, (margin, _) in better.items() if margin < 0]
+        counted = {task: t for task, t in tables.items() if _beats_majority(t, one, other)}
+        results = {task: _compare(table, one, other) for task, table in counted.items()}
+        skipped = [task for task in tables if task not in counted]
+        better = [task for task, (margin, _) in results.items() if margin > 0]
+        disjoint = [task for task, (margin, apart) in results.items() if margin > 0 and apart]
+        worse = [task for task, (margin, _) in results.items() if margin < 0]
         yield (
-            f"* {name}: ahead on {len(ahead)} of {len(tables)} ({', '.join(ahead) or 'none'}), "
-            f"on {len(clear)} of them with intervals that do not meet ({', '.join(clear) or '-'}); "
-            f"behind on {', '.join(behind) or 'none'}; neither beats the majority class on "
-            f"{', '.join(mute) or 'none'}, which counts for neither."
+            f"* {name}: better on {len(better)} of {len(tables)} ({', '.join(better) or 'none'}), "
+            f"on {len(disjoint)} of them with disjoint ranges ({', '.join(disjoint) or '-'}); "
+            f"worse on {', '.join(worse) or 'none'}; not counted, because neither beats the "
+            f"majority class: {', '.join(skipped) or 'none'}."
         )
     yield ""
-    yield "GPT-1 too found the LM loss to help its large tasks (NLI, QQP) and not the small ones"
-    yield "(section 5); all of these have fewer than 10,000 rows."
+    yield "GPT-1 also found that the LM loss helps its large tasks (NLI, QQP) and not the small"
+    yield "ones (section 5). All tasks here have fewer than 10,000 rows."
 
 
 def _beats_majority(table: Table, *arms: tuple[str, float]) -> bool:
-    """Whether the median of one of the arms at least is better than the majority class."""
+    """Whether the median of at least one arm is better than the majority class."""
     metric = table.metrics[0]
     majority = next(row for row in table.rows if row.kind == "majority")
     best = max(_arms(table)[arm].scores[metric].median for arm in arms)
@@ -251,7 +251,7 @@ def _beats_majority(table: Table, *arms: tuple[str, float]) -> bool:
 
 
 def _compare(table: Table, one: tuple[str, float], other: tuple[str, float]) -> tuple[float, bool]:
-    """How far the median of one arm is ahead of another's, and whether their intervals part."""
+    """Difference of the medians of two arms, and whether their ranges are disjoint."""
     arms, metric = _arms(table), table.metrics[0]
     first, second = arms[one].scores[metric], arms[other].scores[metric]
     enough = min(len(arms[one].seeds), len(arms[other].seeds)) >= ENOUGH

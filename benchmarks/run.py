@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.contest import ROOT, add_options, compete, render, scale_of
+from benchmarks.harness import ROOT, add_options, compete, render, scale_of
 
 NAMES = (
     "trainer", "language_loss", "token_loss", "choices", "prediction", "tiny", "products",
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 
 def main() -> None:
-    """Run the named contests, or all."""
+    """Runs the named benchmarks, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--all", action="store_true")
@@ -33,32 +33,32 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     scale = scale_of(options)
     for name in NAMES if options.all else options.names:
-        contest = import_module(f"benchmarks.{name}").CONTEST
-        rounds = options.rounds or (1 if scale.quick else contest.rounds)
-        table = render(contest, compete(contest, scale, rounds))
+        benchmark = import_module(f"benchmarks.{name}").BENCHMARK
+        rounds = options.rounds or (1 if scale.quick else benchmark.rounds)
+        table = render(benchmark, compete(benchmark, scale, rounds))
         print(f"\n{table}", flush=True)
         if not scale.quick:
             replace(PAGE, name, f"{circumstances(scale.threads)}\n\n{table}")
 
 
 def circumstances(threads: int) -> str:
-    """When, where and with what a table was measured."""
+    """Date, machine, load and versions, as a line above each table."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     load = os.getloadavg()[2]
     return (
-        f"{date.today()}, {processor()}, {os.cpu_count()} cores of which each contestant used "
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores of which each benchmarkant used "
         f"{threads}, load of the last quarter of an hour {load:.1f}; {packages}."
     )
 
 
 def processor() -> str:
     """The processor's name."""
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else platform.processor()
+    match = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return match[1] if match else platform.processor()
 
 
 def replace(page: Path, name: str, text: str) -> None:
-    """Puts the text between the page's two marks of that name; everything else stays."""
+    """Replaces the text between the two markers of that name."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     before, after = page.read_text(encoding="utf-8").split(begin)
     after = after.split(end)[1]

@@ -1,31 +1,31 @@
-"""Training of a tiny base, 4 layers of width 256, where the overheads of Python count."""
+"""Training a tiny base, 4 layers of width 256, where the overhead of Python shows."""
 
 from functools import partial
 
-from benchmarks import ours, peers
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, main
+from benchmarks import gptft, peers
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, main
 
 
-def _ours(scale: Scale, *, updates: int = 30, **options: object) -> Found:
-    return ours.train_rte(scale, shape="tiny", updates=scale.choose(5, updates), **options)
+def _gptft(scale: Scale, *, updates: int = 30, **options: object) -> Measurement:
+    return gptft.train_rte(scale, shape="tiny", updates=scale.choose(5, updates), **options)
 
 
-def _peer(scale: Scale, *, updates: int = 30, **options: object) -> Found:
+def _peer(scale: Scale, *, updates: int = 30, **options: object) -> Measurement:
     return peers.train_rte(scale, shape="tiny", updates=scale.choose(5, updates), **options)
 
 
-PLAYS: dict[str, Play] = {
+CONTESTANTS: dict[str, Contestant] = {
     "Trainer, pad to 128, fp32": _peer,
-    "gptft, fp32": _ours,
+    "gptft, fp32": _gptft,
     "full logits, pad to 128, fp32": partial(_peer, updates=8, naive_lm=True),
-    "gptft with LM loss, fp32": partial(_ours, updates=8, lm_coefficient=0.5),
+    "gptft with LM loss, fp32": partial(_gptft, updates=8, lm_coefficient=0.5),
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "tiny",
     "RTE, 4 layers of 256",
     "example",
-    PLAYS,
+    CONTESTANTS,
     (
         Claim("gptft, fp32", "Trainer, pad to 128, fp32", 3),
         Claim("gptft with LM loss, fp32", "full logits, pad to 128, fp32", 3),
@@ -33,4 +33,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

@@ -1,6 +1,6 @@
-"""The LM loss alone, forward and backward: all logits, PyTorch's chunks, and ours.
+"""The LM loss alone, forward and backward: all logits, chunks of PyTorch, and gptft.
 
-PyTorch's `linear_cross_entropy` knows no share per target, so this contest gives all the same.
+`linear_cross_entropy` of PyTorch has no weight per target, so all targets weigh the same here.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, clock, main
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, clock, main
 from finetune.models.losses import lm_loss
 from finetune.models.speedups.allocator import keep_freed_memory
 
 TARGETS, WIDTH, VOCABULARY = 2048, 768, 50_261
-"""Of a forward pass of gpt2-small with our four tokens."""
+"""Of a forward pass of gpt2-small with four added tokens."""
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _play(scale: Scale, *, loss: Loss, dtype: torch.dtype = torch.float32) -> Found:
+def _measure(scale: Scale, *, loss: Loss, dtype: torch.dtype = torch.float32) -> Measurement:
     keep_freed_memory()
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, WIDTH).mul_(0.02).requires_grad_()
@@ -31,8 +31,8 @@ def _play(scale: Scale, *, loss: Loss, dtype: torch.dtype = torch.float32) -> Fo
         for _ in range(scale.choose(2, 8)):
             weight.grad = states.grad = None
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                found = loss(states, weight, target)
-            found.backward()
+                value = loss(states, weight, target)
+            value.backward()
             yield TARGETS
 
     return clock(steps())
@@ -43,7 +43,7 @@ def _all_logits(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def _torch(states: Tensor, weight: Tensor, target: Tensor, *, chunk: int | None) -> Tensor:
-    # Autocast does not know it.
+    # Autocast does not support linear_cross_entropy.
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         states, weight = states.to(dtype), weight.to(dtype)
@@ -52,7 +52,7 @@ def _torch(states: Tensor, weight: Tensor, target: Tensor, *, chunk: int | None)
     return linear_cross_entropy(states, weight, target, options=options)
 
 
-def _ours(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+def _gptft(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return lm_loss(states, weight, None, target, torch.full((TARGETS,), 1 / TARGETS))
 
 
@@ -60,19 +60,19 @@ LOSSES: dict[str, Loss] = {
     "all logits": _all_logits,
     "linear_cross_entropy": partial(_torch, chunk=None),
     "linear_cross_entropy, 1,024 a chunk": partial(_torch, chunk=1024),
-    "gptft": _ours,
+    "gptft": _gptft,
 }
-PLAYS: dict[str, Play] = {
-    f"{name}, {kind}": partial(_play, loss=loss, dtype=dtype)
+CONTESTANTS: dict[str, Contestant] = {
+    f"{name}, {kind}": partial(_measure, loss=loss, dtype=dtype)
     for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     for name, loss in LOSSES.items()
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "token_loss",
     "2,048 targets, width 768, vocabulary 50,261",
     "target",
-    PLAYS,
+    CONTESTANTS,
     tuple(
         Claim(f"gptft, {kind}", f"{peer}, {kind}", 1)
         for kind in ("fp32", "bf16")
@@ -82,4 +82,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

@@ -1,33 +1,33 @@
-"""Training against transformers' Trainer, used as its run_glue example uses it."""
+"""Training, compared with Trainer of transformers as used by its run_glue example."""
 
 from functools import partial
 
-from benchmarks import ours, peers
-from benchmarks.contest import Claim, Contest, Found, Play, Scale, main
+from benchmarks import gptft, peers
+from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, main
 
 
-def _ours(scale: Scale, **options: object) -> Found:
-    return ours.train_rte(scale, updates=scale.choose(1, 3), **options)
+def _gptft(scale: Scale, **options: object) -> Measurement:
+    return gptft.train_rte(scale, updates=scale.choose(1, 3), **options)
 
 
-def _peer(scale: Scale, **options: object) -> Found:
+def _peer(scale: Scale, **options: object) -> Measurement:
     return peers.train_rte(scale, updates=scale.choose(1, 3), **options)
 
 
-PLAYS: dict[str, Play] = {
+CONTESTANTS: dict[str, Contestant] = {
     "Trainer, pad to 128, fp32": _peer,
     "Trainer, dynamic padding, fp32": partial(_peer, padded=False),
-    "gptft, fp32": _ours,
-    "gptft, fp32, allocator left alone": partial(_ours, allocator=False),
+    "gptft, fp32": _gptft,
+    "gptft, fp32, allocator left alone": partial(_gptft, allocator=False),
     "Trainer, pad to 128, bf16": partial(_peer, bf16=True),
-    "gptft, bf16": partial(_ours, precision="bf16"),
+    "gptft, bf16": partial(_gptft, precision="bf16"),
 }
 
-CONTEST = Contest(
+BENCHMARK = Benchmark(
     "trainer",
     "RTE, gpt2-small",
     "example",
-    PLAYS,
+    CONTESTANTS,
     (
         Claim("gptft, fp32", "Trainer, pad to 128, fp32", 3.3, 0.5),
         Claim("gptft, fp32", "Trainer, dynamic padding, fp32", 3.3, 0.5),
@@ -37,4 +37,4 @@ CONTEST = Contest(
 )
 
 if __name__ == "__main__":
-    main(CONTEST)
+    main(BENCHMARK)

@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
 
 
 def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
-    """A short torture, 20 kills; benchmarks/torture.py makes it 200."""
+    """A short torture, 20 kills; benchmarks/interruptions.py makes it 200."""
     draw, kills, begun = random.Random(0), 0, itertools.count()
     often = jobs.change(job, "train", checkpoint_updates=1)
     while kills < 20:

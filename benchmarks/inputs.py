@@ -1,4 +1,4 @@
-"""Bases with random weights and rows of text, made once and kept for all processes."""
+"""Bases with random weights and rows of text, generated once for all processes."""
 
 import csv
 import json
@@ -9,13 +9,12 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from benchspecial_tokens.harness import Scale
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from benchmarks.contest import Scale
-
 SHAPES = {"small": {}, "tiny": {"n_layer": 4, "n_embd": 256, "n_head": 4}}
-"""gpt2-small's shape is transformers' default; tiny is where overheads count."""
+"""The default of transformers is gpt2-small; tiny shows the overhead of Python."""
 END = "<|endoftext|>"
 VOCABULARY = 50_257
 
@@ -39,7 +38,7 @@ def rte(scale: Scale, split: str) -> list[dict[str, str]]:
 
 
 def pairs(scale: Scale, count: int) -> Path:
-    """A TSV of so many pairs with RTE's columns: its rows again and again, each with its number."""
+    """A TSV file that repeats the pairs of RTE, each with a number, up to `count` rows."""
     path = scale.material / f"pairs-{count}.tsv"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,33 +56,33 @@ def pairs(scale: Scale, count: int) -> Path:
 def questions(scale: Scale, count: int) -> list[dict[str, object]]:
     """RACE-like rows: a passage of 300 words, a question, four answers of 4 to 10 words."""
     words = [word for text in _novels(scale, "valid") for word in text.split()]
-    dice = random.Random(0)
+    generator = random.Random(0)
 
-    def pick(few: int, many: int) -> str:
-        size = dice.randint(few, many)
-        at = dice.randrange(len(words) - size)
-        return " ".join(words[at : at + size])
+    def pick(low: int, high: int) -> str:
+        size = generator.randint(low, high)
+        start = generator.randrange(len(words) - size)
+        return " ".join(words[start : start + size])
 
     return [
         {
             "article": pick(300, 300),
             "question": pick(8, 14) + "?",
             "options": [pick(4, 10) for _ in range(4)],
-            "answer": dice.choice("ABCD"),
+            "answer": generator.choice("ABCD"),
         }
         for _ in range(count)
     ]
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
-    """Rows as JSON lines."""
+    """Writes rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def _tokenizer(scale: Scale) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2's, learned from novels and RTE's own sentences."""
+    """A byte-level BPE as in GPT-2, trained on novels and the sentences of RTE."""
     path = scale.material / "tokenizer.json"
     if not path.exists():
         core = Tokenizer(models.BPE())
@@ -97,12 +96,14 @@ def _tokenizer(scale: Scale) -> PreTrainedTokenizerFast:
             show_progress=False,
         )
         names = ("sentence1", "sentence2")
-        news = [row[name] for row in rte(scale, "train") for name in names]
-        core.train_from_iterator([*_novels(scale, "train"), *news], trainer)
+        sentences = [row[name] for row in rte(scale, "train") for name in names]
+        core.train_from_iterator([*_novels(scale, "train"), *sentences], trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         core.save(str(path))
-    marks = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
-    return PreTrainedTokenizerFast(tokenizer_file=str(path), model_max_length=1024, **marks)
+    special_tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path), model_max_length=1024, **special_tokens
+    )
 
 
 def _novels(scale: Scale, split: str) -> Iterator[str]:

@@ -1,11 +1,11 @@
-"""Questions a second: asking against lm-evaluation-harness, the same model, requests and machine.
+"""Questions per second, compared with lm-evaluation-harness on the same model and requests.
 
-Both score the log-likelihood of every answer, tokenising included, loading not; runs alternate,
-medians count. The peer gets `--peer-limit` of the questions, because it reads every solved example
-again and again. Log-likelihoods of those must be equal to 1e-4.
+Both compute the log-likelihood of every answer, with tokenization and without loading; runs
+alternate and medians count. The peer gets only `--peer-limit` questions, because it reads every
+demonstration again for each. Their log-likelihoods must be equal to 1e-4.
 
     python -m venv peer && peer/bin/pip install -e . lm_eval
-    peer/bin/python benchmarks/asking.py --data ../shared/data --tokenizer MODEL
+    peer/bin/python benchmarks/prompting.py --data ../shared/data --tokenizer MODEL
 """
 
 import argparse
@@ -31,18 +31,18 @@ CASES = {
     "arc": ("arc", 0),
 }
 POSITIONS = 8192
-"""Room for all solved examples: where they do not fit we drop some whole, and the peer cuts."""
+"""Enough for all demonstrations. Otherwise gptft would drop some, and the peer would truncate."""
 FOLDERS = {"rte": "glue", "race": "race", "arc": "arc"}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder with glue, race, arc")
     parser.add_argument("--tokenizer", required=True, help="a base; its weights are not used")
     parser.add_argument("--layers", type=int, default=12, help="of gpt2-small's shape")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=277, help="questions for us")
+    parser.add_argument("--limit", type=int, default=277, help="questions for gptft")
     parser.add_argument("--peer-limit", type=int, default=16, help="questions for the peer")
     parser.add_argument("--peer-batch", type=int, default=8)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def draw(folder: Path, options: argparse.Namespace) -> None:
-    """A decoder of gpt2-small's shape with room for 32 solved examples, random weights."""
+    """Saves a gpt2-small with random weights and positions for 32 demonstrations."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     config = GPT2Config(n_positions=POSITIONS, n_layer=options.layers)
@@ -65,7 +65,7 @@ def draw(folder: Path, options: argparse.Namespace) -> None:
 
 
 def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> None:
-    """One case: rates of both, and the largest difference of their log-likelihoods."""
+    """Prints the rates of both and the largest difference of their log-likelihoods."""
     name, shots = CASES[case]
     changes = {
         "base.path": folder,
@@ -82,12 +82,12 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
     few = examples[: options.peer_limit]
     ours, theirs = [], []
     for _ in range(options.rounds):
-        began = time.perf_counter()
+        start = time.perf_counter()
         found = evaluator.log_likelihoods(encoder.encode(examples))
-        ours.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
         expected = score_with(peer, encoder, few)
-        theirs.append(time.perf_counter() - began)
+        theirs.append(time.perf_counter() - start)
     answers = np.concatenate([row[np.isfinite(row)] for row in found[: len(few)]])
     rate, other = len(examples) / statistics.median(ours), len(few) / statistics.median(theirs)
     print(
@@ -97,7 +97,7 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
 
 
 def score_with(peer: HFLM, encoder: PromptEncoder, examples: list[Example]) -> np.ndarray:
-    """Log-likelihoods of all answers in order, by the harness."""
+    """Log-likelihoods of all answers in order, computed by the harness."""
     pairs = [encoder.write(example) for example in examples]
     requests = [
         Instance("loglikelihood", {}, (context, answer), 0)

@@ -1,10 +1,10 @@
-"""Kills a run again and again, and holds what it comes to against an undisturbed one.
+"""Interrupts runs again and again and compares their results with an uninterrupted run.
 
-Each run has dropout, evaluates twice an epoch and saves a whole state after every update. SIGKILL
-comes at any time, and amid saves; then SIGTERM, which must leave a whole state behind each time.
-Whatever happened, the run goes on by itself and must end in the very same bits.
+Each run has dropout, evaluates twice per epoch and saves a checkpoint after every update. SIGKILL
+is sent at random times and during saves; then SIGTERM, which must leave a valid checkpoint. Each
+run is resumed until it is finished, and must end bit-identically.
 
-    python benchmarks/torture.py --kills 200 --terminations 50
+    python benchmarks/interruptions.py --kills 200 --terminations 50
 """
 
 import argparse
@@ -29,24 +29,27 @@ UPDATES = 6
 
 
 def main() -> None:
-    """Tortures, and prints the counts."""
+    """Interrupts runs and prints the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--terminations", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    said = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="gptft-torture-") as name:
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gptft-interruptions-") as name:
         root = Path(name)
         os.environ["GPTFT_CACHE"] = str(root / "cache")
         recipe = prepare(root)
-        began = time.monotonic()
-        jobs.train(recipe, root / "undisturbed")
-        seconds = 1.5 * (time.monotonic() - began)
-        draw = random.Random(said.seed)
-        for number, most in ((signal.SIGKILL, said.kills), (signal.SIGTERM, said.terminations)):
-            count, runs = afflict(recipe, root, number, most, draw, seconds)
-            told = ", ".join(f"{kind} {times}" for kind, times in sorted(count.items()))
-            print(f"{number.name}: {count.total()} ({told}); {runs} runs, all bit-equal")
+        start = time.monotonic()
+        jobs.train(recipe, root / "uninterrupted")
+        seconds = 1.5 * (time.monotonic() - start)
+        draw = random.Random(options.seed)
+        for number, most in (
+            (signal.SIGKILL, options.kills),
+            (signal.SIGTERM, options.terminations),
+        ):
+            count, runs = interrupt(recipe, root, number, most, draw, seconds)
+            kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(count.items()))
+            print(f"{number.name}: {count.total()} ({kinds}); {runs} runs, all bit-equal")
 
 
 def prepare(root: Path) -> Recipe:
@@ -56,7 +59,7 @@ def prepare(root: Path) -> Recipe:
     return jobs.recipe("multiple_choice", base, root / "data", checkpoint_updates=1, **noisy)
 
 
-def afflict(
+def interrupt(
     recipe: Recipe,
     root: Path,
     number: signal.Signals,
@@ -64,7 +67,7 @@ def afflict(
     draw: random.Random,
     seconds: float,
 ) -> tuple[Counter[str], int]:
-    """Starts run after run until `most` signals have come: how many by kind, and the runs."""
+    """Starts runs until `most` signals were sent; returns signals by kind, and runs."""
     count: Counter[str] = Counter()
     runs = 0
     while count.total() < most:
@@ -72,20 +75,20 @@ def afflict(
         moment = torture.draw_moment(draw, UPDATES, seconds)
         while code := torture.strike(recipe, run, moment, number):
             check(run, number, code)
-            # Until its data is ready, SIGTERM simply ends a run: there is nothing to save.
+            # Before the data is prepared SIGTERM ends a run without a checkpoint.
             count[moment.kind] += 0 if code in torture.NOT_BEGUN else 1
             moment = torture.draw_moment(draw, UPDATES, seconds)
-        jobs.assert_same(run, root / "undisturbed")
+        jobs.assert_same(run, root / "uninterrupted")
         runs += 1
     return count, runs
 
 
 def check(run: Path, number: signal.Signals, code: int) -> None:
-    """After a kill there is a whole state or none; after SIGTERM the newest one is whole."""
+    """After SIGKILL every complete checkpoint is valid; after SIGTERM the latest one is."""
     state, warnings = checkpoint.latest(run / "checkpoints")
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL, code
-        # Half-written states are told and passed over; those before them are whole.
+        # Incomplete checkpoints are reported and skipped.
         assert all("half written" in warning for warning in warnings), warnings
     elif code not in torture.NOT_BEGUN:
         assert code == 128 + signal.SIGTERM, code
