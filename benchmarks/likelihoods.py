@@ -49,16 +49,18 @@ def compare(task: str, data: Path, base: str, peer: HFLM, limit: int) -> float:
     """The largest difference over all answers of a task, as a fraction of the tolerance."""
     changes = {"base.path": base, "data.path": str(data), "data.limit": limit}
     evaluator = PromptEvaluator(load_recipe(task, {**changes, "train.precision": "fp32"}))
-    encoder = PromptEncoder(evaluator.task, evaluator.boundary, POSITIONS, Demonstrations([], 0))
+    encoder = PromptEncoder(
+        evaluator.task, evaluator.answer_tokenizer, POSITIONS, Demonstrations([], 0)
+    )
     examples = [example for example in evaluator.questions if _fits(encoder, example)]
     questions = encoder.encode(examples)
     found = evaluator.log_likelihoods(questions)
-    pairs = [encoder.write(example) for example in examples]
+    pairs = [encoder.render(example) for example in examples]
     requests = [Instance("loglikelihood", {}, (c, a), 0) for c, answers in pairs for a in answers]
     expected = np.array([value for value, _ in peer.loglikelihood(requests, disable_tqdm=True)])
     differences = np.abs(found[np.isfinite(found)] - expected)
     rounding = ULPS * np.spacing(np.abs(expected).astype(np.float32))
-    cut = sum(question.cut > 0 for question in questions)
+    cut = sum(question.truncated_tokens > 0 for question in questions)
     longest = max(count for question in questions for count in question.token_counts)
     print(
         f"{peer.config.model_type} {task}: {len(requests)} answers of up to {longest} tokens, "
@@ -69,7 +71,7 @@ def compare(task: str, data: Path, base: str, peer: HFLM, limit: int) -> float:
 
 def _fits(encoder: PromptEncoder, example: Example) -> bool:
     """Gptft refuses an answer longer than all positions; the harness truncates it."""
-    return all(len(answer.encode()) < POSITIONS for answer in encoder.write(example)[1])
+    return all(len(answer.encode()) < POSITIONS for answer in encoder.render(example)[1])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
     pool = evaluator.demonstration_pool if shots else []
     examples = evaluator.questions[: options.limit]
     shown = Demonstrations(pool, shots, shared=True)
-    encoder = PromptEncoder(evaluator.task, evaluator.boundary, POSITIONS, shown)
+    encoder = PromptEncoder(evaluator.task, evaluator.answer_tokenizer, POSITIONS, shown)
     few = examples[: options.peer_limit]
     ours, theirs = [], []
     for _ in range(options.rounds):
@@ -98,7 +98,7 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
 
 def score_with(peer: HFLM, encoder: PromptEncoder, examples: list[Example]) -> np.ndarray:
     """Log-likelihoods of all answers in order, computed by the harness."""
-    pairs = [encoder.write(example) for example in examples]
+    pairs = [encoder.render(example) for example in examples]
     requests = [
         Instance("loglikelihood", {}, (context, answer), 0)
         for context, answers in pairs

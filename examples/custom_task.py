@@ -41,7 +41,7 @@ def main() -> None:
     said = parser.parse_args()
 
     recipe = Recipe(
-        task=TaskConfig.of(task),
+        task=TaskConfig.from_task(task),
         base=BaseConfig(path=said.base),
         data=DataConfig(train=str(said.threads), evaluate=None),
         train=TrainConfig(max_tokens=96, batch_size=8),

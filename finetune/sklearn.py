@@ -166,7 +166,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             scores = dict(enumerate(prediction.scores))
             table[n] = [scores.get(column, 0.0) for column in self._columns]
         # A row may offer choices that never occur in y: the others share their probability.
-        chooses = self._reader.format.chooses
+        chooses = self._reader.format.is_multiple_choice
         return table / table.sum(axis=1, keepdims=True) if chooses else table
 
     def score(
@@ -199,7 +199,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             what = f"a task reads mappings, but X[0] is a {samples.kind}"
             raise UsageError(what, cure="Give rows with the task's columns, or leave task out.")
         if isinstance(self.task, Task):
-            return Recipe(task=TaskConfig.of(self.task)), self.task.without_prompt()
+            return Recipe(task=TaskConfig.from_task(self.task)), self.task.without_prompt()
         recipe = self.task if isinstance(self.task, Recipe) else load_recipe(self.task)
         return recipe, recipe.task.build().without_prompt()
 
@@ -217,7 +217,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _train(self, recipe: Recipe, task: Task, examples: Sequence[Example]) -> Predictor:
         data = DataConfig(train=None, evaluate=None)
-        recipe = recipe.model_copy(update={"task": TaskConfig.of(task), "data": data})
+        recipe = recipe.model_copy(update={"task": TaskConfig.from_task(task), "data": data})
         with TemporaryDirectory(prefix="gptft-") as temporary:
             run = Path(self.folder or Path(temporary) / "run").absolute()
             train(recipe, run, overwrite=True, task=task, examples=examples, device=self.device)
@@ -338,7 +338,7 @@ def _make_task_config(name: str | None, samples: _Samples) -> TaskConfig:
         what = "X[0] is a mapping, but there is no task to read it"
         raise UsageError(what, cure="Give task: a recipe's name or file, a Recipe or a Task.")
     name = name or {"text": "classification", "pair": "entailment"}[samples.kind]
-    fields, chooses = named_format(name).fields, named_format(name).chooses
+    fields, chooses = named_format(name).fields, named_format(name).is_multiple_choice
     if chooses or len(fields) != {"text": 1, "pair": 2}.get(samples.kind, len(fields)):
         cure = "Texts are for classification, pairs for entailment or similarity; else give task."
         raise UsageError(f"{name} does not read a {samples.kind}", cure=cure)
@@ -389,7 +389,7 @@ def _make_training_task(reader: Task, names: list[str]) -> Task:
     return replace(
         reader,
         columns={LABEL: LABEL, **reader.columns},
-        labels=Classes.of(choices if reader.format.chooses else names),
+        labels=Classes.of(choices if reader.format.is_multiple_choice else names),
         metrics=("accuracy",),
         positive=None,
         unlabelled=frozenset(),
@@ -397,7 +397,7 @@ def _make_training_task(reader: Task, names: list[str]) -> Task:
 
 
 def _add_label(example: Example, label: int, reader: Task) -> Example:
-    if reader.format.chooses and label >= len(example.choices):
+    if reader.format.is_multiple_choice and label >= len(example.choices):
         what = f"the label is choice {label + 1} of {len(example.choices)}"
         raise RowError(what, where=example.id)
     return replace(example, label=label)

@@ -1,22 +1,21 @@
-"""Input transforms of GPT-1 as data: tasks, formats, labels, truncation and encoding.
+"""Tasks as data: formats, labels, prompts, and rows to token sequences.
 
-Standard library only; nothing here knows of tensors.
+Standard library only; nothing here depends on tensors.
 """
 
-from task_formats.boundary import Boundary
 from task_formats.demonstrations import Demonstrations
 from task_formats.encoding import ViewEncoder, split_common_prefix
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Encoded, Example, Label, Prediction, Row, SpecialTokens
 from task_formats.formats import FORMATS, Format, named_format
 from task_formats.labels import Classes, Labels, Range
-from task_formats.prompt_tokens import PromptEncoder, Question
+from task_formats.prompt_tokens import AnswerTokenizer, PromptEncoder, Question
 from task_formats.prompts import Prompt
 from task_formats.task import Task
 
 __all__ = [
     "FORMATS",
-    "Boundary",
+    "AnswerTokenizer",
     "Classes",
     "Demonstrations",
     "Encoded",

@@ -1,4 +1,4 @@
-"""Solved examples that stand before a question: drawn by chance, alike every time."""
+"""Solved examples before a question, drawn at random but reproducibly (few-shot prompts)."""
 
 from collections.abc import Hashable, Sequence
 from random import Random
@@ -8,41 +8,46 @@ from task_formats.example import Example
 
 
 class Demonstrations:
-    """Draws `shots` solved examples for a question; never the question itself, nor its duplicate.
+    """Draws solved examples for a question; never the question itself or a duplicate of it.
 
-    Two examples are duplicates when their fields and choices are equal; of those in the pool only
-    the first is used. With `shared` all questions see the same examples in the same order, and one
-    that is itself among them sees the next one in its place; otherwise each draws its own (GPT-3,
-    section 2.4). What is drawn depends on the seed, the pool and the question's id alone.
-    Raises UsageError where the pool holds too few different labelled examples.
+    Two examples are duplicates if their fields and choices are equal; the pool keeps the first.
+    The draw depends only on the seed, the pool and the question's id (GPT-3, section 2.4).
+
+    Args:
+        pool: Examples to draw from; unlabelled ones are left out.
+        shots: Demonstrations per question.
+        seed: Random seed.
+        shared: Show all questions the same examples in the same order. A question that is one of
+            them gets the next one instead.
+
+    Raises:
+        UsageError: The pool has too few different labelled examples.
     """
 
     def __init__(
         self, pool: Sequence[Example], shots: int, seed: int = 0, shared: bool = False
     ) -> None:
-        solved = (example for example in pool if example.label is not None)
-        distinct = {_key(example): example for example in reversed(list(solved))}
+        labelled = [example for example in pool if example.label is not None]
+        distinct = {_key(example): example for example in reversed(labelled)}
         self._pool = list(reversed(distinct.values()))
-        self._place = {_key(example): place for place, example in enumerate(self._pool)}
-        # One more than is shown, should the question be among them.
+        self._index = {_key(example): n for n, example in enumerate(self._pool)}
+        # One more than `shots`, in case the question is among them.
         if 0 < shots > len(self._pool) - 1:
             raise UsageError(
                 f"{shots} shots need {shots + 1} different labelled examples, "
                 f"and there are {len(self._pool)}",
-                cure="Ask for fewer shots, or draw from a larger split.",
+                cure="Use fewer shots, or draw from a larger split.",
             )
         self.shots, self.seed, self.shared = shots, seed, shared
 
     def draw(self, question: Example) -> tuple[Example, ...]:
-        """The solved examples for one question, the oldest first."""
+        """Returns the demonstrations of a question, in the order in which they are shown."""
         if not self.shots:
             return ()
-        same = self._place.get(_key(question))
-        places = Random(self._seed(question)).sample(range(len(self._pool)), self.shots + 1)
-        return tuple(self._pool[n] for n in places if n != same)[: self.shots]
-
-    def _seed(self, question: Example) -> str:
-        return f"{self.seed}" if self.shared else f"{self.seed} {question.id}"
+        seed = f"{self.seed}" if self.shared else f"{self.seed} {question.id}"
+        indices = Random(seed).sample(range(len(self._pool)), self.shots + 1)
+        own_index = self._index.get(_key(question))
+        return tuple(self._pool[n] for n in indices if n != own_index)[: self.shots]
 
 
 def _key(example: Example) -> Hashable:

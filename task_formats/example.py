@@ -1,19 +1,19 @@
-"""The values that flow on the text side: a row, an example, its encoding and a prediction."""
+"""The values that flow through this package: rows, examples, encodings and predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
-"""One record as the data set has it; never changed."""
+"""One record of a data set; never changed."""
 
 Label = int | float | None
-"""The index of a class or a choice, a score, or None where unlabelled."""
+"""The index of a class or a choice, a score, or None for an unlabelled example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question to a model, in words.
+    """One example of a task, as text.
 
     >>> Example("train/0", {"premise": "It rains.", "hypothesis": "It is wet."}, label=0).label
     0
@@ -26,18 +26,18 @@ class Example:
 
 
 class Encoded(NamedTuple):
-    """One example as K token sequences: view k reads `prefix + endings[k]`."""
+    """One example as K token sequences (views): view k is `prefix + endings[k]`."""
 
     id: str
     prefix: Sequence[int]
     endings: Sequence[Sequence[int]]
     label: Label = None
-    cut: int = 0
-    """How many tokens truncation took away, summed over the distinct texts of the example."""
+    truncated_tokens: int = 0
+    """Tokens removed by truncation, over the distinct texts of the example."""
 
     @property
     def tokens(self) -> int:
-        """Tokens read when the prefix is read once."""
+        """Tokens to read when the prefix is read once."""
         return len(self.prefix) + sum(map(len, self.endings))
 
 
@@ -51,8 +51,10 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model answers: a class name or a score, and a probability per class or choice."""
+    """What the model predicts for one example."""
 
     id: str
     label: str | float
-    scores: tuple[float, ...] = field(default=())
+    """A class name, or a score."""
+    scores: tuple[float, ...] = ()
+    """A probability per class or choice; for a score task the score itself."""

@@ -1,6 +1,6 @@
-"""How an example's texts are laid out as views: the four kinds of the GPT-1 paper, as data."""
+"""Formats: how the texts of an example are arranged as views (GPT-1, figure 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from task_formats import templates
@@ -9,18 +9,19 @@ from task_formats.example import Example
 
 CHOICE = "choice"
 
-View = tuple[tuple[str, ...], ...]
-"""One view in words: its segments, and the pieces of each."""
+ViewText = tuple[tuple[str, ...], ...]
+"""One view as text: its segments, and the pieces of each."""
 RESERVED = frozenset({"choices", "label"})
-"""Columns with a meaning of their own: no view may read them as texts."""
+"""Names that a view cannot use as fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The views of one example: each a sequence of segments, each segment a template over fields.
+    """The views of an example: each a sequence of segments, each segment a template over fields.
 
-    A view that mentions `{choice}` is repeated for every choice, and then the label names a view;
-    otherwise the label names a class. That sentence is the whole difference between the kinds.
+    A view that contains `{choice}` is repeated for every choice, and the label is the index of a
+    view. Otherwise the label is a class or a score. This is the only difference between the kinds
+    of tasks.
     """
 
     views: tuple[tuple[str, ...], ...]
@@ -28,51 +29,54 @@ class Format:
     def __post_init__(self) -> None:
         if not self.views or not all(self.views):
             raise UsageError("a format needs views, and each view at least one text")
-        for view in self.views:
-            for segment in view:
-                if not templates.names(segment):
-                    raise UsageError(
-                        f"the segment {segment!r} names no field", cure="Write it as {field}."
-                    )
-                for name in RESERVED.intersection(templates.names(segment)):
-                    cure = "A view may read a {choice}, and fields of any other name."
-                    raise UsageError(f"the segment {segment!r} reads {name!r}", cure=cure)
-        if self.chooses and not all(map(mentions_choice, self.views)):
+        for segment in (segment for view in self.views for segment in view):
+            names = templates.field_names(segment)
+            if not names:
+                raise UsageError(
+                    f"the segment {segment!r} contains no field", cure="Write it as {field}."
+                )
+            for name in RESERVED.intersection(names):
+                raise UsageError(
+                    f"the segment {segment!r} uses the reserved name {name!r}",
+                    cure="Use {choice} for a choice, or another name for a field.",
+                )
+        if self.is_multiple_choice and not all(map(_contains_choice, self.views)):
             raise UsageError(
-                "one view mentions {choice} and another does not",
-                cure="Mention {choice} in every view or in none.",
+                "one view contains {choice} and another does not",
+                cure="Use {choice} in every view or in none.",
             )
-        if self.chooses and len(self.views) > 1:
-            raise UsageError("a format over choices has exactly one view, repeated per choice")
+        if self.is_multiple_choice and len(self.views) > 1:
+            raise UsageError("a format with {choice} has exactly one view, repeated per choice")
 
     @property
-    def chooses(self) -> bool:
-        """True when the label names a view (multiple choice) and not a class."""
-        return any(map(mentions_choice, self.views))
+    def is_multiple_choice(self) -> bool:
+        """True when the label is the index of a view."""
+        return any(map(_contains_choice, self.views))
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that the views name, `choice` left out, in order of first mention."""
-        found = [name for view in self.views for text in view for name in templates.names(text)]
-        return tuple(dict.fromkeys(name for name in found if name != CHOICE))
+        """The fields of all views without `choice`, in order of first use."""
+        segments = [segment for view in self.views for segment in view]
+        names = [name for segment in segments for name in templates.field_names(segment)]
+        return tuple(dict.fromkeys(name for name in names if name != CHOICE))
 
-    def lay_out(self, example: Example) -> list[View]:
-        """The K views in words: the segments of each, and their pieces, one for every hole.
+    def render(self, example: Example) -> list[ViewText]:
+        """Returns the K views as text: the segments of each, and a piece for every field.
 
-        A piece is what truncation cuts: a long article is cut, not the question behind it.
+        Truncation cuts pieces: a long article is cut, but not the question that follows it.
         """
-        if not self.chooses:
-            return [_fill(view, example, ()) for view in self.views]
-        return [_fill(self.views[0], example, (choice,)) for choice in example.choices]
+        if not self.is_multiple_choice:
+            return [_fill(view, example.fields) for view in self.views]
+        return [
+            _fill(self.views[0], {**example.fields, CHOICE: choice}) for choice in example.choices
+        ]
 
 
-def mentions_choice(view: Sequence[str]) -> bool:
-    """True when a segment of the view has a `{choice}` hole."""
-    return any(CHOICE in templates.names(segment) for segment in view)
+def _contains_choice(view: Sequence[str]) -> bool:
+    return any(CHOICE in templates.field_names(segment) for segment in view)
 
 
-def _fill(view: Sequence[str], example: Example, choice: tuple[str, ...]) -> View:
-    values = {**example.fields, **dict(zip((CHOICE,), choice, strict=False))}
+def _fill(view: Sequence[str], values: Mapping[str, str]) -> ViewText:
     return tuple(templates.fill_pieces(segment, values) for segment in view)
 
 
@@ -85,7 +89,7 @@ FORMATS = {
 
 
 def named_format(name: str) -> Format:
-    """The format of a kind; UsageError with the nearest name where there is none."""
+    """Returns one of FORMATS; UsageError with the nearest name if there is none."""
     if name not in FORMATS:
         raise UsageError(f"unknown format {name!r}", cure=suggest(name, FORMATS))
     return FORMATS[name]

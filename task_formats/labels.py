@@ -1,4 +1,4 @@
-"""What a label can be: one of several named classes, or a number in a range."""
+"""What a label can be: one of C named classes, or a score in a range."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,12 @@ from task_formats.example import Prediction
 
 @dataclass(frozen=True)
 class Classes:
-    """Named classes; `raw` maps what the data says to a name.
+    """Named classes.
 
-    The order of `names` is the order of the head's outputs. It is saved with a run, so that a
-    class is never known by a bare index (facts, trap 4).
+    Args:
+        names: In the order of the head's outputs. They are saved with a run, so that a class is
+            never identified by an index alone.
+        raw: Values of the label column to names.
     """
 
     names: tuple[str, ...]
@@ -24,7 +26,7 @@ class Classes:
 
     @classmethod
     def of(cls, labels: Mapping[Any, str] | Sequence[str]) -> "Classes":
-        """From `{raw: name}`, or from a list of names that stand in the data as they are."""
+        """Makes classes from {raw value: name}, or from names that the data uses as they are."""
         pairs = labels.items() if isinstance(labels, Mapping) else zip(labels, labels, strict=True)
         raw: dict[str, str] = {}
         for key, name in ((as_text(key), as_text(name)) for key, name in pairs):
@@ -36,18 +38,20 @@ class Classes:
             raise UsageError("a label has an empty name", cure="Give every label a name.")
         if len(names) < 2:
             raise UsageError(
-                f"labels need at least two names, not {list(names)}",
+                f"labels need at least two names (got {list(names)})",
                 cure="Write labels: {0: no, 1: yes}, or range: [0, 5] for a score.",
             )
-        clashing = [key for key, name in raw.items() if key in names and key != name]
-        if clashing:
-            what = f"label {clashing[0]!r} is both a value of one class and another's name"
-            raise UsageError(what, cure="Give the classes names of their own.")
+        ambiguous = [key for key, name in raw.items() if key in names and key != name]
+        if ambiguous:
+            raise UsageError(
+                f"label {ambiguous[0]!r} is a raw value of one class and the name of another",
+                cure="Rename the classes.",
+            )
         return cls(names, raw)
 
     @property
-    def width(self) -> int:
-        """Numbers the head gives for a class label: C."""
+    def num_outputs(self) -> int:
+        """Outputs of a classification head: C."""
         return len(self.names)
 
     @cached_property
@@ -56,43 +60,46 @@ class Classes:
         return {**by_name, **{key: by_name[name] for key, name in self.raw.items()}}
 
     def parse(self, value: Any) -> int:
-        """The index of a raw value or a name; RowError where it is neither."""
+        """Returns the class index of a raw value or a name; RowError for an unknown one."""
         text = as_text(value)
         if text not in self._index:
-            raise RowError(f"unknown label {value!r}", cure=_known(text, self._index))
+            cure = f"{suggest(text, self._index)} Correct the row, or add the label to task.labels."
+            raise RowError(f"unknown label {value!r}", cure=cure)
         return self._index[text]
 
     def name(self, label: float) -> str:
-        """The class of an index."""
+        """Returns the name of a class index."""
         return self.names[int(label)]
 
     def decode(self, id: str, logits: Sequence[float]) -> Prediction:
-        """The most likely class and all probabilities; the first wins a tie."""
-        top = max(logits)
-        powers = [math.exp(value - top) for value in logits]
-        total = math.fsum(powers)
+        """Returns the most likely class (the first of equals) and the softmax of the logits."""
+        largest = max(logits)
+        exponentials = [math.exp(value - largest) for value in logits]
+        total = math.fsum(exponentials)
         best = max(range(len(logits)), key=logits.__getitem__)
-        return Prediction(id, self.names[best], tuple(power / total for power in powers))
+        return Prediction(id, self.names[best], tuple(value / total for value in exponentials))
 
 
 @dataclass(frozen=True)
 class Range:
-    """A score between two bounds, both included; trained with squared error on the score itself."""
+    """A score between two bounds, both included; trained with squared error."""
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise UsageError(f"range [{self.low}, {self.high}] is not two numbers, low then high")
+            raise UsageError(
+                f"range must be two numbers, low then high (got {[self.low, self.high]})"
+            )
 
     @property
-    def width(self) -> int:
-        """Numbers the head gives: one."""
+    def num_outputs(self) -> int:
+        """Outputs of a regression head: one."""
         return 1
 
     def parse(self, value: Any) -> float:
-        """The number; RowError where it is none or lies outside the range."""
+        """Returns the score; RowError if it is not a number in the range."""
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -100,16 +107,16 @@ class Range:
         if not self.low <= number <= self.high:
             raise RowError(
                 f"label {value!r} is not a number from {self.low:g} to {self.high:g}",
-                cure="Correct the row, or the task's range.",
+                cure="Correct the row, or task.range.",
             )
         return number
 
     def name(self, label: float) -> float:
-        """The score itself."""
+        """Returns the score itself."""
         return float(label)
 
     def decode(self, id: str, logits: Sequence[float]) -> Prediction:
-        """The score as the head gives it: never clipped, so that ranks are kept."""
+        """Returns the head's output as the score; it is not clipped, which keeps the ranking."""
         return Prediction(id, float(logits[0]), (float(logits[0]),))
 
 
@@ -117,14 +124,10 @@ Labels = Classes | Range
 
 
 def as_text(value: Any) -> str:
-    """A label as text: 1, 1.0 and "1" are one label; True is "True", nothing at all is ""."""
+    """Returns a label as text: 1, 1.0 and "1" are equal; None and NaN are ""."""
     if not isinstance(value, int) and isinstance(value, Real):  # numpy's numbers are Real too
         number = float(value)
         if math.isnan(number):
             return ""
         value = int(number) if number.is_integer() else number
     return "" if value is None else str(value).strip()
-
-
-def _known(text: str, index: Mapping[str, int]) -> str:
-    return f"{suggest(text, index)} Correct the row, or add the label to task.labels."

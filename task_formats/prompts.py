@@ -1,4 +1,4 @@
-"""The same task asked in words: a question, and the words that stand for each answer."""
+"""Prompts: a task as a question in words, and the words of each answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,16 +16,19 @@ Threshold = Literal["train", "median"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question as a template over fields, and the answers compared by their likelihood.
+    """A question as a template, and answers that are compared by their likelihood.
 
-    `answers` maps label names to words, or for a score some of its values ("0", "2.5"); or it is
-    one template with `{choice}`. `normalization` follows GPT-3, section 2.4: "prior" divides by
-    p(answer | `prior`).
-
-    With a `threshold` there is but one answer, a template over fields: of two labels the last is
-    meant where it is likelier than the threshold (GPT-1, section 5, for CoLA). "train" takes the
-    threshold that is best on the training split, "median" that of the questions themselves, which
-    needs no label.
+    Args:
+        text: The question, a template over fields.
+        answers: Label name to words; for a score, some of its values to words ("0", "2.5"); or one
+            template with `{choice}`. With a threshold, one template over fields.
+        separator: Text between demonstrations.
+        normalization: How log-likelihoods are normalized (GPT-3, section 2.4); "prior" divides by
+            p(answer | `prior`).
+        prior: The context of the unconditional probability.
+        threshold: For two labels and one answer: the second label is predicted if the answer's
+            log-likelihood exceeds a threshold (GPT-1, section 5, for CoLA). "train" takes the best
+            threshold on the training split, "median" the median of the questions.
     """
 
     text: str
@@ -35,53 +38,54 @@ class Prompt:
     prior: str = "Answer: "
     threshold: Threshold | None = None
     fields: frozenset[str] = field(init=False)
+    """The fields that the templates read."""
 
     def __post_init__(self) -> None:
         if not self.answers:
             raise UsageError("a prompt needs answers", cure="Give a word for every label.")
-        named = templates.names(self.answers) if isinstance(self.answers, str) else ()
-        if self.threshold:
-            self._check_threshold(named)
-        elif isinstance(self.answers, str) and CHOICE not in named:
+        names = templates.field_names(self.answers) if isinstance(self.answers, str) else ()
+        if self.threshold and (not names or CHOICE in names):
             raise UsageError(
-                f"task.prompt.answers {self.answers!r} is one text without {{choice}}",
-                cure='Write answers: " {choice}", or a word for every label.',
-            )
-        read = {*templates.names(self.text), *(named if self.threshold else ())}
-        object.__setattr__(self, "fields", frozenset(read))
-
-    def _check_threshold(self, named: Sequence[str]) -> None:
-        """A threshold is for one text with fields in it."""
-        if not named or CHOICE in named:
-            raise UsageError(
-                f"task.prompt.answers {self.answers!r} is no text of the fields",
+                f"task.prompt.answers {self.answers!r} must be a template over fields",
                 cure='With a threshold write answers: "{text}".',
             )
+        if not self.threshold and isinstance(self.answers, str) and CHOICE not in names:
+            raise UsageError(
+                f"task.prompt.answers {self.answers!r} is a text without {{choice}}",
+                cure='Write answers: " {choice}", or a word for every label.',
+            )
+        read = {*templates.field_names(self.text), *(names if self.threshold else ())}
+        object.__setattr__(self, "fields", frozenset(read))
 
-    def fit(self, chooses: bool, labels: Labels, fields: Sequence[str]) -> "Prompt":
-        """The prompt with its answers in the order of a task's labels (facts, trap 4).
+    def bind(self, is_multiple_choice: bool, labels: Labels, fields: Sequence[str]) -> "Prompt":
+        """Returns the prompt with its answers in the order of a task's labels.
 
-        Raises UsageError where the text or the answers name what the task does not have.
+        Raises:
+            UsageError: The text or the answers name what the task does not have.
         """
         for name in sorted(self.fields - set(fields)):
-            raise _misfit(f"the text names {name!r}", suggest(name, fields))
+            raise _mismatch(f"unknown field {name!r}", suggest(name, fields))
         if self.threshold:
-            if chooses or isinstance(labels, Range) or labels.width != 2:
-                raise _misfit("a threshold parts two labels", "Leave task.prompt.threshold out.")
+            if is_multiple_choice or isinstance(labels, Range) or labels.num_outputs != 2:
+                raise _mismatch("a threshold needs two labels", "Remove task.prompt.threshold.")
             return self
-        if chooses != isinstance(self.answers, str):
-            cure = 'Write answers: " {choice}".' if chooses else "Give a word for every label."
-            raise _misfit("the answers do not fit the format", cure)
+        if is_multiple_choice != isinstance(self.answers, str):
+            cure = (
+                'Write answers: " {choice}".'
+                if is_multiple_choice
+                else "Give a word for every label."
+            )
+            raise _mismatch("the answers do not fit the format", cure)
         if isinstance(self.answers, str):
             return self
-        return replace(self, answers=_ordered(self.answers, labels))
+        return replace(self, answers=_sort_answers(self.answers, labels))
 
     def question(self, example: Example) -> str:
-        """The example in words, its answer left open."""
+        """Returns the question without its answer."""
         return templates.fill(self.text, example.fields)
 
     def answer_texts(self, example: Example) -> tuple[str, ...]:
-        """The K answers, in the order of the choices, or of `answers` (see `fit`)."""
+        """Returns the K answers, in the order of the choices or labels."""
         if self.threshold:
             return (templates.fill(str(self.answers), example.fields),)
         if isinstance(self.answers, str):
@@ -89,30 +93,28 @@ class Prompt:
         return tuple(self.answers.values())
 
 
-def _ordered(answers: Mapping[str, str], labels: Labels) -> dict[str, str]:
+def _sort_answers(answers: Mapping[str, str], labels: Labels) -> dict[str, str]:
     """The answers in the order of the classes, or of the scores that they stand for."""
     if isinstance(labels, Range):
-        return dict(sorted(answers.items(), key=lambda pair: _score(pair[0], labels)))
+        return dict(sorted(answers.items(), key=lambda pair: _parse_score(pair[0], labels)))
     for name in answers:
         if name not in labels.names:
-            cure = suggest(name, labels.names)
-            raise _misfit(f"the answers name an unknown label {name!r}", cure)
+            raise _mismatch(f"unknown label {name!r} in answers", suggest(name, labels.names))
     for name in labels.names:
         if name not in answers:
-            raise _misfit(f"the answers lack the label {name!r}", "Give it a word.")
+            raise _mismatch(f"the label {name!r} is missing in answers", "Give it a word.")
     return {name: answers[name] for name in labels.names}
 
 
-def _score(name: str, labels: Range) -> float:
+def _parse_score(name: str, labels: Range) -> float:
     try:
         return labels.parse(name)
     except UsageError:
-        bounds = f"from {labels.low:g} to {labels.high:g}"
-        raise _misfit(
-            f"the answers name {name!r}, which is no score {bounds}",
+        raise _mismatch(
+            f"{name!r} in answers is not a score from {labels.low:g} to {labels.high:g}",
             'Give some scores a word: {"0": " no", "5": " yes"}.',
         ) from None
 
 
-def _misfit(what: str, cure: str) -> UsageError:
+def _mismatch(what: str, cure: str) -> UsageError:
     return UsageError(what, where="task.prompt", cure=cure)

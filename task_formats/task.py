@@ -1,4 +1,4 @@
-"""A task: how a row becomes an example, and what its label may be."""
+"""A task: how a row becomes an example, and what its label can be."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,26 @@ from task_formats.prompts import Prompt
 CHOICES, LABEL = "choices", "label"
 
 Column = str | Sequence[str]
-"""A bare word names a column, braces make a template, a list picks parts."""
+"""A column's name, a template over columns, or for choices a list of these."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task, whatever is done with it: fine-tuning, prediction or prompting.
+    """A task, for fine-tuning, prediction and prompting alike.
 
-    `columns` says where each field of the format, the choices and the label stand in a row.
-    `values` puts words in the place of what a column holds: {"question": {"cause": "because"}}.
-    `positive` names the class that F1 counts.
-    `unlabelled` holds raw labels that mean "no label" in this data set (SNLI's "-").
-    `read`, for rows that need code, turns a row into another one before `columns` looks at it.
+    Args:
+        format: The views of an example.
+        columns: Field of the format, `choices` or `label` to the column that holds it.
+        labels: Classes, or the range of a score.
+        metrics: Names of metrics; the first one selects the best model.
+        positive: The class that F1 counts.
+        prompt: The task in words, for zero- and few-shot evaluation.
+        values: Words that replace a column's values: {"question": {"cause": "because"}}.
+        unlabelled: Raw labels that mean "no label" in this data set (SNLI's "-").
+        read: Turns a row into another one before `columns` are looked up.
+
+    Raises:
+        UsageError: The arguments do not fit together.
     """
 
     format: Format
@@ -41,31 +49,31 @@ class Task:
     read: Callable[[Row], Row] | None = None
 
     def __post_init__(self) -> None:
-        wanted = {*self.format.fields, *([CHOICES] if self.format.chooses else [])}
-        for name in sorted(wanted - set(self.columns)):
-            raise UsageError(
-                f"task.columns lacks {name!r}", cure=f"The format reads {sorted(wanted)}."
-            )
-        for name in sorted(set(self.columns) - wanted - {LABEL}):
-            # A prompt may speak of more than the views do.
-            if self.prompt is None or name not in self.prompt.fields:
-                raise UsageError(
-                    f"task.columns has {name!r}, which nothing reads",
-                    cure=suggest(name, {*wanted, LABEL}),
-                )
-        for name, column in self.columns.items():
-            _check(name, column)
-        read = self.text_columns
-        for name in sorted(set(self.values) - read):
-            raise UsageError(
-                f"task.values has {name!r}, which nothing reads", cure=suggest(name, read)
-            )
-        if self.format.chooses and isinstance(self.labels, Range):
-            raise UsageError("a choice cannot have a range", cure="Give the labels of the choices.")
+        if self.format.is_multiple_choice and isinstance(self.labels, Range):
+            raise UsageError("multiple choice needs labels, not a range", cure="Set task.labels.")
+        self._check_columns()
         if self.prompt:
             fields = sorted(set(self.columns) - {CHOICES, LABEL})
-            fitted = self.prompt.fit(self.format.chooses, self.labels, fields)
-            object.__setattr__(self, "prompt", fitted)
+            prompt = self.prompt.bind(self.format.is_multiple_choice, self.labels, fields)
+            object.__setattr__(self, "prompt", prompt)
+
+    def _check_columns(self) -> None:
+        needed = {*self.format.fields, *([CHOICES] if self.format.is_multiple_choice else [])}
+        for name in sorted(needed - set(self.columns)):
+            raise UsageError(
+                f"{name!r} is missing in task.columns", cure=f"The format uses {sorted(needed)}."
+            )
+        used = {*needed, LABEL, *(self.prompt.fields if self.prompt else ())}
+        for name in sorted(set(self.columns) - used):
+            raise UsageError(
+                f"{name!r} in task.columns is not used", cure=suggest(name, {*needed, LABEL})
+            )
+        for name, column in self.columns.items():
+            _check_column(name, column)
+        for name in sorted(set(self.values) - self.text_columns):
+            raise UsageError(
+                f"{name!r} in task.values is not used", cure=suggest(name, self.text_columns)
+            )
 
     @property
     def positive_class(self) -> str | None:
@@ -77,15 +85,15 @@ class Task:
     def text_columns(self) -> set[str]:
         """The columns of a row that fields and choices read."""
         columns = [column for name, column in self.columns.items() if name != LABEL]
-        return {part for column in columns for part in _named(column)}
+        return {part for column in columns for part in _referenced_columns(column)}
 
     def without_labels(self) -> "Task":
-        """Returns the task as prediction uses it: the label column is never read."""
+        """Returns the task for prediction: the label column is never read."""
         columns = {name: column for name, column in self.columns.items() if name != LABEL}
         return replace(self, columns=columns)
 
     def without_prompt(self) -> "Task":
-        """Returns the task without its prompt and the columns that only the prompt reads."""
+        """Returns the task without its prompt and the columns that only the prompt uses."""
         names = {*self.format.fields, CHOICES, LABEL}
         columns = {name: column for name, column in self.columns.items() if name in names}
         task = replace(self, prompt=None, columns=columns, values={})
@@ -93,116 +101,120 @@ class Task:
         return replace(task, values=values)
 
     def example(self, row: Row, id: str, *, labelled: bool = True) -> Example:
-        """The row as an example; RowError says which column is wrong.
+        """Turns a row into an example.
 
-        With `labelled=False` a missing label is fine, and a present one is still read.
+        Args:
+            row: One record of the data set.
+            id: The example's id.
+            labelled: False accepts a row without a label; a label that is there is still read.
+
+        Raises:
+            RowError: A column is missing, empty or invalid, or a label is missing or unknown.
         """
         row = self.read(row) if self.read else row
-        texts = {name for name in self.columns if name not in (CHOICES, LABEL)}
-        fields = {name: self._text(row, str(self.columns[name]), name) for name in sorted(texts)}
-        choices = self._choices(row)
+        names = sorted(set(self.columns) - {CHOICES, LABEL})
+        fields = {name: self._text(row, str(self.columns[name]), name) for name in names}
+        choices = self._choices(row) if self.format.is_multiple_choice else ()
         label = self._label(row)
         if label is None and labelled:
-            raise self._no_label(row)
-        if self.format.chooses and label is not None and label >= len(choices):
+            raise self._missing_label(row)
+        if self.format.is_multiple_choice and label is not None and label >= len(choices):
             raise RowError(
-                f"label {self.labels.name(label)!r} names choice {int(label) + 1} of {len(choices)}"
+                f"label {self.labels.name(label)!r} is choice {int(label) + 1} of {len(choices)}"
             )
         return Example(id, fields, choices, label)
 
     def _choices(self, row: Row) -> tuple[str, ...]:
-        if not self.format.chooses:
-            return ()
         column = self.columns[CHOICES]
-        texts = self._parts(row, column)
-        if len(texts) < 2:
-            raise RowError(f"{len(texts)} choices in column {column!r}", cure="Two are the fewest.")
-        most = len(self.labels.names) if isinstance(self.labels, Classes) else 0
-        if len(texts) > most:
-            raise RowError(f"{len(texts)} choices but {most} labels", cure="Extend task.labels.")
-        return texts
-
-    def _parts(self, row: Row, column: Column) -> tuple[str, ...]:
         if isinstance(column, str):
-            return _listed(row, column)
-        return tuple(self._text(row, part, f"{CHOICES}[{k}]") for k, part in enumerate(column))
+            choices = _read_list(row, column)
+        else:
+            choices = tuple(self._text(row, c, f"{CHOICES}[{k}]") for k, c in enumerate(column))
+        if len(choices) < 2:
+            raise RowError(
+                f"{len(choices)} choices in column {column!r}", cure="Give at least two choices."
+            )
+        if len(choices) > self.labels.num_outputs:
+            raise RowError(
+                f"{len(choices)} choices but {self.labels.num_outputs} labels",
+                cure="Extend task.labels.",
+            )
+        return choices
 
     def _text(self, row: Row, column: str, field_name: str) -> str:
-        """A field's text, without blanks at its ends: SST-2's train rows end in one, not others."""
+        """A field's text, without blanks at its ends: only SST-2's training rows end in one."""
         template = column if templates.is_template(column) else f"{{{column}}}"
-        words = {name: self._word(row, name) for name in templates.names(template)}
-        text = templates.fill(template, words).strip()
+        values = {name: self._value(row, name) for name in templates.field_names(template)}
+        text = templates.fill(template, values).strip()
         if not text:
             raise RowError(
                 f"empty text for {field_name!r} in column {column!r}", cure="Fill it in."
             )
         return text
 
-    def _word(self, row: Row, name: str) -> str:
-        """What a column holds, or the word that stands for it."""
-        held = _plain(_get(row, name), name)
+    def _value(self, row: Row, name: str) -> str:
+        """A column's value, or the word that replaces it."""
+        value = _to_text(_look_up(row, name), name)
         words = self.values.get(name)
         if words is None:
-            return held
-        if held not in words:
+            return value
+        if value not in words:
             raise RowError(
-                f"{held!r} in column {name!r} is not in task.values", cure=suggest(held, words)
+                f"{value!r} in column {name!r} is not in task.values", cure=suggest(value, words)
             )
-        return words[held]
+        return words[value]
 
     def _label(self, row: Row) -> Label:
-        if LABEL not in self.columns:
+        column = str(self.columns.get(LABEL, ""))
+        if not column or not _has_column(row, column):
             return None
-        column = str(self.columns[LABEL])
-        value = _get(row, column) if _has(row, column) else None
+        value = _look_up(row, column)
         text = as_text(value)
         # The hub marks unlabelled rows with -1 (GLUE's test splits; -1.0 where labels are scores).
-        missing = text in ("-1", "-1.0") and not self._knows("-1")
-        if text == "" or missing or text in self.unlabelled:
+        is_marker = text in ("-1", "-1.0") and not self._is_label("-1")
+        if text == "" or is_marker or text in self.unlabelled:
             return None
         return self.labels.parse(value)
 
-    def _knows(self, text: str) -> bool:
+    def _is_label(self, text: str) -> bool:
         if isinstance(self.labels, Range):
             return self.labels.low <= float(text)
         return text in self.labels.raw or text in self.labels.names
 
-    def _no_label(self, row: Row) -> RowError:
+    def _missing_label(self, row: Row) -> RowError:
         column = str(self.columns.get(LABEL, ""))
-        if column and not _has(row, column):
-            return _no_column(row, column)
+        if column and not _has_column(row, column):
+            return _missing_column(row, column)
         return RowError("no label", cure="Give the row a label, or predict on it instead.")
 
 
-def _check(name: str, column: Column) -> None:
-    """UsageError where a column is written wrongly."""
+def _check_column(name: str, column: Column) -> None:
     where = f"task.columns.{name}"
     if not isinstance(column, str):
         if name != CHOICES:
-            raise UsageError("this is a list", where=where, cure="Only choices can be a list.")
+            raise UsageError("must not be a list", where=where, cure="Only choices can be a list.")
         for part in column:
-            _check(name, part)
+            _check_column(name, part)
     elif templates.is_template(column):
         if name == LABEL:
-            raise UsageError("a label is no template", where=where, cure="Name one column.")
-        templates.names(column)
+            raise UsageError("must not be a template", where=where, cure="Name one column.")
+        templates.field_names(column)
 
 
-def _named(column: Column) -> tuple[str, ...]:
-    """The columns of a row that a field is made of."""
-    parts = [column] if isinstance(column, str) else column
-    found = [templates.names(part) if templates.is_template(part) else (part,) for part in parts]
-    return tuple(name for names in found for name in names)
+def _referenced_columns(column: Column) -> list[str]:
+    if not isinstance(column, str):
+        return [name for part in column for name in _referenced_columns(part)]
+    return list(templates.field_names(column)) if templates.is_template(column) else [column]
 
 
-def _get(row: Row, name: str) -> Any:
+def _look_up(row: Row, name: str) -> Any:
     try:
         return templates.look_up(row, name)
     except KeyError:
-        raise _no_column(row, name) from None
+        raise _missing_column(row, name) from None
 
 
-def _has(row: Row, name: str) -> bool:
+def _has_column(row: Row, name: str) -> bool:
     try:
         templates.look_up(row, name)
     except KeyError:
@@ -210,37 +222,37 @@ def _has(row: Row, name: str) -> bool:
     return True
 
 
-def _no_column(row: Row, name: str) -> RowError:
+def _missing_column(row: Row, name: str) -> RowError:
     return RowError(f"no column {name!r}", cure=suggest(name, map(str, row)))
 
 
-def _listed(row: Row, column: str) -> tuple[str, ...]:
-    values = _get(row, column)
+def _read_list(row: Row, column: str) -> tuple[str, ...]:
+    values = _look_up(row, column)
     if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
         raise RowError(
-            f"column {column!r} holds {values!r}, not a list of choices",
-            cure="For choices in columns of their own write choices: [ending1, ending2].",
+            f"column {column!r} must hold a list of choices (got {values!r})",
+            cure="For choices in separate columns write choices: [ending1, ending2].",
         )
-    texts = tuple(_plain(value, f"{column}[{k}]") for k, value in enumerate(values))
+    texts = tuple(_to_text(value, f"{column}[{k}]") for k, value in enumerate(values))
     for k, text in enumerate(texts):
         if not text:
             raise RowError(f"choice {k + 1} in column {column!r} is empty", cure="Fill it in.")
     return texts
 
 
-def _plain(value: Any, name: str) -> str:
-    # A missing value is None, or in tables from pandas a NaN; the words "nan" and "n/a" are text.
+def _to_text(value: Any, name: str) -> str:
+    # A missing value is None, or a NaN in tables from pandas; the words "nan" and "n/a" are text.
     if value is None or (isinstance(value, Real) and math.isnan(value)):
         raise RowError(f"column {name!r} is empty", cure="Fill it in.")
     if isinstance(value, list | tuple | Mapping | bytes):
-        raise RowError(f"column {name!r} holds a {type(value).__name__}, not a text")
+        raise RowError(f"column {name!r} must hold text (got a {type(value).__name__})")
     text = str(value).strip()
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        what = f"column {name!r} holds half of a surrogate pair at character {error.start + 1}"
         raise RowError(
-            what, cure="It is no text: read it as UTF-8 with errors='replace'."
+            f"column {name!r} holds half of a surrogate pair at character {error.start + 1}",
+            cure="Read the data as UTF-8 with errors='replace'.",
         ) from None
     return text
 

@@ -1,4 +1,4 @@
-"""Texts with named holes, filled from a mapping and from nothing else."""
+"""Templates: texts with {names} that are filled from a mapping."""
 
 import re
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from task_formats.errors import UsageError, suggest
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
-def names(template: str) -> tuple[str, ...]:
-    """The names in braces, in order of appearance.
+def field_names(template: str) -> tuple[str, ...]:
+    """Returns the names in braces, in order of appearance.
 
-    >>> names("{premise} implies {hypothesis}; {{literal}}")
+    >>> field_names("{premise} implies {hypothesis}; {{literal}}")
     ('premise', 'hypothesis')
     """
-    found = []
+    names = []
     for piece in _PIECE.finditer(template):
         if piece.group() in ("{", "}") or piece.group(1) == "":
             raise UsageError(
@@ -24,19 +24,19 @@ def names(template: str) -> tuple[str, ...]:
                 cure="Write {column} for a column and {{ or }} for a brace.",
             )
         if piece.group(1) is not None:
-            found.append(piece.group(1))
-    return tuple(found)
+            names.append(piece.group(1))
+    return tuple(names)
 
 
 def is_template(text: str) -> bool:
-    """True when the text has a brace, so that it is more than a plain name."""
+    """True if the text contains a brace, so that it is not a plain name."""
     return "{" in text or "}" in text
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """The template with every `{name}` replaced; values are never read as templates themselves.
+    """Returns the template with every `{name}` replaced.
 
-    Attribute and index access do not exist here: unlike `str.format`, a name is only a name.
+    Unlike `str.format`, there is no attribute or index access, and values are not templates.
     """
 
     def replace(piece: re.Match[str]) -> str:
@@ -44,30 +44,34 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         if name is None:
             return piece.group()[0]
         if name not in values:
-            raise UsageError(f"{template!r} names {name!r}", cure=suggest(name, values))
+            raise UsageError(
+                f"unknown name {name!r} in the template {template!r}", cure=suggest(name, values)
+            )
         return values[name]
 
     return _PIECE.sub(replace, template)
 
 
 def fill_pieces(template: str, values: Mapping[str, str]) -> tuple[str, ...]:
-    r"""The filled template, cut so that every hole stands in a piece of its own.
+    r"""Returns the filled template in pieces, one for every name.
 
-    What stands before a hole goes with it; what stands behind the last one is a piece itself.
-    The pieces joined are what `fill` gives.
+    A piece is a value with the text before it; the text after the last value is a piece too.
+    The joined pieces equal `fill(template, values)`.
 
     >>> fill_pieces("{story}\n{question}", {"story": "Once.", "question": "When?"})
-    ('Once.', '\\nWhen?')
+    ('Once.', '\nWhen?')
     """
     ends = [0, *(piece.end() for piece in _PIECE.finditer(template) if piece.group(1)), None]
-    parts = (template[start:end] for start, end in pairwise(ends))
-    return tuple(fill(part, values) for part in parts if part)
+    pieces = (template[start:end] for start, end in pairwise(ends))
+    return tuple(fill(piece, values) for piece in pieces if piece)
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:
-    """A column by its exact name, or by a dotted path into nested mappings.
+    """Returns a column by its exact name, or by a dotted path into nested mappings.
 
-    A list of mappings along the path gives the list of what each holds.
+    A list of mappings on the path gives the list of their values.
+
+    Raises KeyError for an unknown column.
 
     >>> look_up({"choices": [{"text": "yes"}, {"text": "no"}]}, "choices.text")
     ['yes', 'no']

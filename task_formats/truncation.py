@@ -1,52 +1,61 @@
-"""Cutting texts so that every view fits, the longest first and alike wherever a text occurs."""
+"""Truncation: the longest texts first, and a text alike wherever it occurs."""
 
 from collections.abc import Mapping, Sequence
 
 
-def fit(
-    lengths: Mapping[str, int], views: Sequence[Sequence[str]], room: Sequence[int]
+def truncate_longest_first(
+    lengths: Mapping[str, int], views: Sequence[Sequence[str]], limits: Sequence[int]
 ) -> dict[str, int]:
-    """How many tokens of each text to keep, so that view k holds at most `room[k]` of them.
+    """Decides how many tokens of each text to keep, so that view k has at most `limits[k]`.
 
-    A text counts once for every time a view names it. Each text has one length wherever it
-    occurs, so mirrored views stay mirrored and a shared context stays shared. Heads are kept.
+    A text gets one length, wherever it occurs: mirrored views stay mirrored and a shared context
+    stays shared. It counts as often as a view contains it. The beginnings of texts are kept.
 
-    >>> fit({"a": 9, "b": 2}, [("a", "b"), ("b", "a")], [7, 7])
+    >>> truncate_longest_first({"a": 9, "b": 2}, [("a", "b"), ("b", "a")], [7, 7])
     {'a': 5, 'b': 2}
+
+    Args:
+        lengths: Tokens of every text.
+        views: The texts of each of K views.
+        limits: (K,) most tokens of text in a view.
+
+    Returns:
+        Tokens to keep of every text.
     """
     kept = dict(lengths)
 
     def excess(k: int) -> int:
-        return sum(kept[text] for text in views[k]) - room[k]
+        return sum(kept[text] for text in views[k]) - limits[k]
 
-    # The fullest view first: what it gives up, the others need not. Lengths only ever shrink,
-    # so each view is looked at once. A tie goes by the words: the order of choices has no say.
+    # The fullest view first: the others profit from what it gives up. Lengths only shrink, so one
+    # look at each view is enough. Ties are broken by the words, so the order of choices is
+    # irrelevant.
     for k in sorted(range(len(views)), key=lambda k: (-excess(k), sorted(views[k]))):
         if excess(k) > 0:
-            _lower(kept, views[k], room[k])
+            _shorten(kept, views[k], limits[k])
     return kept
 
 
-def _lower(kept: dict[str, int], view: Sequence[str], room: int) -> None:
-    """Cut the view's longest texts down to a common level, the highest at which the view fits."""
+def _shorten(kept: dict[str, int], view: Sequence[str], limit: int) -> None:
+    """Cuts the view's longest texts to a common length, the largest with which the view fits."""
     counts = {text: view.count(text) for text in view}
-    level = _level([(kept[text], count) for text, count in counts.items()], room)
-    spare = room - sum(min(kept[text], level) * count for text, count in counts.items())
-    # What the level leaves over goes to cut texts in order of their own words, not of their
-    # place in the view: a mirrored view must come to the same lengths.
+    common = _largest_common_length([(kept[text], counts[text]) for text in counts], limit)
+    spare = limit - sum(min(kept[text], common) * count for text, count in counts.items())
+    # Tokens that are left over go to the texts in alphabetical order, not in the order of the
+    # view: a mirrored view must get the same lengths.
     for text in sorted(counts):
-        if kept[text] > level:
+        if kept[text] > common:
             extra = 1 if spare >= counts[text] else 0
-            kept[text] = level + extra
+            kept[text] = common + extra
             spare -= extra * counts[text]
 
 
-def _level(lengths: Sequence[tuple[int, int]], room: int) -> int:
-    """The largest whole level with Σ count · min(length, level) ≤ room."""
-    remaining, weight = room, sum(count for _, count in lengths)
+def _largest_common_length(lengths: Sequence[tuple[int, int]], limit: int) -> int:
+    """The largest integer c with Σ count · min(length, c) ≤ limit, for (length, count) pairs."""
+    remaining, uncut = limit, sum(count for _, count in lengths)
     for length, count in sorted(lengths):
-        if length * weight > remaining:
-            return max(0, remaining // weight)
+        if length * uncut > remaining:
+            return max(0, remaining // uncut)
         remaining -= length * count
-        weight -= count
+        uncut -= count
     return max((length for length, _ in lengths), default=0)

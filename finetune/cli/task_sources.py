@@ -37,7 +37,7 @@ def find_task(name: str, overrides: Overrides) -> TaskSource:
     module, colon, attribute = name.rpartition(":")
     if colon and not Path(name).exists() and not Path(module).is_absolute():
         task = import_task(module, attribute)
-        recipe = override_recipe(Recipe(task=TaskConfig.of(task)), overrides)
+        recipe = override_recipe(Recipe(task=TaskConfig.from_task(task)), overrides)
         return TaskSource(attribute, _resolve_files(recipe, overrides), task)
     recipe = load_recipe(name, overrides)
     return TaskSource(Path(name).stem, _resolve_files(recipe, overrides), None)
@@ -114,7 +114,7 @@ def name_format(config: TaskConfig) -> str:
     """The name of a task's format, for tables."""
     if isinstance(config.format, str):
         return config.format
-    return "multiple_choice" if Format(config.format.views).chooses else "custom views"
+    return "multiple_choice" if Format(config.format.views).is_multiple_choice else "custom views"
 
 
 def describe_labels(config: TaskConfig) -> str:

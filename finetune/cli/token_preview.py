@@ -9,7 +9,7 @@ from rich.text import Text
 from finetune.batching.collate import collate
 from finetune.models.task_tokens import TaskTokens
 from task_formats import Encoded, Example, Format, Task
-from task_formats.formats import View
+from task_formats.formats import ViewText
 
 COLORS = ("cyan", "green", "magenta", "yellow")
 """Colours of the templates of a format, in order of first mention."""
@@ -97,11 +97,11 @@ def make_token_views(
     templates = list_templates(task.format)
     views = []
     for k, (ending, texts) in enumerate(
-        zip(encoded.endings, task.format.lay_out(example), strict=True)
+        zip(encoded.endings, task.format.render(example), strict=True)
     ):
         ids = enumerate([*encoded.prefix, *ending], k * width)
         tokens = [_MarkedToken(token, index in targets, index in read) for index, token in ids]
-        segments = task.format.views[0 if task.format.chooses else k]
+        segments = task.format.views[0 if task.format.is_multiple_choice else k]
         colors = [templates.index(segment) for segment in segments]
         views.append(_make_view(tokens, texts, colors, task_tokens))
     return views
@@ -113,7 +113,7 @@ def list_templates(format: Format) -> list[str]:
 
 
 def _make_view(
-    tokens: Sequence[_MarkedToken], texts: View, colors: Sequence[int], task_tokens: TaskTokens
+    tokens: Sequence[_MarkedToken], texts: ViewText, colors: Sequence[int], task_tokens: TaskTokens
 ) -> TokenView:
     """Splits one view at its delimiters."""
     last = len(tokens) - 1

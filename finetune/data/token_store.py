@@ -179,7 +179,7 @@ def flatten(batch: Sequence[Encoded], totals: StoreOffsets) -> tuple[Arrays, Sto
         labels=np.array(
             [np.nan if item.label is None else item.label for item in batch], DTYPES["labels"]
         ),
-        cuts=np.array([item.cut for item in batch], DTYPES["cuts"]),
+        cuts=np.array([item.truncated_tokens for item in batch], DTYPES["cuts"]),
         ids=np.frombuffer(b"".join(names), DTYPES["ids"]),
         id_ends=id_ends,
     )

@@ -44,7 +44,7 @@ class Predictor:
     ) -> None:
         self.recipe, self.task = recipe, task
         self.model, self._base, self._accelerator = model, base, accelerator
-        layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
+        layout = choose_layout(recipe.train, base.decoder, task.format.is_multiple_choice)
         budget = choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device)
         self._reading = BatchConfig(layout, base.task_tokens.pad_id, budget)
         self._encoder = build_encoder(recipe, task, base)

@@ -58,4 +58,6 @@ def build_head(task: Task, width: int, dropout: float = 0.1) -> LinearHead:
         width: D, the width of the decoder's states.
         dropout: Probability of dropping a feature while training.
     """
-    return LinearHead(width, task.labels.width, chooses=task.format.chooses, dropout=dropout)
+    return LinearHead(
+        width, task.labels.num_outputs, chooses=task.format.is_multiple_choice, dropout=dropout
+    )

@@ -36,7 +36,7 @@ from finetune.prompting.normalization import (
 )
 from finetune.recipe.schema import Recipe
 from task_formats import (
-    Boundary,
+    AnswerTokenizer,
     Demonstrations,
     Example,
     Prediction,
@@ -108,7 +108,7 @@ class PromptEvaluator:
         limits = [n for n in (limit, recipe.data.limit) if n is not None]
         limit = min(limits, default=None)
         self.questions = read_split(self.task, recipe.data, "evaluate", labelled=False, limit=limit)
-        self.boundary = find_boundary(tokenizer)
+        self.answer_tokenizer = build_answer_tokenizer(tokenizer)
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         layout = choose_layout(recipe.train, decoder, chooses=True)
         max_tokens = choose_max_tokens_per_forward(recipe.train, decoder, accelerator.device)
@@ -137,7 +137,7 @@ class PromptEvaluator:
             )
         pool = self.demonstration_pool if options.shots else []
         demonstrations = Demonstrations(pool, options.shots, options.seed, options.shared)
-        encoder = PromptEncoder(self.task, self.boundary, self._max_tokens, demonstrations)
+        encoder = PromptEncoder(self.task, self.answer_tokenizer, self._max_tokens, demonstrations)
         questions = encoder.encode(self.questions)
         answer_scores = self._answer_scores(encoder, self.questions, questions, options)
         if encoder.prompt.threshold:
@@ -152,21 +152,21 @@ class PromptEvaluator:
             bootstrap_interval(self._metrics, predicted, gold),
             predictions,
             mean_shots=float(np.mean([question.shots for question in questions])),
-            truncated=sum(question.cut > 0 for question in questions),
+            truncated=sum(question.truncated_tokens > 0 for question in questions),
             precision=self.precision,
             score_kind=self._score_kind(),
         )
 
     def log_likelihoods(self, questions: Sequence[Question]) -> np.ndarray:
         """(N, K) log-likelihoods of the answers in nats; -inf where a question has fewer."""
-        parts = [part for question in questions for part in question.parts]
+        parts = [part for question in questions for part in question.groups]
         scores = self._scorer.log_likelihoods(parts)
-        table = np.full((len(questions), max(len(q.places) for q in questions)), -np.inf)
+        table = np.full((len(questions), max(len(q.answer_positions) for q in questions)), -np.inf)
         first = 0
         for n, question in enumerate(questions):
-            for k, (part, ending) in enumerate(question.places):
+            for k, (part, ending) in enumerate(question.answer_positions):
                 table[n, k] = scores[first + part, ending]
-            first += len(question.parts)
+            first += len(question.groups)
         return table
 
     def _answer_scores(
@@ -214,7 +214,7 @@ class PromptEvaluator:
                 for question, value in zip(questions, values, strict=True)
             ]
         return [
-            self.task.labels.decode(question.id, row[: len(question.places)].tolist())
+            self.task.labels.decode(question.id, row[: len(question.answer_positions)].tolist())
             for question, row in zip(questions, scores, strict=True)
         ]
 
@@ -262,7 +262,7 @@ def evaluate_prompts(
             yield evaluator.evaluate(PromptOptions(count, seed, shared, calibrated, normalization))
 
 
-def find_boundary(tokenizer: PreTrainedTokenizerBase) -> Boundary:
+def build_answer_tokenizer(tokenizer: PreTrainedTokenizerBase) -> AnswerTokenizer:
     """Returns how contexts and answers are tokenized, as in lm-evaluation-harness.
 
     Tokens that the tokenizer puts before every text (llama's <s>) start every context. An empty
@@ -273,4 +273,4 @@ def find_boundary(tokenizer: PreTrainedTokenizerBase) -> Boundary:
     count = len(with_special) - len(plain)
     start = with_special[:count] if count > 0 and with_special[count:] == plain else []
     empty = find_special_token(tokenizer, "bos", "eos")
-    return Boundary(partial(tokenize, tokenizer), tuple(start), empty or 0)
+    return AnswerTokenizer(partial(tokenize, tokenizer), tuple(start), empty or 0)

@@ -140,7 +140,7 @@ class TaskConfig(StrictModel):
         return self
 
     @classmethod
-    def of(cls, task: Task) -> "TaskConfig":
+    def from_task(cls, task: Task) -> "TaskConfig":
         """How a recipe says what a Task is; without its prompt, and without its code."""
         named = next((name for name, known in FORMATS.items() if known == task.format), None)
         bounds = (task.labels.low, task.labels.high) if isinstance(task.labels, Range) else None

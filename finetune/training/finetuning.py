@@ -124,7 +124,7 @@ class FinetuningJob:
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             layout=self.batch_config.layout,
             processes=self.accelerator.num_processes,
-            cut=sum(example.cut for example in self.train.examples),
+            cut=sum(example.truncated_tokens for example in self.train.examples),
             skipped=len(report.skipped) + report.unlabelled,
         )
 
@@ -276,7 +276,7 @@ def prepare_finetuning(
     prepare_model(model, accelerator)
     # Shards take the place of weights, so the optimizer comes after them.
     optimizer = build_optimizer(model.parameters(), recipe.train)
-    layout = choose_layout(recipe.train, base.decoder, task.format.chooses)
+    layout = choose_layout(recipe.train, base.decoder, task.format.is_multiple_choice)
     batch_config = BatchConfig(
         layout,
         base.task_tokens.pad_id,

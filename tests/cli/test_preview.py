@@ -63,7 +63,7 @@ def test_tokens_and_what_was_cut_make_up_the_texts(task_tokens, premise, hypothe
             assert "".join(token.text for token in piece.tokens) + piece.removed_text == text
         assert len(view.tokens) == len(encoded.prefix) + len(encoded.endings[0])
         one, other = (segment.texts[0].removed_tokens for segment in view.segments)
-        assert encoded.cut == (one if premise == hypothesis else one + other)
+        assert encoded.truncated_tokens == (one if premise == hypothesis else one + other)
 
 
 def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(task_tokens):

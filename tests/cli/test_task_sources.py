@@ -77,7 +77,7 @@ OWN = Format((("{a} and {b}", "{c}"),))
     ],
 )
 def test_a_recipe_around_a_task_builds_the_same_task(task):
-    built = TaskConfig.of(task).build()
+    built = TaskConfig.from_task(task).build()
     assert (built.format, built.labels, built.unlabelled) == (
         task.format,
         task.labels,

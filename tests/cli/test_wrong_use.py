@@ -131,7 +131,7 @@ MISTAKES = {
         TRAIN, "acuracy", "accuracy", recipe("labels:", "metrics: [acuracy]\n  labels:")
     ),
     "a field without column": Mistake(
-        TRAIN, "task.columns lacks 'hypothesis'", "premise", recipe("classification", "entailment")
+        TRAIN, "'hypothesis' is missing in", "premise", recipe("classification", "entailment")
     ),
     "a column nothing reads": Mistake(
         TRAIN, "txet", "Did you mean 'text'?", recipe("{text: text", "{txet: a, text: text")

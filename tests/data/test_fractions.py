@@ -59,7 +59,13 @@ def test_a_store_of_some_rows_holds_these_rows():
     some = store.select([2, 0])
 
     def plain(one):
-        return (one.id, list(one.prefix), [list(e) for e in one.endings], one.label, one.cut)
+        return (
+            one.id,
+            list(one.prefix),
+            [list(e) for e in one.endings],
+            one.label,
+            one.truncated_tokens,
+        )
 
     assert [plain(one) for one in some] == [plain(store[2]), plain(store[0])]
     for name, sizes in store.compute_lengths()._asdict().items():

@@ -38,7 +38,7 @@ def encoder(format: str, max_tokens: int = 12) -> ViewEncoder:
 def plain(item: Encoded) -> Encoded:
     """The same with lists for arrays, and types that json tells apart."""
     endings = tuple(list(map(int, ending)) for ending in item.endings)
-    return Encoded(item.id, list(map(int, item.prefix)), endings, item.label, item.cut)
+    return Encoded(item.id, list(map(int, item.prefix)), endings, item.label, item.truncated_tokens)
 
 
 text = st.text(max_size=8).filter(bool)
@@ -90,8 +90,8 @@ def check_columns(store: TokenStore, expected: Sequence[Encoded]) -> None:
     assert store.views.tolist() == [len(item.endings) for item in expected]
     longest = [len(item.prefix) + max(map(len, item.endings)) for item in expected]
     assert store.longest.tolist() == longest
-    assert store.cuts.tolist() == [item.cut for item in expected]
-    assert store.cut == sum(item.cut for item in expected)
+    assert store.cuts.tolist() == [item.truncated_tokens for item in expected]
+    assert store.cut == sum(item.truncated_tokens for item in expected)
     labels = [np.nan if item.label is None else item.label for item in expected]
     np.testing.assert_array_equal(store.labels, labels)
 

@@ -19,7 +19,7 @@ HERE = Accelerator(cpu=True)
 def task_of(name: str) -> Task:
     kind = KINDS[name]
     columns = dict.fromkeys(kind.format.fields, "x") | {"label": "y"}
-    columns |= {"choices": "z"} if kind.format.chooses else {}
+    columns |= {"choices": "z"} if kind.format.is_multiple_choice else {}
     return Task(kind.format, columns, kind.labels, ("mse" if name == "score" else "accuracy",))
 
 
@@ -46,7 +46,9 @@ def test_every_row_is_scored_once_and_in_its_place(name: str, budget: int, bases
             losses.append(values[-1])
             continue
         chances = logits.softmax(0)
-        assert len(logits) == (len(example.endings) if kind.format.chooses else kind.labels.width)
+        assert len(logits) == (
+            len(example.endings) if kind.format.is_multiple_choice else kind.labels.num_outputs
+        )
         assert prediction.scores == pytest.approx(chances.tolist(), rel=1e-4)
         best = int(logits.argmax())
         assert prediction.label == kind.labels.names[best]

@@ -208,11 +208,13 @@ def check_encoder(data: bytes) -> None:
     label, *choices = lines
     row = {**fields, "choices": choices, "label": label}
     columns = {field: field for field in kind.fields} | {"label": "label"}
-    labels = LABELS[0] if kind.chooses else LABELS[(two >> 2) & 1]
+    labels = LABELS[0] if kind.is_multiple_choice else LABELS[(two >> 2) & 1]
     tokenize = task_tokens().tokenize if whole else characters
     specials = task_tokens().special_tokens if whole else SPECIALS
     try:
-        task = Task(kind, columns | ({"choices": "choices"} if kind.chooses else {}), labels)
+        task = Task(
+            kind, columns | ({"choices": "choices"} if kind.is_multiple_choice else {}), labels
+        )
         example = task.example(row, "fuzz/0", labelled=bool(two & 8))
         encoder = ViewEncoder(kind, tokenize, specials, most)
         (encoded,) = encoder.encode([example])
@@ -221,8 +223,8 @@ def check_encoder(data: bytes) -> None:
         return
     check_views(kind, example, encoded, specials, most)
     full = ViewEncoder(kind, tokenize, specials, 10**9).encode([example])[0]
-    assert full.cut == 0
-    assert (encoded.cut == 0) == (encoded == full)
+    assert full.truncated_tokens == 0
+    assert (encoded.truncated_tokens == 0) == (encoded == full)
 
 
 def check_views(
@@ -230,8 +232,12 @@ def check_views(
 ) -> None:
     """Every view fits, and S, D and E stand where the paper puts them."""
     views = [[*encoded.prefix, *ending] for ending in encoded.endings]
-    layout = kind.lay_out(example)
-    assert len(views) == len(layout) == (len(example.choices) if kind.chooses else len(kind.views))
+    layout = kind.render(example)
+    assert (
+        len(views)
+        == len(layout)
+        == (len(example.choices) if kind.is_multiple_choice else len(kind.views))
+    )
     for view, texts in zip(views, layout, strict=True):
         assert len(view) <= most
         assert view[0] == specials.start

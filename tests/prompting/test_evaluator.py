@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune.evaluation.intervals import bootstrap_interval
 from finetune.evaluation.metrics import score
 from finetune.prompting import PromptEvaluator, PromptOptions, evaluate_prompts, normalization
-from finetune.prompting.evaluator import find_boundary
+from finetune.prompting.evaluator import build_answer_tokenizer
 from finetune.recipe.schema import Recipe
 from task_formats import Encoded, Question, UsageError
 
@@ -208,10 +208,10 @@ def test_errors_name_the_cause(bases, data, change, message):
 )
 def test_a_context_starts_with_the_tokenizers_special_tokens(bases, family, start, empty):
     tokenizer = AutoTokenizer.from_pretrained(bases(family))
-    boundary = find_boundary(tokenizer)
-    names = tokenizer.convert_ids_to_tokens(list(boundary.start))
+    answers = build_answer_tokenizer(tokenizer)
+    names = tokenizer.convert_ids_to_tokens(list(answers.start_ids))
     assert names == ([start] if start else [])
-    assert tokenizer.convert_ids_to_tokens(boundary.empty) == empty
+    assert tokenizer.convert_ids_to_tokens(answers.empty_id) == empty
 
 
 SCORES = st.lists(st.floats(-50, -0.01), min_size=2, max_size=5)

@@ -127,10 +127,10 @@ TEXT = {"format": "classification", "columns": "{text: a, label: b}", "labels": 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answers": "{text}", "labels": "[x, y, z]"}, "a threshold parts two labels"),
-        ({"answers": "{choice}"}, "is no text of the fields"),
-        ({"answers": "yes"}, "is no text of the fields"),
-        ({"answers": "{txt}"}, "names 'txt'"),
+        ({"answers": "{text}", "labels": "[x, y, z]"}, "a threshold needs two labels"),
+        ({"answers": "{choice}"}, "must be a template over fields"),
+        ({"answers": "yes"}, "must be a template over fields"),
+        ({"answers": "{txt}"}, "unknown field 'txt'"),
     ],
 )
 def test_a_recipe_with_a_prompt_that_does_not_fit_is_refused(changes, message):
@@ -157,7 +157,7 @@ def test_stsb_scores_are_expected_values_of_six_answers(shared, bases):
     assert set(result.scores) == {"pearson", "spearman"}
     assert len(result.predictions) == 12
     assert all(0 < one.label < 5 for one in result.predictions)
-    encoder = PromptEncoder(evaluator.task, evaluator.boundary, 96, Demonstrations([], 0))
+    encoder = PromptEncoder(evaluator.task, evaluator.answer_tokenizer, 96, Demonstrations([], 0))
     logs = evaluator.log_likelihoods(encoder.encode(evaluator.questions))
     odds = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
     values = [one.label for one in evaluator.evaluate().predictions]

@@ -101,7 +101,13 @@ FAULTS = [
     ("train.csv", "5", 10, "data.train is the number 5, and should be text", "in quotes"),
     ("entailment", "5", 3, "should be text or a mapping", "in quotes"),
     ("entailment", "entailmnt", None, "unknown format 'entailmnt'", "'entailment'"),
-    ("premise: sentence1", "premis: sentence1", None, "task.columns lacks 'premise'", "premise"),
+    (
+        "premise: sentence1",
+        "premis: sentence1",
+        None,
+        "'premise' is missing in",
+        "premise",
+    ),
     (
         "{0: yes, 1: no}",
         "{0: 1, 1: no}",
@@ -134,8 +140,8 @@ FAULTS = [
     ("  prompt:", "  metrics: []\n  prompt:", 6, "should be a longer list", ""),
     ("  prompt:", "  metrics: [mse]\n  prompt:", 2, "mse is not for labels", "the others"),
     ("  prompt:", "  positive: yess\n  prompt:", 2, "'yess', which is no label", "'yes'"),
-    ('{yes: " yes", no: " no"}', '{yes: " yes"}', None, "the answers lack the label 'no'", ""),
-    ("{premise}", "{premis}", None, "names 'premis'", "'premise'"),
+    ('{yes: " yes", no: " no"}', '{yes: " yes"}', None, "the label 'no' is missing in answers", ""),
+    ("{premise}", "{premis}", None, "unknown field 'premis'", "'premise'"),
     ("train:\n  learning_rate: 3e-5", "train: 5", 11, "train is the number 5, and should be a", ""),
 ]
 
@@ -316,7 +322,7 @@ def test_each_override_is_typed_for_itself():
         ("about.x", "5", "about is the mapping"),
         ("base.lora", "{rnak: 4}", "unknown key 'base.lora.rnak'"),
         ("task.metrics", "[acuracy]", "task.metrics.0 is 'acuracy'"),
-        ("task.format", "similarity", "task.columns lacks 'first'"),
+        ("task.format", "similarity", "'first' is missing in"),
         ("", "5", "unknown key ''"),
     ],
 )

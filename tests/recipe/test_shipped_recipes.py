@@ -136,7 +136,7 @@ def test_every_row_is_encoded(shared, name, split, rows, labels):
 
 def test_race_asks_after_the_article(shared):
     example = read("race", shared / "data" / "race", "validation", labelled=True)[0]
-    views = load_recipe("race").task.build().format.lay_out(example)
+    views = load_recipe("race").task.build().format.render(example)
     context = f"{example.fields['article']}\n{example.fields['question']}"
     assert len(example.choices) == 4
     assert ["".join(view[0]) for view in views] == [context] * 4

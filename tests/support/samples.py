@@ -39,7 +39,11 @@ class Kind(NamedTuple):
     @property
     def task(self) -> Task:
         """Columns are named after the fields that they fill."""
-        names = [*self.format.fields, "label", *(["choices"] if self.format.chooses else [])]
+        names = [
+            *self.format.fields,
+            "label",
+            *(["choices"] if self.format.is_multiple_choice else []),
+        ]
         return Task(self.format, {name: name for name in names}, self.labels)
 
 
@@ -66,11 +70,15 @@ def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> li
     made = []
     for n in range(count):
         fields = {name: text(14) for name in kind.format.fields}
-        choices = tuple(text(5) for _ in range(draw.integers(2, 6))) if kind.format.chooses else ()
+        choices = (
+            tuple(text(5) for _ in range(draw.integers(2, 6)))
+            if kind.format.is_multiple_choice
+            else ()
+        )
         if kind.name == "score":
             label = float(draw.uniform(0, 5))
         else:
-            label = int(draw.integers(len(choices) or kind.labels.width))
+            label = int(draw.integers(len(choices) or kind.labels.num_outputs))
         made.append(Example(f"x/{n}", fields, choices, label))
     return ViewEncoder(
         kind.format, base.task_tokens.tokenize, base.task_tokens.special_tokens, max_tokens

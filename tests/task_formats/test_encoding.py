@@ -131,11 +131,11 @@ def cases(draw):
 def test_everything_fits_and_nothing_of_the_frame_is_lost(case) -> None:
     kind, example, limit = case
     encoded = encode(kind, example, limit)
-    layout = kind.lay_out(example)
+    layout = kind.render(example)
     assert (
         len(encoded.endings)
         == len(layout)
-        == (len(example.choices) if kind.chooses else len(kind.views))
+        == (len(example.choices) if kind.is_multiple_choice else len(kind.views))
     )
     for view, texts in zip(views(encoded), layout, strict=True):
         assert len(view) <= limit
@@ -154,13 +154,13 @@ def test_a_text_is_cut_alike_wherever_it_stands_and_the_cut_is_reported(case) ->
     kind, example, limit = case
     encoded = encode(kind, example, limit)
     kept: dict[str, set[int]] = {}
-    for view, texts in zip(views(encoded), kind.lay_out(example), strict=True):
+    for view, texts in zip(views(encoded), kind.render(example), strict=True):
         for part, pieces in zip(segments(view), texts, strict=True):
             assume(len(pieces) == 1)
             kept.setdefault(pieces[0], set()).add(len(part))
     assert all(len(lengths) == 1 for lengths in kept.values())
     remaining = sum(min(lengths) for lengths in kept.values())
-    assert remaining + encoded.cut == sum(len(ids(text)) for text in kept)
+    assert remaining + encoded.truncated_tokens == sum(len(ids(text)) for text in kept)
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(8, 60))
@@ -179,10 +179,10 @@ def test_two_fields_of_one_text_are_cut_by_their_own_lengths(story, question, li
 def test_what_fits_is_not_cut_and_what_is_cut_fills_the_limit(case) -> None:
     kind, example, limit = case
     encoded = encode(kind, example, limit)
-    layout = kind.lay_out(example)
+    layout = kind.render(example)
     whole = [1 + sum(len(ids("".join(pieces))) + 1 for pieces in view) for view in layout]
-    assert (encoded.cut > 0) == (max(whole) > limit)
-    if encoded.cut:
+    assert (encoded.truncated_tokens > 0) == (max(whole) > limit)
+    if encoded.truncated_tokens:
         # A text that a view repeats can only be cut in steps of its count.
         texts = [[text for pieces in view for text in pieces] for view in layout]
         most = max(view.count(text) for view in texts for text in view)
@@ -207,7 +207,7 @@ def test_mirrored_views_stay_mirrored(first: str, second: str, limit: int) -> No
     ahead, behind = map(segments, views(there))
     assert ahead == behind[::-1]
     assert views(there) == views(back)[::-1]
-    assert there.cut == back.cut
+    assert there.truncated_tokens == back.truncated_tokens
 
 
 @given(TEXT, st.lists(TEXT, min_size=1, max_size=5), st.integers(4, 60))

@@ -17,11 +17,13 @@ def test_the_four_kinds_are_the_papers() -> None:
 
 
 def test_only_a_format_that_mentions_a_choice_chooses() -> None:
-    assert [name for name, kind in FORMATS.items() if kind.chooses] == ["multiple_choice"]
+    assert [name for name, kind in FORMATS.items() if kind.is_multiple_choice] == [
+        "multiple_choice"
+    ]
 
 
 def test_similarity_reads_the_pair_in_both_orders() -> None:
-    assert FORMATS["similarity"].lay_out(PAIR) == [
+    assert FORMATS["similarity"].render(PAIR) == [
         (("one",), ("two",)),
         (("two",), ("one",)),
     ]
@@ -30,16 +32,16 @@ def test_similarity_reads_the_pair_in_both_orders() -> None:
 @pytest.mark.parametrize("choices", [("a",), ("a", "b"), ("a", "b", "a", "c", "d")])
 def test_a_view_per_choice_however_many_there_are(choices) -> None:
     example = Example("a/0", {"context": "why"}, choices)
-    views = FORMATS["multiple_choice"].lay_out(example)
+    views = FORMATS["multiple_choice"].render(example)
     assert views == [(("why",), (choice,)) for choice in choices]
 
 
 def test_views_of_ones_own_mix_fields_and_words() -> None:
     own = Format((("{title}: {body}", "{body}", "is it {title}?"), ("{body}",)))
     assert own.fields == ("title", "body")
-    assert not own.chooses
+    assert not own.is_multiple_choice
     example = Example("a/0", {"title": "{body}", "body": "B"})
-    assert own.lay_out(example) == [
+    assert own.render(example) == [
         (("{body}", ": B"), ("B",), ("is it {body}", "?")),
         (("B",),),
     ]
@@ -47,9 +49,9 @@ def test_views_of_ones_own_mix_fields_and_words() -> None:
 
 def test_a_choice_can_stand_within_a_text() -> None:
     own = Format((("Q: {question}", "A: {choice}."),))
-    assert own.chooses
+    assert own.is_multiple_choice
     assert own.fields == ("question",)
-    views = own.lay_out(Example("a/0", {"question": "?"}, ("x", "y")))
+    views = own.render(Example("a/0", {"question": "?"}, ("x", "y")))
     assert views == [(("Q: ?",), ("A: x", ".")), (("Q: ?",), ("A: y", "."))]
 
 
@@ -59,13 +61,13 @@ def test_a_choice_can_stand_within_a_text() -> None:
         ((), "needs views"),
         (((),), "needs views"),
         ((("{a}",), ()), "needs views"),
-        ((("plain words",),), "names no field"),
-        ((("{{a}}",),), "names no field"),
+        ((("plain words",),), "contains no field"),
+        ((("{{a}}",),), "contains no field"),
         ((("{a",),), "braces"),
         ((("{a}", "{choice}"), ("{a}",)), "in every view or in none"),
         ((("{a}", "{choice}"), ("{choice}", "{a}")), "exactly one view"),
-        ((("{a} {label}",),), "reads 'label'"),
-        ((("{choices}",),), "reads 'choices'"),
+        ((("{a} {label}",),), "reserved name 'label'"),
+        ((("{choices}",),), "reserved name 'choices'"),
     ],
 )
 def test_views_that_cannot_be_read_are_refused(views, fault: str) -> None:

@@ -1,4 +1,4 @@
-"""Labels are names end to end; an index never travels without them (facts, trap 4)."""
+"""Labels are names end to end; an index never travels without them."""
 
 import math
 
@@ -26,12 +26,12 @@ def mappings(draw) -> dict[int, str]:
 @given(mappings())
 def test_a_raw_value_comes_back_as_its_name(labels: dict[int, str]) -> None:
     classes = Classes.of(labels)
-    assert classes.width == len(set(labels.values()))
+    assert classes.num_outputs == len(set(labels.values()))
     for raw, name in labels.items():
         index = classes.parse(raw)
         assert classes.name(index) == name
         assert classes.parse(name) == index
-        certain = [10.0 if k == index else 0.0 for k in range(classes.width)]
+        certain = [10.0 if k == index else 0.0 for k in range(classes.num_outputs)]
         assert classes.decode("a/0", certain).label == name
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_label_is_refused_with_the_nearest(value, cure: str) -> None:
         ({0: "one"}, "at least two"),
         ({0: "one", 1: "one"}, "at least two"),
         ([], "at least two"),
-        ({"0": "1", "1": "0"}, "another's name"),
+        ({"0": "1", "1": "0"}, "name of another"),
         ({1: "a", "1": "b", 2: "c"}, "'1' is given twice"),
         (["a", "b", "a"], "'a' is given twice"),
         ({0: "a", 1: " "}, "empty name"),

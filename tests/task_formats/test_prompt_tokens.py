@@ -7,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from task_formats import Classes, Example, Prompt, Range, Task, UsageError, named_format
-from task_formats.boundary import Boundary
 from task_formats.demonstrations import Demonstrations
-from task_formats.prompt_tokens import PromptEncoder, Question, answer_index, answer_values
+from task_formats.prompt_tokens import (
+    AnswerTokenizer,
+    PromptEncoder,
+    Question,
+    _answer_index,
+    answer_values,
+)
 
 RTE = Task(
     named_format("entailment"),
@@ -61,8 +66,8 @@ def expected_request(context: str, answer: str, limit: int) -> tuple[list[int], 
 def views(question: Question) -> list[tuple[list[int], list[int]]]:
     """(context, answer) of every answer, in order."""
     return [
-        (list(question.parts[part].prefix), list(question.parts[part].endings[ending]))
-        for part, ending in question.places
+        (list(question.groups[part].prefix), list(question.groups[part].endings[ending]))
+        for part, ending in question.answer_positions
     ]
 
 
@@ -74,7 +79,7 @@ POOL = examples([{"premise": f"p{n}", "hypothesis": f"h{n % 7}"} for n in range(
 
 
 def encoder(task=RTE, limit=10_000, pool=POOL, shots=0, **kwargs) -> PromptEncoder:
-    return PromptEncoder(task, Boundary(spell), limit, Demonstrations(pool, shots, **kwargs))
+    return PromptEncoder(task, AnswerTokenizer(spell), limit, Demonstrations(pool, shots, **kwargs))
 
 
 def prompted(context: str, answer: str) -> list[tuple[list[int], list[int]]]:
@@ -85,10 +90,11 @@ def test_zero_shot_is_the_question_and_its_answers_in_the_order_of_the_labels():
     question = encoder().encode([Example("dev/3", {"premise": "a", "hypothesis": "b"}, label=1)])[0]
     text = "a\nquestion: b True or False?\nanswer:"
     assert views(question) == [prompted(text, " True, quite true"), prompted(text, " False")]
-    assert (question.id, question.label, question.shots, question.cut) == ("dev/3", 1, 0, 0)
+    assert (question.id, question.label) == ("dev/3", 1)
+    assert (question.shots, question.truncated_tokens) == (0, 0)
     assert question.text_bytes == (16, 5)
     assert question.token_counts == tuple(len(answer) for _, answer in views(question))
-    assert len(question.parts) == 1
+    assert len(question.groups) == 1
 
 
 def test_few_shot_shows_solved_examples_then_the_question():
@@ -146,9 +152,8 @@ def test_what_fits_is_shown_and_what_does_not_is_dropped_whole_oldest_first(
         assert question.shots == shots or not fits(question.shots + 1)
         context = contexts[question.shots]
         assert views(question) == [expected_request(context, a, limit) for a in answers]
-        assert question.cut == max(len(spell([context + a])[0]) for a in answers) - limit - 1 or (
-            question.cut == 0 and fits(question.shots)
-        )
+        excess = max(len(spell([context + a])[0]) for a in answers) - limit - 1
+        assert question.truncated_tokens == max(0, excess)
         assert all(len(c) + len(a) <= limit + 1 and c for c, a in views(question))
 
 
@@ -157,7 +162,7 @@ def test_what_fits_is_shown_and_what_does_not_is_dropped_whole_oldest_first(
     st.lists(st.text("ab Ttr:. ", min_size=1, max_size=6), min_size=1),
 )
 def test_answers_begin_where_the_harness_begins_them(context, answers):
-    parted = Boundary(spell, empty=7).part([(context, answers)])[0]
+    parted = AnswerTokenizer(spell, empty_id=7).encode([(context, answers)])[0]
     for answer, found in zip(answers, parted.answers, strict=True):
         if not context.strip():
             assert (parted.context, read(found)) == ([7], context + answer)
@@ -169,17 +174,17 @@ def test_answers_begin_where_the_harness_begins_them(context, answers):
 
 
 def test_a_start_token_stands_before_every_context_and_an_empty_one_is_the_empty_token():
-    boundary = Boundary(spell, start=[1, 2], empty=ord("Q"))
-    assert boundary.part([("b", ["b"])])[0] == ([1, 2, ord("b")], [[ord("b")]])
-    assert boundary.part([("", ["Qb", "b"])])[0] == ([ord("Q")], [[ord("b")], [ord("b")]])
+    tokenizer = AnswerTokenizer(spell, start_ids=[1, 2], empty_id=ord("Q"))
+    assert tokenizer.encode([("b", ["b"])])[0] == ([1, 2, ord("b")], [[ord("b")]])
+    assert tokenizer.encode([("", ["Qb", "b"])])[0] == ([ord("Q")], [[ord("b")], [ord("b")]])
     with pytest.raises(UsageError, match="no tokens"):
-        boundary.part([("b", [""])])
+        tokenizer.encode([("b", [""])])
 
 
 def test_an_answer_longer_than_the_model_reads_is_refused():
     asked = [Example("t/7", {"context": "who"}, ("ab", "b" * 30), 0)]
-    assert encoder(RACE, limit=31).encode(asked)[0].cut == 4 + 2 - 1
-    with pytest.raises(UsageError, match="t/7: an answer of 31 tokens is longer than the 30"):
+    assert encoder(RACE, limit=31).encode(asked)[0].truncated_tokens == 4 + 2 - 1
+    with pytest.raises(UsageError, match="t/7: an answer has 31 tokens, more than"):
         encoder(RACE, limit=30).encode(asked)
 
 
@@ -202,9 +207,9 @@ def test_content_free_questions_follow_the_same_solved_examples():
     assert 0 < max(q.dropped for q in questions) < 6
     free = made.encode_content_free(asked, questions, "N/A")
     for one, question, example in zip(free, questions, asked, strict=True):
-        end = len(read(question.parts[0].prefix)) - len(RTE.prompt.question(example))
-        before = read(question.parts[0].prefix)[:end]
-        assert read(one.parts[0].prefix) == (before + "N/A\nquestion: N/A True or False?\nanswer:")
+        end = len(read(question.groups[0].prefix)) - len(RTE.prompt.question(example))
+        before = read(question.groups[0].prefix)[:end]
+        assert read(one.groups[0].prefix) == (before + "N/A\nquestion: N/A True or False?\nanswer:")
         assert one.shots == question.shots
 
 
@@ -217,12 +222,9 @@ def test_a_score_is_asked_by_words_for_some_of_its_values():
     )
     assert answer_values(task.prompt) == (0.0, 2.5, 5.0)
     assert task.prompt.answer_texts(POOL[0]) == (" none", " half", " five")
-    nearest = [
-        answer_index(task.prompt, task, Example("x", {}, label=score))
-        for score in (0.0, 1.2, 1.3, 4)
-    ]
+    nearest = [_answer_index(task, Example("x", {}, label=score)) for score in (0.0, 1.2, 1.3, 4)]
     assert nearest == [0, 0, 1, 2]
-    with pytest.raises(UsageError, match="'6', which is no score from 0 to 5"):
+    with pytest.raises(UsageError, match="'6' in answers is not a score from 0 to 5"):
         Task(task.format, task.columns, task.labels, prompt=Prompt("{first}", {"6": " six"}))
 
 

@@ -121,19 +121,19 @@ GOOD = {"text": "T", "question": "Q?", "options": ["x", "y"], "answer": "A"}
         (PAIRS, {"a": None}, "'a' is empty", "Fill it in"),
         (PAIRS, {"a": math.nan}, "'a' is empty", "Fill it in"),
         (PAIRS, {"a": " \n"}, "empty text for 'premise'", "Fill it in"),
-        (PAIRS, {"a": ["p"]}, "'a' holds a list", ""),
-        (PAIRS, {"a": {"x": 1}}, "'a' holds a dict", ""),
-        (PAIRS, {"a": b"p"}, "'a' holds a bytes", ""),
+        (PAIRS, {"a": ["p"]}, "'a' must hold text (got a list)", ""),
+        (PAIRS, {"a": {"x": 1}}, "'a' must hold text (got a dict)", ""),
+        (PAIRS, {"a": b"p"}, "'a' must hold text (got a bytes)", ""),
         (PAIRS, {"a": ...}, "no column 'a'", "Known: A_, b, y"),
         (PAIRS, {"y": ...}, "no column 'y'", "Known: A_, a, b"),
         (PAIRS, {"y": 2}, "unknown label 2", "Known: 0, 1, no, yes"),
         (choosing(), {"question": ...}, "no column 'question'", "Did you mean 'question_'"),
-        (choosing(), {"options": ["x"]}, "1 choices in column 'options'", "Two"),
-        (choosing(), {"options": "xy"}, "'xy', not a list", "choices: [ending1, ending2]"),
+        (choosing(), {"options": ["x"]}, "1 choices in column 'options'", "two"),
+        (choosing(), {"options": "xy"}, "list of choices (got 'xy')", "choices: [ending1"),
         (choosing(), {"options": ["x", ""]}, "choice 2 in column 'options' is empty", "Fill"),
         (choosing(), {"options": ["x", None]}, "empty", "Fill"),
         (choosing(), {"options": list("wxyz")}, "4 choices but 3 labels", "task.labels"),
-        (choosing(), {"answer": "C"}, "label 'C' names choice 3 of 2", ""),
+        (choosing(), {"answer": "C"}, "label 'C' is choice 3 of 2", ""),
     ],
 )  # fmt: skip
 def test_a_wrong_row_names_its_column_and_the_cure(task, change, fault, cure) -> None:
@@ -154,13 +154,13 @@ BOTH = {"premise": "a", "hypothesis": "b"}
 @pytest.mark.parametrize(
     ("columns", "fault"),
     [
-        ({"premise": "a"}, "lacks 'hypothesis'"),
-        ({**BOTH, "hypotesis": "c"}, "'hypotesis', which nothing reads.*mean 'hypothesis'"),
-        ({**BOTH, "labels": "y"}, "'labels', which nothing reads.*mean 'label'"),
-        ({**BOTH, "choices": "c"}, "'choices', which nothing reads"),
-        ({**BOTH, "premise": ["a", "b"]}, "premise: this is a list"),
-        ({**BOTH, "label": ["a", "b"]}, "label: this is a list"),
-        ({**BOTH, "label": "{y}"}, "label: a label is no template"),
+        ({"premise": "a"}, "'hypothesis' is missing"),
+        ({**BOTH, "hypotesis": "c"}, "'hypotesis' in task.columns is not used.*mean 'hypothesis'"),
+        ({**BOTH, "labels": "y"}, "'labels' in task.columns is not used.*mean 'label'"),
+        ({**BOTH, "choices": "c"}, "'choices' in task.columns is not used"),
+        ({**BOTH, "premise": ["a", "b"]}, "premise: must not be a list"),
+        ({**BOTH, "label": ["a", "b"]}, "label: must not be a list"),
+        ({**BOTH, "label": "{y}"}, "label: must not be a template"),
         ({**BOTH, "premise": "{a"}, "braces"),
     ],
 )
@@ -170,7 +170,7 @@ def test_columns_that_do_not_fit_the_format_are_refused(columns, fault: str) -> 
 
 
 def test_a_choice_has_no_score() -> None:
-    with pytest.raises(UsageError, match="cannot have a range"):
+    with pytest.raises(UsageError, match="needs labels, not a range"):
         Task(FORMATS["multiple_choice"], {"context": "a", "choices": "b"}, Range(0, 1))
 
 
@@ -200,12 +200,12 @@ def test_answers_to_choose_from_are_the_choices() -> None:
     [
         ({"yess": " t", "no": " f"}, "{premise}", "unknown label 'yess'.*mean 'yes'"),
         ({"1": " t", "0": " f"}, "{premise}", "unknown label '1'"),
-        ({"yes": " t"}, "{premise}", "lack the label 'no'"),
+        ({"yes": " t"}, "{premise}", "the label 'no' is missing"),
         ({}, "{premise}", "needs answers"),
         (" {choice}", "{premise}", "do not fit the format"),
         ("no hole", "{premise}", "without {choice}"),
-        ({"yes": " t", "no": " f"}, "{premis}", "names 'premis'.*mean 'premise'"),
-        ({"yes": " t", "no": " f"}, "{label}", "names 'label'"),
+        ({"yes": " t", "no": " f"}, "{premis}", "unknown field 'premis'.*mean 'premise'"),
+        ({"yes": " t", "no": " f"}, "{label}", "unknown field 'label'"),
         ({"yes": " t", "no": " f"}, "{premise", "braces"),
     ],
 )
@@ -218,7 +218,7 @@ def test_choices_are_not_asked_for_by_label_names_nor_scores_by_words_without_nu
     with pytest.raises(UsageError, match="do not fit the format"):
         asked({"A": "a", "B": "b", "C": "c"}, "{context}", choosing())
     scored = Task(PAIRS.format, PAIRS.columns, Range(0, 5))
-    with pytest.raises(UsageError, match="'high', which is no score from 0 to 5"):
+    with pytest.raises(UsageError, match="'high' in answers is not a score from 0 to 5"):
         asked({"0": "low", "high": "high"}, "{premise}", scored)
 
 
@@ -230,5 +230,5 @@ def test_a_prompt_may_speak_of_more_than_the_views_do() -> None:
     example = task.example({"a": "A", "b": "B", "y": 0}, "x/0")
     assert task.prompt is not None
     assert task.prompt.question(example) == "B: A"
-    with pytest.raises(UsageError, match="'topic', which nothing reads"):
+    with pytest.raises(UsageError, match=r"'topic' in task\.columns is not used"):
         Task(kind, columns, YES_NO)

@@ -16,7 +16,7 @@ def escaped(text: str) -> str:
 
 @given(TEXT)
 def test_an_escaped_text_is_filled_with_itself(text: str) -> None:
-    assert templates.names(escaped(text)) == ()
+    assert templates.field_names(escaped(text)) == ()
     assert templates.fill(escaped(text), {}) == text
 
 
@@ -24,7 +24,7 @@ def test_an_escaped_text_is_filled_with_itself(text: str) -> None:
 def test_holes_are_filled_and_values_are_never_read_as_templates(parts, tail) -> None:
     template = "".join(f"{escaped(text)}{{{name}}}" for text, name, _ in parts) + escaped(tail)
     values = {name: value for _, name, value in parts}
-    assert templates.names(template) == tuple(name for _, name, _ in parts)
+    assert templates.field_names(template) == tuple(name for _, name, _ in parts)
     expected = "".join(text + values[name] for text, name, _ in parts) + tail
     assert templates.fill(template, values) == expected
 
@@ -38,7 +38,7 @@ def test_braces_in_a_value_stay_as_they_are(value: str) -> None:
     "hole", ["a.__class__", "a[0]", "a!r", "a:>10", "0", " a", "a.b", "__import__('os')", "a()"]
 )
 def test_a_hole_is_a_name_and_never_an_expression(hole: str) -> None:
-    assert templates.names(f"{{{hole}}}") == (hole,)
+    assert templates.field_names(f"{{{hole}}}") == (hole,)
     with pytest.raises(UsageError):
         templates.fill(f"{{{hole}}}", {"a": "value"})
     assert templates.fill(f"{{{hole}}}", {"a": "value", hole: "taken"}) == "taken"
@@ -47,7 +47,7 @@ def test_a_hole_is_a_name_and_never_an_expression(hole: str) -> None:
 @pytest.mark.parametrize("template", ["{", "}", "{}", "{a", "a}", "{{a}", "{a}}", "{a{b}}", "}{"])
 def test_unbalanced_and_empty_braces_are_refused(template: str) -> None:
     with pytest.raises(UsageError, match="braces") as caught:
-        templates.names(template)
+        templates.field_names(template)
     assert repr(template) in str(caught.value)
 
 

@@ -3,20 +3,20 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_formats.truncation import fit
+from task_formats.truncation import truncate_longest_first as truncate
 
 NAMES = "abcde"
 
 
 @st.composite
 def cases(draw, most_views: int = 4):
-    """Texts with lengths, views that name them (some twice), and what each view has room for."""
+    """Texts with lengths, views that name them (some twice), and what each view has limits for."""
     names = NAMES[: draw(st.integers(1, 5))]
     lengths = {name: draw(st.integers(0, 40)) for name in names}
     view = st.lists(st.sampled_from(names), min_size=1, max_size=4).map(tuple)
     views = draw(st.lists(view, min_size=1, max_size=most_views))
-    room = [draw(st.integers(0, 60)) for _ in views]
-    return lengths, views, room
+    limits = [draw(st.integers(0, 60)) for _ in views]
+    return lengths, views, limits
 
 
 def size(kept, view) -> int:
@@ -25,27 +25,27 @@ def size(kept, view) -> int:
 
 @given(cases())
 def test_every_view_fits_and_no_text_grows(case) -> None:
-    lengths, views, room = case
-    kept = fit(lengths, views, room)
+    lengths, views, limits = case
+    kept = truncate(lengths, views, limits)
     assert kept.keys() == lengths.keys()
     assert all(0 <= kept[name] <= lengths[name] for name in lengths)
-    assert all(size(kept, view) <= space for view, space in zip(views, room, strict=True))
+    assert all(size(kept, view) <= space for view, space in zip(views, limits, strict=True))
 
 
 @given(cases())
 def test_what_fits_is_left_alone_and_fitting_twice_changes_nothing(case) -> None:
-    lengths, views, room = case
-    kept = fit(lengths, views, room)
-    assert fit(kept, views, room) == kept
-    assert fit(lengths, views, [size(lengths, view) for view in views]) == lengths
+    lengths, views, limits = case
+    kept = truncate(lengths, views, limits)
+    assert truncate(kept, views, limits) == kept
+    assert truncate(lengths, views, [size(lengths, view) for view in views]) == lengths
     named = {name for view in views for name in view}
     assert all(kept[name] == lengths[name] for name in lengths if name not in named)
 
 
 @given(cases(most_views=1))
 def test_the_longest_give_first_and_to_a_common_level(case) -> None:
-    lengths, views, room = case
-    kept = fit(lengths, views, room)
+    lengths, views, limits = case
+    kept = truncate(lengths, views, limits)
     cut = [name for name in set(views[0]) if kept[name] < lengths[name]]
     for name in cut:
         assert all(kept[other] <= kept[name] + 1 for other in views[0])
@@ -53,22 +53,22 @@ def test_the_longest_give_first_and_to_a_common_level(case) -> None:
 
 @given(cases(most_views=1))
 def test_no_place_is_wasted(case) -> None:
-    lengths, (view,), (room,) = case
-    kept = fit(lengths, [view], [room])
+    lengths, (view,), (limit,) = case
+    kept = truncate(lengths, [view], [limit])
     cut = [name for name in set(view) if kept[name] < lengths[name]]
     for name in cut:
         # One more token of a text that was cut the most, wherever the view repeats it, won't fit.
         if kept[name] == min(kept[other] for other in cut):
-            assert size(kept, view) + view.count(name) > room
+            assert size(kept, view) + view.count(name) > limit
 
 
 @given(cases())
 def test_only_views_that_are_too_long_cause_cuts(case) -> None:
-    lengths, views, room = case
-    kept = fit(lengths, views, room)
+    lengths, views, limits = case
+    kept = truncate(lengths, views, limits)
     too_long = {
         name
-        for view, space in zip(views, room, strict=True)
+        for view, space in zip(views, limits, strict=True)
         if size(lengths, view) > space
         for name in view
     }
@@ -77,23 +77,27 @@ def test_only_views_that_are_too_long_cause_cuts(case) -> None:
 
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_words_in_a_view_does_not_matter(case, random) -> None:
-    lengths, views, room = case
+    lengths, views, limits = case
     mixed = [tuple(random.sample(view, len(view))) for view in views]
-    assert fit(lengths, mixed, room) == fit(lengths, views, room)
+    assert truncate(lengths, mixed, limits) == truncate(lengths, views, limits)
 
 
 def test_a_long_context_gives_way_to_short_answers() -> None:
     views = [("context", "yes"), ("context", "certainly not")]
     lengths = {"context": 100, "yes": 1, "certainly not": 3}
-    assert fit(lengths, views, [50, 50]) == {"context": 47, "yes": 1, "certainly not": 3}
+    assert truncate(lengths, views, [50, 50]) == {
+        "context": 47,
+        "yes": 1,
+        "certainly not": 3,
+    }
 
 
 def test_a_text_that_a_view_repeats_counts_twice() -> None:
-    assert fit({"a": 10}, [("a", "a")], [7]) == {"a": 3}
+    assert truncate({"a": 10}, [("a", "a")], [7]) == {"a": 3}
 
 
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_views_does_not_matter(case, random) -> None:
-    lengths, views, room = case
-    kept = fit(lengths, views, [room[0]] * len(views))
-    assert fit(lengths, random.sample(views, len(views)), [room[0]] * len(views)) == kept
+    lengths, views, limits = case
+    kept = truncate(lengths, views, [limits[0]] * len(views))
+    assert truncate(lengths, random.sample(views, len(views)), [limits[0]] * len(views)) == kept

@@ -37,7 +37,7 @@ def test_a_value_without_a_word_is_refused_with_the_nearest():
 
 
 def test_values_of_a_column_that_nothing_reads_are_refused():
-    with pytest.raises(UsageError, match=r"'ask', which nothing reads\n.*'asks'"):
+    with pytest.raises(UsageError, match=r"'ask' in task.values is not used\n.*'asks'"):
         make_task(values={"ask": {"cause": "because"}})
 
 

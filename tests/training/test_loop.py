@@ -27,7 +27,7 @@ def paper_gradients(job: FinetuningJob, weights: dict[str, np.ndarray], update: 
     family = job.base.decoder.config.model_type
     shape = reference.Shape(job.base.decoder.config.n_head, family == "gpt2")
     decoder = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    kind = "choice" if job.task.format.chooses else "class"
+    kind = "choice" if job.task.format.is_multiple_choice else "class"
     extract = job.base.task_tokens.special_tokens.extract
     labels = [example.label for example in many]
     loss = reference.objective(decoder, shape, head, views, labels, kind, extract, 0.5)

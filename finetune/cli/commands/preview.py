@@ -66,7 +66,7 @@ def _print_example(
     out.print()
     out.print(Text.assemble((example.id, "bold"), "   label: ", (label, "bold green")))
     for k, view in enumerate(views):
-        correct = " (correct)" if task.format.chooses and example.label == k else ""
+        correct = " (correct)" if task.format.is_multiple_choice and example.label == k else ""
         out.print(Text(f"view {k + 1} of {len(views)}{correct}: {summarize(view)}", "dim"))
         out.print(render_view(view, _has_colors(out)), soft_wrap=not out.is_terminal)
 
