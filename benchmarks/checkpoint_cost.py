@@ -11,11 +11,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune.checkpointing.checkpoint import CheckpointWriter, latest
+from finetune.checkpointing.checkpoint import CheckpointWriter, load_latest_checkpoint
 from finetune.checkpointing.training_state import capture_state
 from finetune.models.speedups.allocator import keep_freed_memory
 
@@ -36,7 +37,7 @@ def main() -> None:
         next(updates)
     size = sum(tensor.nbytes for tensor in capture_state(model, optimizer).values())
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        saver = CheckpointWriter(folder)
+        saver = CheckpointWriter(Path(folder))
         saver.save(0, capture_state(model, optimizer), {})  # the first one also allocates memory
         saver.wait()
         costs = []
@@ -50,7 +51,7 @@ def main() -> None:
                 f"update {alone:.2f} s; save: copy {copied:.2f} s, updates beside {beside:+.2f} s"
             )
         saver.close()
-        read = clock(lambda: latest(folder))
+        read = clock(lambda: load_latest_checkpoint(Path(folder)))
     cost = statistics.median(costs)
     print(f"{size / 1e9:.2f} GB on {device}; checked and read in {read:.1f} s")
     print(f"a save costs {cost:.2f} s: {cost / 60:.1%} of training at one a minute")

@@ -85,7 +85,7 @@ def interrupt(
 
 def check(run: Path, number: signal.Signals, code: int) -> None:
     """After SIGKILL every complete checkpoint is valid; after SIGTERM the latest one is."""
-    state, warnings = checkpoint.latest(run / "checkpoints")
+    state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL, code
         # Incomplete checkpoints are reported and skipped.

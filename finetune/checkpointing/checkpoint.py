@@ -1,258 +1,207 @@
-"""Whole states of a run on disk: tensors and facts that check themselves when they are read.
+"""Checkpoints of a run: everything that resuming needs, verified when it is read.
 
     checkpoints/update-00000120/
-        tensors.safetensors     every tensor, bit for bit
-        facts.json              everything else
-        manifest.json           name, run, sizes and SHA-256 of the two, sealed; written last
+        tensors.safetensors     weights and optimizer moments, bit for bit
+        metadata.json           everything else, floats exact
+        manifest.json           size and SHA-256 of both; written last
 
-A state is written under another name and renamed when it is on the disk. The newest two stay.
+A checkpoint is written under a temporary name and renamed when it is on the disk. The newest two
+are kept: should one be damaged, there is the one before it.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Event
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from finetune.storage import files
-from finetune.storage import json_files as json_text
-from finetune.storage.sealed_manifest import (
-    MANIFEST,
-    FileRecord,
+from finetune.storage import files, json_files
+from finetune.storage.manifest import (
     Manifest,
-    check_file,
-    compare,
     read_manifest,
+    record_file,
+    verify_files,
+    write_manifest,
 )
-from finetune.storage.tensors import Same, find_same, read_tensors, write_tensors
+from finetune.storage.tensors import read_tensors, save_tensors
 from task_formats import UsageError
 
-TENSORS, FACTS = "tensors.safetensors", "facts.json"
-FORMAT = "gptft checkpoint, version 1"
+TENSORS, METADATA, MANIFEST = "tensors.safetensors", "metadata.json", "manifest.json"
+FORMAT = "gptft checkpoint, version 2"
 KEEP = 2
-"""States that stay: should the newest be damaged, there is the one before."""
 
-_LARGEST_TEXT = 2**26
-_NAME = re.compile(r"(update-(\d{1,18}))(\.partial|\.old)?")
-# Should several folders claim one update: the finished one, the one about to be, the one before.
-_RANKS = {None: 2, ".partial": 1, ".old": 0}
+_OLD_FORMAT = "gptft checkpoint, version 1"
+_NAME = re.compile(r"update-(\d{1,18})")
 
 
-class CheckpointState(NamedTuple):
-    """What a run needs to go on, as it was saved."""
+class Checkpoint(NamedTuple):
+    """What a run needs to resume, as it was saved."""
 
     tensors: dict[str, Tensor]
-    """On the CPU, in memory of their own; tensors saved as one are one."""
-    facts: dict[str, Any]
+    """On the CPU, in their own memory."""
+    metadata: dict[str, Any]
     path: Path
-    run: str | None
-    """The identity of the run that saved it; None where that had none."""
 
 
-def save(
-    folder: Path | str,
-    update: int,
-    tensors: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
-    run: str | None = None,
-) -> Path:
-    """Write the state of `run` after `update` updates and delete all but the newest two.
+def save_checkpoint(
+    folder: Path, update: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Writes the checkpoint of an update and deletes all but the newest two up to this update.
 
-    States of later updates go too: they belong to a future that a resume gave up. One writer
-    at a time. UsageError on a full, read-only or forbidden disk, with the earlier states whole.
+    Later ones are deleted too: they belong to updates that are about to be repeated. Only one
+    process may write at a time.
+
+    Raises:
+        UsageError: The disk is full, read-only or forbidden; earlier checkpoints are unharmed.
     """
-    return _write(Path(folder), update, *find_same(tensors), _encode(facts), run)
+    _write(folder, update, tensors, json_files.encode(metadata, exact=True))
 
 
-def latest(folder: Path | str, run: str | None = None) -> tuple[CheckpointState | None, list[str]]:
-    """The newest whole state of `run`, and a warning with file and reason for every newer one.
+def load_latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Returns the newest undamaged checkpoint, and a warning for every newer, damaged one.
 
-    Changes nothing on disk, so any number of processes can call it at once.
+    Changes nothing on disk: any number of processes may call it at once.
+
+    Raises:
+        UsageError: The newest one was written by an older version of gptft.
     """
     warnings: list[str] = []
-    for path in reversed(_states(Path(folder))):
+    for path in reversed(_list_checkpoints(folder)):
         try:
-            return load(path, run), warnings
+            return load_checkpoint(path), warnings
         except UsageError as error:
-            warnings.append(f"{error.headline}; this state is not used")
+            _refuse_old_format(path)
+            warnings.append(f"{error.headline}; this checkpoint is not used")
     return None, warnings
 
 
-def load(path: Path | str, run: str | None = None) -> CheckpointState:
-    """The state in a folder; UsageError naming the file and what is wrong with it.
-
-    With `run`, a state that another run has saved is wrong too.
-    """
-    path = Path(path)
-    with files.explain_os_errors(path):
-        _require_state(path)
-    manifest = read_manifest(path, FORMAT, run)
-    expected = manifest.files
-    if expected.keys() != {TENSORS, FACTS}:
-        raise UsageError("damaged: it does not list a state's files", where=str(path / MANIFEST))
-    if manifest.name != files.final_name(path):
-        what = f"belongs to another state, {manifest.name!r}"
-        raise UsageError(what, where=str(path / MANIFEST))
-    text = files.read_regular_file(path / FACTS, _LARGEST_TEXT)
-    compare(path / FACTS, expected[FACTS], _entry(text))
-    check_file(path / TENSORS, expected[TENSORS])
-    facts = json_text.decode(text, str(path / FACTS))
-    if not isinstance(facts, dict):
-        raise UsageError("damaged: it holds no facts", where=str(path / FACTS))
-    return CheckpointState(read_tensors(path / TENSORS), facts, path, manifest.run)
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads and verifies one checkpoint. Raises UsageError where a file is missing or damaged."""
+    manifest = read_manifest(path / MANIFEST, FORMAT)
+    if manifest.files.keys() != {TENSORS, METADATA}:
+        raise UsageError("damaged: it lists other files", where=str(path / MANIFEST))
+    verify_files(path, manifest)
+    content = files.read_regular_file(path / METADATA)
+    metadata = json_files.decode(content, str(path / METADATA))
+    if not isinstance(metadata, dict):
+        raise UsageError("damaged: it is not an object", where=str(path / METADATA))
+    return Checkpoint(read_tensors(path / TENSORS), metadata, path)
 
 
-def _entry(text: bytes) -> FileRecord:
-    return FileRecord(len(text), sha256(text).hexdigest())
+def _refuse_old_format(path: Path) -> None:
+    try:
+        manifest = files.read_regular_file(path / MANIFEST)
+    except UsageError:
+        return
+    if _OLD_FORMAT.encode() in manifest:
+        raise UsageError(
+            "this checkpoint was saved by an older version of gptft",
+            where=str(path),
+            cure="Finish the run with that version, or start it again with --overwrite.",
+        )
 
 
-def _require_state(path: Path) -> None:
-    if path.is_symlink():
-        raise UsageError("a link, not a folder", where=str(path))
-    if path.suffix == ".partial" and not (path / MANIFEST).exists():
-        raise UsageError("half written: its save was stopped", where=str(path))
-
-
-class _Abandoned(Exception):
-    """A state shall not be written to its end."""
+def finish_interrupted_saves(folder: Path) -> None:
+    """Puts a checkpoint back that was being replaced when its process was killed."""
+    with files.explain_os_errors(folder):
+        for replaced in list(folder.glob("update-*.old")):
+            files.finish_replacement(replaced.with_suffix(""))
 
 
 class CheckpointWriter:
-    """Saves states in the background: `save` copies the tensors and training goes on.
+    """Saves checkpoints in the background.
 
-    The copy keeps its memory from one save to the next (fresh memory is far slower to fill), as
-    much as the tensors take. A failed save raises its UsageError at the next call or at `close`.
+    `save` copies the tensors and returns; training goes on while a thread writes. The copies keep
+    their memory from one save to the next, because to allocate fresh memory is far slower. When a
+    save fails, the next call raises its UsageError.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self.run: str | None = None
-        """Whose states these are."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._copies: dict[str, Tensor] = {}
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Path] | None = None
-        self._left = Event()
+        self._thread: Thread | None = None
+        self._error: Exception | None = None
 
-    def save(self, update: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """As the function `save`, but back as soon as the tensors are copied.
-
-        Waits for the save before it, if that one is still being written.
-        """
+    def save(self, update: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """As `save_checkpoint`, after waiting for the save before this one."""
         self.wait()
-        text = _encode(facts)
-        distinct, same = find_same(tensors)
-        _require_space(self.folder, distinct, text)
-        self._copies = {name: self._copy(name, tensor) for name, tensor in distinct.items()}
-        self._pending = self._writer.submit(
-            _write, self.folder, update, self._copies, same, text, self.run, self._check
+        encoded = json_files.encode(metadata, exact=True)
+        _check_disk_space(self.folder, tensors, encoded)
+        self._copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
+        # A daemon: when the user interrupts the program twice, it does not wait for a slow disk.
+        self._thread = Thread(
+            target=self._run, args=(update, self._copies, encoded), name="checkpoint", daemon=True
         )
-
-    def _check(self) -> None:
-        if self._left.is_set():
-            raise _Abandoned
+        self._thread.start()
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        held = self._copies.get(name)
-        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return held.copy_(tensor.detach())
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return copy.copy_(tensor.detach())
+
+    def _run(self, update: int, tensors: Mapping[str, Tensor], metadata: bytes) -> None:
+        try:
+            _write(self.folder, update, tensors, metadata)
+        except Exception as error:
+            self._error = error
 
     def poll(self) -> None:
-        """Raise the error of a save that has failed; costs nothing."""
-        if self._pending and self._pending.done():
+        """Raises the error of a save that has failed; does not wait."""
+        if self._thread and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more; raise the error if that failed.
+        """Waits until the last save is on the disk; raises its error if it failed."""
+        if self._thread:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        if error:
+            raise error
 
-        Ctrl-C while it waits leaves that state half-written; those before it stay whole.
+    def close(self, wait: bool = True) -> None:
+        """Waits for the last save and frees the copies.
+
+        Without `wait` the save goes on until the process ends; if that is too early, the
+        checkpoint before it stays the newest.
         """
-        pending, self._pending = self._pending, None
-        if pending:
-            try:
-                pending.result()
-            except KeyboardInterrupt:
-                self._left.set()
-                raise
-
-    def close(self, leave: bool = False) -> None:
-        """Finish what is being written, or `leave` it half-done, and let the memory go."""
-        if leave:
-            self._left.set()
         try:
-            with suppress(_Abandoned):
+            if wait:
                 self.wait()
         finally:
-            self._writer.shutdown()
             self._copies = {}
 
 
-def _encode(facts: Mapping[str, Any]) -> bytes:
-    text = json_text.encode(facts, exact=True)
-    if len(text) > _LARGEST_TEXT:
-        raise ValueError(f"facts of {len(text):,} bytes; large things belong into tensors")
-    return text
+def _check_disk_space(folder: Path, tensors: Mapping[str, Tensor], metadata: bytes) -> None:
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    files.check_disk_space(folder, size + len(metadata) + 500 * len(tensors) + 2**16)
 
 
-def _require_space(folder: Path, tensors: Mapping[str, Tensor], facts: bytes) -> None:
-    numbers = sum(tensor.nbytes for tensor in tensors.values())
-    files.check_disk_space(folder, numbers + len(facts) + 500 * len(tensors) + 2**16)
-
-
-def _write(
-    folder: Path,
-    update: int,
-    tensors: Mapping[str, Tensor],
-    same: Same,
-    facts: bytes,
-    run: str | None,
-    before_each: Callable[[], object] = bool,
-) -> Path:
+def _write(folder: Path, update: int, tensors: Mapping[str, Tensor], metadata: bytes) -> None:
     path = folder / f"update-{update:08d}"
-    with files.explain_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _settle(folder)
-    _require_space(folder, tensors, facts)
+    _check_disk_space(folder, tensors, metadata)
     with files.replace_folder(path) as partial:
-        with open(partial / TENSORS, "xb") as file:
-            written = FileRecord(*write_tensors(file, tensors, same, before_each))
-            files.flush(file)
-        files.write_atomically(partial / FACTS, facts)
-        manifest = Manifest(FORMAT, path.name, {TENSORS: written, FACTS: _entry(facts)}, run)
-        files.write_atomically(partial / MANIFEST, manifest.encode())
-    _prune(folder, path)
-    return path
+        save_tensors(partial / TENSORS, tensors)
+        files.write_atomically(partial / METADATA, metadata)
+        records = {name: record_file(partial / name) for name in (TENSORS, METADATA)}
+        write_manifest(partial / MANIFEST, Manifest(FORMAT, records))
+    _delete_all_but(_list_checkpoints(folder, update)[-KEEP:], folder)
 
 
-def _states(folder: Path) -> list[Path]:
-    """Folders of states, half-written ones too, from the oldest to the newest."""
+def _list_checkpoints(folder: Path, last: int | None = None) -> list[Path]:
+    """Checkpoints up to an update, from the oldest to the newest."""
     with files.explain_os_errors(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    matches = [match for match in map(_NAME.fullmatch, names) if match]
-    matches.sort(key=lambda match: (int(match[2]), _RANKS[match[3]], match[0]))
-    return [folder / match[0] for match in matches]
+    updates = {int(match[1]): match[0] for match in map(_NAME.fullmatch, names) if match}
+    return [folder / updates[n] for n in sorted(updates) if last is None or n <= last]
 
 
-def _settle(folder: Path) -> None:
-    """Give a whole state that a kill left under a passing name its own, and sweep the rest."""
-    for path in _states(folder):
-        own = path.with_name(files.final_name(path))
-        if path.suffix == ".partial" and (path / MANIFEST).exists() and not own.exists():
-            path.rename(own)
-        if path != own:
-            files.finish_replacement(own)
-
-
-def _prune(folder: Path, newest: Path) -> None:
-    states = _states(folder)
-    kept = states[: states.index(newest) + 1][-KEEP:]
+def _delete_all_but(kept: list[Path], folder: Path) -> None:
+    """Deletes other checkpoints, and what interrupted saves left."""
     with files.explain_os_errors(folder):
-        for path in states:
-            if path not in kept:
+        for path in list(folder.iterdir()):
+            if path not in kept and _NAME.fullmatch(path.name.partition(".")[0]):
                 files.remove(path)

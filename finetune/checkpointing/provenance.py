@@ -1,4 +1,4 @@
-"""What a run was made with besides its recipe: versions, base and data, and what has changed."""
+"""What a run depends on besides its recipe: versions, base and data; and what of it has changed."""
 
 import importlib.metadata
 import platform
@@ -11,7 +11,6 @@ from torch import nn
 
 from finetune.models.pretrained import find_base
 from finetune.storage import files
-from finetune.training.job import TrainingJob
 from task_formats import UsageError
 
 _PACKAGES = (
@@ -57,20 +56,27 @@ def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
     return sha256("".join(map(files.hash_file, paths)).encode()).hexdigest()
 
 
-def collect_provenance(job: TrainingJob) -> dict[str, Any]:
-    """Versions, base and data: what a result depends on besides its recipe."""
-    sources = job.sources()
+def collect_provenance(
+    base: Mapping[str, str], data: Mapping[str, str], rows: Mapping[str, int]
+) -> dict[str, Any]:
+    """Returns what results and checkpoints record of a run, as plain values for JSON.
+
+    Args:
+        base: Fingerprints of the base's weights, config and tokenizer.
+        data: Fingerprint of each split.
+        rows: Number of rows of each split.
+    """
     versions = {name: _version(name) for name in _PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "base": job.origins(),
-        "data": {name: source.fingerprint for name, source in sources.items()},
-        "rows": {name: source.rows for name, source in sources.items()},
+        "base": dict(base),
+        "data": dict(data),
+        "rows": dict(rows),
     }
 
 
 def _version(package: str) -> str | None:
-    """None for a package that is used from a folder without being installed."""
+    """None for a package that is imported from a folder without being installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -78,7 +84,7 @@ def _version(package: str) -> str | None:
 
 
 def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A sentence for everything that is not as it was when the state was saved."""
+    """Returns a sentence for everything that differs from when the checkpoint was saved."""
     return [
         f"resumed with other {kind}: {name} was {before}, is {new[kind].get(name)}"
         for kind in new
@@ -88,12 +94,18 @@ def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_frozen(model: nn.Module, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """UsageError where weights that no state holds are not those that the run began with."""
-    frozen = any(not part.requires_grad for part in model.parameters())
-    before, now = (made_with.get("base", {}).get(WEIGHTS) for made_with in (old, new))
+    """Raises UsageError where frozen weights, which no checkpoint holds, have changed.
+
+    Args:
+        model: The model to train.
+        old: Provenance in the checkpoint.
+        new: Provenance now.
+    """
+    frozen = any(not parameter.requires_grad for parameter in model.parameters())
+    before, now = (provenance.get("base", {}).get(WEIGHTS) for provenance in (old, new))
     if frozen and before and before != now:
         raise UsageError(
-            "the base's weights have changed, and what was trained fits the old ones alone",
+            "the weights of the base have changed, and the checkpoint fits the old ones only",
             where="base.path",
-            cure="Put the old files back, or train anew with --overwrite.",
+            cure="Restore the old files, or train again with --overwrite.",
         )

@@ -18,6 +18,7 @@ from finetune.checkpointing.run_folder import (
     RECIPE,
     RESULT,
     RunFolder,
+    load_run_recipe,
     read_result,
 )
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
@@ -32,7 +33,6 @@ from finetune.recipe.loading import dump_recipe, resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
-from finetune.training.recorder import load_run_recipe
 from finetune.training.stops import agree, stopping_at_once
 from finetune.training.train import events as train_events
 from task_formats import Demonstrations, Task, UsageError
@@ -227,7 +227,7 @@ class Study:
                 values["made_with"] = {"data": {"evaluate": self._evaluation_fingerprint}}
                 values["seconds"] = time.perf_counter() - start
                 with RunFolder.open(folder, overwrite=True) as run_folder:
-                    run_folder.save_recipe(dump_recipe(cell.recipe))
+                    run_folder.write_recipe(dump_recipe(cell.recipe))
                     run_folder.write_result(values)
         self.accelerator.wait_for_everyone()
 

@@ -9,8 +9,13 @@ import numpy as np
 from accelerate import Accelerator
 
 from finetune.checkpointing.model_folder import load_model, save_model
-from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, read_identity, read_result
-from finetune.checkpointing.seals import seal_model
+from finetune.checkpointing.run_folder import (
+    MODEL,
+    RECIPE,
+    RESULT,
+    load_run_recipe,
+    read_result,
+)
 from finetune.data.splits import encode_split
 from finetune.distributed.setup import (
     choose_layout,
@@ -30,7 +35,6 @@ from finetune.models.task_model import TaskModel
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
-from finetune.training.recorder import load_run_recipe
 from task_formats import Example, Prediction, Row, Task, UsageError
 
 _STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
@@ -91,7 +95,6 @@ class Predictor:
         """Writes what `load` reads, without the history of the run."""
         files.write_atomically(folder / RECIPE, dump_recipe(self.recipe))
         save_model(folder / MODEL, self.model, self._base)
-        seal_model(folder / MODEL)
 
     def evaluate(self, split: str = "evaluate", data: DataConfig | None = None) -> dict[str, float]:
         """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
@@ -133,8 +136,7 @@ def load(
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
-    run = read_identity(folder)
-    model, base = load_model(folder / MODEL, task, trust_remote_code=trust, run=run)
+    model, base = load_model(folder / MODEL, task, trust_remote_code=trust)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -36,14 +37,24 @@ _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "
 
 @contextmanager
 def explain_os_errors(path: Path | str) -> Iterator[None]:
-    """Turn an OSError of the body into a UsageError: the file, the reason, the cure."""
+    """Turns a system error of the block into a UsageError with the file, the reason and a cure."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        # safetensors and tokenizers are written in Rust, which reports these errors as text.
+        in_text = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError):
+            number, filename = error.errno or 0, error.filename
+            reason = error.strerror or str(error)
+        elif in_text and not isinstance(error, UsageError):
+            number, filename = int(in_text[1]), None
+            reason = os.strerror(number)
+        else:
+            raise
         raise UsageError(
-            error.strerror or str(error),
-            where=os.fsdecode(error.filename) if error.filename is not None else str(path),
-            cure=_CURES.get(error.errno or 0, "Check the disk, or choose another folder."),
+            reason,
+            where=os.fsdecode(filename) if filename is not None else str(path),
+            cure=_CURES.get(number, "Check the disk, or choose another folder."),
         ) from error
 
 
@@ -116,11 +127,6 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
 
 
-def final_name(path: Path) -> str:
-    """What a file or folder under a passing name is to be called, or was."""
-    return path.name.removesuffix(".partial").removesuffix(".old")
-
-
 def remove(path: Path) -> None:
     """Delete a file, a link (never what it leads to) or a folder; nothing there is fine."""
     if path.is_dir() and not path.is_symlink():
@@ -133,18 +139,6 @@ def flush(file: BinaryIO) -> None:
     """Wait until the file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def flush_range(file: BinaryIO, start: int, stop: int) -> None:
-    """Have these bytes on the disk and out of the system's cache, where it can be asked for that.
-
-    To find gigabytes of fresh memory for the cache costs several times the processor time of the
-    writing itself, which whoever computes meanwhile lacks; the next bytes take the place of these.
-    """
-    if hasattr(os, "posix_fadvise"):
-        file.flush()
-        os.fdatasync(file.fileno())
-        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def flush_folder(path: Path) -> None:

@@ -8,23 +8,19 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from finetune.checkpointing import checkpoint
-from finetune.checkpointing.model_folder import require_model
+from finetune.checkpointing.checkpoint import load_latest_checkpoint
+from finetune.checkpointing.model_folder import has_model
 from finetune.checkpointing.provenance import check_frozen, collect_provenance, list_changes
 from finetune.checkpointing.run_folder import (
     CHECKPOINTS,
     RECIPE,
     RunFolder,
-    read_identity,
     read_recipe,
     read_result,
 )
-from finetune.checkpointing.seals import seal_model
 from finetune.checkpointing.training_state import capture_state, restore_state
 from finetune.distributed.collectives import all_reduce_max, barrier
 from finetune.distributed.fsdp import gather_state_dict
-from finetune.recipe.loading import load_recipe
-from finetune.recipe.schema import Recipe
 from finetune.storage import files
 from finetune.training.events import Interrupted, Result
 from finetune.training.job import TrainingJob
@@ -74,7 +70,7 @@ class RunRecorder:
             if self._run:
                 # A second Ctrl-C is not kept waiting by a slow disk.
                 now = kind is not None and issubclass(kind, KeyboardInterrupt)
-                stack.callback(self._run.close, leave=now)
+                stack.callback(self._run.close, wait=not now)
             self.flush()
 
     def _wait_for_writer(self) -> None:
@@ -99,23 +95,28 @@ class RunRecorder:
     def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
         """Goes back to the newest whole state, if there is one; what is worth a notice."""
         notices = list(job.notices())
-        self._made_with = collect_provenance(job)
+        sources = job.sources()
+        self._made_with = collect_provenance(
+            job.origins(),
+            {name: source.fingerprint for name, source in sources.items()},
+            {name: source.rows for name, source in sources.items()},
+        )
         if self._run:
-            state = self._run.restore()
+            state = self._run.resume()
             notices += self._run.warnings
         else:
-            state, _ = checkpoint.latest(self.folder / CHECKPOINTS, read_identity(self.folder))
+            state, _ = load_latest_checkpoint(self.folder / CHECKPOINTS)
         if state is not None:
-            self._check_recipe(job, state.facts.get("told"))
+            self._check_recipe(job, state.metadata.get("config"))
             with _fitting(state.path):
                 restore_state(job.model, job.optimizer, state.tensors)
-                notices += list_changes(state.facts["made_with"], self._made_with)
-                check_frozen(job.model, state.facts["made_with"], self._made_with)
-                TrainingProgress.of(state.facts["progress"])
+                notices += list_changes(state.metadata["provenance"], self._made_with)
+                check_frozen(job.model, state.metadata["provenance"], self._made_with)
+                TrainingProgress.of(state.metadata["progress"])
         if self._run:
-            self._run.save_recipe(job.config_yaml())
+            self._run.write_recipe(job.config_yaml())
         self._accelerator.wait_for_everyone()
-        progress = TrainingProgress.of(state.facts["progress"]) if state else TrainingProgress()
+        progress = TrainingProgress.of(state.metadata["progress"]) if state else TrainingProgress()
         self.refused_in_a_row = progress.refused
         return progress, notices + self._check_best(job, progress)
 
@@ -126,10 +127,9 @@ class RunRecorder:
         """
         notices = []
         if self._run and progress.best_update:
-            try:
-                require_model(self._run.model_folder, self._run.identity)
-            except UsageError as error:
-                notices = [f"{error.headline}; the best model, of update {progress.best_update}, "]
+            folder = self._run.model_folder
+            if not has_model(folder):
+                notices = [f"{folder}: no model; the best one, of update {progress.best_update}, "]
         (lost,) = all_reduce_max([len(notices)], self._accelerator)
         if lost and progress.update == progress.best_update:
             self.save_model(job)
@@ -210,12 +210,12 @@ class RunRecorder:
         self._write()
         tensors = capture_state(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
-            facts = {
+            metadata = {
                 "progress": progress.facts(),
-                "told": job.config_yaml(),
-                "made_with": self._made_with,
+                "config": job.config_yaml(),
+                "provenance": self._made_with,
             }
-            self._run.save(progress.update, tensors, facts)
+            self._run.save(progress.update, tensors, metadata)
 
     def save_model(self, job: TrainingJob) -> None:
         """Puts the model as it is now in the place of the best one."""
@@ -223,7 +223,6 @@ class RunRecorder:
         if self._run:
             with files.replace_folder(self._run.model_folder) as partial:
                 job.save_model(partial, weights)
-                seal_model(partial, self._run.identity)
         self._accelerator.wait_for_everyone()
 
     def write_result(self, job: TrainingJob, result: Result) -> None:
@@ -251,12 +250,12 @@ def _readable(step: Step) -> dict[str, Any]:
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """A state may be whole, sealed and yet another run's, or no run's at all."""
+    """A checkpoint may be undamaged and still belong to another run."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        what = f"this state does not fit the run: {str(error).splitlines()[0]}"
-        cure = "Delete it, and the state before it is used."
+        what = f"this checkpoint does not fit the run: {str(error).splitlines()[0]}"
+        cure = "Delete it, and the one before it is used."
         raise UsageError(what, where=str(path), cure=cure) from error
 
 
@@ -269,13 +268,3 @@ def _is_result(found: Mapping[str, Any]) -> bool:
         and all(isinstance(x, int | float | None) for v in scores.values() for x in v.values())
         and all(isinstance(found.get(name), int | float) for name in _RESULT[1:])
     )
-
-
-def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
-    """What a run was told, with the user's own word on code that comes with its base.
-
-    UsageError where the folder holds no run, or where it alone asks for that code to be run.
-    """
-    read_recipe(folder)  # Says what kind of folder this is, where it is no run's.
-    trusted = {"base.trust_remote_code": True} if trust_remote_code else {}
-    return load_recipe(folder / RECIPE, trusted)

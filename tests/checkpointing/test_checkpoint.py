@@ -1,4 +1,4 @@
-"""Whole states: what is saved comes back, from the foreground and the background."""
+"""Checkpoints: what is saved comes back, from the foreground and the background."""
 
 import shutil
 import threading
@@ -11,144 +11,140 @@ from hypothesis import given
 
 from finetune.checkpointing import checkpoint
 from finetune.checkpointing.checkpoint import (
-    FACTS,
     MANIFEST,
+    METADATA,
     TENSORS,
     CheckpointWriter,
-    latest,
-    load,
-    save,
+    load_checkpoint,
+    load_latest_checkpoint,
+    save_checkpoint,
 )
 from task_formats import UsageError
 from tests.storage.test_json_files import VALUES
+from tests.support.checkpoints import (
+    assert_checkpoint,
+    metadata_of,
+    save_checkpoints,
+    tensors_of,
+)
 from tests.support.disks import names
-from tests.support.states import expect_state, facts_of, save_states, tensors_of
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 
 
-def test_newest_state_comes_back(tmp_path: Path) -> None:
-    save_states(tmp_path, 9, 10)
-    state, warnings = latest(tmp_path)
-    expect_state(state, 10)
+def test_the_newest_checkpoint_comes_back(tmp_path: Path) -> None:
+    save_checkpoints(tmp_path, 9, 10)
+    newest, warnings = load_latest_checkpoint(tmp_path)
+    assert_checkpoint(newest, 10)
     assert warnings == []
-    assert state is not None
-    assert state.path == tmp_path / "update-00000010"
-    assert names(state.path) == [FACTS, MANIFEST, TENSORS]
+    assert newest is not None
+    assert newest.path == tmp_path / "update-00000010"
+    assert names(newest.path) == [MANIFEST, METADATA, TENSORS]
 
 
 @given(value=VALUES)
-def test_any_facts_come_back(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
-    folder = tmp_path_factory.getbasetemp() / "facts"
-    save(folder, 1, {}, {"value": value})
-    state, _ = latest(folder)
-    assert state is not None
-    assert repr(state.facts) == repr({"value": value})
+def test_any_metadata_comes_back(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    folder = tmp_path_factory.getbasetemp() / "metadata"
+    save_checkpoint(folder, 1, {}, {"value": value})
+    newest, _ = load_latest_checkpoint(folder)
+    assert newest is not None
+    # repr, because NaN is not equal to itself.
+    assert repr(newest.metadata) == repr({"value": value})
 
 
-def test_last_two_states_stay(tmp_path: Path) -> None:
-    save_states(tmp_path, 1, 20, 300, 4000)
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    save_checkpoints(tmp_path, 1, 20, 300, 4000)
     assert names(tmp_path) == ["update-00000300", "update-00004000"]
 
 
-def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
+def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not ours")
     (tmp_path / "update-x").mkdir()
-    assert latest(tmp_path) == (None, [])
-    assert latest(tmp_path / "missing") == (None, [])
-    save_states(tmp_path, 1, 2, 3)
+    assert load_latest_checkpoint(tmp_path) == (None, [])
+    assert load_latest_checkpoint(tmp_path / "missing") == (None, [])
+    save_checkpoints(tmp_path, 1, 2, 3)
     assert {"notes.txt", "update-x"} < set(names(tmp_path))
 
 
-def test_states_of_a_future_given_up_go(tmp_path: Path) -> None:
-    save_states(tmp_path, 100, 200)
-    (tmp_path / "update-00000200" / FACTS).write_text("{}")
-    state, warnings = latest(tmp_path)
-    expect_state(state, 100)
+def test_saving_an_earlier_update_deletes_the_later_ones(tmp_path: Path) -> None:
+    save_checkpoints(tmp_path, 100, 200)
+    (tmp_path / "update-00000200" / METADATA).write_text("{}")
+    newest, warnings = load_latest_checkpoint(tmp_path)
+    assert_checkpoint(newest, 100)
     assert len(warnings) == 1
-    save_states(tmp_path, 150)
+    save_checkpoints(tmp_path, 150)
     assert names(tmp_path) == ["update-00000100", "update-00000150"]
-    assert latest(tmp_path)[1] == []
+    assert load_latest_checkpoint(tmp_path)[1] == []
 
 
-def test_same_update_can_be_saved_again(tmp_path: Path) -> None:
-    save_states(tmp_path, 1, 2)
-    save(tmp_path, 2, tensors_of(5), facts_of(5))
-    expect_state(latest(tmp_path)[0], 5)
+def test_an_update_can_be_saved_again(tmp_path: Path) -> None:
+    save_checkpoints(tmp_path, 1, 2)
+    save_checkpoint(tmp_path, 2, tensors_of(5), metadata_of(5))
+    assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 5)
     assert names(tmp_path) == ["update-00000001", "update-00000002"]
-
-
-def test_wrong_use_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    for tensors, facts in [
-        ({"a": torch.eye(2).to_sparse()}, {}),
-        ({}, {"a": object()}),
-        ({"a": torch.eye(2, device="meta")}, {}),
-    ]:
-        with pytest.raises(TypeError):
-            save(tmp_path, 1, tensors, facts)
-    assert names(tmp_path) == []
 
 
 # Saving in the background.
 
 
-def test_saver_saves_what_was_and_not_what_becomes(
+def test_the_writer_saves_what_was_and_not_what_becomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    write = checkpoint.write_tensors
-    monkeypatch.setattr(checkpoint, "write_tensors", lambda *a: go.wait() and write(*a))
-    saver = CheckpointWriter(tmp_path)
-    tensors, facts = tensors_of(1), facts_of(1)
-    saver.save(1, tensors, facts)
+    save = checkpoint.save_tensors
+    monkeypatch.setattr(checkpoint, "save_tensors", lambda *a: go.wait() and save(*a))
+    writer = CheckpointWriter(tmp_path)
+    tensors, metadata = tensors_of(1), metadata_of(1)
+    writer.save(1, tensors, metadata)
     tensors["weight"].zero_()
-    facts["names"].append("later")
-    saver.poll()
-    assert latest(tmp_path)[0] is None
+    metadata["names"].append("later")
+    writer.poll()
+    assert load_latest_checkpoint(tmp_path) == (None, [])
     go.set()
-    saver.close()
-    expect_state(latest(tmp_path)[0], 1)
+    writer.close()
+    assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 1)
 
 
-def test_saver_keeps_the_memory_of_its_copies(tmp_path: Path) -> None:
-    saver = CheckpointWriter(tmp_path)
-    places = []
+def test_the_writer_keeps_the_memory_of_its_copies(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path)
+    addresses = []
     for update in (1, 2, 3):
-        saver.save(update, tensors_of(update), facts_of(update))
-        places.append({name: copy.data_ptr() for name, copy in saver._copies.items()})
-    saver.save(4, {"weight": torch.ones(2), "new": torch.ones(3)}, {})
-    assert places[0] == places[1] == places[2]
-    saver.wait()
-    expect_state(load(tmp_path / "update-00000003"), 3)
-    assert load(tmp_path / "update-00000004").tensors.keys() == {"weight", "new"}
-    saver.close()
+        writer.save(update, tensors_of(update), metadata_of(update))
+        addresses.append({name: copy.data_ptr() for name, copy in writer._copies.items()})
+    writer.save(4, {"weight": torch.ones(2), "new": torch.ones(3)}, {})
+    assert addresses[0] == addresses[1] == addresses[2]
+    writer.close()
+    assert_checkpoint(load_checkpoint(tmp_path / "update-00000003"), 3)
+    assert load_checkpoint(tmp_path / "update-00000004").tensors.keys() == {"weight", "new"}
 
 
 @pytest.mark.parametrize("call", ["poll", "wait", "close", "save"])
-def test_saver_raises_what_went_wrong_at_the_next_call(
+def test_the_writer_raises_the_error_of_a_save_at_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    saver = CheckpointWriter(tmp_path)
-    saver.save(1, tensors_of(1), facts_of(1))
-    saver.wait()
-    monkeypatch.setattr(checkpoint, "write_tensors", fail)
-    saver.save(2, tensors_of(2), facts_of(2))
-    assert saver._pending is not None
-    assert isinstance(saver._pending.exception(), UsageError)
+    writer = CheckpointWriter(tmp_path)
+    writer.save(1, tensors_of(1), metadata_of(1))
+    writer.wait()
+    monkeypatch.setattr(checkpoint, "save_tensors", fail)
+    writer.save(2, tensors_of(2), metadata_of(2))
+    assert writer._thread is not None
+    writer._thread.join()
     with pytest.raises(UsageError, match="No space left"):
-        getattr(saver, call)(*((3, {}, {}) if call == "save" else ()))
-    saver.close()  # said once
-    expect_state(latest(tmp_path)[0], 1)
+        getattr(writer, call)(*((3, {}, {}) if call == "save" else ()))
+    writer.close()  # It is raised once.
+    assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 1)
     assert names(tmp_path) == ["update-00000001"]
 
 
-def test_saver_tells_a_full_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_writer_checks_the_disk_space_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
-    saver = CheckpointWriter(tmp_path)
+    writer = CheckpointWriter(tmp_path)
     with pytest.raises(UsageError, match="0 are free"):
-        saver.save(1, tensors_of(1), facts_of(1))
-    saver.close()
+        writer.save(1, tensors_of(1), metadata_of(1))
+    writer.close()
     assert names(tmp_path) == []

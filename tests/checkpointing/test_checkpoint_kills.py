@@ -1,4 +1,4 @@
-"""Kills, power cuts and bad disks: a whole state always remains."""
+"""Kills, power cuts and full disks: a complete checkpoint always remains."""
 
 import os
 import subprocess
@@ -11,23 +11,35 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.checkpointing.checkpoint import FACTS, MANIFEST, TENSORS, latest, save
+from finetune.checkpointing.checkpoint import (
+    MANIFEST,
+    METADATA,
+    TENSORS,
+    finish_interrupted_saves,
+    load_latest_checkpoint,
+    save_checkpoint,
+)
 from finetune.storage import files
 from task_formats import UsageError
+from tests.support.checkpoints import (
+    assert_checkpoint,
+    metadata_of,
+    save_checkpoints,
+    tensors_of,
+)
 from tests.support.disks import make_read_only, names, small_disk
-from tests.support.states import expect_state, facts_of, save_states, tensors_of
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
+    """Simulates a kill: nothing may catch it."""
 
 
-def test_all_is_on_the_disk_before_the_state_has_its_name(
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a power cut leaves is a whole state or none: the order of flushes and renames."""
+    """A power cut leaves a complete checkpoint or none: the order of flushes and renames."""
     seen: list[str] = []
 
     def flush(descriptor: int) -> None:
@@ -36,38 +48,39 @@ def test_all_is_on_the_disk_before_the_state_has_its_name(
     rename = os.rename
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(os, "rename", lambda *paths: seen.append("rename") or rename(*paths))
-    save_states(tmp_path, 1)
+    save_checkpoints(tmp_path, 1)
     named = seen.index("rename")
     assert seen[named + 1 :] == [tmp_path.name]
     partial = "update-00000001.partial"
-    assert {TENSORS, FACTS, MANIFEST, partial} <= set(seen[:named])
-    assert seen.index(TENSORS) < next(k for k, name in enumerate(seen) if MANIFEST in name)
+    assert {TENSORS, METADATA, MANIFEST, partial} <= set(seen[:named])
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_whole_state_remains_after_a_kill_at_every_step(
+def test_a_checkpoint_remains_after_a_kill_at_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
-    """Every call that changes the disk is once the last; then the next save puts all in order."""
+    """Each call that changes the disk is the last one once; the next save then tidies up."""
     kill = 0
     ended = False
     while not ended:
         folder = tmp_path / str(kill)
-        save_states(folder, 5)
+        save_checkpoints(folder, 5)
         update = 5 if again else 6
         with monkeypatch.context() as patch:
             _kill_after(kill, patch)
             try:
-                save(folder, update, tensors_of(9), facts_of(9))
+                save_checkpoint(folder, update, tensors_of(9), metadata_of(9))
                 ended = True
             except Killed:
                 pass
-        state, _ = latest(folder)
-        assert state is not None
-        expect_state(state, state.facts["update"])
-        assert state.facts["update"] in (5, 9)
-        save_states(folder, 7)
-        expect_state(latest(folder)[0], 7)
+        finish_interrupted_saves(folder)
+        newest, warnings = load_latest_checkpoint(folder)
+        assert newest is not None
+        assert newest.metadata["update"] in (5, 9)
+        assert_checkpoint(newest, newest.metadata["update"])
+        assert warnings == []
+        save_checkpoints(folder, 7)
+        assert_checkpoint(load_latest_checkpoint(folder)[0], 7)
         before, last = names(folder)
         assert before in ("update-00000005", "update-00000006")
         assert last == "update-00000007"
@@ -96,9 +109,9 @@ KILLER = """
     import os, random, signal, sys, time
     from pathlib import Path
     import torch
-    from finetune.checkpointing.checkpoint import latest, save
+    from finetune.checkpointing.checkpoint import load_latest_checkpoint, save_checkpoint as save
 
-    folder, draw, half_written, last = Path(sys.argv[1]), random.Random(0), 0, 0
+    folder, draw, last = Path(sys.argv[1]), random.Random(0), 0
 
     def tensors(update):
         return {"a": torch.full((50_000,), float(update)), "b": torch.tensor(update)}
@@ -114,62 +127,52 @@ KILLER = """
         time.sleep(draw.uniform(0.0, 0.06))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        state, warnings = latest(folder)
-        update = state.facts["update"]
-        assert update >= last, (update, last)
+        newest, warnings = load_latest_checkpoint(folder)
+        update = newest.metadata["update"]
+        assert update >= last and not warnings, (update, last, warnings)
         for name, tensor in tensors(update).items():
-            assert torch.equal(state.tensors[name], tensor), (name, update)
-        last, half_written = update, half_written + bool(warnings)
-        print("whole", flush=True)
-    print(f"{last} states, {half_written} half-written ones", file=sys.stderr)
+            assert torch.equal(newest.tensors[name], tensor), (name, update)
+        last = update
+        print("complete", flush=True)
 """
 
 
-def kill_savers(root: Path, folder: Path, kills: int) -> int:
-    """SIGKILL a process that saves without pause, `kills` times; how often a whole state stayed."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLER), str(folder), str(kills)]
+@pytest.mark.parametrize("kills", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_checkpoint_remains_after_every_sigkill(root: Path, tmp_path: Path, kills: int) -> None:
+    """A process that saves without pause is killed at random moments."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLER), str(tmp_path / "run"), str(kills)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    sys.stderr.write(done.stderr)
     assert done.returncode == 0, done.stderr
-    return done.stdout.count("whole\n")
+    assert done.stdout.count("complete\n") == kills
 
 
-def test_a_whole_state_remains_after_20_kills(root: Path, tmp_path: Path) -> None:
-    assert kill_savers(root, tmp_path / "checkpoints", 20) == 20
-
-
-@pytest.mark.slow
-def test_a_whole_state_remains_after_500_kills(root: Path, tmp_path: Path) -> None:
-    assert kill_savers(root, tmp_path / "checkpoints", 500) == 500
-
-
-def test_full_disk_is_told_before_writing_and_the_states_stay(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_writing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m") as disk:
-        save_states(disk, 1, 2)
+        save_checkpoints(disk, 1, 2)
         with pytest.raises(UsageError, match=r"bytes are needed") as caught:
-            save(disk, 3, {"large": torch.ones(250_000)}, {})
+            save_checkpoint(disk, 3, {"large": torch.ones(250_000)}, {})
         assert "Free some space" in caught.value.cure
-        expect_state(latest(disk)[0], 2)
+        assert_checkpoint(load_latest_checkpoint(disk)[0], 2)
         assert names(disk) == ["update-00000001", "update-00000002"]
 
 
-def test_disk_that_fills_while_writing_keeps_the_states(
+def test_a_disk_that_fills_up_while_writing_keeps_the_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "check_disk_space", lambda folder, size: None)
     with small_disk(tmp_path / "disk", "1m") as disk:
-        save_states(disk, 1, 2)
+        save_checkpoints(disk, 1, 2)
         with pytest.raises(UsageError, match="No space left on device"):
-            save(disk, 3, {"large": torch.ones(300_000)}, {})
+            save_checkpoint(disk, 3, {"large": torch.ones(300_000)}, {})
         assert names(disk) == ["update-00000001", "update-00000002"]
-        save_states(disk, 3)  # the half-written one has made room
-        expect_state(latest(disk)[0], 3)
+        save_checkpoints(disk, 3)  # What was half written is gone.
+        assert_checkpoint(load_latest_checkpoint(disk)[0], 3)
 
 
-def test_read_only_disk_is_told_and_can_be_read(tmp_path: Path) -> None:
+def test_a_read_only_disk_is_reported_and_can_be_read(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m") as disk:
-        save_states(disk, 1)
+        save_checkpoints(disk, 1)
         make_read_only(disk)
         with pytest.raises(UsageError, match="read-only"):
-            save_states(disk, 2)
-        expect_state(latest(disk)[0], 1)
+            save_checkpoints(disk, 2)
+        assert_checkpoint(load_latest_checkpoint(disk)[0], 1)

@@ -1,4 +1,4 @@
-"""What a run keeps: a log that resumes to the byte, recipe, result, states."""
+"""What a run folder keeps: recipe, log (which resumes to the byte), checkpoints and result."""
 
 import json
 import os
@@ -25,12 +25,12 @@ from tests.support.disks import names, small_disk
 pytestmark = pytest.mark.usefixtures("no_flush")
 
 
-def test_run_keeps_what_it_is_given(tmp_path: Path) -> None:
+def test_a_run_keeps_what_it_is_given(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "rte"
     with RunFolder.open(folder) as run:
         assert not run.finished
-        assert run.restore() is None
-        run.save_recipe("about: grüße\n")
+        assert run.resume() is None
+        run.write_recipe("about: grüße\n")
         run.log("train", {"update": 1, "loss": torch.tensor(0.5), "seconds": {"step": 0.25}})
         run.log("evaluate", {"update": 1, "scores": {"f1": float("nan")}})
         run.write_result({"scores": {"f1": float("inf")}, "update": 1})
@@ -45,16 +45,16 @@ def test_run_keeps_what_it_is_given(tmp_path: Path) -> None:
     assert SECONDS not in next(read_log(folder, seconds=False))
 
 
-def test_every_event_is_in_the_file_at_once(tmp_path: Path) -> None:
+def test_every_event_is_in_the_file_immediately(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as run:
         for update in range(3):
             run.log("train", {"update": update})
             assert len((tmp_path / LOG).read_text().splitlines()) == update + 1
 
 
-def test_model_and_states_lie_in_the_folder(tmp_path: Path) -> None:
+def test_the_files_of_a_run(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as run:
-        run.save_recipe("about: a test\n")
+        run.write_recipe("about: a test\n")
         run.log("train", {"update": 1})
         run.save(1, {"a": torch.ones(1)}, {})
         run.model_folder.mkdir()
@@ -68,13 +68,13 @@ def test_model_and_states_lie_in_the_folder(tmp_path: Path) -> None:
 
 
 def train(folder: Path, updates: int, every: int, *, die_after: int | None, resume: bool) -> None:
-    """A pretended training: its events depend on the state alone, but for the seconds."""
+    """A simulated training: its events depend on the checkpoint alone, except for the seconds."""
     logged = 0
     with RunFolder.open(folder, resume=resume) as run:
-        state = run.restore()
+        state = run.resume()
         weight = state.tensors["weight"] if state else torch.zeros(1)
-        run.save_recipe("about: pretended\n")
-        for update in range(int(state.facts["update"]) + 1 if state else 1, updates + 1):
+        run.write_recipe("about: simulated\n")
+        for update in range(int(state.metadata["update"]) + 1 if state else 1, updates + 1):
             weight = weight * 0.9 + update
             for kind in ("train", "evaluate") if update % 3 == 0 else ("train",):
                 clock = os.urandom(3).hex()
@@ -93,7 +93,7 @@ def train(folder: Path, updates: int, every: int, *, die_after: int | None, resu
     deaths=st.lists(st.integers(1, 9), max_size=3),
     tail=st.binary(max_size=9).map(lambda tail: tail.replace(b"\n", b"x")),
 )
-def test_resumed_log_is_that_of_an_undisturbed_run(
+def test_the_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory,
     updates: int,
     every: int,
@@ -119,11 +119,11 @@ def _bytes_without_seconds(folder: Path) -> list[bytes]:
     return [line.partition(b', "seconds"')[0] for line in lines]
 
 
-def test_without_a_state_the_log_begins_anew(tmp_path: Path) -> None:
+def test_without_a_checkpoint_the_log_is_emptied(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as run:
         run.log("train", {"update": 1})
     with RunFolder.open(tmp_path, resume=True) as run:
-        assert run.restore() is None
+        assert run.resume() is None
         assert (tmp_path / LOG).read_bytes() == b""
         assert run.warnings == []
 
@@ -131,75 +131,60 @@ def test_without_a_state_the_log_begins_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "kept"), [(b"", 0), (b'{"event"', 0), (b'{"event": "x"}\n{"ev', 1)]
 )
-def test_lost_events_are_told(tmp_path: Path, left: bytes, kept: int) -> None:
+def test_lost_events_are_reported(tmp_path: Path, left: bytes, kept: int) -> None:
     with RunFolder.open(tmp_path) as run:
         for update in (1, 2, 3):
             run.log("train", {"update": update})
         run.save(3, {}, {})
     (tmp_path / LOG).write_bytes(left)
     with RunFolder.open(tmp_path, resume=True) as run:
-        assert run.restore() is not None
-        assert "events from before the state are lost" in run.warnings[0]
+        assert run.resume() is not None
+        assert "events before the checkpoint are lost" in run.warnings[0]
         run.log("train", {"update": 4})
     assert len(list(read_log(tmp_path))) == kept + 1
 
 
-def test_a_long_line_does_not_hide_the_end_of_the_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("finetune.storage.files.BLOCK", 7)
-    with RunFolder.open(tmp_path) as run:
-        run.log("train", {"update": 1})
-        run.log("train", {"update": 2, "text": "x" * 100})
-        run.save(2, {}, {})
-    content = (tmp_path / LOG).read_bytes()
-    (tmp_path / LOG).write_bytes(content[:-1])
-    with RunFolder.open(tmp_path, resume=True) as run:
-        run.restore()
-    assert [event["update"] for event in read_log(tmp_path)] == [1]
-
-
-def test_damaged_state_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as run:
         for update in (1, 2):
             run.log("train", {"update": update})
             run.save(update, {"a": torch.tensor(update)}, {"update": update})
     os.truncate(tmp_path / "checkpoints" / "update-00000002" / checkpoint.TENSORS, 9)
     with RunFolder.open(tmp_path, resume=True) as run:
-        state = run.restore()
+        state = run.resume()
         assert state is not None
-        assert state.facts["update"] == state.tensors["a"].item() == 1
-        assert "9 bytes, where" in run.warnings[0]
+        assert state.metadata["update"] == state.tensors["a"].item() == 1
+        assert "it has 9 bytes" in run.warnings[0]
     assert [event["update"] for event in read_log(tmp_path)] == [1]
 
 
 @pytest.mark.parametrize("size", ["x", None, -5, 1e9, True, [1]])
-def test_hostile_place_in_the_log_does_no_harm(tmp_path: Path, size: Any) -> None:
+def test_a_hostile_size_of_the_log_empties_it(tmp_path: Path, size: Any) -> None:
     with RunFolder.open(tmp_path) as run:
         run.log("train", {"update": 1})
-    checkpoint.save(tmp_path / "checkpoints", 1, {}, {"log_bytes": size})
+    checkpoint.save_checkpoint(tmp_path / "checkpoints", 1, {}, {"log_bytes": size})
     with RunFolder.open(tmp_path, resume=True) as run:
-        assert run.restore() is not None
+        assert run.resume() is not None
     assert (tmp_path / LOG).read_bytes() == b""
 
 
-def test_half_written_last_event_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_event_is_left_out(tmp_path: Path) -> None:
     (tmp_path / LOG).write_bytes(b'{"event": "train", "update": 1}\n{"event": "tr')
     assert list(read_log(tmp_path)) == [{"event": "train", "update": 1}]
 
 
-@pytest.mark.parametrize(("line", "what"), [(b"{", "not valid JSON"), (b"[1]", "no event")])
-def test_broken_event_is_told_with_its_line(tmp_path: Path, line: bytes, what: str) -> None:
+@pytest.mark.parametrize(("line", "what"), [(b"{", "not valid JSON"), (b"[1]", "not an event")])
+def test_a_broken_event_is_reported_with_its_line(tmp_path: Path, line: bytes, what: str) -> None:
     (tmp_path / LOG).write_bytes(b'{"event": "train"}\n' + line + b'\n{"event": "train"}\n')
     with pytest.raises(UsageError, match=what) as caught:
         list(read_log(tmp_path))
     assert caught.value.where == f"{tmp_path / LOG}, line 2"
 
 
-# Bad disks.
+# Full and broken disks.
 
 
-def test_full_disk_is_told_and_the_state_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m") as disk, pytest.raises(UsageError) as caught:  # noqa: PT012
         with RunFolder.open(disk / "run") as run:
             run.log("train", {"update": 1})
@@ -212,41 +197,41 @@ def test_full_disk_is_told_and_the_state_stays(tmp_path: Path) -> None:
     assert "Free some space" in caught.value.cure
 
 
-def test_failed_save_is_told_at_the_next_event(
+def test_a_failed_save_is_reported_with_the_next_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    monkeypatch.setattr(checkpoint, "save_tensors", fail)
     with RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
-        assert run._saver._pending is not None
-        run._saver._pending.exception()
+        assert run._writer._thread is not None
+        run._writer._thread.join()
         with pytest.raises(UsageError, match="Read-only"):
             run.log("train", {"update": 2})
     assert json.loads((tmp_path / LOG).read_text())["update"] == 2
 
 
-def test_failed_last_save_is_told_at_the_end_and_the_folder_is_let_go(
+def test_a_failed_last_save_is_reported_at_the_end_and_the_folder_is_unlocked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    monkeypatch.setattr(checkpoint, "save_tensors", fail)
     with pytest.raises(UsageError, match="No space left"), RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
     RunFolder.open(tmp_path, resume=True).close()
 
 
-def test_no_result_before_the_last_state_is_whole(
+def test_a_failed_last_save_leaves_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    monkeypatch.setattr(checkpoint, "save_tensors", fail)
     with RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
         with pytest.raises(UsageError, match="No space left"):

@@ -1,4 +1,4 @@
-"""Who may write into a folder: clear refusals, and one writer at a time."""
+"""Run folders that are refused, and one writer at a time."""
 
 import os
 import signal
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 def start(folder: Path, *, finish: bool = False) -> None:
-    """A run of one event and one state."""
+    """A run of one event and one checkpoint."""
     with RunFolder.open(folder) as run:
-        run.save_recipe("about: a test\n")
+        run.write_recipe("about: a test\n")
         run.log("train", {"update": 1})
         run.save(1, {"a": torch.ones(1)}, {})
         run.model_folder.mkdir()
@@ -30,12 +30,12 @@ def start(folder: Path, *, finish: bool = False) -> None:
             run.write_result({"scores": {"accuracy": 0.5}})
 
 
-def test_folder_of_a_run_is_not_taken_without_being_asked(tmp_path: Path) -> None:
+def test_an_existing_run_needs_resume_or_overwrite(tmp_path: Path) -> None:
     start(tmp_path / "open")
     start(tmp_path / "done", finish=True)
     for name, what, cures in [
-        ("open", "has not finished", ["--resume", "--overwrite"]),
-        ("done", "finished run", ["another folder", "--overwrite"]),
+        ("open", "is not finished", ["--resume", "--overwrite"]),
+        ("done", "finished run", ["another directory", "--overwrite"]),
     ]:
         before = names(tmp_path / name)
         with pytest.raises(UsageError, match=what) as caught:
@@ -46,60 +46,58 @@ def test_folder_of_a_run_is_not_taken_without_being_asked(tmp_path: Path) -> Non
             assert run.finished == (name == "done")
 
 
-def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
+def test_overwrite_deletes_only_the_run(tmp_path: Path) -> None:
     start(tmp_path, finish=True)
     (tmp_path / "notes.txt").write_text("mine")
     with RunFolder.open(tmp_path, overwrite=True) as run:
         assert names(tmp_path) == [".lock", "notes.txt"]
-        assert run.restore() is None
+        assert run.resume() is None
         assert not run.finished
 
 
-def test_to_resume_and_to_overwrite_exclude_each_other(tmp_path: Path) -> None:
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     start(tmp_path / "run", finish=True)
     before = names(tmp_path / "run")
     for folder in (tmp_path / "run", tmp_path / "none"):
         with pytest.raises(UsageError, match="--resume and --overwrite exclude") as caught:
             RunFolder.open(folder, resume=True, overwrite=True)
-        assert "--resume to go on" in caught.value.cure
+        assert "--resume to continue" in caught.value.cure
     assert names(tmp_path / "run") == before
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("manner", [{}, {"resume": True}, {"overwrite": True}])
-def test_folder_of_something_else_is_refused_untouched(
-    tmp_path: Path, manner: dict[str, bool]
-) -> None:
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, options: dict[str, bool]) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UsageError, match=r"no run's: model, thesis\.tex") as caught:
-        RunFolder.open(tmp_path, **manner)
-    assert "empty folder" in caught.value.cure
+    with pytest.raises(UsageError, match=r"not empty: it holds model, thesis\.tex") as caught:
+        RunFolder.open(tmp_path, **options)
+    assert "empty directory" in caught.value.cure
     assert names(tmp_path) == ["model", "thesis.tex"]
 
 
-def test_hidden_files_do_not_count(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_text("")
     RunFolder.open(tmp_path).close()
     assert names(tmp_path) == [".DS_Store", ".lock"]
 
 
-def test_copied_run_without_its_lock_is_still_one(tmp_path: Path) -> None:
+def test_a_run_that_was_copied_without_its_lock_is_recognized(tmp_path: Path) -> None:
     start(tmp_path)
     (tmp_path / ".lock").unlink()
-    with pytest.raises(UsageError, match="has not finished"):
+    with pytest.raises(UsageError, match="is not finished"):
         RunFolder.open(tmp_path)
     with RunFolder.open(tmp_path, resume=True) as run:
-        assert run.restore() is not None
+        assert run.resume() is not None
 
 
-def test_nothing_to_resume_is_told_and_starts_anew(tmp_path: Path) -> None:
+def test_resuming_an_empty_folder_starts_a_run(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "new", resume=True) as run:
         assert "nothing to resume" in run.warnings[0]
-        assert run.restore() is None
+        assert run.resume() is None
 
 
-def test_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match="a part of it is a file"):
@@ -121,8 +119,8 @@ def test_nothing_is_written_through_links(tmp_path: Path, part: str) -> None:
         run_part.unlink(missing_ok=True)
     run_part.symlink_to(outside if part in ("model", "checkpoints") else outside / "precious")
     with pytest.raises(UsageError, match=r"link|Links"), _resumed(tmp_path / "run") as run:  # noqa: PT012
-        run.restore()
-        run.save_recipe("about: hostile\n")
+        run.resume()
+        run.write_recipe("about: hostile\n")
         run.write_result({})
     assert (outside / "precious").read_text() == "precious"
     assert names(outside) == ["precious"]
@@ -134,38 +132,40 @@ def _resumed(folder: Path) -> Iterator[RunFolder]:
         yield run
 
 
-def test_readers_say_what_kind_of_folder_it_is(tmp_path: Path) -> None:
+def test_readers_say_what_is_missing(tmp_path: Path) -> None:
     start(tmp_path / "run")
-    with pytest.raises(UsageError, match=r"no result\.json") as caught:
+    with pytest.raises(UsageError, match=r"result\.json is missing") as caught:
         read_result(tmp_path / "run")
-    assert "--resume" in caught.value.cure
+    assert "gptft resume" in caught.value.cure
     for read in (read_recipe, read_result, lambda folder: list(read_log(folder))):
-        with pytest.raises(UsageError, match="no folder of a run"):
+        with pytest.raises(UsageError, match="Not a run directory"):
             read(tmp_path)
-        with pytest.raises(UsageError, match="no folder of a run"):
+        with pytest.raises(UsageError, match="Not a run directory"):
             read(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"a": NaN}'])
-def test_hostile_results_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_results_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"result\.json"):
         read_result(tmp_path)
 
 
-def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_recipe_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="not UTF-8"):
+    with pytest.raises(UsageError, match="is not UTF-8"):
         read_recipe(tmp_path)
 
 
-def test_leftovers_of_a_kill_go_and_a_half_replaced_model_is_put_right(tmp_path: Path) -> None:
+def test_what_a_kill_left_is_cleaned_up(tmp_path: Path) -> None:
     start(tmp_path)
     (tmp_path / ".result.json.0123.partial").write_text("half")
     (tmp_path / "model").rename(tmp_path / "model.old")
     (tmp_path / "model.partial").mkdir()
     (tmp_path / "model.partial" / "new").write_text("whole")
-    with RunFolder.open(tmp_path, resume=True):
+    (tmp_path / "checkpoints/update-00000001").rename(tmp_path / "checkpoints/update-00000001.old")
+    with RunFolder.open(tmp_path, resume=True) as run:
+        assert run.resume() is not None
         assert names(tmp_path) == [".lock", "checkpoints", LOG, "model", "recipe.yaml"]
         assert names(tmp_path / "model") == ["new"]
 
@@ -179,18 +179,17 @@ def test_one_process_cannot_open_a_folder_twice(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, resume=True).close()
 
 
-def test_refused_folder_is_let_go(tmp_path: Path) -> None:
+def test_a_refused_folder_is_unlocked(tmp_path: Path) -> None:
     start(tmp_path)
-    with pytest.raises(UsageError, match="has not finished"):
+    with pytest.raises(UsageError, match="is not finished"):
         RunFolder.open(tmp_path)
     RunFolder.open(tmp_path, resume=True).close()
 
 
 HOLDER = """
     import os, sys, time
-    from pathlib import Path
-    from finetune.storage import lock
-    held = lock.acquire_lock(Path(sys.argv[1], ".lock"))
+    from finetune.checkpointing.run_folder import RunFolder
+    run = RunFolder.open(sys.argv[1])
     if sys.argv[2] == "alone":
         print(0, flush=True)
     elif os.fork() == 0:
@@ -199,12 +198,12 @@ HOLDER = """
 """
 
 
-@pytest.mark.parametrize("manner", ["alone", "with a worker"])
+@pytest.mark.parametrize("processes", ["alone", "with a worker"])
 def test_second_process_is_refused_until_the_first_is_killed(
-    root: Path, tmp_path: Path, manner: str
+    root: Path, tmp_path: Path, processes: str
 ) -> None:
     """A forked worker that outlives its parent does not keep the folder."""
-    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path), manner]
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path), processes]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         worker = int(holder.stdout.readline())
@@ -223,8 +222,8 @@ def test_second_process_is_refused_until_the_first_is_killed(
                 os.kill(worker, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff" * 2000])
-def test_holder_that_has_not_signed_yet(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"\x1b[31m", b"\n"])
+def test_a_lock_without_a_name_is_respected(tmp_path: Path, content: bytes) -> None:
     with RunFolder.open(tmp_path):
         (tmp_path / ".lock").write_bytes(content)
         with pytest.raises(UsageError, match="in use by another process"):

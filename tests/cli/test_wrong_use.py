@@ -233,11 +233,11 @@ MISTAKES = {
     ),
     # the run
     "a folder of something else": Mistake(
-        f"{TRAIN} -o thesis", "thesis", "empty folder", folder("thesis/chapter1.txt")
+        f"{TRAIN} -o thesis", "thesis", "empty directory", folder("thesis/chapter1.txt")
     ),
     "a folder with a run": Mistake(f"{TRAIN} -o RUN", "run", "--overwrite"),
     "resume and overwrite": Mistake(
-        f"{TRAIN} -o RUN --resume --overwrite", "--resume and --overwrite exclude", "Give --resume"
+        f"{TRAIN} -o RUN --resume --overwrite", "--resume and --overwrite exclude", "Use --resume"
     ),
     "resume nothing": Mistake("resume runs/none", "runs/none", "Check the path"),
     "evaluate nothing": Mistake("evaluate runs/none", "runs/none", "Check the path"),
@@ -322,7 +322,7 @@ def test_a_folder_in_use_is_refused(here, capsys):
         assert main(TRAIN.split()) == 2
     message, cure = capsys.readouterr().err.splitlines()
     assert "in use by process" in message
-    assert "another folder" in cure
+    assert "another directory" in cure
 
 
 def test_the_recipe_that_the_mistakes_spoil_is_good(here, capsys):

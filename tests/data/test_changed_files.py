@@ -48,7 +48,7 @@ def test_a_file_that_is_not_there_is_named_before_anything_is_trained(job, tmp_p
     more.unlink()
     with pytest.raises(UsageError, match=r"more\.jsonl: no such file"):
         jobs.train(job, tmp_path / "run")
-    assert checkpoint.latest(tmp_path / "run" / "checkpoints")[0] is None
+    assert checkpoint.load_latest_checkpoint(tmp_path / "run" / "checkpoints")[0] is None
 
 
 def test_rows_left_out_of_what_is_scored_at_the_end_are_told(job, tmp_path) -> None:
@@ -57,7 +57,7 @@ def test_rows_left_out_of_what_is_scored_at_the_end_are_told(job, tmp_path) -> N
         file.write('{"premise": "no hypothesis", "label": "yes"}\n')
     with pytest.raises(UsageError, match=r"more\.jsonl, line 7"):
         jobs.train(job, tmp_path / "stops")
-    assert checkpoint.latest(tmp_path / "stops" / "checkpoints")[0] is None
+    assert checkpoint.load_latest_checkpoint(tmp_path / "stops" / "checkpoints")[0] is None
     happened = [*events(jobs.change(job, "data", on_bad_row="skip"), tmp_path / "run")]
     told = [event.text for event in happened if isinstance(event, Notice)]
     assert [text.partition(" (")[0] for text in told] == ["left out more.jsonl/6"]
@@ -69,8 +69,8 @@ def test_a_file_that_is_gone_at_a_resume_is_named(name, job, tmp_path) -> None:
     stop_at(job, run, 4, path.unlink)
     with pytest.raises(UsageError, match=rf"{path.name}: no such file"):
         jobs.train(job, run, resume=True)
-    state, warnings = checkpoint.latest(run / "checkpoints")
-    assert (state.facts["progress"]["update"], warnings) == (4, [])
+    state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
+    assert (state.metadata["progress"]["update"], warnings) == (4, [])
 
 
 @pytest.mark.parametrize(("name", "count"), [("train", 20), ("more", 6)])

@@ -85,7 +85,9 @@ def test_shards_are_in_place_again_after_every_evaluation(bases, tmp_path):
     assert train_declining(recipe, one) == 0
     train_together(2, recipe, many, environment=SHARDS, how=train_declining)
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
-    alone, shards = (checkpoint.latest(path / "checkpoints")[0].tensors for path in (one, many))
+    alone, shards = (
+        checkpoint.load_latest_checkpoint(path / "checkpoints")[0].tensors for path in (one, many)
+    )
     assert alone.keys() == shards.keys(), "moments too"
     torch.testing.assert_close(shards, alone, rtol=1e-4, atol=1e-6)
 

@@ -86,9 +86,9 @@ def test_processes_make_an_update_again_together(how, environment, bases, tmp_pa
     two = train_together(2, recipe, tmp_path / "two", environment=environment, how=how)
     assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(two), rel=1e-4)
-    state, _ = checkpoint.latest(two / "checkpoints")
-    alone, _ = checkpoint.latest(one / "checkpoints")
-    assert state.facts["progress"]["budget"] < alone.facts["progress"]["budget"]
+    state, _ = checkpoint.load_latest_checkpoint(two / "checkpoints")
+    alone, _ = checkpoint.load_latest_checkpoint(one / "checkpoints")
+    assert state.metadata["progress"]["budget"] < alone.metadata["progress"]["budget"]
 
 
 def lose_memory_late(recipe, run, stop=None):
@@ -120,8 +120,8 @@ def test_a_pass_that_fitted_before_may_fail(bases, tmp_path) -> None:
     one = jobs.train(recipe, tmp_path / "one")
     two = train_together(2, recipe, tmp_path / "two", how=lose_memory_late)
     assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
-    state, _ = checkpoint.latest(two / "checkpoints")
-    assert state.facts["progress"]["budget"] <= 30
+    state, _ = checkpoint.load_latest_checkpoint(two / "checkpoints")
+    assert state.metadata["progress"]["budget"] <= 30
 
 
 def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:

@@ -85,8 +85,8 @@ def test_a_state_of_two_goes_on_with_two_three_or_one(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
     run = train_together(2, recipe, tmp_path / "run", stop=2)
-    state, warnings = checkpoint.latest(run / "checkpoints")
-    assert (state.facts["progress"]["update"], warnings) == (2, [])
+    state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
+    assert (state.metadata["progress"]["update"], warnings) == (2, [])
     train_together(3, recipe, run, stop=5)
     jobs.train(recipe, run, resume=True)
     assert jobs.distance(jobs.weights(one), jobs.weights(run)) < 1e-5
@@ -125,8 +125,8 @@ def test_a_signal_to_one_ends_the_evaluation_of_all(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD, evaluations=2)
     whole = train_together(2, recipe, tmp_path / "whole")
     run = train_together(2, recipe, tmp_path / "run", stop=4, how=train_with_a_signal)
-    state, warnings = checkpoint.latest(run / "checkpoints")
-    assert (state.facts["progress"]["update"], warnings) == (4, [])
+    state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
+    assert (state.metadata["progress"]["update"], warnings) == (4, [])
     train_together(2, recipe, run)
     jobs.assert_same(whole, run)
 

@@ -33,7 +33,7 @@ LAYERS = (
 DOORS = {
     "accelerate": "distributed evaluation training prompting pretraining checkpointing",
     "datasets": "data.hub",
-    "filelock": "storage",
+    "filelock": "checkpointing.run_folder",
     "huggingface_hub": "data",
     "matplotlib": "comparison.curve reports",
     "numpy": "data batching models evaluation training prompting pretraining comparison sklearn",
@@ -43,7 +43,7 @@ DOORS = {
     "pydantic_core": "recipe",
     "rich": "cli",
     "ruamel": "recipe",
-    "safetensors": "storage checkpointing",
+    "safetensors": "storage.tensors",
     "scipy": "evaluation.metrics",
     "sklearn": "evaluation.metrics sklearn",
     "tokenizers": "pretraining.tokenizer",

@@ -24,7 +24,6 @@ from finetune.pretraining.plan_loading import load_plan, parse_run_plan
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import BaseConfig, PromptConfig
 from finetune.storage import files
-from finetune.storage.tensors import find_same
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -174,16 +173,14 @@ def resume(run: Path):
 def test_a_head_of_another_shape_is_refused(change, run) -> None:
     path = run / "model" / "head.safetensors"
     save_file(change(load_file(path)), path)
-    (run / "model" / "manifest.json").unlink()
-    with pytest.raises(UsageError, match=r"head\.safetensors: the head is another task's"):
+    with pytest.raises(UsageError, match=r"head\.safetensors: the head has the shapes"):
         finetune.load(run)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"\xff" * 100])
 def test_a_head_that_is_no_tensor_file_is_refused(content, run) -> None:
     (run / "model" / "head.safetensors").write_bytes(content)
-    (run / "model" / "manifest.json").unlink()
-    with pytest.raises(UsageError, match=r"head\.safetensors: no safetensors file"):
+    with pytest.raises(UsageError, match=r"head\.safetensors: not a safetensors file"):
         finetune.load(run)
 
 
@@ -206,25 +203,25 @@ def test_a_result_that_no_run_writes_is_refused(content, run) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "what"),
     [
-        ("bias", lambda t, f: t.update({"weight.head.bias": torch.zeros(1)}), "head.bias is (1,)"),
-        ("moment", lambda t, f: t.update({"exp_avg.head.bias": torch.zeros(9)}), "exp_avg.head"),
-        ("names", lambda t, f: t.pop("weight.head.bias"), "weight.head.bias"),
-        ("more", lambda t, f: t.update({"weight.evil": torch.zeros(1)}), "other weights"),
-        ("no facts", lambda t, f: f.clear(), "made_with"),
-        ("facts", lambda t, f: f.update(made_with=[]), "does not fit the run"),
-        ("progress", lambda t, f: f["progress"].update(update=-5), "counts backwards"),
-        ("text", lambda t, f: f["progress"].update(budget="x"), "something else than numbers"),
-        ("key", lambda t, f: f["progress"].update(evil=1), "evil"),
+        ("bias", lambda t, m: t.update({"weight.head.bias": torch.zeros(1)}), "head.bias is (1,)"),
+        ("moment", lambda t, m: t.update({"exp_avg.head.bias": torch.zeros(9)}), "exp_avg.head"),
+        ("names", lambda t, m: t.pop("weight.head.bias"), "weight.head.bias"),
+        ("more", lambda t, m: t.update({"weight.evil": torch.zeros(1)}), "other weights"),
+        ("no metadata", lambda t, m: m.clear(), "provenance"),
+        ("metadata", lambda t, m: m.update(provenance=[]), "does not fit the run"),
+        ("progress", lambda t, m: m["progress"].update(update=-5), "counts backwards"),
+        ("text", lambda t, m: m["progress"].update(budget="x"), "something else than numbers"),
+        ("key", lambda t, m: m["progress"].update(evil=1), "evil"),
     ],
 )
-def test_a_sealed_state_that_does_not_fit_is_refused(name, change, what, run) -> None:
-    """Anybody can seal a state: its seal says that it is whole, not that it is right."""
+def test_a_checkpoint_that_does_not_fit_is_refused(name, change, what, run) -> None:
+    """The hashes in a manifest show that it is complete, not that it is right."""
     (run / "result.json").unlink()
-    state, _ = checkpoint.latest(run / "checkpoints")
-    tensors, facts = dict(state.tensors), dict(state.facts)
-    change(tensors, facts)
-    checkpoint.save(run / "checkpoints", 99, find_same(tensors)[0], facts)
-    with pytest.raises(UsageError, match="this state does not fit the run") as caught:
+    state, _ = checkpoint.load_latest_checkpoint(run / "checkpoints")
+    tensors, metadata = dict(state.tensors), dict(state.metadata)
+    change(tensors, metadata)
+    checkpoint.save_checkpoint(run / "checkpoints", 99, tensors, metadata)
+    with pytest.raises(UsageError, match="this checkpoint does not fit the run") as caught:
         resume(run)
     assert what in caught.value.what
 

@@ -36,7 +36,7 @@ def test_the_best_state_is_saved_though_it_is_not_the_last(bases, tmp_path, monk
             at_best = {"update": event.update, "weights": jobs.weights(run), **event.scores}
     assert at_best["update"] == jobs.result(run)["update"] == 3
     assert jobs.distance(jobs.weights(run), at_best["weights"]) == 0
-    last = checkpoint.latest(run / "checkpoints")[0].tensors
+    last = checkpoint.load_latest_checkpoint(run / "checkpoints")[0].tensors
     assert not torch.equal(last["weight.head.weight"], jobs.weights(run)["weight"])
     (scores,) = jobs.result(run)["scores"].values()
     assert scores == {name: at_best[name] for name in scores}
@@ -74,7 +74,7 @@ def test_without_an_evaluation_split_the_last_state_is_saved(bases, tmp_path) ->
     assert not [event for event in seen if isinstance(event, Evaluated)]
     assert isinstance(seen[-1], Finished)
     assert (seen[-1].result.scores, seen[-1].result.update) == ({}, 6)
-    last = checkpoint.latest(run / "checkpoints")[0].tensors
+    last = checkpoint.load_latest_checkpoint(run / "checkpoints")[0].tensors
     assert torch.equal(last["weight.head.weight"], jobs.weights(run)["weight"])
     assert len(finetune.load(run).predict(jobs.rows("entailment", 2))) == 2
 

@@ -68,7 +68,7 @@ def state_after(job, run, update: int) -> dict[str, torch.Tensor]:
     for event in events(job, run):
         if isinstance(event, Step) and event.number == update + 1:
             break
-    return checkpoint.load(run / "checkpoints" / f"update-{update:08d}").tensors
+    return checkpoint.load_checkpoint(run / "checkpoints" / f"update-{update:08d}").tensors
 
 
 def test_a_gradient_that_is_not_finite_is_refused(bases, tmp_path, monkeypatch) -> None:
@@ -105,8 +105,8 @@ def test_a_run_that_is_refused_again_and_again_stops(
     run, seen = tmp_path / "run", []
     with pytest.raises(UsageError, match=rf"{most} updates in a row .* not finite"):
         seen.extend(events(job, run))
-    state, warnings = checkpoint.latest(run / "checkpoints")
-    assert (warnings, state.facts["progress"]["update"]) == ([], kept)  # the end of an epoch
+    state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
+    assert (warnings, state.metadata["progress"]["update"]) == ([], kept)  # the end of an epoch
     # Resumed, it remembers how many it was.
     with pytest.raises(UsageError, match=f"{most} updates in a row"):
         finetune.train(job, run, resume=True)
@@ -150,7 +150,10 @@ def test_out_of_memory_an_update_is_made_in_pieces(bases, tmp_path, small_memory
     assert all(60 < budget <= 100 for budget in budgets)
     assert budgets == sorted(budgets, reverse=True)
     assert 0 < max(small_memory) <= 100
-    assert checkpoint.latest(run / "checkpoints")[0].facts["progress"]["budget"] == budgets[-1]
+    assert (
+        checkpoint.load_latest_checkpoint(run / "checkpoints")[0].metadata["progress"]["budget"]
+        == budgets[-1]
+    )
     assert sum(small_memory) >= jobs.result(run)["tokens"]
 
 
@@ -224,8 +227,8 @@ def test_the_best_model_and_the_states_survive_a_disk_that_fills(bases, tmp_path
                 if isinstance(event, Evaluated) and event.update == 2:
                     rest = shutil.disk_usage(disk).free
                     (disk / "ballast").write_bytes(bytes(max(rest - 20_000, 0)))
-        state, warnings = checkpoint.latest(disk / "run" / "checkpoints")
-        assert state.facts["progress"]["update"] >= 1
+        state, warnings = checkpoint.load_latest_checkpoint(disk / "run" / "checkpoints")
+        assert state.metadata["progress"]["update"] >= 1
         assert warnings == []
         assert finetune.load(disk / "run").evaluate()["accuracy"] >= 0
         (disk / "ballast").unlink()

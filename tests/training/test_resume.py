@@ -143,10 +143,10 @@ def test_other_versions_are_told(job, tmp_path, monkeypatch) -> None:
 
 def test_nothing_to_resume_is_told(job, tmp_path) -> None:
     first = next(iter(events(job, tmp_path / "run", resume=True)))
-    assert "nothing to resume here" in first.text
+    assert "nothing to resume" in first.text
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "metadata.json", "manifest.json"])
 def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path) -> None:
     run = tmp_path / "run"
     jobs.stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
@@ -156,8 +156,8 @@ def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path
     broken.write_bytes(content)
     seen = list(events(job, run, resume=True))
     (warning,) = [event.text for event in seen if isinstance(event, Notice)]
-    assert str(broken) in warning
-    assert "this state is not used" in warning
+    assert str(broken.parent) in warning
+    assert "this checkpoint is not used" in warning
     assert [event.done for event in seen if isinstance(event, Started)] == [4]
     jobs.assert_same(run, undisturbed)
 

@@ -17,12 +17,11 @@ def resume(
 
     Example: gptft resume runs/rte
     """
-    from finetune.checkpointing.run_folder import RECIPE, read_recipe
+    from finetune.checkpointing.run_folder import RECIPE, load_run_recipe, read_recipe
     from finetune.cli.commands.pretrain import pretrain_with_display
     from finetune.cli.commands.train import train_with_display
     from finetune.cli.task_sources import find_python_task
     from finetune.pretraining.plan_loading import is_plan, parse_run_plan
-    from finetune.training.recorder import load_run_recipe
 
     text = read_recipe(run)  # Raises UsageError if this is not a run directory.
     launch_processes(context, num_processes)

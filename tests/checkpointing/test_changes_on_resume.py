@@ -1,0 +1,122 @@
+"""What was moved or edited while a run was interrupted: what is reported and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from finetune.checkpointing.run_folder import RECIPE
+from finetune.recipe.schema import LoraConfig, Recipe
+from task_formats import UsageError
+from tests.support import jobs
+
+pytestmark = pytest.mark.usefixtures("no_flush")
+JOB = ("classification", {"checkpoint_updates": 1, "seed": 1})
+
+
+def stop(recipe: Recipe, run: Path) -> Path:
+    """Trains two updates; the folder of the run, which has two checkpoints then."""
+    assert jobs.stop_at(recipe, run, 2).update == 2
+    return run
+
+
+def test_a_run_can_be_moved_and_copied(job, undisturbed, tmp_path) -> None:
+    moved = stop(job, tmp_path / "run").rename(tmp_path / "moved")
+    copied = Path(shutil.copytree(moved, tmp_path / "copied"))
+    for run in (moved, copied):
+        assert jobs.resume(run) == ([], [2])
+        jobs.assert_same(run, undisturbed)
+
+
+# The recipe.
+
+
+def edit(run: Path, old: str, new: str) -> None:
+    """Replaces text in the recipe of a run."""
+    text = (run / RECIPE).read_text()
+    assert old in text
+    (run / RECIPE).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("learning_rate: 0.001", "learning_rate: 0.01", r"train\.learning_rate: 0\.001, not 0\.01"),
+        ("seed: 1\n", "seed: 2\n", r"train\.seed: 1, not 2"),
+        ("epochs: 2", "epochs: 3", r"train\.epochs: 2\.0, not 3\.0"),
+        ("0: bad", "0: worse", r"task\.labels: {0: 'bad'"),
+    ],
+)
+def test_an_edited_recipe_is_refused(old, new, named, job, undisturbed, tmp_path) -> None:
+    run = stop(job, tmp_path / "run")
+    edit(run, old, new)
+    with pytest.raises(UsageError, match=f"another {named}") as caught:
+        jobs.resume(run)
+    assert caught.value.where == str(run / RECIPE)
+    assert "set that value back" in str(caught.value)
+    edit(run, new, old)
+    assert jobs.resume(run) == ([], [2])
+    jobs.assert_same(run, undisturbed)
+
+
+def test_a_recipe_can_be_edited_where_nothing_depends_on_it(job, undisturbed, tmp_path) -> None:
+    run = stop(job, tmp_path / "run")
+    edit(run, "checkpoint_updates: 1", "checkpoint_updates: 3")
+    edit(run, "about: ", "about: mine")
+    assert jobs.resume(run) == ([], [2])
+    assert jobs.distance(jobs.weights(run), jobs.weights(undisturbed)) == 0
+
+
+def test_a_command_overrides_an_edited_recipe(job, undisturbed, tmp_path) -> None:
+    """`gptft train ... --resume` with the old values continues, and writes them again."""
+    run = stop(job, tmp_path / "run")
+    edit(run, "learning_rate: 0.001", "learning_rate: 0.01")
+    jobs.train(job, run, resume=True)
+    jobs.assert_same(run, undisturbed)
+    assert "learning_rate: 0.001" in (run / RECIPE).read_text()
+
+
+# The base.
+
+
+@pytest.fixture
+def own_base(bases, tmp_path) -> Path:
+    return Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
+
+
+def scale(base: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    scaled = {name: 1.5 * part for name, part in weights.items()}
+    save_file(scaled, base / "model.safetensors", {"format": "pt"})
+
+
+def test_a_changed_base_is_reported(job, own_base, undisturbed, tmp_path) -> None:
+    """All weights are in the checkpoint, so the run can continue."""
+    run = stop(jobs.change(job, "base", path=str(own_base)), tmp_path / "run")
+    scale(own_base)
+    notices, done = jobs.resume(run)
+    assert [text.split(" was ")[0] for text in notices] == ["resumed with other base: weights"]
+    assert done == [2]
+    assert jobs.distance(jobs.weights(run), jobs.weights(undisturbed)) == 0
+
+
+def test_a_changed_base_is_refused_where_its_weights_are_frozen(job, own_base, tmp_path) -> None:
+    pytest.importorskip("peft")
+    adapted = jobs.change(job, "base", path=str(own_base), lora=LoraConfig(rank=4))
+    run = stop(adapted, tmp_path / "run")
+    scale(own_base)
+    with pytest.raises(UsageError, match="the weights of the base have changed"):
+        jobs.resume(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("config.json", "config"), ("tokenizer_config.json", "tokenizer")]
+)
+def test_changed_files_of_a_base_are_reported(name, part, job, own_base, tmp_path) -> None:
+    run = stop(jobs.change(job, "base", path=str(own_base)), tmp_path / "run")
+    content = json.loads((own_base / name).read_text())
+    (own_base / name).write_text(json.dumps({**content, "note": "edited"}))
+    notices, _ = jobs.resume(run)
+    assert f"resumed with other base: {part}" in [text.split(" was ")[0] for text in notices]
