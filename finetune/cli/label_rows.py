@@ -57,7 +57,7 @@ def _usable(
 ) -> Iterator[tuple[RowLocation, Row]]:
     """Rows that can be labelled; the others raise, with their place, or are counted."""
     unlabelled_task = task.without_labels()
-    for place, row in rows.scan():
+    for place, row in rows.read():
         try:
             if isinstance(row, RowError):
                 raise row

@@ -1,9 +1,15 @@
-"""Rows from files and from the hub, examples out of them, their encodings, and rows to files."""
+"""Reading rows from files and the hub, encoding them, and writing rows."""
 
 from finetune.data.encoding_cache import encode_examples
-from finetune.data.examples import BadRow, ReadReport, read_examples
+from finetune.data.examples import (
+    BadRow,
+    LocatedExample,
+    ReadReport,
+    build_examples,
+    read_examples,
+)
 from finetune.data.readers.files import FileRows, detect_format, open_file, read_rows
-from finetune.data.rows import RowLocation, Rows
+from finetune.data.rows import LocatedRow, RowLocation, Rows, locate_rows
 from finetune.data.sources import open_rows
 from finetune.data.token_store import TokenStore
 from finetune.data.writers import PredictionColumns, RowSink, name_columns, write_rows
@@ -11,14 +17,18 @@ from finetune.data.writers import PredictionColumns, RowSink, name_columns, writ
 __all__ = [
     "BadRow",
     "FileRows",
+    "LocatedExample",
+    "LocatedRow",
     "PredictionColumns",
     "ReadReport",
     "RowLocation",
     "RowSink",
     "Rows",
     "TokenStore",
+    "build_examples",
     "detect_format",
     "encode_examples",
+    "locate_rows",
     "name_columns",
     "open_file",
     "open_rows",

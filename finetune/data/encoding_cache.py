@@ -159,12 +159,12 @@ def _view(stream: io.BytesIO, name: str) -> Array:
 
 
 def _dump(report: ReadReport) -> dict[str, Any]:
-    skipped = [[*bad.place, bad.id, bad.what] for bad in report.skipped]
+    skipped = [[*bad.location, bad.id, bad.reason] for bad in report.skipped]
     return {"rows": report.rows, "unlabelled": report.unlabelled, "skipped": skipped}
 
 
 def _fill(report: ReadReport, facts: dict[str, Any]) -> None:
     report.rows, report.unlabelled = facts["rows"], facts["unlabelled"]
     report.skipped[:] = [
-        BadRow(RowLocation(*place), name, what) for *place, name, what in facts["skipped"]
+        BadRow(RowLocation(*location), name, reason) for *location, name, reason in facts["skipped"]
     ]

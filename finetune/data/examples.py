@@ -1,11 +1,11 @@
-"""From rows to examples, with what is done about the rows that cannot become one."""
+"""Rows to examples: the one step where a row becomes an Example, for every use of a task."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from finetune.data.rows import RowLocation, Rows, Scanned
+from finetune.data.rows import LocatedRow, RowLocation, Rows
 from finetune.data.sources import open_rows
 from finetune.recipe.schema import DataConfig
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
@@ -14,27 +14,102 @@ from task_formats.templates import look_up
 
 
 class BadRow(NamedTuple):
-    """A row that was left out: where it stands, its id, and why."""
+    """A row that was skipped."""
 
-    place: RowLocation
+    location: RowLocation
     id: str
-    what: str
+    reason: str
 
 
 @dataclass
 class ReadReport:
-    """What became of the rows; it fills while the examples are read."""
+    """Counts rows while they are read."""
 
     skipped: list[BadRow] = field(default_factory=list)
     unlabelled: int = 0
     """Rows left out because their raw label means "no label"."""
     rows: int = 0
-    """Rows read, the left out ones included."""
+    """All rows that were read, including those left out."""
 
     @property
     def examples(self) -> int:
         """Rows that became an example."""
         return self.rows - self.unlabelled - len(self.skipped)
+
+
+class LocatedExample(NamedTuple):
+    """An example, the row that it was made of, and where that row is."""
+
+    location: RowLocation
+    row: Row
+    example: Example
+
+
+def build_examples(
+    task: Task,
+    rows: Iterable[LocatedRow],
+    split: str,
+    *,
+    labelled: bool = True,
+    on_bad_row: Literal["stop", "skip"] = "stop",
+    report: ReadReport | None = None,
+) -> Iterator[LocatedExample]:
+    """Turns rows into examples, one at a time.
+
+    Rows of a file or a data set are `open_rows(data, split).read()`. Rows in memory are
+    `locate_rows(rows, "X")`; messages then name them X[0], X[1], ... For example
+
+        (train.csv, line 2), {"text": "It rains", "label": "no"}
+
+    of the split `train` becomes `Example("train/0", {"text": "It rains"}, (), 0)`.
+
+    Args:
+        task: Says how a row is read. Prediction uses `task.without_labels()`.
+        rows: Locations with rows, or with the reader's error.
+        split: Row n, counted from 0 over all rows, becomes the example `split/n`.
+        labelled: Whether every example needs a label. Then rows whose raw label is in
+            `task.unlabelled` are left out.
+        on_bad_row: What happens at a row that cannot become an example.
+        report: Counts the rows while they are read.
+
+    Raises:
+        RowError: A row cannot become an example, and `on_bad_row` is "stop".
+    """
+    report = report if report is not None else ReadReport()
+    # Code of a task may turn a row into another one; it runs once per row.
+    convert, task = task.read, replace(task, read=None)
+    for index, (location, row) in enumerate(rows):
+        report.rows = index + 1
+        name = f"{split}/{index}"
+        try:
+            if isinstance(row, RowError):
+                raise row
+            try:
+                converted = convert(row) if convert else row
+                if labelled and task.unlabelled and _means_unlabelled(task, converted):
+                    report.unlabelled += 1
+                    continue
+                example = task.example(converted, name, labelled=labelled)
+            except RowError as error:
+                where = str(location) if location.unit == "index" else f"{location} ({name})"
+                raise error.located(where) from None
+        except RowError as error:
+            if on_bad_row == "stop":
+                raise
+            report.skipped.append(BadRow(location, name, error.what))
+        else:
+            yield LocatedExample(location, row, example)
+
+
+def _means_unlabelled(task: Task, row: Row) -> bool:
+    """Whether the raw label means "no label"; the hub's copies write -1 for SNLI's "-"."""
+    try:
+        text = as_text(look_up(row, str(task.columns.get("label"))))
+    except KeyError:
+        return False
+    return text in task.unlabelled or (
+        text == "-1" and isinstance(task.labels, Classes) and text not in task.labels.raw
+    )
 
 
 def read_examples(
@@ -46,16 +121,36 @@ def read_examples(
     on_bad_row: Literal["stop", "skip"] = "stop",
     limit: int | None = None,
 ) -> tuple[Iterator[Example], ReadReport]:
-    """The examples of a split, streamed, and the report that fills meanwhile.
+    """Streams the examples of a split, as `build_examples` makes them.
 
-    An id is `split/index`, the index counted from 0 over all rows of the split. `limit` counts
-    rows. Where labels are wanted, rows whose raw label is in `task.unlabelled` are left out.
-    Raises RowError at a bad row unless it is to be skipped, and UsageError where no row is good.
+    Args:
+        task: Says how a row is read.
+        rows: The rows of the split.
+        split: Beginning of the examples' ids.
+        labelled: Whether every example needs a label.
+        on_bad_row: What happens at a row that cannot become an example.
+        limit: Number of rows that are read.
+
+    Returns:
+        The examples, and the report that is filled while they are read. The iterator raises
+        RowError as `build_examples` does, and UsageError at its end if there was no example.
     """
     report = ReadReport()
-    scanned = islice(rows.scan(), limit)
-    stop = on_bad_row == "stop"
-    return _examples(task, scanned, rows.origin, split, labelled, stop, report), report
+
+    def examples() -> Iterator[Example]:
+        for item in build_examples(
+            task,
+            islice(rows.read(), limit),
+            split,
+            labelled=labelled,
+            on_bad_row=on_bad_row,
+            report=report,
+        ):
+            yield item.example
+        if not report.examples:
+            raise _no_examples(report, rows.origin)
+
+    return examples(), report
 
 
 def read_split(
@@ -78,64 +173,15 @@ def read_split(
     return list(examples)
 
 
-def _examples(
-    task: Task,
-    scanned: Iterator[Scanned],
-    origin: str,
-    split: str,
-    labelled: bool,
-    stop: bool,
-    report: ReadReport,
-) -> Iterator[Example]:
-    sets_aside = labelled and bool(task.unlabelled)
-    for index, (place, row) in enumerate(scanned):
-        report.rows = index + 1
-        name = f"{split}/{index}"
-        try:
-            if isinstance(row, RowError):
-                raise row
-            if sets_aside and _set_aside(task, row):
-                report.unlabelled += 1
-                continue
-            example = _example(task, row, name, labelled, place)
-        except RowError as error:
-            if stop:
-                raise
-            report.skipped.append(BadRow(place, name, error.what))
-        else:
-            yield example
-    if not report.examples:
-        raise _nothing(report, origin)
-
-
-def _example(task: Task, row: Row, id: str, labelled: bool, place: RowLocation) -> Example:
-    try:
-        return task.example(row, id, labelled=labelled)
-    except RowError as error:
-        raise error.located(f"{place} ({id})") from None
-
-
-def _set_aside(task: Task, row: Row) -> bool:
-    """True where the raw label means "no label": on the hub, SNLI's "-" has become -1."""
-    row = task.read(row) if task.read else row
-    try:
-        text = as_text(look_up(row, str(task.columns.get("label"))))
-    except KeyError:
-        return False
-    return text in task.unlabelled or (
-        text == "-1" and isinstance(task.labels, Classes) and text not in task.labels.raw
-    )
-
-
-def _nothing(report: ReadReport, origin: str) -> UsageError:
+def _no_examples(report: ReadReport, origin: str) -> UsageError:
     if not report.rows:
-        return UsageError("no rows", where=origin, cure="The file has a header at most.")
+        return UsageError("no rows", where=origin, cure="The file has at most a header.")
     if not report.skipped:
         what = f"none of {report.rows} rows has a label"
-        return UsageError(what, where=origin, cure="Look at task.unlabelled.")
+        return UsageError(what, where=origin, cure="Check task.unlabelled.")
     first = report.skipped[0]
     return UsageError(
-        f"none of {report.rows} rows can be used; the first: {first.what}",
-        where=str(first.place),
-        cure="Do task.columns and task.labels fit this file?",
+        f"none of {report.rows} rows can be used; the first: {first.reason}",
+        where=str(first.location),
+        cure="Check task.columns and task.labels against this file.",
     )

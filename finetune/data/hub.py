@@ -1,19 +1,36 @@
-"""Rows of the hub's data sets and of their saved copies: the one door to `datasets`."""
+"""Data sets of the Hugging Face hub and copies of them that `save_to_disk` wrote."""
 
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from finetune.data.network import hub_answers
-from finetune.data.rows import RowLocation, Scanned, raise_bad_rows
+from finetune.data.rows import LocatedRow, RowLocation, raise_bad_rows
 from task_formats import Row, UsageError, suggest
 
 _BATCH = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT = 5.0
+"""Seconds to wait for the hub's first answer."""
+
+
+@cache
+def is_hub_reachable() -> bool:
+    """Whether the hub answers one request; False in offline mode (HF_HUB_OFFLINE).
+
+    huggingface_hub repeats failed requests for 23 seconds and has no setting for that, so callers
+    read from its cache only where this is False.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
+    except Exception:  # The types depend on the HTTP library of huggingface_hub.
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -22,105 +39,95 @@ class HubRows:
 
     origin: str
     table: Any
+    """A datasets.Dataset."""
 
-    def scan(self) -> Iterator[Scanned]:
-        """All rows in order."""
-        number = 0
-        for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield RowLocation(self.origin, number, "row"), row
+    def read(self) -> Iterator[LocatedRow]:
+        """Yields all rows in order."""
+        for number, row in enumerate(self._rows(), start=1):
+            yield RowLocation(self.origin, number, "row"), row
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        return raise_bad_rows(self.scan())
+        return raise_bad_rows(self.read())
 
     def fingerprint(self) -> str:
-        """A sha256 over columns and rows, whatever the files they came in."""
+        """SHA-256 over columns and rows, however they are split into files."""
         digest = hashlib.sha256(repr(self.table.features).encode())
-        for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
-            for row in batch.to_pylist():
-                digest.update(repr(row).encode(errors="surrogatepass"))
+        for row in self._rows():
+            digest.update(repr(row).encode(errors="surrogatepass"))
         return digest.hexdigest()
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
+            yield from batch.to_pylist()
 
 
 def open_hub(path: str, name: str | None, split: str, revision: str | None) -> HubRows:
-    """A split of a hub's data set, from the cache where the hub is out of reach.
+    """Opens a split of a data set of the hub; downloads it unless it is in the cache.
 
-    Nothing is streamed from the network: a run reads its rows several times, and the copy in
-    the cache serves the next run without a network. Raises UsageError that names the cure.
+    Args:
+        path: Its id, such as nyu-mll/glue.
+        name: The configuration, such as rte.
+        split: The split, such as train.
+        revision: A branch, a tag or a commit; None is the main branch.
+
+    Raises:
+        UsageError: It cannot be loaded, or the hub is unreachable and the cache does not have it.
     """
-    # Half of a second and more, which only those who read from the hub should wait.
+    # Slow to import (over half a second), so only who reads from the hub waits for it.
     import datasets
+    from huggingface_hub import constants
 
     origin = f"{path} ({name}), {split}" if name else f"{path}, {split}"
-    with _without_waiting() as reached:
-        try:
-            table = datasets.load_dataset(path, name, split=split, revision=revision)
-        except Exception as error:
-            # It may be any error of several libraries; a misspelt folder is asked of a hub, too.
-            missing = "" if Path(path).exists() else f"there is no folder {path!r} here, and "
-            raise UsageError(
-                f"{missing}the data set cannot be loaded: {_first_line(error)}",
-                where=origin,
-                cure=_cure(reached),
-            ) from error
-    if not reached and revision and _is_other(table, revision):
+    online = is_hub_reachable()
+    if not online:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        table = datasets.load_dataset(path, name, split=split, revision=revision)
+    except Exception as error:  # Of many types, from several libraries.
+        missing = "" if Path(path).exists() else f"there is no folder {path!r} here, and "
+        what = f"{missing}the data set cannot be loaded: {_first_line(error)}"
+        raise UsageError(what, where=origin, cure=_cure(online)) from error
+    if not online and revision and not _is_commit(table, revision):
         what = f"the cache holds another revision than {revision}"
-        raise UsageError(what, where=origin, cure=_cure(reached))
+        raise UsageError(what, where=origin, cure=_cure(online))
     return HubRows(origin, table)
 
 
+def _is_commit(table: Any, revision: str) -> bool:
+    """False if the revision is a commit and the cached files are those of another commit."""
+    # The cache names folders after commits.
+    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
+    return not _COMMIT.fullmatch(revision) or folders == {revision}
+
+
+def _cure(online: bool) -> str:
+    if online:
+        return "Check data.path, data.name, data.revision and the split, or give --data DIR."
+    return (
+        "The hub is unreachable and the cache does not have the data set. Give a local copy with "
+        "--data DIR, or set HF_HOME to a cache that has it."
+    )
+
+
 def is_saved(folder: Path) -> bool:
-    """True for a folder that `save_to_disk` wrote."""
+    """Whether `save_to_disk` wrote this folder."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def open_saved(folder: Path, split: str) -> HubRows:
-    """A split of a data set that `save_to_disk` wrote."""
+    """Opens a split of a data set that `save_to_disk` wrote; UsageError if that fails."""
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:
         what = f"the saved data set cannot be read: {_first_line(error)}"
-        raise UsageError(what, where=str(folder), cure="Save it anew.") from error
+        raise UsageError(what, where=str(folder), cure="Save it again.") from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise UsageError(f"no split {split!r}", where=str(folder), cure=suggest(split, saved))
         saved = saved[split]
     return HubRows(f"{folder}, {split}", saved)
-
-
-@contextmanager
-def _without_waiting() -> Iterator[bool]:
-    """Keeps the hub's client from trying again and again where there is no network."""
-    import datasets
-    import huggingface_hub.constants
-
-    if huggingface_hub.constants.HF_HUB_OFFLINE or hub_answers():
-        yield not huggingface_hub.constants.HF_HUB_OFFLINE
-        return
-    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield False
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _is_other(table: Any, revision: str) -> bool:
-    """True where a commit was asked for, and the cached files, named by theirs, are another's."""
-    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
-    return bool(_COMMIT.fullmatch(revision)) and folders != {revision}
-
-
-def _cure(reached: bool) -> str:
-    if reached:
-        return "Look at data.path, data.name, data.revision and the split, or give --data DIR."
-    return (
-        "The hub is out of reach, and the cache does not have it. Give a local copy with "
-        "--data DIR, or set HF_HOME to a cache that has it."
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
-"""How people keep the known data sets in folders of their own: a table, nothing else.
+"""The folder layouts of known data sets: a table.
 
-Columns are renamed to those of the hub's copy, so that one recipe serves both.
+Columns are renamed to those of the hub's copy, so that one recipe reads both. To add a data set,
+write its recipe (a YAML file) and add one KnownDataset below.
 """
 
 from collections.abc import Mapping
@@ -8,33 +9,33 @@ from dataclasses import dataclass
 
 from finetune.data.rows import ReadOptions
 
-ANY = "*"
+ANY_SPLIT = "*"
 
 SPLITS = {"validation": ("validation", "dev", "val", "valid"), "train": ("train", "training")}
-"""The hub's word for a split, or the beginning of it, to the words that file names use."""
+"""First word of a split's name on the hub to the words that file names use for it."""
 
 COLLECTIONS = ("glue", "gluedata", "superglue", "scitailv11", "arcv1feb2018", "arcv1feb20182")
-"""Folders that hold the folders of data sets, as `normalize_name` writes them."""
+"""Normalized names of folders that hold folders of data sets."""
 
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """One data set as a folder: how it is called, where its splits are, how they are read."""
+    """One layout of one data set: its folder names, the files of its splits, how they are read."""
 
     title: str
     names: tuple[str, ...]
-    """Configurations of the hub's data set, as `normalize_name` writes them."""
+    """Normalized names of its configurations on the hub."""
     folders: tuple[str, ...]
-    """Names of its folder, as `normalize_name` writes them."""
+    """Normalized names of its folder."""
     options: ReadOptions
     files: Mapping[str, tuple[str, ...]]
-    """Split, or ANY, to patterns of paths below the folder; the first that is there is taken."""
-    many: bool = False
-    """Whether all files that match a pattern are the split, and not one alone."""
+    """Split, or ANY_SPLIT, to patterns of paths below the folder; the first that exists is used."""
+    sharded: bool = False
+    """Whether a split is all files that match a pattern, not a single one."""
 
 
 def normalize_name(name: str) -> str:
-    """A name in small letters and digits alone, so that SST-2 and sst2 are one."""
+    """Returns the letters and digits of a name in lower case, so that SST-2 equals sst2."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 
@@ -46,7 +47,7 @@ def _glue(
     files: Mapping[str, tuple[str, ...]] | None = None,
 ) -> KnownDataset:
     options = ReadOptions("tsv", columns, {"index": "idx", **(rename or {})})
-    by_split = {**(files or {}), ANY: ("{split}.tsv",)}
+    by_split = {**(files or {}), ANY_SPLIT: ("{split}.tsv",)}
     return KnownDataset(f"GLUE's {title}", names[:1], names, options, by_split)
 
 
@@ -83,14 +84,14 @@ def _arc(level: str) -> KnownDataset:
         f"ARC {level}",
         (f"arc{level}",),
         (f"arc{level}", "arc"),
-        ReadOptions("jsonl", shape=_ARC),
-        {ANY: (f"arc-{level}-{{split}}.jsonl",)},
+        ReadOptions("jsonl", nested=_ARC),
+        {ANY_SPLIT: (f"arc-{level}-{{split}}.jsonl",)},
     )
 
 
 def _race(level: str, *names: str) -> KnownDataset:
-    files = {ANY: (f"{{split}}/{level}/*.txt",)}
-    return KnownDataset("RACE", names, ("race",), ReadOptions("race"), files, many=True)
+    files = {ANY_SPLIT: (f"{{split}}/{level}/*.txt",)}
+    return KnownDataset("RACE", names, ("race",), ReadOptions("race"), files, sharded=True)
 
 
 def _story_cloze(year: str) -> KnownDataset:
@@ -99,7 +100,7 @@ def _story_cloze(year: str) -> KnownDataset:
         (year,) if year else ("storycloze",),
         ("storycloze", "rocstories"),
         ReadOptions("csv", rename=_STORIES),
-        {ANY: (f"cloze_test_{{split}}__*{year}*.csv",)},
+        {ANY_SPLIT: (f"cloze_test_{{split}}__*{year}*.csv",)},
     )
 
 
@@ -126,22 +127,22 @@ KNOWN_DATASETS = (
         "SNLI",
         ("snli", "plaintext"),
         ("snli", "snli10"),
-        ReadOptions("tsv", rename=_MNLI, fewest=10),
-        {ANY: ("{split}.tsv",)},
+        ReadOptions("tsv", rename=_MNLI, min_fields=10),
+        {ANY_SPLIT: ("{split}.tsv",)},
     ),
     KnownDataset(
         "SNLI",
         ("snli", "plaintext"),
         ("snli", "snli10"),
         ReadOptions("jsonl", rename=_pairs("gold_label")),
-        {ANY: ("snli_1.0_{split}.jsonl",)},
+        {ANY_SPLIT: ("snli_1.0_{split}.jsonl",)},
     ),
     KnownDataset(
         "SciTail",
         ("scitail", "tsvformat"),
         ("scitail", "tsvformat"),
         ReadOptions("tsv", columns=("premise", "hypothesis", "label")),
-        {ANY: ("scitail_1.0_{split}.tsv",)},
+        {ANY_SPLIT: ("scitail_1.0_{split}.tsv",)},
     ),
     _race("*", "all", "race"),
     _race("middle", "middle"),
@@ -149,7 +150,9 @@ KNOWN_DATASETS = (
     _story_cloze("2016"),
     _story_cloze("2018"),
     _story_cloze(""),
-    KnownDataset("COPA", ("copa",), ("copa",), ReadOptions("jsonl"), {ANY: ("{split}.jsonl",)}),
+    KnownDataset(
+        "COPA", ("copa",), ("copa",), ReadOptions("jsonl"), {ANY_SPLIT: ("{split}.jsonl",)}
+    ),
     _arc("challenge"),
     _arc("easy"),
 )

@@ -1,13 +1,13 @@
-"""Where a row stands, how its file is to be read, and the bounds no file may pass."""
+"""Located rows: what every reader yields, and the limits that hold for every file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from task_formats import Row, RowError
 
 MAX_ROW_BYTES = 2**23
-"""Bytes of the longest row that is read (8 MiB): what one row may cost in memory is bounded."""
+"""Bytes of the longest row that is read (8 MiB), which bounds what a row costs in memory."""
 MAX_COLUMNS = 10_000
 """Columns of the widest table that is read."""
 
@@ -15,66 +15,76 @@ MAX_COLUMNS = 10_000
 class RowLocation(NamedTuple):
     """Where a row begins.
 
-    >>> str(RowLocation("train.tsv", 17))
-    'train.tsv, line 17'
+    >>> str(RowLocation("train.tsv", 17)), str(RowLocation("X", 3, "index"))
+    ('train.tsv, line 17', 'X[3]')
     """
 
-    file: str
-    line: int
+    source: str
+    """Path of a file, or another name of where the rows come from."""
+    number: int
+    """Counted from 1; an index from 0."""
     unit: str = "line"
-    """What is counted, from 1: lines, or rows and questions where a file has no lines."""
+    """What is counted: line, row (where a file has no lines), question, or index."""
 
     def __str__(self) -> str:
-        return f"{self.file}, {self.unit} {self.line}"
+        if self.unit == "index":
+            return f"{self.source}[{self.number}]"
+        return f"{self.source}, {self.unit} {self.number}"
 
 
-Scanned = tuple[RowLocation, Row | RowError]
-"""A place with the row that stands there, or with what is wrong with it."""
+LocatedRow = tuple[RowLocation, Row | RowError]
+"""A location and its row, or the error that says why the row cannot be used."""
+
+
+def locate_rows(rows: Iterable[Row], source: str) -> Iterator[LocatedRow]:
+    """Yields rows from memory with their locations: `source[0]`, `source[1]`, ..."""
+    for index, row in enumerate(rows):
+        yield RowLocation(source, index, "index"), row
 
 
 class Rows(Protocol):
-    """The rows of one split; every iteration begins anew."""
+    """The rows of one split; every iteration starts from the first row."""
 
     @property
     def origin(self) -> str:
-        """Where the rows come from, for people."""
+        """Where the rows come from, for messages."""
         ...
 
-    def scan(self) -> Iterator[Scanned]:
-        """All rows in order, unusable ones as the RowError that says why."""
+    def read(self) -> Iterator[LocatedRow]:
+        """Yields all rows in order; a row that cannot be used is a RowError."""
         ...
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        """All rows in order; raises RowError at the first unusable one."""
+        """Yields all rows in order; raises RowError at the first that cannot be used."""
         ...
 
     def fingerprint(self) -> str:
-        """A sha256 over the contents, in hexadecimal."""
+        """SHA-256 over the contents, in hexadecimal."""
         ...
+
+
+def raise_bad_rows(rows: Iterator[LocatedRow]) -> Iterator[tuple[RowLocation, Row]]:
+    """Yields the rows; raises the RowError of the first that cannot be used."""
+    for location, row in rows:
+        if isinstance(row, RowError):
+            raise row
+        yield location, row
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a file is to be read: its format, and what its columns are called.
+    """How a file is read: its format, and the names of its columns.
 
-    GLUE's CoLA has no header and other names than the hub, so it is read with
+    CoLA's files have no header and other column names than the hub's copy, so they are read with
     `ReadOptions("tsv", columns=("source", "label", "mark", "sentence"))`.
     """
 
     format: str
     columns: tuple[str, ...] = ()
-    """Names for a file without a header. A first line that holds one of them is a header."""
+    """Column names of a file without a header. A first line that holds one of them is a header."""
     rename: Mapping[str, str] = field(default_factory=dict)
-    """Column in the file to column in the row."""
-    shape: Mapping[str, Any] = field(default_factory=dict)
-    """Column of the row to the dotted path where a nested file has it, or to a mapping of such."""
-    fewest: int = 0
-    """For ragged rows: fewest fields of a row. The last field belongs to the last column."""
-
-
-def raise_bad_rows(scanned: Iterator[Scanned]) -> Iterator[tuple[RowLocation, Row]]:
-    """The rows alone; raises the RowError of the first unusable one."""
-    for place, row in scanned:
-        if isinstance(row, RowError):
-            raise row
-        yield place, row
+    """Column in the file to column of the row."""
+    nested: Mapping[str, Any] = field(default_factory=dict)
+    """Column of the row to its dotted path in a nested file, or to a mapping of such paths."""
+    min_fields: int = 0
+    """Fewest fields of a row of a ragged file; the last field belongs to the last column."""

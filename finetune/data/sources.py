@@ -1,41 +1,186 @@
-"""From the recipe's data part to the rows of a split."""
+"""Finding the rows of a split: a file, a local folder in a known layout or not, or the hub."""
 
+import glob
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
-from finetune.data.folders import find_split_files
 from finetune.data.hub import is_saved, open_hub, open_saved
-from finetune.data.readers.files import open_file
-from finetune.data.rows import Rows
+from finetune.data.known_datasets import (
+    ANY_SPLIT,
+    COLLECTIONS,
+    KNOWN_DATASETS,
+    SPLITS,
+    KnownDataset,
+    normalize_name,
+)
+from finetune.data.readers.files import FORMATS, FileRows, detect_format, open_file
+from finetune.data.rows import ReadOptions, Rows
 from finetune.recipe.schema import DataConfig
 from task_formats import UsageError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SHARDS = "{split}-*-of-*.parquet"
 
 
-def open_rows(part: DataConfig, split: str) -> Rows:
-    """The rows of one split, named as in the recipe (`part.train`, a value of `part.extra`).
+def open_rows(data: DataConfig, split: str) -> Rows:
+    """Opens the rows of one split.
 
-    `part.path` is a local folder or a hub's data set; without it the split is a file. A split of
-    another configuration is written `ax/test`.
-    Raises UsageError where there is no such split, and lists what there is.
+    Args:
+        data: `data.path` is a local folder or a data set of the hub; without it the split is a
+            file.
+        split: The split as in the recipe (`data.train`, a value of `data.extra`). A split of
+            another configuration is written `ax/test`.
+
+    Raises:
+        UsageError: There is no such split; the message lists what there is.
     """
-    if part.path is None:
+    if data.path is None:
         return open_file(split)
-    other, _, split = split.rpartition("/")
-    name = other or part.name
-    folder = Path(part.path).expanduser()
+    configuration, _, split = split.rpartition("/")
+    name = configuration or data.name
+    folder = Path(data.path).expanduser()
     if folder.is_dir():
-        saved = [home for home in (folder / (name or ""), folder) if is_saved(home)]
+        saved = [path for path in (folder / (name or ""), folder) if is_saved(path)]
         if saved:
             return open_saved(saved[0], split)
-        return find_split_files(folder, name, split, below=bool(other))
+        return _find_split_files(folder, name, split, subfolders_only=bool(configuration))
     if folder.exists():
         raise UsageError(
-            "is a file, and data.path (--data) is a folder or a data set of the hub",
-            where=part.path,
+            "is a file, and data.path (--data) must be a folder or a data set of the hub",
+            where=data.path,
             cure="Without data.path, the splits themselves can be files.",
         )
-    if not _HUB_ID.fullmatch(part.path):
-        raise UsageError("no such folder", where=part.path, cure="Correct data.path or --data.")
-    return open_hub(part.path, name, split, part.revision)
+    if not _HUB_ID.fullmatch(data.path):
+        raise UsageError("no such folder", where=data.path, cure="Correct data.path or --data.")
+    return open_hub(data.path, name, split, data.revision)
+
+
+def _find_split_files(
+    folder: Path, name: str | None, split: str, *, subfolders_only: bool
+) -> FileRows:
+    """Finds the files of a split in a folder that holds one data set or several.
+
+    The configuration's name selects a known layout; without one the folder's name does.
+    """
+    layouts = _known_layouts(folder, name, subfolders_only)
+    known = [
+        (layout, home)
+        for layout in layouts
+        for home in _find_homes(folder, layout.folders, subfolders_only)
+    ]
+    for layout, home in known:
+        if files := _layout_files(home, layout, split):
+            return FileRows(files, layout.options)
+    homes = _find_homes(folder, (normalize_name(name or ""),), subfolders_only)
+    plain = [path for home in homes for path in (home, *_subfolders(home, ("data",)))]
+    for home in plain:
+        if files := _plain_files(home, split):
+            return FileRows(files, ReadOptions(detect_format(files[0])))
+    nearest = [home for _, home in known] + plain
+    what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
+    raise UsageError(what, where=str(folder), cure=_contents(nearest[0] if nearest else folder))
+
+
+def _known_layouts(folder: Path, name: str | None, subfolders_only: bool) -> list[KnownDataset]:
+    """The layouts a folder may have; UsageError if it is the folder of another data set."""
+    folder_name = normalize_name(folder.resolve().name)
+    own = [layout for layout in KNOWN_DATASETS if folder_name in layout.folders]
+    if name is None:
+        return own
+    wanted = [layout for layout in KNOWN_DATASETS if normalize_name(name) in layout.names]
+    titles = {layout.title for layout in wanted}
+    is_other = own and wanted and titles.isdisjoint(layout.title for layout in own)
+    if is_other and not subfolders_only:
+        raise UsageError(
+            f"this folder holds {own[0].title}, and the recipe reads {wanted[0].title}",
+            where=str(folder),
+            cure="Give the folder of the recipe's data set, or the one that holds both.",
+        )
+    return wanted
+
+
+def _find_homes(folder: Path, names: Sequence[str], subfolders_only: bool) -> list[Path]:
+    """Folders of these names inside a folder or its collections, then the folder itself."""
+    parents = (folder, *_subfolders(folder, COLLECTIONS))
+    inner = [path for parent in parents for path in _subfolders(parent, names)]
+    return inner if subfolders_only else [*inner, folder]
+
+
+def _subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [
+        path for path in _listed(folder) if normalize_name(path.name) in names and path.is_dir()
+    ]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, 2.txt before 10.txt."""
+
+    def natural(path: Path) -> tuple[int, str]:
+        return (int(path.stem) if path.stem.isdecimal() else -1, path.name)
+
+    try:
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(folder)) from None
+    return sorted(paths, key=natural)
+
+
+def _layout_files(home: Path, layout: KnownDataset, split: str) -> tuple[Path, ...]:
+    for pattern in layout.files.get(split, layout.files.get(ANY_SPLIT, ())):
+        for word in _split_words(split):
+            files = _match(home, pattern.format(split=glob.escape(word)))
+            if files:
+                return files if layout.sharded else _single(files, home)
+    return tuple(path for path in _match(home, glob.escape(split)) if path.is_file())
+
+
+def _plain_files(home: Path, split: str) -> tuple[Path, ...]:
+    """The file that is named by the split or after it, or the shards of a hub's Parquet copy."""
+    files = [path for path in _match(home, glob.escape(split)) if path.is_file()]
+    if not files:
+        endings = [ending + compressed for ending in FORMATS for compressed in ("", ".gz")]
+        words = _split_words(split)
+        patterns = [glob.escape(word) + ending for word in words for ending in endings]
+        files = [path for pattern in patterns for path in _match(home, pattern)]
+    if files:
+        return _single(files, home)
+    return _match(home, _SHARDS.format(split=glob.escape(split)))
+
+
+def _split_words(split: str) -> tuple[str, ...]:
+    """The names a split's file may have: validation_matched may be dev_matched.
+
+    >>> _split_words("validation_matched")[:2]
+    ('validation_matched', 'dev_matched')
+    """
+    for word, others in SPLITS.items():
+        if split == word or split.startswith(f"{word}_"):
+            return tuple(other + split.removeprefix(word) for other in others)
+    return (split,)
+
+
+def _match(home: Path, pattern: str) -> tuple[Path, ...]:
+    """Paths below a folder that match a pattern, part by part, in any case of letters."""
+    paths = [home]
+    for part in pattern.lower().split("/"):
+        children = [path for folder in paths if folder.is_dir() for path in _listed(folder)]
+        paths = [path for path in children if fnmatch(path.name.lower(), part)]
+    return tuple(paths)
+
+
+def _single(files: Sequence[Path], home: Path) -> tuple[Path, ...]:
+    if len(files) > 1:
+        raise UsageError(
+            f"several files for one split: {', '.join(path.name for path in files)}",
+            where=str(home),
+            cure="Keep one of them there, or name the file in the recipe's data.",
+        )
+    return tuple(files)
+
+
+def _contents(folder: Path) -> str:
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in _listed(folder)]
+    listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+    return f"In {str(folder)!r} there is {listed or 'nothing'}."

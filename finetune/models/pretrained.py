@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from finetune.data.network import hub_answers
+from finetune.data.hub import is_hub_reachable
 from finetune.models.lora import add_adapters
 from finetune.models.speedups.optimize import optimize_decoder
 from finetune.models.task_tokens import TaskTokens, add_embedding_rows
@@ -176,7 +176,7 @@ def _hub_options(config: BaseConfig, path: str) -> dict[str, Any]:
     return {
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
-        "local_files_only": Path(path).is_dir() or not hub_answers(),
+        "local_files_only": Path(path).is_dir() or not is_hub_reachable(),
     }
 
 

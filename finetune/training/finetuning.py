@@ -134,7 +134,7 @@ class FinetuningJob:
             if split.report.unlabelled:
                 yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
             for row in split.report.skipped:
-                yield f"left out {row.id} ({row.place}): {row.what}"
+                yield f"left out {row.id} ({row.location}): {row.reason}"
         if is_sharded(self.model):
             count = self.accelerator.num_processes
             yield f"FSDP2: weights, gradients and moments are cut into {count} shards"

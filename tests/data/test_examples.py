@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data import BadRow, ReadReport, RowLocation, open_file, read_examples
-from finetune.data.rows import Scanned, raise_bad_rows
+from finetune.data.rows import LocatedRow, raise_bad_rows
 from finetune.recipe.schema import TaskConfig
 from task_formats import Example, Row, RowError, Task, UsageError
 
@@ -28,14 +28,14 @@ class Given:
     def __init__(self, rows: list[tuple[str, str] | None]) -> None:
         self.rows = rows
 
-    def scan(self) -> Iterator[Scanned]:
+    def read(self) -> Iterator[LocatedRow]:
         for k, row in enumerate(self.rows):
             place = RowLocation("given", k + 1)
-            fault: Scanned = (place, RowError("torn", where=str(place)))
+            fault: LocatedRow = (place, RowError("torn", where=str(place)))
             yield fault if row is None else (place, dict(zip(("text", "label"), row, strict=True)))
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        return raise_bad_rows(self.scan())
+        return raise_bad_rows(self.read())
 
     def fingerprint(self) -> str:
         return ""
@@ -69,7 +69,7 @@ def test_no_row_is_lost(rows: list[tuple[str, str] | None], limit: int | None) -
     assert report.rows == len(outcomes)
     assert report.unlabelled == outcomes.count("unlabelled")
     bad = [k for k, kind in enumerate(outcomes) if kind == "bad"]
-    assert [(row.id, row.place.line) for row in report.skipped] == [
+    assert [(row.id, row.location.number) for row in report.skipped] == [
         (f"train/{k}", k + 1) for k in bad
     ]
     assert report.examples == len(ids)

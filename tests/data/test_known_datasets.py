@@ -227,7 +227,7 @@ def test_a_bad_race_file_is_named(tmp_path: Path) -> None:
         read(tmp_path, "all", "test")
     put(tmp_path, "race/test/high/1.txt", [json.dumps({**passage, "answers": ["A"]})])
     put(tmp_path, "race/test/high/2.txt", ['{"article": "x"'])
-    scanned = list(open_rows(DataConfig(path=str(tmp_path), name="all"), "test").scan())
+    scanned = list(open_rows(DataConfig(path=str(tmp_path), name="all"), "test").read())
     assert [isinstance(row, UsageError) for _, row in scanned] == [False, True]
     assert str(scanned[0][0]).endswith("1.txt, question 1")
 

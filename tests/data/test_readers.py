@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from finetune.data import FileRows, open_file, read_rows
-from finetune.data.readers.files import FORMATS, scan_stream
+from finetune.data.readers.files import FORMATS, read_stream
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, ReadOptions
 from task_formats import RowError, UsageError
 
@@ -55,8 +55,8 @@ def test_parquet_is_read_like_the_others(tmp_path: Path) -> None:
         pyarrow.Table.from_pylist([*AB, {"a": None, "b": "z"}]), tmp_path / "r.parquet"
     )
     assert rows_of(tmp_path / "r.parquet") == [*AB, {"a": None, "b": "z"}]
-    places = [str(place) for place, _ in read_rows(tmp_path / "r.parquet")]
-    assert places[-1] == f"{tmp_path / 'r.parquet'}, row 3"
+    locations = [str(location) for location, _ in read_rows(tmp_path / "r.parquet")]
+    assert locations[-1] == f"{tmp_path / 'r.parquet'}, row 3"
 
 
 def test_objects_without_a_list_are_json_lines(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_tsv_knows_no_quotes_and_one_line_end(tmp_path: Path) -> None:
         tmp_path, "odd.tsv", "".join(["k\ttext\n", *(f"{k}\t{t}\n" for k, t in enumerate(odd))])
     )
     assert [row["text"] for row in rows_of(path)] == odd
-    assert [place.line for place, _ in read_rows(path)] == list(range(2, len(odd) + 2))
+    assert [location.number for location, _ in read_rows(path)] == list(range(2, len(odd) + 2))
 
 
 def test_csv_quotes_as_everywhere(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_csv_quotes_as_everywhere(tmp_path: Path) -> None:
         {"a": "a\u2028b", "b": "2"},
         {"a": "3", "b": "4"},
     ]
-    assert [place.line for place, _ in read_rows(path)] == [2, 5, 6]
+    assert [location.number for location, _ in read_rows(path)] == [2, 5, 6]
 
 
 def test_one_empty_column_of_tsv_is_an_empty_text(tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_a_bad_row_is_named_and_the_next_is_read(tmp_path: Path, name: str) -> N
     good = {"tsv": "5\t6\n", "csv": "5,6\n", "jsonl": '{"a": "5", "b": "6"}\n', "json": ""}
     raw = content.encode() if isinstance(content, str) else content
     path = write(tmp_path, name, raw + good[path_format(name)].encode())
-    scanned = [row for _, row in open_file(path).scan()]
-    faults = [row for row in scanned if isinstance(row, RowError)]
+    rows = [row for _, row in open_file(path).read()]
+    faults = [row for row in rows if isinstance(row, RowError)]
     assert len(faults) == 1
     assert where in faults[0].where
     assert str(path) in faults[0].where
     assert what in faults[0].what
     if path_format(name) != "json":
-        assert scanned[-1] == {"a": "5", "b": "6"}
+        assert rows[-1] == {"a": "5", "b": "6"}
     with pytest.raises(RowError, match=r"^" + str(path)):
         rows_of(path)
 
@@ -196,8 +196,8 @@ BAD_FILES = {
     "after.json": ("[] x", "something after the list"),
     "deep.json": ('[{"a":' + "[" * 100_000, "nested too deeply"),
     "bytes.json": (b'[{"a": "\xff"}]', "byte 0xff is not UTF-8"),
-    "columns.json": ('"a"', "where '[' should stand"),
-    "no.parquet": ("a,b\n1,2\n", "not a whole Parquet file"),
+    "columns.json": ('"a"', "instead of '['"),
+    "no.parquet": ("a,b\n1,2\n", "not a complete Parquet file"),
     "rows.xlsx": ("", "unknown kind of file '.xlsx'"),
 }
 
@@ -228,20 +228,20 @@ def test_wide_tables_below_the_bound_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, "wide.tsv", "\t".join(names) + "\n" + "\t".join("x" * MAX_COLUMNS))
     assert rows_of(path) == [dict.fromkeys(names, "x")]
     much = write(tmp_path, "much.tsv", "a\tb\n" + "\t" * 1_000_000)
-    assert [row.what for _, row in open_file(much).scan() if isinstance(row, RowError)] == [
+    assert [row.what for _, row in open_file(much).read() if isinstance(row, RowError)] == [
         f"more than {MAX_COLUMNS} fields under a header of 2"
     ]
 
 
 def test_ragged_rows_keep_their_last_field(tmp_path: Path) -> None:
     path = write(tmp_path, "r.tsv", "a\tb\tc\tgold\n1\t2\t3\tx\n1\t2\ty\n1\t2\t3\t4\t5\tz\n1\tw\n")
-    scanned = [row for _, row in FileRows((path,), ReadOptions("tsv", fewest=3)).scan()]
-    assert scanned[:3] == [
+    rows = [row for _, row in FileRows((path,), ReadOptions("tsv", min_fields=3)).read()]
+    assert rows[:3] == [
         {"a": "1", "b": "2", "c": "3", "gold": "x"},
         {"a": "1", "b": "2", "c": "", "gold": "y"},
         {"a": "1", "b": "2", "c": "3", "gold": "z"},
     ]
-    assert isinstance(scanned[3], RowError)
+    assert isinstance(rows[3], RowError)
 
 
 def test_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_list_is_read_across_windows(tmp_path: Path) -> None:
     rows = [{"k": k, "text": "é" * (k % 977), "deep": [{"x": "}]"}]} for k in range(6000)]
     path = write(tmp_path, "big.json", json.dumps(rows, ensure_ascii=False, indent=1))
     assert rows_of(path) == rows
-    lines = [place.line for place, _ in read_rows(path)]
+    lines = [location.number for location, _ in read_rows(path)]
     assert lines == sorted(lines)
     assert path.read_text().split("\n")[lines[-1] - 1].strip() == "{"
 
@@ -280,10 +280,10 @@ def check_bytes(raw: bytes, ending: str) -> None:
     """Every row is one that could be written again; whatever else happens is a UsageError."""
     options = ReadOptions(FORMATS.get(ending, "race"))
     stream = io.BufferedReader(io.BytesIO(raw))  # type: ignore[arg-type]
-    scanned = []
+    rows = []
     with contextlib.suppress(UsageError):
-        scanned = list(scan_stream(stream, "fuzz", options))
-    for place, row in scanned:
-        assert place.file == "fuzz"
+        rows = list(read_stream(stream, "fuzz", options))
+    for location, row in rows:
+        assert location.source == "fuzz"
         if not isinstance(row, RowError):
             assert "\0" not in json.dumps(row, ensure_ascii=False).encode().decode()

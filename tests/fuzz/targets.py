@@ -41,8 +41,8 @@ READINGS = (
     ReadOptions("json"),
     ReadOptions("race"),
     ReadOptions("csv", columns=("a", "b")),
-    ReadOptions("tsv", columns=("a", "b", "c"), fewest=2),
-    ReadOptions("jsonl", rename={"a": "b"}, shape={"c": "a.b", "d": {"e": "a"}}),
+    ReadOptions("tsv", columns=("a", "b", "c"), min_fields=2),
+    ReadOptions("jsonl", rename={"a": "b"}, nested={"c": "a.b", "d": {"e": "a"}}),
 )
 
 
@@ -68,10 +68,10 @@ def scan(content: bytes, options: ReadOptions, ending: str = "") -> None:
     path.write_bytes(content)
     last = 0
     try:
-        for place, row in FileRows((path,), options).scan():
-            assert place.file == str(path)
-            assert place.line >= last
-            last = place.line
+        for location, row in FileRows((path,), options).read():
+            assert location.source == str(path)
+            assert location.number >= last
+            last = location.number
             if isinstance(row, RowError):
                 assert row.what
             else:

@@ -34,10 +34,10 @@ import resource, sys
 from finetune.data.readers.files import open_file
 from task_formats import UsageError
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-list(open_file(sys.argv[1]).scan())
+list(open_file(sys.argv[1]).read())
 before = peak()
 try:
-    rows = sum(1 for _ in open_file(sys.argv[2]).scan())
+    rows = sum(1 for _ in open_file(sys.argv[2]).read())
     what = f"{rows} rows"
 except UsageError as error:
     what = error.what
@@ -103,7 +103,7 @@ def test_a_text_longer_than_any_row_is_refused_in_parquet_too(tmp_path) -> None:
     path = tmp_path / "long.parquet"
     parquet.write_table(pyarrow.table({"a": ["x", "y" * 2**24]}), path, compression="zstd")
     with pytest.raises(UsageError, match=r"long\.parquet, row 2: a row of more than"):
-        list(open_file(path).scan())
+        list(open_file(path).read())
 
 
 def test_rows_of_parquet_are_counted_across_groups(tmp_path) -> None:
@@ -111,7 +111,7 @@ def test_rows_of_parquet_are_counted_across_groups(tmp_path) -> None:
     parquet.write_table(pyarrow.table({"a": texts}), path, row_group_size=700)
     found = list(open_file(path))
     assert [row["a"] for _, row in found] == texts
-    assert [place.line for place, _ in found] == list(range(1, 2501))
+    assert [location.number for location, _ in found] == list(range(1, 2501))
 
 
 # -- no network, no pickle -------------------------------------------------------------------------

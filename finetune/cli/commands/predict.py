@@ -51,7 +51,7 @@ def predict(
         raise UsageError("the format of standard input is unknown", cure=cure)
     rows = open_file(file, format=input_format)
     if output == "-" and output_format is None:
-        output_format = rows.batch_config.format
+        output_format = rows.options.format
     output_format = choose_format(output, output_format)
     check_differs(file, output)
     predictor = load_predictor(run, task, device, trust_remote_code)

@@ -1,1 +1,1 @@
-"""Readers of rows from CSV, TSV, JSON, JSON lines, Parquet and RACE files."""
+"""Readers of CSV, TSV, JSON, JSON lines, Parquet and RACE files."""

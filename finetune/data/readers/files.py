@@ -1,4 +1,4 @@
-"""Rows of one or several files, whatever their format."""
+"""Rows of one or several files of any format."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from finetune.data.readers.csv import scan_delimited
-from finetune.data.readers.json import scan_json, scan_json_lines
-from finetune.data.readers.parquet import scan_parquet
-from finetune.data.readers.race import scan_race
+from finetune.data.readers.csv import read_delimited
+from finetune.data.readers.json import read_json, read_json_lines
+from finetune.data.readers.parquet import read_parquet
+from finetune.data.readers.race import read_race
 from finetune.data.readers.text import open_stream
-from finetune.data.rows import ReadOptions, RowLocation, Scanned, raise_bad_rows
+from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, raise_bad_rows
 from task_formats import Row, RowError, UsageError
 from task_formats.templates import look_up
 
@@ -23,11 +23,19 @@ FORMATS = {
     ".json": "json",
     ".parquet": "parquet",
 }
-"""Name ending to format. Text formats may be compressed and then end in .gz as well."""
+"""File ending to format. Text formats may be compressed: .csv.gz."""
 
 
 def detect_format(path: Path | str, format: str | None = None) -> str:
-    """The format of a file, by its name or as told; UsageError where neither says."""
+    """Returns the format of a file, from its name or as given.
+
+    Args:
+        path: The file; `-` is standard input.
+        format: A file ending such as csv, with or without the dot.
+
+    Raises:
+        UsageError: The format is not known.
+    """
     known = ", ".join(FORMATS)
     if format is not None:
         name = format.removeprefix(".")
@@ -35,25 +43,32 @@ def detect_format(path: Path | str, format: str | None = None) -> str:
             raise UsageError(f"unknown format {format!r}", cure=f"Known: {known}.")
         return FORMATS[f".{name}"]
     if str(path) == "-":
-        raise UsageError("standard input has no name that tells its format", cure=f"Say {known}.")
+        what = "standard input has no name that shows its format"
+        raise UsageError(what, cure=f"Give one of {known}.")
     name = str(path).lower().removesuffix(".gz")
-    found = FORMATS.get(Path(name).suffix)
-    if found is None:
+    detected = FORMATS.get(Path(name).suffix)
+    if detected is None:
         raise UsageError(
             f"unknown kind of file {Path(name).suffix!r}",
             where=str(path),
             cure=f"Give the file one of these endings: {known}.",
         )
-    return found
+    return detected
 
 
 def read_rows(
     path: Path | str, *, format: str | None = None, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[RowLocation, Row]]:
-    """The rows of a file with their places, streamed; `-` is standard input, `format` given.
+    """Streams the rows of a file with their locations.
 
-    `columns` names the columns of a CSV or TSV file that has no header.
-    Raises UsageError for a file, RowError for a row that cannot be read.
+    Args:
+        path: The file; `-` is standard input, which needs a format.
+        format: A file ending such as csv; without it the name of the file decides.
+        columns: Column names of a CSV or TSV file that has no header.
+
+    Raises:
+        UsageError: The file cannot be read.
+        RowError: A row cannot be read.
     """
     return iter(open_file(path, format=format, columns=columns))
 
@@ -61,37 +76,37 @@ def read_rows(
 def open_file(
     path: Path | str, *, format: str | None = None, columns: Sequence[str] | None = None
 ) -> "FileRows":
-    """The rows of one file, to be read once or many times (standard input: once)."""
+    """The rows of one file, which can be read repeatedly; arguments as for `read_rows`."""
     return FileRows((path,), ReadOptions(detect_format(path, format), tuple(columns or ())))
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """The rows of files that are read alike, one file after the other."""
+    """The rows of files of one kind, one file after another."""
 
     files: tuple[Path | str, ...]
-    batch_config: ReadOptions
+    options: ReadOptions
 
     @property
     def origin(self) -> str:
-        """The file, or the first of them and their number."""
+        """The first file and the number of others."""
         more = len(self.files) - 1
         name = "standard input" if self.files[0] == "-" else str(self.files[0])
         return f"{name} and {more} more" if more else name
 
-    def scan(self) -> Iterator[Scanned]:
-        """All rows in order, unusable ones as the RowError that says why."""
+    def read(self) -> Iterator[LocatedRow]:
+        """Yields all rows in order; a row that cannot be used is a RowError."""
         for path in self.files:
             with open_stream(path) as stream:
                 name = "standard input" if path == "-" else str(path)
-                yield from scan_stream(stream, name, self.batch_config)
+                yield from read_stream(stream, name, self.options)
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        return raise_bad_rows(self.scan())
+        return raise_bad_rows(self.read())
 
     def fingerprint(self) -> str:
-        """A sha256 over the bytes of the files and the way they are read."""
-        digest = hashlib.sha256(repr(self.batch_config).encode())
+        """SHA-256 over the bytes of the files and over the options."""
+        digest = hashlib.sha256(repr(self.options).encode())
         for path in self.files:
             with open_stream(path) as stream:
                 file_digest = hashlib.sha256()
@@ -101,39 +116,39 @@ class FileRows:
         return digest.hexdigest()
 
 
-def scan_stream(stream: BinaryIO, file: str, batch_config: ReadOptions) -> Iterator[Scanned]:
-    """The rows of an open stream; `file` is what places call it."""
-    match batch_config.format:
+def read_stream(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[LocatedRow]:
+    """Yields the rows of an open stream; locations name it `file`."""
+    match options.format:
         case "csv" | "tsv":
-            return scan_delimited(stream, file, batch_config)
+            return read_delimited(stream, file, options)
         case "jsonl":
-            scanned = scan_json_lines(stream, file)
+            rows = read_json_lines(stream, file)
         case "json":
-            scanned = scan_json(stream, file)
+            rows = read_json(stream, file)
         case "parquet":
-            scanned = scan_parquet(stream, file)
+            rows = read_parquet(stream, file)
         case "race":
-            return scan_race(stream, file)
+            return read_race(stream, file)
         case other:
             raise AssertionError(other)
-    return _adapt(scanned, batch_config) if batch_config.rename or batch_config.shape else scanned
+    return _adapt(rows, options) if options.rename or options.nested else rows
 
 
-def _adapt(scanned: Iterator[Scanned], batch_config: ReadOptions) -> Iterator[Scanned]:
-    for place, row in scanned:
+def _adapt(rows: Iterator[LocatedRow], options: ReadOptions) -> Iterator[LocatedRow]:
+    for location, row in rows:
         if isinstance(row, RowError):
-            yield place, row
+            yield location, row
             continue
-        renamed = {batch_config.rename.get(name, name): value for name, value in row.items()}
-        yield place, {**renamed, **_reshape(renamed, batch_config.shape)}
+        renamed = {options.rename.get(name, name): value for name, value in row.items()}
+        yield location, {**renamed, **_select_nested(renamed, options.nested)}
 
 
-def _reshape(row: Row, shape: Mapping[str, Any]) -> dict[str, Any]:
-    """What `shape` finds in a nested row; a row without these paths stays as it is."""
+def _select_nested(row: Row, paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The values at some paths of a nested row; none if the row lacks one of them."""
     try:
         return {
-            name: _reshape(row, path) if isinstance(path, Mapping) else look_up(row, path)
-            for name, path in shape.items()
+            name: _select_nested(row, path) if isinstance(path, Mapping) else look_up(row, path)
+            for name, path in paths.items()
         }
     except KeyError:
         return {}

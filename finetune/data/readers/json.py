@@ -1,4 +1,4 @@
-"""Rows of JSON lines and of JSON lists, with the bounds that hostile files need."""
+"""Rows of JSON lines and of JSON lists, read with limited memory."""
 
 import codecs
 import json
@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from finetune.data.readers.text import read_lines, too_long
-from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, RowLocation, Scanned
+from finetune.data.readers.text import read_lines, row_too_long
+from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
+from finetune.storage.files import undecodable
 from task_formats import RowError, UsageError
 
 _CHUNK = 2**20
@@ -15,152 +16,149 @@ _BLANK = " \t\n\r"
 _BLANKS = re.compile(f"[{_BLANK}]*")
 
 
-def scan_json_lines(stream: BinaryIO, file: str) -> Iterator[Scanned]:
-    """One object a line; empty lines are no rows."""
-    for number, text, fault in read_lines(stream, file):
-        if fault or text.strip(_BLANK):
-            place = RowLocation(file, number)
-            yield place, fault or _parse(text, place)
+def read_json_lines(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
+    """Yields one object per line; empty lines are skipped."""
+    for number, text, error in read_lines(stream, file):
+        if error or text.strip(_BLANK):
+            location = RowLocation(file, number)
+            yield location, error or _parse_line(text, location)
 
 
-def _parse(text: str, place: RowLocation) -> dict[str, Any] | RowError:
+def _parse_line(text: str, location: RowLocation) -> dict[str, Any] | RowError:
     try:
-        return _checked(json.loads(text), text, place)
+        return _check_row(json.loads(text), text, location)
     except RecursionError:
-        return RowError("nested too deeply", where=str(place))
+        return RowError("nested too deeply", where=str(location))
     except json.JSONDecodeError as error:
-        where = f"{place}, column {error.pos + 1}"
-        return RowError(f"not JSON: {error.msg}", where=where, cure="One object a line.")
+        where = f"{location}, column {error.pos + 1}"
+        return RowError(f"not JSON: {error.msg}", where=where, cure="Write one object per line.")
     except ValueError as error:
-        return RowError(f"not JSON: {error}", where=str(place))
+        return RowError(f"not JSON: {error}", where=str(location))
 
 
-def _checked(row: Any, text: str, place: RowLocation) -> dict[str, Any] | RowError:
-    """The row, or what is wrong with it although it is JSON."""
+def _check_row(row: Any, text: str, location: RowLocation) -> dict[str, Any] | RowError:
+    """Returns the row, or why this JSON value is not one."""
     if not isinstance(row, dict):
         what = f"a {type(row).__name__}, not an object"
-        return RowError(what, where=str(place), cure='Write {"column": value, ...}.')
+        return RowError(what, where=str(location), cure='Write {"column": value, ...}.')
     if len(row) > MAX_COLUMNS:
-        return RowError(f"more than {MAX_COLUMNS:,} columns", where=str(place))
-    bad = _unwritable(row) if "\\u" in text else None
+        return RowError(f"more than {MAX_COLUMNS:,} columns", where=str(location))
+    bad = _find_invalid_character(row) if "\\u" in text else None
     if bad is None:
         return row
     name = "a NUL" if bad == "\0" else "half of a surrogate pair"
     escape = f"\\u{ord(bad):04x}"
-    where = f"{place}, column {text.lower().find(escape) + 1}"
+    where = f"{location}, column {text.lower().find(escape) + 1}"
     return RowError(f"{escape} is {name}, not text", where=where, cure="Remove the character.")
 
 
-def _unwritable(value: Any) -> str | None:
-    """A NUL or a lone surrogate in any text of a JSON value."""
+def _find_invalid_character(value: Any) -> str | None:
+    """Returns a NUL or a lone surrogate in any text of a JSON value."""
     if isinstance(value, str):
         return next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):
-        return next((bad for bad in map(_unwritable, value) if bad is not None), None)
+        found = map(_find_invalid_character, value)
+        return next((bad for bad in found if bad is not None), None)
     return None
 
 
-def scan_json(stream: BinaryIO, file: str) -> Iterator[Scanned]:
-    """The objects of one list, read piece by piece; a file that starts with `{` is JSON lines.
+def read_json(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
+    """Yields the objects of one list, read in chunks; without a list, objects one after another.
 
-    Raises UsageError where the list itself is broken.
+    Raises:
+        UsageError: The list itself is broken.
     """
-    text = _Text(stream, file)
-    if text.peek() == "{":
-        yield from _json_lines_from(text)
-        return
-    if text.peek() == "":
+    parser = _JsonParser(stream, file)
+    first = parser.peek()
+    if first == "":
         raise UsageError("the file is empty", where=file, cure="It needs a list of objects.")
-    text.expect("[")
-    while text.peek() != "]":
-        place = RowLocation(file, text.line)
-        yield place, text.item(place)
-        if text.peek() == "]":
+    if first == "{":
+        while parser.peek():
+            yield parser.read_object()
+        return
+    parser.expect("[")
+    while parser.peek() != "]":
+        yield parser.read_object()
+        if parser.peek() == "]":
             break
-        text.expect(",")
-    text.expect("]")
-    if text.peek():
-        raise text.broken("something after the list")
+        parser.expect(",")
+    parser.expect("]")
+    if parser.peek():
+        raise parser.error("something after the list")
 
 
-def _json_lines_from(text: "_Text") -> Iterator[Scanned]:
-    while text.peek():
-        place = RowLocation(text.file, text.line)
-        yield place, text.item(place)
-
-
-class _Text:
-    """A stream of JSON seen through a window of bounded size."""
+class _JsonParser:
+    """Parses a stream of JSON of which only a window of limited size is in memory."""
 
     def __init__(self, stream: BinaryIO, file: str) -> None:
-        self.stream, self.file, self.line = stream, file, 1
+        self._stream, self._file, self._line = stream, file, 1
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._bytes, self._window, self._at, self._ended = 0, "", 0, False
+        self._bytes, self._window, self._position, self._ended = 0, "", 0, False
 
     def peek(self) -> str:
-        """The next character that is not blank; nothing at the end."""
+        """The next character that is not blank; empty at the end."""
         while True:
-            start, window = self._at, self._window
-            self._at = _BLANKS.match(window, start).end()  # type: ignore[union-attr]
-            self.line += window.count("\n", start, self._at)
-            if self._at < len(window):
-                return window[self._at]
-            if not self._fill():
+            start, window = self._position, self._window
+            self._position = _BLANKS.match(window, start).end()  # type: ignore[union-attr]
+            self._line += window.count("\n", start, self._position)
+            if self._position < len(window):
+                return window[self._position]
+            if not self._read_more():
                 return ""
 
     def expect(self, character: str) -> None:
-        """Pass one character; UsageError if another one stands there."""
+        """Consumes one character; UsageError if it is another one."""
         found = self.peek()
         if found != character:
-            raise self.broken(f"{found or 'the end'!r} where {character!r} should stand")
-        self._at += 1
+            raise self.error(f"{found or 'the end'!r} instead of {character!r}")
+        self._position += 1
 
-    def item(self, place: RowLocation) -> dict[str, Any] | RowError:
-        """Pass one object."""
+    def read_object(self) -> LocatedRow:
+        """Consumes one object. UsageError if it is broken."""
         if self.peek() != "{":
-            raise self.broken("an item of the list that is no object")
-        decoder = json.JSONDecoder()
+            raise self.error("an item of the list that is no object")
+        location, decoder = RowLocation(self._file, self._line), json.JSONDecoder()
         while True:
             try:
-                row, end = decoder.raw_decode(self._window, self._at)
+                row, end = decoder.raw_decode(self._window, self._position)
                 break
             except RecursionError:
-                raise self.broken("an object nested too deeply") from None
+                raise self.error("an object nested too deeply") from None
             except ValueError as error:
-                # Either it is broken or its end is not in the window yet.
-                if not self._fill():
-                    raise self.broken(f"not JSON: {getattr(error, 'msg', error)}") from None
-        text, self._at = self._window[self._at : end], end
-        self.line += text.count("\n")
+                # Either it is broken or it ends beyond the window.
+                if not self._read_more():
+                    raise self.error(f"not JSON: {getattr(error, 'msg', error)}") from None
+        text, self._position = self._window[self._position : end], end
+        self._line += text.count("\n")
         try:
-            return _checked(row, text, place)
+            return location, _check_row(row, text, location)
         except RecursionError:
-            return RowError("nested too deeply", where=str(place))
+            return location, RowError("nested too deeply", where=str(location))
 
-    def _fill(self) -> bool:
-        """Let the window reach further; False at the end of the stream."""
-        left = len(self._window) - self._at
-        if left > MAX_ROW_BYTES:
-            raise too_long(f"{self.file}, line {self.line}")
-        raw = b"" if self._ended else self.stream.read(_CHUNK + left)
+    def _read_more(self) -> bool:
+        """Extends the window; False at the end of the stream."""
+        remaining = len(self._window) - self._position
+        if remaining > MAX_ROW_BYTES:
+            raise row_too_long(f"{self._file}, line {self._line}")
+        raw = b"" if self._ended else self._stream.read(_CHUNK + remaining)
         self._ended = not raw
         try:
             text = self._decoder.decode(raw, final=self._ended)
         except UnicodeDecodeError as error:
-            before = self._bytes + len(raw) - len(error.object)
-            where = f"{self.file}, byte {before + error.start + 1}"
-            what = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-            raise UsageError(what, where=where, cure="Save the file as UTF-8.") from None
+            # Not by line: a list may be all on one.
+            position = self._bytes + len(raw) - len(error.object) + error.start + 1
+            where, fault = f"{self._file}, byte {position}", undecodable(error, self._file)
+            raise UsageError(fault.what, where=where, cure=fault.cure) from None
         self._bytes += len(raw)
-        self._window, self._at = self._window[self._at :] + text, 0
+        self._window, self._position = self._window[self._position :] + text, 0
         return not self._ended or bool(text)
 
-    def broken(self, what: str) -> UsageError:
-        """The fault of the file at this point."""
+    def error(self, what: str) -> UsageError:
+        """The error of the file at this point."""
         return UsageError(
             what,
-            where=f"{self.file}, line {self.line}",
+            where=f"{self._file}, line {self._line}",
             cure="A .json file holds one list of objects; objects alone, one a line, are .jsonl.",
         )

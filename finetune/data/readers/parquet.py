@@ -1,4 +1,4 @@
-"""Rows of Parquet files, in and out: the one door to pyarrow."""
+"""Rows of Parquet files, read and written with pyarrow."""
 
 import shutil
 import tempfile
@@ -9,22 +9,25 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import parquet
 
-from finetune.data.readers.text import too_long
-from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, RowLocation, Scanned
+from finetune.data.readers.text import row_too_long
+from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
 from task_formats import RowError, UsageError
 
 _BATCH = 1000
-_ROOM = 2**28
-"""Bytes that a batch may take."""
+_MAX_BATCH_BYTES = 2**28
 
 
-def scan_parquet(stream: BinaryIO, file: str) -> Iterator[Scanned]:
-    """Rows of a Parquet file, a batch at a time; a null is None."""
+def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
+    """Yields rows in batches; a null is None.
+
+    Raises:
+        UsageError: It is not a complete Parquet file, or has too many or equal columns.
+    """
     with _seekable(stream) as source:
-        yield from _scan(source, file)
+        yield from _read(source, file)
 
 
-def _scan(source: BinaryIO, file: str) -> Iterator[Scanned]:
+def _read(source: BinaryIO, file: str) -> Iterator[LocatedRow]:
     try:
         table = parquet.ParquetFile(source)
         if len(table.schema_arrow) > MAX_COLUMNS:
@@ -39,37 +42,39 @@ def _scan(source: BinaryIO, file: str) -> Iterator[Scanned]:
                 yield from _rows(batch, file, before)
                 before += batch.num_rows
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        what = f"not a whole Parquet file: {_first_line(error)}"
-        raise UsageError(what, where=file, cure="Is it the right file, and whole?") from None
+        what = f"not a complete Parquet file: {_first_line(error)}"
+        raise UsageError(
+            what, where=file, cure="Check that it is the right file and complete."
+        ) from None
 
 
 def _batch_size(group: Any) -> int:
-    """Rows that are read at once: some hundred bytes can hold one text for a million rows."""
-    # No value is larger than all that is stored. (Not column by column: pyarrow 26 ends the process
-    # where a column's own numbers make no sense.)
-    return int(min(max(_ROOM // max(group.total_byte_size, 1), 1), _BATCH))
+    """Rows per batch: a compressed group of some hundred bytes can hold a text a million times."""
+    # The size of the whole group bounds every value. Sizes of single columns are not read:
+    # pyarrow 26 crashes on files where they are invalid.
+    return int(min(max(_MAX_BATCH_BYTES // max(group.total_byte_size, 1), 1), _BATCH))
 
 
 def _check_length(batch: Any, file: str, before: int) -> None:
     if batch.nbytes > MAX_ROW_BYTES:
         sizes = (batch.slice(k, 1).nbytes for k in range(batch.num_rows))
-        for k, size in enumerate(sizes, start=before + 1):
+        for number, size in enumerate(sizes, start=before + 1):
             if size > MAX_ROW_BYTES:
-                raise too_long(f"{file}, row {k}")
+                raise row_too_long(f"{file}, row {number}")
 
 
-def _rows(batch: Any, file: str, before: int) -> Iterator[Scanned]:
+def _rows(batch: Any, file: str, before: int) -> Iterator[LocatedRow]:
     try:
         rows = batch.to_pylist()
     except UnicodeDecodeError:
         rows = [_row(batch.slice(k, 1)) for k in range(batch.num_rows)]
-    for k, row in enumerate(rows, start=before + 1):
-        place = RowLocation(file, k, "row")
+    for number, row in enumerate(rows, start=before + 1):
+        location = RowLocation(file, number, "row")
         if row is None or _has_nul(row):
             what = "bytes that are not UTF-8" if row is None else "a NUL"
-            yield place, RowError(what, where=str(place), cure="Write the text as UTF-8.")
+            yield location, RowError(what, where=str(location), cure="Write the text as UTF-8.")
         else:
-            yield place, row
+            yield location, row
 
 
 def _has_nul(value: Any) -> bool:
@@ -89,7 +94,7 @@ def _row(batch: Any) -> dict[str, Any] | None:
 
 @contextmanager
 def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """A pipe's bytes in a temporary file: the index of a Parquet file stands at its end."""
+    """Copies a pipe to a temporary file: a Parquet file has its index at the end."""
     if stream.seekable():
         yield stream
         return
@@ -100,7 +105,7 @@ def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
 
 
 class ParquetSink:
-    """Writes rows to a binary stream in batches; the first batch settles the types."""
+    """Writes rows to a binary stream in batches; the first batch decides the types."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str) -> None:
         self._stream, self._columns, self._where = stream, tuple(columns), where
@@ -108,18 +113,18 @@ class ParquetSink:
         self._writer: Any = None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add one row."""
+        """Adds one row."""
         self._pending.append(row)
         if len(self._pending) == _BATCH:
             self._flush()
 
-    def close(self, whole: bool) -> None:
-        """Write what is left, unless the rows ended with a failure, and the index."""
+    def close(self, complete: bool) -> None:
+        """Writes the last batch, unless an error ended the rows, and the index."""
         try:
-            if whole and (self._pending or self._writer is None):
+            if complete and (self._pending or self._writer is None):
                 self._flush()
         finally:
-            # Left open it would write its index when Python collects it.
+            # An open writer would write its index when Python collects it.
             if self._writer is not None:
                 self._writer.close()
 
@@ -141,7 +146,7 @@ class ParquetSink:
 
 
 def _typed(array: Any) -> Any:
-    """A column of nulls is taken for text."""
+    """A column of nulls becomes text."""
     return array.cast(pyarrow.string()) if array.type == pyarrow.null() else array
 
 
