@@ -1,4 +1,4 @@
-"""Rows that need code: a Task with a function that reads them.
+"""A Task whose rows are read by a Python function.
 
 Run: python examples/custom_task.py threads.jsonl --base gpt2
 
@@ -14,18 +14,18 @@ from task_formats import Classes, Format, Row, Task
 
 
 def read(row: Row) -> Row:
-    """A thread of messages as what was said before, the last message, and whether it helped.
+    """Splits a thread into its first messages, its last message, and whether that helped.
 
     {"messages": [{"text": "It hangs."}, {"text": "Restart it."}], "thanks": 3}
     """
-    *before, last = row["messages"]
-    told = " ".join(message["text"] for message in before)
-    return {"told": told, "answer": last["text"], "helped": row.get("thanks", 0) > 0}
+    *earlier, last = row["messages"]
+    question = " ".join(message["text"] for message in earlier)
+    return {"question": question, "answer": last["text"], "helped": row.get("thanks", 0) > 0}
 
 
 task = Task(
-    format=Format(views=(("{told}", "{answer}"),)),
-    columns={"told": "told", "answer": "answer", "label": "helped"},
+    format=Format(views=(("{question}", "{answer}"),)),
+    columns={"question": "question", "answer": "answer", "label": "helped"},
     labels=Classes.of({False: "did not", True: "helped"}),
     metrics=("accuracy", "f1"),
     read=read,
@@ -33,24 +33,24 @@ task = Task(
 
 
 def main() -> None:
-    """Trains on threads, and judges one."""
+    """Trains on threads, and predicts for a new one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("threads", type=Path, help="a JSONL file")
-    parser.add_argument("--base", default="gpt2", help="a hub id, a folder, or tiny")
+    parser.add_argument("--base", default="gpt2", help="a Hub id, a folder, or tiny")
     parser.add_argument("--run", type=Path, default=Path("runs/threads"))
-    said = parser.parse_args()
+    args = parser.parse_args()
 
     recipe = Recipe(
         task=TaskConfig.from_task(task),
-        base=BaseConfig(path=said.base),
-        data=DataConfig(train=str(said.threads), evaluate=None),
+        base=BaseConfig(path=args.base),
+        data=DataConfig(train=str(args.threads), evaluate=None),
         train=TrainConfig(max_tokens=96, batch_size=8),
     )
-    finetune.train(recipe, said.run, task=task, overwrite=True)
+    finetune.train(recipe, args.run, task=task, overwrite=True)
 
-    # The code is no part of a run: whoever loads it brings the task along.
-    predictor = finetune.load(said.run, task=task)
-    print("on what it has learned from:", predictor.evaluate("train"))
+    # A run does not contain code, so loading it needs the task.
+    predictor = finetune.load(args.run, task=task)
+    print("on the training rows:", predictor.evaluate("train"))
     print(predictor.predict([{"messages": [{"text": "It hangs."}, {"text": "Restart it."}]}]))
 
 

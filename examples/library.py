@@ -1,4 +1,4 @@
-"""One floor down: the parts of the library, and a training loop of your own around them.
+"""The parts of the library, used in your own program.
 
 Run: python examples/library.py --base gpt2
 """
@@ -30,7 +30,7 @@ TASK = Task(
 def main() -> None:
     """Row -> Example -> Encoded -> Batch -> logits, and twenty updates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="gpt2", help="a hub id, a folder, or tiny")
+    parser.add_argument("--base", default="gpt2", help="a Hub id, a folder, or tiny")
     base = load_decoder(BaseConfig(path=parser.parse_args().base))
     encoder = ViewEncoder(
         TASK.format, base.task_tokens.tokenize, base.task_tokens.special_tokens, max_tokens=48
@@ -39,23 +39,23 @@ def main() -> None:
     view = [*encoded[0].prefix, *encoded[0].endings[0]]
     print(" ".join(base.task_tokens.tokenizer.convert_ids_to_tokens(view)))
 
-    place = create_accelerator("fp32")
-    part = TrainConfig(learning_rate=1e-3)
-    model = build_task_model(base, TASK).to(place.device)
+    accelerator = create_accelerator("fp32")
+    config = TrainConfig(learning_rate=1e-3)
+    model = build_task_model(base, TASK).to(accelerator.device)
     factor = plan_rates(updates=20, warmup=0.1)
-    settings = LoopSettings(lambda update: part.learning_rate * factor(update))
-    optimizer = build_optimizer(model.parameters(), part)
+    settings = LoopSettings(lambda update: config.learning_rate * factor(update))
+    optimizer = build_optimizer(model.parameters(), config)
 
-    def forwards(update: int, budget: int | None) -> MicroBatches:
+    def make_microbatches(update: int, max_tokens: int | None) -> MicroBatches:
         batch = collate(encoded, "separate", base.task_tokens.pad_id)
         return MicroBatches([batch], len(encoded), sum(example.tokens for example in encoded))
 
-    for step in optimize(model, optimizer, range(1, 21), forwards, settings, place):
+    for step in optimize(model, optimizer, range(1, 21), make_microbatches, settings, accelerator):
         print(f"update {step.number}: {', '.join(f'{loss:.3f}' for loss in step.losses)}")
-    rounds = compute_logits(
-        model, encoded, BatchConfig("separate", base.task_tokens.pad_id, 2048), place
+    logits = compute_logits(
+        model, encoded, BatchConfig("separate", base.task_tokens.pad_id, 2048), accelerator
     )
-    print(evaluate(rounds, encoded, TASK, place).scores)
+    print(evaluate(logits, encoded, TASK, accelerator).scores)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train on a table of your own and label another, without a recipe file.
+"""Train on your own table and label another one, without a recipe file.
 
 Run: python examples/own_csv.py reviews.csv new.csv labelled.csv --text review --label stars
 """
@@ -13,41 +13,41 @@ from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, T
 
 
 def main() -> None:
-    """Learns from one file (CSV, TSV, JSONL or Parquet) and labels the rows of another."""
+    """Trains on one file (CSV, TSV, JSONL or Parquet) and labels the rows of another."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("train", type=Path, help="rows with a text and a label")
     parser.add_argument("new", type=Path, help="rows with a text")
-    parser.add_argument("out", type=Path, help="a CSV file to write")
-    parser.add_argument("--held-out", type=Path, help="labelled rows to choose the best state by")
-    parser.add_argument("--text", default="text", help="the column of the text")
-    parser.add_argument("--label", default="label", help="the column of the label")
-    parser.add_argument("--base", default="gpt2", help="a hub id, a folder, or tiny")
+    parser.add_argument("out", type=Path, help="CSV file to write")
+    parser.add_argument("--held-out", type=Path, help="labelled rows that select the best model")
+    parser.add_argument("--text", default="text", help="column of the text")
+    parser.add_argument("--label", default="label", help="column of the label")
+    parser.add_argument("--base", default="gpt2", help="a Hub id, a folder, or tiny")
     parser.add_argument("--run", type=Path, default=Path("runs/own"))
-    said = parser.parse_args()
+    args = parser.parse_args()
 
-    labels = sorted({str(row[said.label]) for _, row in read_rows(said.train)})
+    labels = sorted({str(row[args.label]) for _, row in read_rows(args.train)})
     recipe = Recipe(
         task=TaskConfig(
             format="classification",
-            columns={"text": said.text, "label": said.label},
+            columns={"text": args.text, "label": args.label},
             labels=labels,
             metrics=("accuracy", "macro_f1"),
         ),
-        base=BaseConfig(path=said.base),
-        data=DataConfig(train=str(said.train), evaluate=said.held_out and str(said.held_out)),
+        base=BaseConfig(path=args.base),
+        data=DataConfig(train=str(args.train), evaluate=args.held_out and str(args.held_out)),
         train=TrainConfig(max_tokens=96, batch_size=8),
     )
-    result = finetune.train(recipe, said.run, overwrite=True)
+    result = finetune.train(recipe, args.run, overwrite=True)
     print(f"trained {result.updates} updates; scores: {result.scores}")
 
-    predictor = finetune.load(said.run)
-    rows = (row for _, row in read_rows(said.new))
-    with open(said.out, "w", encoding="utf-8", newline="") as file:
+    predictor = finetune.load(args.run)
+    rows = (row for _, row in read_rows(args.new))
+    with open(args.out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([said.text, said.label, "probability"])
+        writer.writerow([args.text, args.label, "probability"])
         for row, prediction in predictor.stream(rows):  # a window of rows at a time
-            writer.writerow([row[said.text], prediction.label, max(prediction.scores)])
-    print(f"labelled: {said.out}")
+            writer.writerow([row[args.text], prediction.label, max(prediction.scores)])
+    print(f"labelled: {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Feeds a target inputs that reach new code: `python tests/fuzz/run.py rows --inputs 300000`.
+"""Runs the fuzzer on one target: `python tests/fuzz/run.py rows --inputs 300000`.
 
-Needs `pip install atheris`. Starts from the finds in the repository, a few seeds and, with
-`--corpus`, what earlier runs have gathered. An input that fails, takes more than ten seconds or
-more than 2 GB ends the run and is written to the corpus folder as crash-, timeout- or oom-...
+Needs `pip install 'gptft[fuzz]'`. Starts from the inputs in tests/fuzz/finds, some seeds and, with
+`--corpus`, the inputs of earlier runs. An input that fails, or takes more than 10 seconds or 2 GB,
+ends the run and is saved in the corpus folder as crash-..., timeout-... or oom-...
 """
 
 import argparse
@@ -19,24 +19,24 @@ LONGEST = {"encoder": 400, "overrides": 200, "recipe": 1500, "rows": 2000, "tens
 
 
 def main() -> int:
-    """Runs one target, or all of them one after the other; prints how many inputs there were."""
+    """Runs one target, or all of them in turn, and prints the number of inputs."""
     from tests.fuzz.targets import TARGETS
 
-    words = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    words.add_argument("target", choices=[*TARGETS, "all"])
-    words.add_argument("--inputs", type=int, default=100_000)
-    words.add_argument("--seed", type=int, default=1)
-    words.add_argument("--corpus", type=Path, help="a folder that gathers what reaches new code")
-    told = words.parse_args()
-    folder = told.corpus or Path(tempfile.mkdtemp(prefix="gptft-corpus-"))
-    names = list(TARGETS) if told.target == "all" else [told.target]
-    counts = {name: run_apart(name, told.inputs, told.seed, folder / name) for name in names}
-    print(f"{sum(counts.values()):,} inputs: {counts}; what they reached is in {folder}")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("target", choices=[*TARGETS, "all"])
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--corpus", type=Path, help="folder that collects inputs with new coverage")
+    args = parser.parse_args()
+    folder = args.corpus or Path(tempfile.mkdtemp(prefix="gptft-corpus-"))
+    names = list(TARGETS) if args.target == "all" else [args.target]
+    counts = {name: run_process(name, args.inputs, args.seed, folder / name) for name in names}
+    print(f"{sum(counts.values()):,} inputs: {counts}; corpus: {folder}")
     return 0
 
 
-def run_apart(name: str, inputs: int, seed: int, corpus: Path) -> int:
-    """One target in a process of its own, which the fuzzer ends; the number of its inputs."""
+def run_process(name: str, inputs: int, seed: int, corpus: Path) -> int:
+    """Runs one target in a subprocess, which the fuzzer exits; returns the number of inputs."""
     from tests.fuzz.targets import FINDS
 
     corpus.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def run_apart(name: str, inputs: int, seed: int, corpus: Path) -> int:
     command += [f"-max_len={LONGEST.get(name, 4000)}", f"-seed={seed}"]
     command += [f"-artifact_prefix={corpus}/", str(corpus)]
     command += [str(FINDS / name)] if (FINDS / name).is_dir() else []
-    # The fuzzer ends without a word to Python, so what it leaves is swept away from here.
+    # The fuzzer exits without cleanup, so temporary files are removed here.
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="gptft-fuzz-", dir=memory) as scratch:
         done = subprocess.run(
@@ -56,31 +56,31 @@ def run_apart(name: str, inputs: int, seed: int, corpus: Path) -> int:
             check=False,
             env={**os.environ, "TMPDIR": scratch},
         )
-    found = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    if done.returncode or not found:
-        sys.exit(f"{name}: a find!\n" + "\n".join(done.stderr.splitlines()[-60:]))
-    print(f"{name}: {found[1]} inputs; " + done.stderr.splitlines()[-1], flush=True)
-    return int(found[1])
+    match = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    if done.returncode or not match:
+        sys.exit(f"{name}: failed\n" + "\n".join(done.stderr.splitlines()[-60:]))
+    print(f"{name}: {match[1]} inputs; " + done.stderr.splitlines()[-1], flush=True)
+    return int(match[1])
 
 
 def write_seeds(name: str, corpus: Path) -> None:
-    """Something to begin with, where bytes from nowhere would take long to become one."""
+    """Writes valid inputs to start from."""
     from tests.fuzz.seeds import build_seeds
 
     for k, content in enumerate(build_seeds(name)):
         (corpus / f"seed-{k}").write_bytes(content)
 
 
-def fuzz(name: str, words: list[str]) -> None:
-    """In the process of one target: instrument, and give the fuzzer its way."""
+def fuzz(name: str, options: list[str]) -> None:
+    """Instruments the code and fuzzes one target; runs in the subprocess."""
     import atheris
 
     with atheris.instrument_imports(include=["finetune", "task_formats", "yaml", "json", "csv"]):
         from tests.fuzz.targets import TARGETS
 
     if name == "encoder":
-        TARGETS[name](b"\0\1\x40a\nb\nc")  # imports what it needs before time is taken
-    atheris.Setup([sys.argv[0], *words], TARGETS[name])
+        TARGETS[name](b"\0\1\x40a\nb\nc")  # imports everything before inputs are timed
+    atheris.Setup([sys.argv[0], *options], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -1,4 +1,4 @@
-"""Inputs to begin with: small whole files of every kind."""
+"""Seeds of the fuzzer: small valid files of every kind."""
 
 import io
 import json

@@ -1,6 +1,6 @@
-"""What must hold for any bytes whatever: a function per target, which fails where it does not.
+"""Fuzz targets: functions that take any bytes and fail if a property does not hold.
 
-`run.py` feeds them inputs that reach new code; `tests/test_fuzz.py` feeds them what was found.
+`run.py` feeds them with coverage-guided inputs, tests/project/test_fuzz.py with saved inputs.
 """
 
 import functools
@@ -32,9 +32,9 @@ from task_formats import (
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="gptft-fuzz-", ignore_cleanup_errors=True)
 
-# -- the readers of data ---------------------------------------------------------------------------
+# -- readers -------------------------------------------------------------------------------------
 
-READINGS = (
+OPTIONS = (
     ReadOptions("csv"),
     ReadOptions("tsv"),
     ReadOptions("jsonl"),
@@ -47,41 +47,41 @@ READINGS = (
 
 
 def check_rows(data: bytes) -> None:
-    """The first byte says how the rest is read: format, and whether it is packed, and cut."""
+    """A text file; the first byte selects its format, and whether it is gzipped and truncated."""
     first, content = data[:1] or b"\0", data[1:]
-    packing, way = divmod(first[0], len(READINGS))
+    packing, number = divmod(first[0], len(OPTIONS))
     if packing % 4 == 1:
         content = gzip.compress(content, 1)
     elif packing % 4 == 2:
         content = gzip.compress(content, 1)[:-5]
-    scan(content, READINGS[way], ".gz" if packing % 4 else "")
+    scan(content, OPTIONS[number], ".gz" if packing % 4 else "")
 
 
 def check_parquet(data: bytes) -> None:
-    """Bytes of a Parquet file."""
+    """A Parquet file."""
     scan(data, ReadOptions("parquet"))
 
 
-def scan(content: bytes, options: ReadOptions, ending: str = "") -> None:
-    """Rows come with their places and can be written again; or a UsageError says why not."""
-    path = scratch(f"rows{ending}")
+def scan(content: bytes, options: ReadOptions, suffix: str = "") -> None:
+    """Rows have increasing line numbers and valid texts, or a UsageError is raised."""
+    path = scratch(f"rows{suffix}")
     path.write_bytes(content)
-    last = 0
+    last_line = 0
     try:
         for location, row in FileRows((path,), options).read():
             assert location.source == str(path)
-            assert location.number >= last
-            last = location.number
+            assert location.number >= last_line
+            last_line = location.number
             if isinstance(row, RowError):
                 assert row.what
             else:
                 check_row(row)
     except UsageError as error:
-        check_words(error)
+        check_message(error)
 
 
 def check_row(row: object) -> None:
-    """A mapping from texts; no text with a NUL or half of a pair of surrogates."""
+    """A row is a mapping whose texts have no NUL and no lone surrogate."""
     assert isinstance(row, dict)
     assert all(isinstance(name, str) for name in row)
     for text in texts_of(row):
@@ -89,7 +89,7 @@ def check_row(row: object) -> None:
 
 
 def texts_of(value: object) -> Iterator[str]:
-    """Every text in a row, keys included."""
+    """All texts in a row, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -99,39 +99,39 @@ def texts_of(value: object) -> Iterator[str]:
             yield from texts_of(inner)
 
 
-def check_words(error: UsageError) -> None:
-    """One sentence that can be printed."""
+def check_message(error: UsageError) -> None:
+    """The message can be printed."""
     assert error.what
     assert error.headline.encode("utf-8", "backslashreplace")
 
 
 @functools.cache
 def scratch(name: str) -> Path:
-    """A file that is written again and again."""
+    """A file that is overwritten by every input."""
     return Path(_FOLDER.name, name)
 
 
 def check_tensors(data: bytes) -> None:
-    """Bytes of a file of tensors."""
+    """A safetensors file."""
     path = scratch("tensors.safetensors")
     path.write_bytes(data)
     try:
-        found = read_tensors(path)
+        tensors = read_tensors(path)
     except UsageError as error:
-        check_words(error)
+        check_message(error)
     else:
-        assert sum(tensor.nbytes for tensor in found.values()) <= len(data) * max(len(found), 1)
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= len(data) * max(len(tensors), 1)
 
 
 # -- recipes ---------------------------------------------------------------------------------------
 
 
 def check_recipe(data: bytes) -> None:
-    """A text in YAML gives a recipe that survives being written, or one message."""
+    """YAML text is a recipe that survives a round trip, or one message."""
     try:
         recipe = parse_recipe(data.decode("utf-8", "surrogateescape"), "fuzz.yaml")
     except UsageError as error:
-        check_words(error)
+        check_message(error)
         return
     assert parse_recipe(dump_recipe(recipe)) == recipe
     recipe.task.build()
@@ -155,18 +155,18 @@ data: {train: train.csv, evaluate: dev.csv}
 
 @functools.cache
 def standard() -> Recipe:
-    """A recipe that is never changed itself."""
+    """A valid recipe, parsed once."""
     return parse_recipe(STANDARD)
 
 
 def check_overrides(data: bytes) -> None:
-    """Values of a command line for a good recipe: lines, each after a byte that names its key."""
+    """Overrides of a valid recipe: one per line, the first byte selects the key."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     changes = {KEYS[ord(line[0]) % len(KEYS)]: line[1:] for line in lines if line}
     try:
         recipe = override_recipe(standard(), changes)
     except UsageError as error:
-        check_words(error)
+        check_message(error)
         return
     assert parse_recipe(dump_recipe(recipe)) == recipe
 
@@ -174,7 +174,7 @@ def check_overrides(data: bytes) -> None:
 # -- the encoder -----------------------------------------------------------------------------------
 
 SPECIALS = SpecialTokens(0, 1, 2)
-LAYOUTS = {
+FORMAT_CASES = {
     **FORMATS,
     "thrice": Format((("{first}", "{second}", "{first}"),)),
     "apart": Format((("{first}",), ("{second}", "{text}"), ("{text}",))),
@@ -185,13 +185,13 @@ LABELS = (Classes.of({0: "no", 1: "so", 2: "yes", 3: "4th"}), Range(0, 5))
 
 
 def characters(texts: Sequence[str]) -> list[list[int]]:
-    """A token per character, never a special one; blanks vanish, so some texts have no token."""
+    """One token per character, none for blanks, so that some texts have no tokens."""
     return [[3 + ord(letter) for letter in text if letter != " "] for text in texts]
 
 
 @functools.cache
 def task_tokens():
-    """The tokens of the base that is shipped."""
+    """Tokenizer and special tokens of the shipped base."""
     from finetune.models.pretrained import load_task_tokens
     from finetune.recipe.schema import BaseConfig
 
@@ -199,53 +199,53 @@ def task_tokens():
 
 
 def check_encoder(data: bytes) -> None:
-    """Three bytes choose format, labels, tokens and limit; lines of the rest are a row's texts."""
-    one, two, most = (*data[:3], 0, 0, 0)[:3]
-    name = sorted(LAYOUTS)[one % len(LAYOUTS)]
-    kind, whole = LAYOUTS[name], bool(two & 1)
-    lines = data[3:].decode("utf-8", "surrogateescape" if two & 2 else "replace").split("\n")
-    fields = {field: lines[k % len(lines)] for k, field in enumerate(kind.fields)}
+    """Three bytes select format, labels, tokenizer and limit; the rest are the texts of a row."""
+    first, flags, max_tokens = (*data[:3], 0, 0, 0)[:3]
+    name = sorted(FORMAT_CASES)[first % len(FORMAT_CASES)]
+    case, shipped = FORMAT_CASES[name], bool(flags & 1)
+    lines = data[3:].decode("utf-8", "surrogateescape" if flags & 2 else "replace").split("\n")
+    fields = {field: lines[k % len(lines)] for k, field in enumerate(case.fields)}
     label, *choices = lines
     row = {**fields, "choices": choices, "label": label}
-    columns = {field: field for field in kind.fields} | {"label": "label"}
-    labels = LABELS[0] if kind.is_multiple_choice else LABELS[(two >> 2) & 1]
-    tokenize = task_tokens().tokenize if whole else characters
-    specials = task_tokens().special_tokens if whole else SPECIALS
+    columns = {field: field for field in case.fields} | {"label": "label"}
+    labels = LABELS[0] if case.is_multiple_choice else LABELS[(flags >> 2) & 1]
+    tokenize = task_tokens().tokenize if shipped else characters
+    specials = task_tokens().special_tokens if shipped else SPECIALS
     try:
         task = Task(
-            kind, columns | ({"choices": "choices"} if kind.is_multiple_choice else {}), labels
+            case, columns | ({"choices": "choices"} if case.is_multiple_choice else {}), labels
         )
-        example = task.example(row, "fuzz/0", labelled=bool(two & 8))
-        encoder = ViewEncoder(kind, tokenize, specials, most)
+        example = task.example(row, "fuzz/0", labelled=bool(flags & 8))
+        encoder = ViewEncoder(case, tokenize, specials, max_tokens)
         (encoded,) = encoder.encode([example])
     except UsageError as error:
-        check_words(error)
+        check_message(error)
         return
-    check_views(kind, example, encoded, specials, most)
-    full = ViewEncoder(kind, tokenize, specials, 10**9).encode([example])[0]
+    check_views(case, example, encoded, specials, max_tokens)
+    full = ViewEncoder(case, tokenize, specials, 10**9).encode([example])[0]
     assert full.truncated_tokens == 0
     assert (encoded.truncated_tokens == 0) == (encoded == full)
 
 
 def check_views(
-    kind: Format, example: Example, encoded: Encoded, specials: SpecialTokens, most: int
+    format: Format, example: Example, encoded: Encoded, specials: SpecialTokens, max_tokens: int
 ) -> None:
-    """Every view fits, and S, D and E stand where the paper puts them."""
+    """Every view fits, and S, D and E are at the positions of GPT-1, figure 1."""
     views = [[*encoded.prefix, *ending] for ending in encoded.endings]
-    layout = kind.render(example)
+    layout = format.render(example)
     assert (
         len(views)
         == len(layout)
-        == (len(example.choices) if kind.is_multiple_choice else len(kind.views))
+        == (len(example.choices) if format.is_multiple_choice else len(format.views))
     )
     for view, texts in zip(views, layout, strict=True):
-        assert len(view) <= most
+        assert len(view) <= max_tokens
         assert view[0] == specials.start
         assert view[-1] == specials.extract
         assert view.count(specials.start) == view.count(specials.extract) == 1
         assert view.count(specials.delimiter) == len(texts) - 1
     assert all(encoded.endings)
-    if kind is FORMATS["similarity"]:
+    if format is FORMATS["similarity"]:
         middle = [view[1:-1].index(specials.delimiter) for view in views]
         first, second = (
             (view[1 : 1 + at], view[2 + at : -1]) for view, at in zip(views, middle, strict=True)
@@ -264,5 +264,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "encoder": check_encoder,
 }
 FINDS = Path(__file__).parent / "finds"
-"""A folder per target: inputs that once failed, and some that reach far."""
+"""One folder per target: inputs that once failed, and some that cover much code."""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
