@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft, an optional extra."""
+"""Low-rank adapters (LoRA) through the optional package peft."""
 
 import warnings
 from copy import deepcopy
@@ -11,10 +11,18 @@ from finetune.recipe.schema import LoraConfig
 from task_formats import UsageError
 
 
-def add_adapters(decoder: PreTrainedModel, part: LoraConfig, fresh: list[int]) -> PreTrainedModel:
-    """The decoder with adapters in its linear layers; the rows `fresh` of the embedding train too.
+def add_adapters(
+    decoder: PreTrainedModel, config: LoraConfig, new_ids: list[int]
+) -> PreTrainedModel:
+    """Adds adapters to a decoder's linear layers; all other weights are frozen.
 
-    Raises UsageError where peft is not installed or no layer bears a name of `targets`.
+    Args:
+        decoder: Is wrapped, not copied.
+        config: Rank, scale, dropout and names of the layers.
+        new_ids: Rows of the embedding that are trained too.
+
+    Raises:
+        UsageError: peft is not installed, or no layer has a name of `targets`.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -22,19 +30,19 @@ def add_adapters(decoder: PreTrainedModel, part: LoraConfig, fresh: list[int]) -
         raise UsageError(
             "base.lora needs the package peft", cure="pip install 'gptft[lora]'"
         ) from error
-    config = LoraConfig(
-        r=part.rank,
-        lora_alpha=part.alpha,  # type: ignore[arg-type]  # peft says int and divides
-        lora_dropout=part.dropout,
-        target_modules=part.targets if isinstance(part.targets, str) else list(part.targets),
-        trainable_token_indices=fresh,
+    peft_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # A float works too.
+        lora_dropout=config.dropout,
+        target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
+        trainable_token_indices=new_ids,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in decoder.modules()),
     )
     try:
         with warnings.catch_warnings():
-            # peft asks transformers for a name that transformers calls deprecated.
+            # peft uses a name that transformers has deprecated.
             warnings.filterwarnings("ignore", category=FutureWarning)
-            return cast(PreTrainedModel, get_peft_model(decoder, config))
+            return cast(PreTrainedModel, get_peft_model(decoder, peft_config))
     except ValueError as error:
         raise UsageError(
             f"base.lora does not fit this base: {error}", cure="Name its linear layers in targets."
@@ -42,7 +50,7 @@ def add_adapters(decoder: PreTrainedModel, part: LoraConfig, fresh: list[int]) -
 
 
 def merge_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
-    """The plain decoder with any adapters added into its weights; `decoder` stays as it is."""
+    """Returns a copy of a decoder with its adapters merged, or the decoder if it has none."""
     if not hasattr(decoder, "merge_and_unload"):
         return decoder
     return cast(PreTrainedModel, cast(Any, deepcopy(decoder)).merge_and_unload())

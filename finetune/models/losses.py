@@ -1,4 +1,15 @@
-"""What training minimises: task loss + λ · language-model loss (GPT-1, section 3.2)."""
+"""The training objective of GPT-1 (sections 3.1 and 3.2): task loss + λ · language-model loss.
+
+For an update over N labelled examples x with labels y and V views (token sequences) u:
+
+    L2 = (1 / N) Σ_x −log P(y | x)                      task loss; (score − y)² for scores
+    L1 = (1 / V) Σ_u (1 / |u|) Σ_t −log P(u_t | u_<t)   LM loss; t: the |u| tokens after the start
+    L3 = L2 + λ · L1                                    what is minimised; λ = 0.5 in the paper
+
+A batch holds a part of an update. Its weights (`example_weight`, `token_weight`) contain the
+factors 1 / N and 1 / (V |u|), so the losses and gradients of all batches of an update add up to
+the above.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,25 +20,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune.batching.collate import NO_LABEL, Batch
-from finetune.models.speedups.embedding_gradients import grows
+from finetune.models.speedups.embedding_gradients import accumulates_in_place
 
 CHUNK = 1024
 """Targets whose V logits exist at one time."""
-_ALIGNED = 32
-"""Logits have a multiple of this many columns."""
+_COLUMN_MULTIPLE = 32
+"""Chunks of logits have a multiple of this many columns: rows that start at multiples of 64 bytes
+are computed a third faster than rows of GPT-2's 50,257 columns."""
 
 
 class Outputs(NamedTuple):
-    """What a reader of a decoder gives for a batch."""
+    """What a model computes from a batch of N examples."""
 
     logits: Tensor
-    """(N, L): a number per class, per choice, or the one score."""
+    """(N, C) for classes, (N, K) for choices and prompted answers, (N, 1) for scores."""
     lm_loss: Tensor
-    """(): this batch's share of the update's LM loss; 0 where it was not asked for."""
+    """(): the batch's share of the update's LM loss L1; 0 where it was not asked for."""
 
 
 class Losses(NamedTuple):
-    """A batch's share of the update's losses, each (); detached sums of these are the update's."""
+    """A batch's shares of an update's losses L3, L2 and L1, each ()."""
 
     total: Tensor
     task: Tensor
@@ -35,17 +47,31 @@ class Losses(NamedTuple):
 
 
 def objective(outputs: Outputs, batch: Batch, lm_coefficient: float) -> Losses:
-    """L3 = L2 + λ · L1. L2 is cross-entropy for classes and choices, squared error for scores."""
+    """Computes the loss L3 = L2 + λ · L1 of a batch (GPT-1, section 3.2, equation 5).
+
+    Args:
+        outputs: Of the model for the batch.
+        batch: Its labels and the weights of its examples.
+        lm_coefficient: λ.
+    """
     task = (batch.example_weight * task_loss(outputs.logits, batch.label)).sum()
     return Losses(task + lm_coefficient * outputs.lm_loss, task, outputs.lm_loss)
 
 
 def task_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """(N, L) logits and (N,) labels to (N,) losses, 0 where unlabelled."""
+    """Computes the task loss of each example, 0 for unlabelled ones.
+
+    Args:
+        logits: (N, C) for classes, (N, K) for choices, (N, 1) for scores.
+        label: (N,) long, -100 where unlabelled; or float for scores, NaN where unlabelled.
+
+    Returns:
+        (N,) cross-entropies in nats, or squared errors for scores.
+    """
     if label.is_floating_point():
-        error = wide(logits[:, 0]) - label
+        error = to_float(logits[:, 0]) - label
         return torch.where(label.isnan(), 0.0, error).square()
-    return cross_entropy(wide(logits), label, reduction="none", ignore_index=NO_LABEL)
+    return cross_entropy(to_float(logits), label, reduction="none", ignore_index=NO_LABEL)
 
 
 def token_losses(
@@ -55,20 +81,29 @@ def token_losses(
     target: Tensor,
     cap: float | None = None,
 ) -> Tensor:
-    """(M, D) states to (M,) negative log-likelihoods of their targets, in nats, no gradient kept.
+    """Computes the negative log-likelihood of each of M targets, without a gradient.
 
-    With a `cap` each logit z is cap · tanh(z / cap). Never more than CHUNK rows of V logits exist
-    at a time.
+    At most CHUNK rows of V logits exist at a time.
+
+    Args:
+        states: (M, D) states that predict the targets.
+        weight: (V, D) of the output layer.
+        bias: (V,) of the output layer.
+        target: (M,) tokens.
+        cap: Replaces each logit z by cap · tanh(z / cap).
+
+    Returns:
+        (M,) in nats.
     """
     table = weight.to(_compute_dtype(states))
-    with torch.no_grad(), _as_written(states):
-        rooms = _Rooms.build(states, table)
-        parts = []
-        for rows, goal in rooms.split(states, target):
-            logits = rooms.logits(rows.to(table.dtype), table, bias)
-            _cap(logits[:, : len(table)], cap)
-            parts.append(_likelihoods(logits, goal))
-        return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
+    with torch.no_grad(), _without_autocast(states):
+        chunks = _LogitChunks.allocate(states, table)
+        losses = []
+        for rows, tokens in chunks.split(states, target):
+            logits = chunks.logits(rows.to(table.dtype), table, bias)
+            _apply_cap(logits[:, : len(table)], cap)
+            losses.append(_nll_and_softmax(logits, tokens))
+        return torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
 
 
 def lm_loss(
@@ -76,23 +111,34 @@ def lm_loss(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    share: Tensor,
+    token_weight: Tensor,
     cap: float | None = None,
 ) -> Tensor:
-    """Σ share · nll over M targets, its gradient made in the forward pass, chunk by chunk.
+    """Computes the weighted LM loss of M targets without holding M × V logits.
 
-    Equal to `(share * cross_entropy(linear(states, weight, bias), target)).sum()`, without ever
-    holding M × V logits; with a `cap`, of logits cap · tanh(z / cap). PyTorch's own chunked
-    `linear_cross_entropy` knows no share per target: with one, it has to make the logits a second
-    time in the backward pass.
+    Equals `(token_weight * cross_entropy(linear(states, weight, bias), target)).sum()`. The
+    gradient is computed in the forward pass, CHUNK targets at a time. PyTorch's chunked
+    `linear_cross_entropy` has no weight per target, with which it would have to compute the logits
+    a second time in the backward pass.
+
+    Args:
+        states: (M, D) states that predict the targets.
+        weight: (V, D) of the output layer.
+        bias: (V,) of the output layer.
+        target: (M,) tokens.
+        token_weight: (M,) weights of the targets.
+        cap: Replaces each logit z by cap · tanh(z / cap).
+
+    Returns:
+        (): Σ token_weight · nll in nats.
     """
     dtype = _compute_dtype(states)
-    with _as_written(states):
-        return _LmLoss.apply(states, weight, bias, target, share, dtype, cap)
+    with _without_autocast(states):
+        return _LmLoss.apply(states, weight, bias, target, token_weight, dtype, cap)
 
 
 class _LmLoss(torch.autograd.Function):
-    """The gradient of softmax cross-entropy is known with its value: (p − onehot) · share."""
+    """The gradient of the logits is (softmax(logits) − onehot(target)) · token_weight."""
 
     @staticmethod
     def forward(
@@ -101,38 +147,39 @@ class _LmLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        share: Tensor,
+        token_weight: Tensor,
         dtype: torch.dtype,
         cap: float | None,
     ) -> Tensor:
-        wanted = ctx.needs_input_grad
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         table = weight.to(dtype)
-        rooms = _Rooms.build(states, table)
-        d_states = torch.empty_like(states) if wanted[0] else None
-        d_weight = torch.empty_like(weight) if wanted[1] else None
-        d_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
-        share = share.to(rooms.exact.dtype)[:, None]
-        loss, at = share.new_zeros(()), 0
-        for rows, goal, part in rooms.split(states, target, share):
-            logits = rooms.logits(rows.to(table.dtype), table, bias)
-            inside = logits[:, : len(table)]
-            _cap(inside, cap)
-            bend = None if cap is None else _bend(inside, cap)
-            nll = _likelihoods(logits, goal)
-            loss += part[:, 0].dot(nll)
-            # What were logits are probabilities by now: one less at the target is their slope.
-            logits.scatter_(1, goal[:, None], torch.expm1(-nll)[:, None])
-            if bend is not None:
-                inside *= bend
-            slope = rooms.narrow(logits)[:, : len(table)]
+        chunks = _LogitChunks.allocate(states, table)
+        d_states = torch.empty_like(states) if needs_states else None
+        d_weight = torch.empty_like(weight) if needs_weight else None
+        d_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        token_weight = token_weight.to(chunks.exact.dtype)[:, None]
+        loss, start = token_weight.new_zeros(()), 0
+        for rows, tokens, factors in chunks.split(states, target, token_weight):
+            padded = chunks.logits(rows.to(table.dtype), table, bias)  # (m, V′)
+            logits = padded[:, : len(table)]  # (m, V)
+            _apply_cap(logits, cap)
+            cap_slope = None if cap is None else _cap_slope(logits, cap)
+            nll = _nll_and_softmax(padded, tokens)
+            loss += factors[:, 0].dot(nll)
+            # Now padded holds probabilities p. At the target the gradient is p - 1.
+            padded.scatter_(1, tokens[:, None], torch.expm1(-nll)[:, None])
+            if cap_slope is not None:
+                logits *= cap_slope
+            gradient = chunks.to_product_dtype(padded)[:, : len(table)]
             if d_states is not None:
-                d_states[at : at + len(rows)] = (slope @ table) * part
+                d_states[start : start + len(rows)] = (gradient @ table) * factors
             if d_weight is not None:
-                _add_product(d_weight, slope.t(), (rows * part).to(table.dtype), first=at == 0)
+                scaled_rows = (rows * factors).to(table.dtype)
+                _add_product(d_weight, gradient.t(), scaled_rows, first=start == 0)
             if d_bias is not None:
-                d_bias += inside.t() @ part[:, 0]
-            at += len(rows)
-        if at == 0 and d_weight is not None:
+                d_bias += logits.t() @ factors[:, 0]
+            start += len(rows)
+        if start == 0 and d_weight is not None:
             d_weight.zero_()
         ctx.save_for_backward(d_states, d_weight, d_bias)
         ctx.weight = weight
@@ -142,90 +189,88 @@ class _LmLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
         d_states, d_weight, d_bias = ctx.saved_tensors
-        if d_weight is not None and grows(ctx.weight):
+        if d_weight is not None and accumulates_in_place(ctx.weight):
             ctx.weight.grad.add_(d_weight, alpha=float(scale))
             d_weight = None
-        parts = (d_states, d_weight, d_bias)
-        slopes = (None if part is None else part.mul_(scale) for part in parts)
-        return (*slopes, None, None, None, None)
+        gradients = (d_states, d_weight, d_bias)
+        scaled = (None if gradient is None else gradient.mul_(scale) for gradient in gradients)
+        return (*scaled, None, None, None, None)
 
 
-class _Rooms(NamedTuple):
-    """The memory that chunk after chunk of logits is made in."""
+class _LogitChunks(NamedTuple):
+    """Memory in which one chunk of logits after the other is computed."""
 
     product: Tensor
-    """(m, V′) as the matrix product gives them; -inf in the columns beyond the vocabulary."""
+    """(m, V′) in the type of the matrix product; -inf in the columns beyond the vocabulary."""
     exact: Tensor
-    """(m, V′) in float32 or wider; the same memory where the product is."""
+    """(m, V′) in float32 or float64; the same memory where the product has that type."""
 
     @classmethod
-    def build(cls, states: Tensor, table: Tensor) -> "_Rooms":
-        """Rooms for M states in chunks as equal as can be, none longer than CHUNK."""
+    def allocate(cls, states: Tensor, table: Tensor) -> "_LogitChunks":
+        """For (M, D) states in chunks of equal size, none larger than CHUNK."""
         chunks = max(math.ceil(len(states) / CHUNK), 1)
-        # Rows that begin at multiples of 64 bytes are filled a third faster than those of GPT-2's
-        # 50,257 columns.
-        columns = math.ceil(len(table) / _ALIGNED) * _ALIGNED
+        columns = math.ceil(len(table) / _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
         shape = (max(math.ceil(len(states) / chunks), 1), columns)
         product = states.new_empty(shape, dtype=table.dtype)
-        return cls(product, wide(product))
+        return cls(product, to_float(product))
 
-    def split(self, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def split(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Chunks of tensors of M rows each, side by side."""
-        return zip(*(part.split(len(self.product)) for part in values if len(part)), strict=True)
+        return zip(*(x.split(len(self.product)) for x in tensors if len(x)), strict=True)
 
     def logits(self, rows: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         """(m, D) states to (m, V′) logits."""
-        room = self.product[: len(rows)]
-        room[:, len(table) :] = -torch.inf
-        inside = torch.mm(rows, table.t(), out=room[:, : len(table)])
+        product = self.product[: len(rows)]
+        product[:, len(table) :] = -torch.inf
+        logits = torch.mm(rows, table.t(), out=product[:, : len(table)])
         if bias is not None:
-            inside += bias
-        return room if self.exact is self.product else self.exact[: len(rows)].copy_(room)
+            logits += bias
+        return product if self.exact is self.product else self.exact[: len(rows)].copy_(product)
 
-    def narrow(self, values: Tensor) -> Tensor:
-        """(m, V′) values in the type that products are made in."""
+    def to_product_dtype(self, values: Tensor) -> Tensor:
+        """(m, V′) values in the type of the matrix products."""
         return values if self.exact is self.product else self.product[: len(values)].copy_(values)
 
 
-def _cap(logits: Tensor, cap: float | None) -> None:
-    """Turns (m, V) logits z into cap · tanh(z / cap), where there is a cap."""
+def _apply_cap(logits: Tensor, cap: float | None) -> None:
+    """Turns (m, V) logits z into cap · tanh(z / cap), in place."""
     if cap is not None:
         logits.div_(cap).tanh_().mul_(cap)
 
 
-def _bend(capped: Tensor, cap: float) -> Tensor:
-    """(m, V) slopes of capped logits by those they were made of: 1 − tanh²."""
+def _cap_slope(capped: Tensor, cap: float) -> Tensor:
+    """(m, V) derivatives of capped logits by the logits: 1 − tanh²."""
     return (capped / cap).square_().neg_().add_(1)
 
 
-def _likelihoods(logits: Tensor, target: Tensor) -> Tensor:
+def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
     """(m,) negative log-likelihoods of targets; turns the (m, V′) logits into probabilities."""
     top, picked = logits.amax(-1), logits.gather(1, target[:, None])[:, 0]
     torch.softmax(logits, -1, out=logits)
-    # The largest probability is at least 1 / V: its logarithm loses nothing.
+    # The largest probability is at least 1 / V, so its logarithm is exact enough.
     return top - logits.amax(-1).log() - picked
 
 
-def _add_product(total: Tensor, one: Tensor, other: Tensor, *, first: bool) -> None:
-    """Adds one @ other to the total, also where it is made in a narrower type; the first is it."""
-    if total.dtype == one.dtype:
-        torch.addmm(total, one, other, beta=0 if first else 1, out=total)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """Adds left @ right to the total, which may have a wider type; the first replaces it."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
     elif first:
-        total.copy_(one @ other)
+        total.copy_(left @ right)
     else:
-        total += one @ other
+        total += left @ right
 
 
-def wide(values: Tensor) -> Tensor:
-    """In float32, or in float64 where that is what is computed in."""
+def to_float(values: Tensor) -> Tensor:
+    """Values in float32, or unchanged if they are float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _as_written(states: Tensor) -> torch.autocast:
-    """Autocast would narrow every product, also those that are meant to be exact."""
+def _without_autocast(states: Tensor) -> torch.autocast:
+    """Autocast would round every product to bfloat16, also those that must be exact."""
     return torch.autocast(states.device.type, enabled=False)
 
 
 def _compute_dtype(states: Tensor) -> torch.dtype:
-    kind = states.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype

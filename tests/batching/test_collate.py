@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune.batching.collate import Batch, collate, count_totals, to_device
 from finetune.models.attention import interface as attention
 from finetune.models.attention.interface import ATTENTION_NAME, supports_packed_attention
-from finetune.models.attention.rectangles import group_by_length
+from finetune.models.attention.padded_groups import group_by_length
 from task_formats import Encoded
 from tests.support import samples
 from tests.support.families import FAMILIES
@@ -298,5 +298,5 @@ def test_every_span_stands_in_one_rectangle_less_than_twice_its_length(lengths) 
     found = group_by_length(batch.spans, batch.tokens.shape[1], torch.device("cpu"))
     assert sorted(span for part in found for span in part.spans) == sorted(batch.spans)
     assert all(part.length < 2 * (s.stop - s.start) for part in found for s in part.spans)
-    flat = torch.cat([part.flat for part in found])
+    flat = torch.cat([part.packed_index for part in found])
     assert sorted(flat.tolist()) == list(range(sum(lengths)))

@@ -1,9 +1,8 @@
-"""Attention over many sequences of a row, on a CPU, with a gradient of its own.
+"""Attention over many sequences of a row on a CPU, as one node of the autograd graph.
 
-PyTorch's kernel falls back to slow arithmetic where weights are dropped out, is made for sequences
-longer than these, and with a node for every step of every sequence the graph costs as much as the
-arithmetic. Here all of a layer's attention is one node, which keeps nothing but the weights and
-what was dropped of them.
+PyTorch's fused kernel is slow where attention weights are dropped, and made for longer sequences.
+With a graph node for every step of every sequence, autograd would cost as much as the arithmetic.
+This kernel keeps only the attention weights and the dropout mask for its backward pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,12 @@ from finetune.models.speedups.dropout import draw_mask
 
 
 class AttentionBlock(NamedTuple):
-    """Neighbouring queries of a sequence, and all keys of it up to the last of them."""
+    """Adjacent queries of a sequence, and all its keys up to the last of these queries."""
 
     keys: tuple[int, slice]
-    """Their row, and their columns in it."""
+    """Row and columns of the keys."""
     queries: tuple[int, slice]
+    """Row and columns of the queries."""
     mask: Tensor
     """(queries, keys) additive, float32 or float64."""
 
@@ -33,41 +33,49 @@ def block_attention(
     dropout: float,
     scaling: float,
 ) -> Tensor:
-    """(R, H, T, d) queries, keys and values to (R, T, H, d); zeros in columns of no block.
+    """Computes attention block by block, in the type of the masks.
 
-    Queries may have rows and columns of their own, as blocks say.
+    In bfloat16, products as small as these would be slower.
 
-    Computed in the type of the masks, whatever comes in: products this small are slower in
-    bfloat16.
+    Args:
+        query: (Q, H, S, d); rows and columns may differ from those of the keys.
+        key: (R, H, T, d).
+        value: (R, H, T, d).
+        blocks: Which queries attend to which keys.
+        dropout: Probability of dropping an attention weight.
+        scaling: Factor of the scores.
+
+    Returns:
+        (Q, S, H, d) in the type of the queries, zeros in columns of no block.
     """
     with torch.autocast(query.device.type, enabled=False):
         if dropout == 0 and not torch.is_grad_enabled():
-            return _attend(query, key, value, blocks, scaling)
-        return _Attend.apply(query, key, value, blocks, dropout, scaling)
+            return _attend_without_gradient(query, key, value, blocks, scaling)
+        return _BlockAttention.apply(query, key, value, blocks, dropout, scaling)
 
 
-def _attend(
+def _attend_without_gradient(
     query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[AttentionBlock], scaling: float
 ) -> Tensor:
-    """The same without a gradient: the weights of one block exist at a time."""
+    """The same with the weights of one block in memory at a time."""
     rows, heads, columns, width = query.shape
-    q, k, v = (part.to(blocks[0].mask.dtype) for part in (query, key, value))
+    q, k, v = (x.to(blocks[0].mask.dtype) for x in (query, key, value))
     out = query.new_zeros(rows, columns, heads, width)
-    for (row, seen), (home, own), mask in blocks:
-        p = _weigh(q[home, :, own], k[row, :, seen], mask, scaling)
-        out[home, own] = torch.bmm(p, v[row, :, seen]).transpose(0, 1)
+    for (row, seen), (query_row, own), mask in blocks:
+        p = _attention_weights(q[query_row, :, own], k[row, :, seen], mask, scaling)
+        out[query_row, own] = torch.bmm(p, v[row, :, seen]).transpose(0, 1)
     return out
 
 
-def _weigh(
-    queries: Tensor, keys: Tensor, mask: Tensor, scaling: float, room: Tensor | None = None
+def _attention_weights(
+    queries: Tensor, keys: Tensor, mask: Tensor, scaling: float, out: Tensor | None = None
 ) -> Tensor:
-    """(H, Q, d) queries and (H, K, d) keys to (H, Q, K) weights, in memory of their own or not."""
-    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scaling, out=room)
+    """(H, Q, d) queries and (H, K, d) keys to (H, Q, K) weights, in `out` where it is given."""
+    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scaling, out=out)
     return torch.softmax(scores, -1, out=scores)
 
 
-class _Attend(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -79,57 +87,59 @@ class _Attend(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         rows, heads, columns, width = query.shape
-        q, k, v = (part.to(blocks[0].mask.dtype) for part in (query, key, value))
-        cells = heads * sum(block.mask.numel() for block in blocks)
-        weights = q.new_empty(cells)
-        kept, factor = draw_mask(cells, dropout) if dropout else (None, 1.0)
-        # Once for all blocks, and below so with what each block is scaled by.
+        q, k, v = (x.to(blocks[0].mask.dtype) for x in (query, key, value))
+        count = heads * sum(block.mask.numel() for block in blocks)
+        weights = q.new_empty(count)
+        kept, factor = draw_mask(count, dropout) if dropout else (None, 1.0)
+        # Dropout's factor is applied once, to the values, and in the backward pass likewise.
         v = v * factor if dropout else v
         out = query.new_zeros(rows, columns, heads, width)
-        for (home, own), (row, seen), mask, p, keep in _pieces(blocks, heads, weights, kept):
-            _weigh(q[home, :, own], k[row, :, seen], mask, scaling, p)
-            out[home, own] = torch.bmm(_drop(p, keep), v[row, :, seen]).transpose(0, 1)
+        for block, p, keep in _with_weights(blocks, heads, weights, kept):
+            (row, seen), (query_row, own), mask = block
+            _attention_weights(q[query_row, :, own], k[row, :, seen], mask, scaling, p)
+            out[query_row, own] = torch.bmm(_drop(p, keep), v[row, :, seen]).transpose(0, 1)
         ctx.save_for_backward(query, key, value, weights, kept)
-        ctx.rest = blocks, factor, scaling
+        ctx.constants = blocks, factor, scaling
         return out
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, kept = ctx.saved_tensors
-        blocks, factor, scaling = ctx.rest
-        q, k, v, slope = (part.to(weights.dtype) for part in (query, key, value, outer[0]))
-        dq, dk, dv = (_zeros(part) for part in (q, k, v))
-        slope = slope.transpose(1, 2) * factor if kept is not None else slope.transpose(1, 2)
-        for (home, own), (row, seen), _, p, keep in _pieces(blocks, q.shape[1], weights, kept):
-            above = slope[home, :, own]
-            dv[row, :, seen].add_(torch.bmm(_drop(p, keep).transpose(1, 2), above))
-            dp = torch.bmm(above, v[row, :, seen].transpose(1, 2))
+        blocks, factor, scaling = ctx.constants
+        q, k, v, d_out = (x.to(weights.dtype) for x in (query, key, value, outer[0]))
+        dq, dk, dv = (_zeros_like(x) for x in (q, k, v))
+        d_out = d_out.transpose(1, 2) * factor if kept is not None else d_out.transpose(1, 2)
+        for block, p, keep in _with_weights(blocks, q.shape[1], weights, kept):
+            (row, seen), (query_row, own), _ = block
+            d_block = d_out[query_row, :, own]
+            dv[row, :, seen].add_(torch.bmm(_drop(p, keep).transpose(1, 2), d_block))
+            dp = torch.bmm(d_block, v[row, :, seen].transpose(1, 2))
             dp = dp if keep is None else dp.mul_(keep)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[home, :, own] = torch.bmm(ds, k[row, :, seen])
-            dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[home, :, own]))
+            dq[query_row, :, own] = torch.bmm(ds, k[row, :, seen])
+            dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[query_row, :, own]))
         dtype = query.dtype
         dq, dk = dq.mul_(scaling), dk.mul_(scaling)
         return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
 
 
-def _zeros(part: Tensor) -> Tensor:
-    """(R, H, T, d) zeros that lie in memory as (R, T, H, d): as they are wanted next."""
-    return part.new_zeros(part.transpose(1, 2).shape).transpose(1, 2)
+def _zeros_like(values: Tensor) -> Tensor:
+    """(R, H, T, d) zeros in the memory order of (R, T, H, d), which is needed next."""
+    return values.new_zeros(values.transpose(1, 2).shape).transpose(1, 2)
 
 
-def _drop(values: Tensor, kept: Tensor | None) -> Tensor:
-    """The (H, Q, K) values that are kept: all of them where nothing is dropped."""
-    return values if kept is None else values * kept
+def _drop(weights: Tensor, kept: Tensor | None) -> Tensor:
+    """(H, Q, K) weights after dropout, without its factor."""
+    return weights if kept is None else weights * kept
 
 
-def _pieces(
+def _with_weights(
     blocks: Sequence[AttentionBlock], heads: int, weights: Tensor, kept: Tensor | None
-) -> Iterator[tuple[tuple[int, slice], tuple[int, slice], Tensor, Tensor, Tensor | None]]:
-    """Of every block: queries, keys, mask, and its (H, Q, K) parts of two flat tensors."""
-    at = 0
+) -> Iterator[tuple[AttentionBlock, Tensor, Tensor | None]]:
+    """Every block with its (H, Q, K) parts of two flat tensors: weights, and what is kept."""
+    stop = 0
     for block in blocks:
         shape = (heads, *block.mask.shape)
-        part = slice(at, at := at + heads * block.mask.numel())
-        keep = None if kept is None else kept[part].view(shape)
-        yield block.queries, block.keys, block.mask, weights[part].view(shape), keep
+        start, stop = stop, stop + heads * block.mask.numel()
+        keep = None if kept is None else kept[start:stop].view(shape)
+        yield block, weights[start:stop].view(shape), keep

@@ -14,24 +14,29 @@ from task_formats import UsageError
 def compile_blocks(
     decoder: PreTrainedModel, backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """Has every block but the last compiled when it first runs; names and weights stay.
+    """Compiles every block but the last when it first runs; names and weights stay.
 
-    Attention stays as it is: how many sequences a row holds differs from one forward pass to the
-    next, so it breaks the graph of a block into what comes before and after. The last block, which
-    may leave off in the middle, is left alone. UsageError where there is nothing to compile, or
-    nothing to compile it with.
+    Attention is not compiled: the number of sequences in a row differs from pass to pass. The last
+    block is not compiled because it may stop after computing its keys (`last_token`).
+
+    Args:
+        decoder: Is changed in place.
+        backend: Of torch.compile.
+
+    Raises:
+        UsageError: The blocks cannot be identified, or there is no C++ compiler.
     """
     blocks = find_blocks(decoder)
     if blocks is None or len(blocks) < 2:
         raise UsageError(
-            f"the blocks of this base ({decoder.config.model_type}) are not told apart",
+            f"cannot identify the blocks of this base ({decoder.config.model_type})",
             where="train.compile",
             cure="Train it without --compile.",
         )
-    names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
-    if backend == "inductor" and not any(map(shutil.which, names)):
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+    if backend == "inductor" and not any(map(shutil.which, compilers)):
         raise UsageError(
-            "torch.compile needs a C++ compiler, and there is none",
+            "torch.compile needs a C++ compiler",
             where="train.compile",
             cure="Install g++, or train without --compile.",
         )

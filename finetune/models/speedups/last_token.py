@@ -1,8 +1,8 @@
-"""A decoder's last block, computed only where somebody reads its states.
+"""The last block of a decoder, computed only for the tokens whose state is read.
 
-A linear head reads one token of each view. Up to the last block every token matters to the ones
-after it; there, only by its key and value. So queries, weights, projection and feed-forward layer
-of all others are work for nothing: a quarter of a decoder of four layers.
+The head reads one token of each view. In the last block all other tokens matter only by their keys
+and values, so their queries, attention, projection and feed-forward layer need not be computed: a
+quarter of the work of a decoder of four layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,56 +14,62 @@ from transformers import PreTrainedModel
 
 from finetune.batching.collate import Span
 
-_BY_COLUMN = ("position_ids", "position_embeddings")
-"""Arguments of a block that tell something of each column."""
+_PER_COLUMN = ("position_ids", "position_embeddings")
+"""Arguments of a block that hold something for each column."""
 
 
 class LastTokens:
-    """The last tokens of all views, the only ones whose last state is read.
+    """The last tokens of all views.
 
-    The last block runs twice: over all columns until its attention has their keys and values,
-    then over these tokens alone.
+    The last block runs twice: for all columns until its attention has their keys and values, then
+    for the last tokens only.
+
+    Args:
+        spans: Of a batch of (R, T) tokens.
+        columns: T.
     """
 
     def __init__(self, spans: Sequence[Span], columns: int) -> None:
-        self.parts = [(span, _last_tokens(span)) for span in spans]
-        self.flat = [
-            span.row * columns + span.start + place for span, own in self.parts for place in own
+        self.in_spans = [(span, _last_tokens(span)) for span in spans]
+        """Every span, with the columns of its last tokens counted from its start."""
+        self.flat_index = [
+            span.row * columns + span.start + column
+            for span, last in self.in_spans
+            for column in last
         ]
         """Flat indices into (R, T)."""
-        self.listening = False
+        self.running = False
         """True while the last block runs."""
-        self.memory: tuple[Tensor, Tensor] | None = None
-        """(R, H, T, d) keys and values of the last block, once it has got so far."""
+        self.keys_values: tuple[Tensor, Tensor] | None = None
+        """(R, H, T, d) keys and values of the last block, once they are computed."""
 
-    def take(self, key: Tensor, value: Tensor) -> None:
-        """Remembers keys and values, and leaves the block: raises KeysCollected."""
-        self.memory = key, value
+    def collect(self, key: Tensor, value: Tensor) -> None:
+        """Stores keys and values and leaves the block by raising KeysCollected."""
+        self.keys_values = key, value
         raise KeysCollected
 
 
 class KeysCollected(Exception):
-    """The last block's attention has got its keys and values."""
+    """The attention of the last block has computed its keys and values."""
 
 
 def _last_tokens(span: Span) -> list[int]:
-    """Of each ending, counted from the span's start."""
-    ends, at = [], span.prefix
+    last, stop = [], span.prefix
     for length in span.endings:
-        at += length
-        ends.append(at - 1)
-    return ends
+        stop += length
+        last.append(stop - 1)
+    return last
 
 
 def enable_last_token_shortcut(decoder: PreTrainedModel) -> None:
-    """Makes the decoder's last block compute only the tokens that an AttentionLayout names.
+    """Lets the last block compute only the tokens that an AttentionLayout asks for.
 
-    Weights and names stay. A decoder without a recognisable last block is left alone.
+    Weights and names stay. A decoder without a recognisable last block is not changed.
     """
     if blocks := find_blocks(decoder):
         block = blocks[-1]
-        # A class of the same name: those who choose modules by it (FSDP) find this one, too.
-        block.__class__ = _narrowed(type(block))
+        # The class keeps its name, by which FSDP finds the modules to shard.
+        block.__class__ = _with_shortcut(type(block))
 
 
 def find_blocks(decoder: PreTrainedModel) -> nn.ModuleList | None:
@@ -73,57 +79,58 @@ def find_blocks(decoder: PreTrainedModel) -> nn.ModuleList | None:
     return stacks[0] if len(stacks) == 1 and count else None
 
 
-def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
-    whole = kind.forward
+def _with_shortcut(block_class: type[nn.Module]) -> type[nn.Module]:
+    full_forward = block_class.forward
 
-    def forward(self: nn.Module, hidden_states: Tensor, *given: Any, **named: Any) -> Any:
-        attention_layout = named.get("attention_layout")
-        ends = attention_layout.ends if attention_layout is not None else None
-        if ends is None or not _understood(hidden_states, given, named):
-            return whole(self, hidden_states, *given, **named)
-        return _run(lambda *a, **k: whole(self, *a, **k), ends, hidden_states, given, named)
+    def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        attention_layout = kwargs.get("attention_layout")
+        last_tokens = attention_layout.last_tokens if attention_layout is not None else None
+        if last_tokens is None or not _is_supported(hidden_states, args, kwargs):
+            return full_forward(self, hidden_states, *args, **kwargs)
+        run = lambda *a, **k: full_forward(self, *a, **k)  # noqa: E731
+        return _run(run, last_tokens, hidden_states, args, kwargs)
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    namespace = {"forward": forward, "__module__": block_class.__module__}
+    return type(block_class.__name__, (block_class,), namespace)
 
 
-def _understood(hidden: Tensor, given: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    """False where an argument might tell something of each column that we would not cut."""
-    others = [*given, *(named[name] for name in named if name not in _BY_COLUMN)]
-    return hidden.dim() == 3 and not any(isinstance(other, Tensor) for other in others)
+def _is_supported(hidden: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """False where an unknown argument might hold something for each column."""
+    unknown = [*args, *(kwargs[name] for name in kwargs if name not in _PER_COLUMN)]
+    return hidden.dim() == 3 and not any(isinstance(value, Tensor) for value in unknown)
 
 
 def _run(
-    whole: Callable[..., Any],
-    ends: LastTokens,
+    block: Callable[..., Any],
+    last_tokens: LastTokens,
     hidden: Tensor,
-    given: Sequence[Any],
-    named: dict[str, Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
 ) -> Any:
-    """(R, T, D) states of the last block, zero where nobody reads them."""
+    """(R, T, D) states of the last block, zero for all but the last tokens."""
     rows, columns, width = hidden.shape
-    ends.listening, ends.memory = True, None
+    last_tokens.running, last_tokens.keys_values = True, None
     try:
-        return whole(hidden, *given, **named)  # A block without attention gets to its end.
+        return block(hidden, *args, **kwargs)  # A block without attention runs to its end.
     except KeysCollected:
-        chosen = torch.tensor(ends.flat, device=hidden.device)
-        few = {
-            name: _choose(value, chosen, rows, columns) if name in _BY_COLUMN else value
-            for name, value in named.items()
+        index = torch.tensor(last_tokens.flat_index, device=hidden.device)
+        kwargs = {
+            name: _select(value, index, rows) if name in _PER_COLUMN else value
+            for name, value in kwargs.items()
         }
-        found = whole(hidden.flatten(0, 1)[chosen][None], *given, **few)
-        states = found[0] if isinstance(found, tuple) else found
-        wide = states.new_zeros(rows * columns, width).index_copy(0, chosen, states[0])
-        wide = wide.view(rows, columns, width)
-        return (wide, *found[1:]) if isinstance(found, tuple) else wide
+        outputs = block(hidden.flatten(0, 1)[index][None], *args, **kwargs)
+        states = outputs[0] if isinstance(outputs, tuple) else outputs
+        full = states.new_zeros(rows * columns, width).index_copy(0, index, states[0])
+        full = full.view(rows, columns, width)
+        return (full, *outputs[1:]) if isinstance(outputs, tuple) else full
     finally:
-        ends.listening = False
+        last_tokens.running = False
 
 
-def _choose(value: Any, chosen: Tensor, rows: int, columns: int) -> Any:
-    """Of (R or 1, T, ...) tensors, what belongs to the chosen columns: (1, M, ...)."""
+def _select(value: Any, index: Tensor, rows: int) -> Any:
+    """The (1, M, ...) entries at M flat indices of (R or 1, T, ...) tensors."""
     if isinstance(value, tuple):
-        return tuple(_choose(part, chosen, rows, columns) for part in value)
+        return tuple(_select(item, index, rows) for item in value)
     if not isinstance(value, Tensor):
         return value
-    every = value.expand(rows, *value.shape[1:]).flatten(0, 1)
-    return every[chosen][None]
+    return value.expand(rows, *value.shape[1:]).flatten(0, 1)[index][None]

@@ -6,7 +6,11 @@ from torch import Tensor, nn
 
 from finetune.batching.collate import Batch, collate, count_totals
 from finetune.models.losses import objective
-from finetune.models.speedups.embedding_gradients import accumulate_in_place, clear_gradients, grows
+from finetune.models.speedups.embedding_gradients import (
+    accumulate_in_place,
+    accumulates_in_place,
+    clear_gradients,
+)
 from finetune.models.task_model import TaskModel
 from tests.support import samples
 
@@ -69,7 +73,7 @@ def test_elsewhere_nothing_is_changed(bases, processes: int, device: str):
     model, _ = make(bases, "gpt2")
     accumulate_in_place(model.to(device), processes)
     clear_gradients(model)
-    assert all(part.grad is None and not grows(part) for part in model.parameters())
+    assert all(part.grad is None and not accumulates_in_place(part) for part in model.parameters())
     assert not any(getattr(part, "sparse", False) for part in model.modules())
 
 

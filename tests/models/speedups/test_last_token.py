@@ -112,7 +112,7 @@ def test_an_argument_that_is_not_understood_makes_the_block_whole(bases) -> None
     strange = block(
         hidden,
         attention_layout=AttentionLayout(batch, last_tokens_only=True),
-        bias_of_each_column=hidden,
+        cache_position=torch.arange(batch.tokens.shape[1]),
     )
     assert torch.equal(whole, strange)
     narrowed = block(hidden, attention_layout=AttentionLayout(batch, last_tokens_only=True))

@@ -1,0 +1,116 @@
+"""Attention over sequences of unequal length in few large kernels, for GPUs.
+
+A GPU takes about as long to start a kernel as to run a small one, so a kernel for each sequence of
+a packed row is mostly waiting. Here sequences of similar length are padded into a rectangle for
+this one operation. Everything else computes real tokens only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from finetune.batching.collate import Span
+
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention over (S, H, L, d) queries, keys and values with a mask; None for causal attention."""
+
+
+class PaddedGroup(NamedTuple):
+    """S spans of similar length, padded to L columns."""
+
+    spans: tuple[Span, ...]
+    length: int
+    """L."""
+    padded_index: Tensor
+    """(M,) flat indices into (S, L) of the columns that hold a token."""
+    packed_index: Tensor
+    """(M,) flat indices into (R, T) of the same tokens."""
+
+
+def group_by_length(spans: Sequence[Span], columns: int, device: torch.device) -> list[PaddedGroup]:
+    """Groups spans so that each is longer than half the longest of its group.
+
+    Args:
+        spans: Of a batch of (R, T) tokens.
+        columns: T.
+        device: Of the indices.
+    """
+    return [_padded_group(group, columns, device) for group in _groups(spans)]
+
+
+def padded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[tuple[PaddedGroup, Tensor | None]],
+    kernel: AttentionKernel,
+) -> Tensor:
+    """Computes attention with one call of a kernel per group.
+
+    Args:
+        query: (R, H, T, d).
+        key: (R, H, T, d).
+        value: (R, H, T, d).
+        groups: All spans, and the mask of each group.
+        kernel: Computes (S, H, L, d) from a group's queries, keys, values and mask.
+
+    Returns:
+        (R, T, H, d), zeros in columns of no span.
+    """
+    rows, heads, columns, width = query.shape
+    packed = [x.transpose(1, 2).reshape(rows * columns, heads, -1) for x in (query, key, value)]
+    out = packed[2].new_zeros(packed[2].shape)
+    for group, mask in groups:
+        q, k, v = (_pad(x, group) for x in packed)
+        states = kernel(q, k, v, mask).transpose(1, 2).flatten(0, 1)
+        states = states.index_select(0, group.padded_index)
+        # Every token is copied exactly once, so gradients do not depend on an order of additions.
+        out = out.index_copy(0, group.packed_index, states.to(out.dtype))
+    return out.view(rows, columns, heads, width)
+
+
+def combine_masks(group: PaddedGroup, masks: Sequence[Tensor]) -> Tensor:
+    """(S, 1, L, L) from an (l, l) additive mask per span; rows of padding mask nothing."""
+    length = group.length
+    combined = masks[0].new_zeros(len(masks), 1, length, length)
+    for row, mask in zip(combined, masks, strict=True):
+        size = len(mask)
+        row[0, :size, :size] = mask
+        row[0, :size, size:] = torch.finfo(mask.dtype).min
+    return combined
+
+
+def _pad(values: Tensor, group: PaddedGroup) -> Tensor:
+    """(R·T, H, d) to (S, H, L, d), zeros where there is no token."""
+    count, length = len(group.spans), group.length
+    padded = values.new_zeros(count * length, *values.shape[1:])
+    padded = padded.index_copy(0, group.padded_index, values.index_select(0, group.packed_index))
+    return padded.view(count, length, *values.shape[1:]).transpose(1, 2)
+
+
+def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    group: list[Span] = []
+    for span in sorted(spans, key=_length, reverse=True):
+        if group and 2 * _length(span) <= _length(group[0]):
+            yield group
+            group = []
+        group.append(span)
+    yield group
+
+
+def _padded_group(spans: Sequence[Span], columns: int, device: torch.device) -> PaddedGroup:
+    length = _length(spans[0])
+    padded = [row * length + n for row, span in enumerate(spans) for n in range(_length(span))]
+    packed = [
+        span.row * columns + column for span in spans for column in range(span.start, span.stop)
+    ]
+    indices = torch.tensor([padded, packed])
+    if device.type == "cuda":
+        indices = indices.pin_memory()
+    return PaddedGroup(tuple(spans), length, *indices.to(device, non_blocking=True))
+
+
+def _length(span: Span) -> int:
+    return span.stop - span.start
