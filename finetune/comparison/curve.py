@@ -1,6 +1,7 @@
 """The learning curve of a study: scores against the number of labels, as a figure."""
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +68,10 @@ def draw_curve(table: Table, path: Path) -> None:
     axes.set_title(table.about, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    with files.open_atomically(path) as file:
-        # No version or date in the file.
-        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    content = BytesIO()
+    # No version or date in the file.
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    files.write_atomically(path, content.getvalue())
 
 
 def select_series(table: Table) -> list[Series]:

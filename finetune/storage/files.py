@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, room on the disk and safe names."""
+"""Atomic writes, hashes, UTF-8, disk space and safe names."""
 
 import errno
 import hashlib
@@ -16,23 +16,21 @@ from typing import BinaryIO
 from task_formats import UsageError
 
 BLOCK = 8 * 2**20
-"""Bytes read or written at once: few calls, and little memory however large the file."""
+"""Bytes that are read at once."""
 
 _CURES = {
     errno.ENOSPC: "Free some space, or choose a folder on another disk.",
     errno.EDQUOT: "Your quota is used up: free some space, or choose a folder on another disk.",
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose another disk.",
     errno.EROFS: "The disk is mounted read-only: choose another folder.",
-    errno.EACCES: "Change the permissions, or choose another folder.",
-    errno.EPERM: "Change the permissions, or choose another folder.",
-    errno.ELOOP: "Links are not followed here: put the file itself in its place.",
+    errno.EACCES: "Check the permissions, or choose another folder.",
+    errno.EPERM: "Check the permissions, or choose another folder.",
+    errno.ELOOP: "Links are not followed here: replace the link by the file.",
     errno.ENOENT: "Check the path.",
     errno.EEXIST: "Check the path: a part of it is a file.",
     errno.ENOTDIR: "Check the path: a part of it is a file.",
 }
-
 _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}
-"""Encodings that the first two bytes of a file give away."""
 
 
 @contextmanager
@@ -40,29 +38,33 @@ def explain_os_errors(path: Path | str) -> Iterator[None]:
     """Turns a system error of the block into a UsageError with the file, the reason and a cure."""
     try:
         yield
+    except UsageError:
+        raise
     except Exception as error:
         # safetensors and tokenizers are written in Rust, which reports these errors as text.
         in_text = re.search(r"\(os error (\d+)\)", str(error))
         if isinstance(error, OSError):
-            number, filename = error.errno or 0, error.filename
-            reason = error.strerror or str(error)
-        elif in_text and not isinstance(error, UsageError):
-            number, filename = int(in_text[1]), None
-            reason = os.strerror(number)
+            number, reason, filename = error.errno or 0, error.strerror, error.filename
+        elif in_text:
+            number, reason, filename = int(in_text[1]), os.strerror(int(in_text[1])), None
         else:
             raise
         raise UsageError(
-            reason,
-            where=os.fsdecode(filename) if filename is not None else str(path),
+            reason or str(error),
+            where=str(path) if filename is None else os.fsdecode(filename),
             cure=_CURES.get(number, "Check the disk, or choose another folder."),
         ) from error
 
 
-@contextmanager
-def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` at the end of the block, on the disk by then.
+def write_atomically(path: Path | str, content: bytes | str) -> None:
+    """Replaces a file in one step: after an error or a kill it is the old one or the new one.
 
-    After an error or a kill the old file is untouched. UsageError where it cannot be written.
+    Args:
+        path: The file; missing folders are created.
+        content: Bytes, or text to encode as UTF-8.
+
+    Raises:
+        UsageError: The disk is full, read-only or forbidden.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
@@ -70,8 +72,9 @@ def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "xb") as file:
-                yield file
-                flush(file)
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
@@ -80,20 +83,14 @@ def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
         flush_folder(path.parent)
 
 
-def write_atomically(path: Path | str, content: bytes | str) -> None:
-    """Replace the file by `content`, text as UTF-8; a reader sees the old one or the new one."""
-    with open_atomically(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
 @contextmanager
 def replace_folder(path: Path | str) -> Iterator[Path]:
-    """A new folder to fill that takes the place of `path` at the end of the block.
+    """Gives a new folder to fill, which replaces `path` at the end of the block.
 
-    After an error the old folder is untouched; after a kill `finish_replacement` puts things right.
+    After an error the old folder is unchanged. After a kill call `finish_replacement`.
     """
     path = Path(path)
-    partial, old = _beside(path)
+    partial, old = _temporary_paths(path)
     with explain_os_errors(path):
         remove(partial)
         partial.mkdir(parents=True)
@@ -113,45 +110,35 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
 
 
 def finish_replacement(path: Path) -> None:
-    """Finish, or undo, what a kill inside `replace_folder` left beside `path`."""
-    partial, old = _beside(path)
+    """Completes or undoes a `replace_folder` that was killed."""
+    partial, old = _temporary_paths(path)
     with explain_os_errors(path):
         if not os.path.lexists(path) and os.path.lexists(old):
-            # The old one steps aside only when the new one is whole and on the disk.
+            # The old folder is renamed only when the new one is complete and on the disk.
             os.rename(partial if os.path.lexists(partial) else old, path)
         remove(partial)
         remove(old)
 
 
-def _beside(path: Path) -> tuple[Path, Path]:
+def _temporary_paths(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (never what it leads to) or a folder; nothing there is fine."""
+    """Deletes a file, a link (not its target) or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def flush(file: BinaryIO) -> None:
-    """Wait until the file is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def flush_folder(path: Path) -> None:
-    """Wait until the names in the folder are on the disk."""
+    """Waits until the names in the folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
+    # Some network file systems cannot do that for folders.
+    with suppress(OSError):
         os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems know no such thing for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
 
 
 def _flush_tree(path: Path) -> None:
@@ -162,43 +149,46 @@ def _flush_tree(path: Path) -> None:
         flush_folder(Path(folder))
 
 
-def open_regular_file(path: Path | str, flags: int = os.O_RDONLY) -> FileIO:
-    """Open a file that is neither link, folder, pipe nor device; `flags` as for `os.open`.
+def open_regular_file(
+    path: Path | str, flags: int = os.O_RDONLY, *, follow_links: bool = False
+) -> FileIO:
+    """Opens a file, unbuffered, which is no folder, pipe or device, and by default no link.
 
-    OSError where that fails; UsageError where it is no plain file. Unbuffered.
+    Raises:
+        OSError: It cannot be opened.
+        UsageError: It is not a regular file.
     """
-    return _open_plain(path, flags | os.O_NOFOLLOW, "Remove it.")
-
-
-def open_input_file(path: Path | str) -> BinaryIO:
-    """A file that a user has named, to read: a plain one, or a link to one. Buffered.
-
-    OSError where that fails; UsageError where it is a pipe or a device, which may never end.
-    """
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    cure = "Copy what it gives into a file, and name that; gptft predict also reads -, its input."
-    return BufferedReader(_open_plain(path, os.O_RDONLY, cure))
-
-
-def _open_plain(path: Path | str, flags: int, cure: str) -> FileIO:
-    # Without O_NONBLOCK a named pipe from a stranger would hold the run for ever.
+    flags |= 0 if follow_links else os.O_NOFOLLOW
+    # Without O_NONBLOCK opening a named pipe would wait forever.
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UsageError("not a plain file", where=str(path), cure=cure)
-    writable = flags & (os.O_WRONLY | os.O_RDWR)
-    return FileIO(descriptor, "r+b" if writable else "rb")
+        raise UsageError(
+            "not a regular file", where=str(path), cure="Copy its content to a file, and use that."
+        )
+    return FileIO(descriptor, "r+b" if flags & (os.O_WRONLY | os.O_RDWR) else "rb")
+
+
+def open_input_file(path: Path | str) -> BinaryIO:
+    """Opens a file that the user has named, or a link to it, for buffered reading.
+
+    Raises:
+        OSError: It cannot be opened, or is a folder.
+        UsageError: It is a pipe or a device.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return BufferedReader(open_regular_file(path, follow_links=True))
 
 
 def read_regular_file(path: Path | str, limit: int = 2**26) -> bytes:
-    """All bytes of a plain file; UsageError where it has more than `limit` of them."""
+    """Returns all bytes of a regular file. Raises UsageError where it has more than `limit`."""
     with explain_os_errors(path), open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise UsageError(f"{size:,} bytes, and at most {limit:,} are read", where=str(path))
-        blocks = iter(lambda: file.read(BLOCK), b"")
-        return b"".join(blocks)
+            what = f"the file is too large: {size:,} bytes, at most {limit:,} are read"
+            raise UsageError(what, where=str(path))
+        return file.readall()
 
 
 def decode_utf8(content: bytes, where: str, line: int = 1) -> str:
@@ -210,7 +200,7 @@ def decode_utf8(content: bytes, where: str, line: int = 1) -> str:
         line: Number of the first line of `content`, from 1.
 
     Raises:
-        UsageError: Some byte is not UTF-8; it names the line and the byte in it, both from 1.
+        UsageError: A byte is not UTF-8; the message names its line and its position in it, from 1.
     """
     try:
         return content.decode("utf-8-sig" if line == 1 else "utf-8")
@@ -219,21 +209,21 @@ def decode_utf8(content: bytes, where: str, line: int = 1) -> str:
 
 
 def undecodable(error: UnicodeDecodeError, where: str, line: int = 1) -> UsageError:
-    """The UsageError for a decoding error in text that begins at `line`; see `decode_utf8`."""
+    """Returns what `decode_utf8` raises, for text that was decoded in another way."""
     content, start = error.object, error.start
-    guess = _OTHER_ENCODINGS.get(content[:2], "") if line == 1 else ""
+    guess = _OTHER_ENCODINGS.get(content[:2]) if line == 1 else None
     number = line + content.count(b"\n", 0, start)
     column = start - content.rfind(b"\n", 0, start)
+    looks_like = f"; this looks like {guess}" if guess else ""
     return UsageError(
-        f"byte 0x{content[start]:02x} is not UTF-8"
-        + (f"; this looks like {guess}" if guess else ""),
+        f"byte 0x{content[start]:02x} is not UTF-8{looks_like}",
         where=f"{where}, line {number}, byte {column}",
         cure="Unpack the file." if guess == "gzip" else "Save the file as UTF-8.",
     )
 
 
 def hash_file(path: Path | str) -> str:
-    """SHA-256 of a plain file, in hexadecimal."""
+    """Returns the SHA-256 of a regular file, in hexadecimal."""
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     with explain_os_errors(path), open_regular_file(path) as file:
         while count := file.readinto(block):
@@ -242,28 +232,26 @@ def hash_file(path: Path | str) -> str:
 
 
 def check_disk_space(folder: Path | str, size: int) -> None:
-    """UsageError unless the disk of `folder`, or of its nearest parent, has `size` bytes free."""
-    place = Path(folder).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    """Raises UsageError unless the disk of a folder, which may not exist yet, has `size` bytes."""
+    existing = Path(folder).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     with explain_os_errors(folder):
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(existing).free
     if free < size:
-        raise UsageError(
-            f"{size:,} bytes are needed and {free:,} are free",
-            where=str(folder),
-            cure=_CURES[errno.ENOSPC],
-        )
+        what = f"{size:,} bytes are needed and {free:,} are free"
+        raise UsageError(what, where=str(folder), cure=_CURES[errno.ENOSPC])
 
 
 def safe_join(folder: Path | str, name: str) -> Path:
-    """The path of `name` in `folder`; UsageError for any name that leads out of it.
+    """Returns the path of `name` in a folder.
 
-    Refused: absolute paths, `..`, the folder itself, links to somewhere else.
+    Raises:
+        UsageError: The name is absolute, contains "..", or leads out of the folder by a link.
     """
     relative, where = Path(name), str(folder)
     if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name:
-        raise UsageError(f"{name!r} is no name inside this folder", where=where)
+        raise UsageError(f"{name!r} is not a name inside this folder", where=where)
     path = Path(folder) / relative
     try:
         leads_out = not path.resolve().is_relative_to(Path(folder).resolve())

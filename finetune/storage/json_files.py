@@ -1,4 +1,4 @@
-"""Strict JSON for the files of a run: any reader takes it, and nothing in it is guessed."""
+"""Strict JSON, which every other program can read, for the files of a run."""
 
 import json
 import math
@@ -12,34 +12,41 @@ _FLOAT = "$float"
 
 
 def encode(value: Any, *, exact: bool = False, indent: int | None = None) -> bytes:
-    """JSON text in UTF-8 of plain values, records (NamedTuple, dataclass) and 0-d arrays.
+    """Encodes plain values, NamedTuples, dataclasses and 0-d arrays as JSON in UTF-8.
 
-    JSON has no NaN and no infinity: a number that is not finite becomes null. With `exact` it
-    becomes {"$float": "nan"}, which `decode` turns back into the number. TypeError for anything
-    else, and for keys that are not texts.
+    Args:
+        value: What to encode.
+        exact: JSON has no NaN and infinity. Encode them as {"$float": "nan"}, which `decode` turns
+            back into the number; otherwise they become null.
+        indent: Spaces per level; by default all is on one line.
+
+    Raises:
+        TypeError: It contains another type, or a key that is not a string.
     """
     text = json.dumps(
-        _plain(value, exact),
+        _to_plain(value, exact),
         ensure_ascii=False,
         allow_nan=False,
         check_circular=False,
         indent=indent,
     )
-    # A lone surrogate has no UTF-8; Python's \udxxx for it happens to be JSON's.
+    # UTF-8 cannot encode a lone surrogate; Python escapes it as \udxxx, as JSON does.
     return text.encode("utf-8", "backslashreplace")
 
 
 def decode(data: bytes, where: str) -> Any:
-    """The value of a JSON text; UsageError naming `where` for anything but strict JSON."""
+    """Decodes JSON. Raises UsageError, which names `where`, for anything but strict JSON."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse, object_hook=_number)
+        return json.loads(
+            data.decode("utf-8"), parse_constant=_refuse_constant, object_hook=_decode_object
+        )
     except RecursionError:
         raise UsageError("nested too deeply", where=where) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"not valid JSON: {error}", where=where) from None
 
 
-def _plain(value: Any, exact: bool) -> Any:
+def _to_plain(value: Any, exact: bool) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -47,27 +54,27 @@ def _plain(value: Any, exact: bool) -> Any:
             return value
         return {_FLOAT: repr(value)} if exact else None
     if isinstance(value, Mapping):
-        return {_key(key, exact): _plain(item, exact) for key, item in value.items()}
+        return {_key(key, exact): _to_plain(item, exact) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict(), exact)
+        return _to_plain(value._asdict(), exact)
     if isinstance(value, list | tuple):
-        return [_plain(item, exact) for item in value]
+        return [_to_plain(item, exact) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name), exact) for field in fields(value)}
+        return {field.name: _to_plain(getattr(value, field.name), exact) for field in fields(value)}
     if getattr(value, "ndim", None) == 0:  # a number of torch or numpy
-        return _plain(value.item(), exact)
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
+        return _to_plain(value.item(), exact)
+    raise TypeError(f"JSON has no {type(value).__name__}")
 
 
 def _key(key: Any, exact: bool) -> str:
     if not isinstance(key, str) or (exact and key == _FLOAT):
-        raise TypeError(f"{key!r} is no key")
+        raise TypeError(f"{key!r} cannot be a key")
     return key
 
 
-def _number(mapping: dict[str, Any]) -> Any:
+def _decode_object(mapping: dict[str, Any]) -> Any:
     return float(mapping[_FLOAT]) if mapping.keys() == {_FLOAT} else mapping
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

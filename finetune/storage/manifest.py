@@ -1,7 +1,6 @@
-"""Records of files: the size and SHA-256 that each was written with, in a JSON file.
+"""Records of files, with which damage is noticed: size and SHA-256 of each, in a JSON file.
 
-The one way to notice damage. Write the files first and the manifest last; then a folder that has a
-manifest is complete, and every later reader can check it:
+The manifest is written last, so a folder that has one is complete:
 
     records = {name: record_file(folder / name) for name in names}
     write_manifest(folder / "manifest.json", Manifest(FORMAT, records, metadata))
@@ -9,8 +8,8 @@ manifest is complete, and every later reader can check it:
     manifest = read_manifest(folder / "manifest.json", FORMAT)
     verify_files(folder, manifest)
 
-Checkpoints, the cache of encoded examples and the token shards of pre-training use it. Whatever
-else they keep (counts, keys, a report) goes into `metadata`.
+Used by checkpoints, the cache of encoded examples and the token shards of pre-training; what else
+they record (counts, keys, a report) is metadata.
 """
 
 import os

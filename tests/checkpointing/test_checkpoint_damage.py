@@ -162,7 +162,10 @@ def test_every_corruption_is_detected(three_checkpoints: Path, tmp_path: Path) -
         (lambda path: (path / MANIFEST).unlink(), "No such file"),
         (lambda path: (path / METADATA).unlink(), "No such file"),
         (lambda path: (path / METADATA).write_text("{}"), "it has 2 bytes"),
-        (lambda path: os.mkfifo(path / "x") or (path / "x").rename(path / METADATA), "plain file"),
+        (
+            lambda path: os.mkfifo(path / "x") or (path / "x").rename(path / METADATA),
+            "regular file",
+        ),
         (lambda path: (path / MANIFEST).write_text("[]"), "the format is not"),
     ],
 )

@@ -30,7 +30,7 @@ def test_what_is_no_plain_file_is_said_at_once(tmp_path: Path, kind: str, ending
         lambda: corpus.fingerprint([path]),
         lambda: list(corpus.read_text(path)),
     ):
-        with pytest.raises(UsageError, match="not a plain file"):
+        with pytest.raises(UsageError, match="not a regular file"):
             read()
 
 

@@ -1,4 +1,4 @@
-"""Strict JSON: exact where asked for, and nothing that other readers refuse."""
+"""Strict JSON: exact on request, and nothing that other readers refuse."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.storage import json_files as json_text
+from finetune.storage import json_files
 from task_formats import UsageError
 
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=8).filter(
@@ -30,15 +30,15 @@ def refuse(constant: str) -> None:
 
 @given(VALUES)
 def test_exact_values_come_back(value: Any) -> None:
-    data = json_text.encode(value, exact=True)
-    back = json_text.decode(data, "here")
+    data = json_files.encode(value, exact=True)
+    back = json_files.decode(data, "here")
     # repr, because NaN is not equal to itself, and -0.0 is equal to 0.0.
     assert repr(back) == repr(value)
     json.loads(data.decode("utf-8"), parse_constant=refuse)
 
 
 @given(VALUES)
-def test_what_is_not_finite_becomes_null(value: Any) -> None:
+def test_numbers_that_are_not_finite_become_null(value: Any) -> None:
     def plain(value: Any) -> Any:
         match value:
             case float():
@@ -49,7 +49,7 @@ def test_what_is_not_finite_becomes_null(value: Any) -> None:
                 return {key: plain(item) for key, item in value.items()}
         return value
 
-    data = json_text.encode(value)
+    data = json_files.encode(value)
     assert b"\n" not in data
     assert json.loads(data.decode("utf-8"), parse_constant=refuse) == plain(value)
 
@@ -68,19 +68,19 @@ class Place:
 def test_records_and_numbers_of_arrays() -> None:
     value = Place("ü", Point(torch.tensor(2.5), (np.int64(3), np.float32(0.5), torch.tensor(True))))
     expected = {"name": "ü", "point": {"x": 2.5, "y": [3, 0.5, True]}}
-    assert json_text.decode(json_text.encode(value), "") == expected
-    assert "ü".encode() in json_text.encode(value)
+    assert json_files.decode(json_files.encode(value), "") == expected
+    assert "ü".encode() in json_files.encode(value)
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {None: 1}, object(), b"x", torch.ones(2), {1, 2}, Point])
-def test_other_things_are_refused(value: Any) -> None:
+def test_other_types_are_refused(value: Any) -> None:
     with pytest.raises(TypeError):
-        json_text.encode({"key": value})
+        json_files.encode({"key": value})
 
 
-def test_key_of_numbers_is_refused_where_it_would_be_read_as_one() -> None:
+def test_the_key_of_exact_numbers_is_reserved() -> None:
     with pytest.raises(TypeError, match="key"):
-        json_text.encode({"$float": "nan"}, exact=True)
+        json_files.encode({"$float": "nan"}, exact=True)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_key_of_numbers_is_refused_where_it_would_be_read_as_one() -> None:
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b"NaN", "NaN is no JSON"),
-        (b"[-Infinity]", "-Infinity is no JSON"),
+        (b"NaN", "NaN is not JSON"),
+        (b"[-Infinity]", "-Infinity is not JSON"),
         (b"\xff", "not valid JSON"),
         (b'{"$float": "x"}', "not valid JSON"),
         (b'{"$float": null}', "not valid JSON"),
@@ -98,16 +98,16 @@ def test_key_of_numbers_is_refused_where_it_would_be_read_as_one() -> None:
         (b"[" * 200_000, "nested too deeply"),
     ],
 )
-def test_bad_text_is_told(data: bytes, what: str) -> None:
+def test_invalid_text_is_reported(data: bytes, what: str) -> None:
     with pytest.raises(UsageError, match=what) as caught:
-        json_text.decode(data, "run/result.json")
+        json_files.decode(data, "run/result.json")
     assert caught.value.where == "run/result.json"
 
 
 @given(st.binary(max_size=30) | st.text('{}[]",:0e$float\\u', max_size=20).map(str.encode))
-def test_any_bytes_are_a_value_or_an_error(data: bytes) -> None:
+def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
     try:
-        value = json_text.decode(data, "")
+        value = json_files.decode(data, "")
     except UsageError:
         return
-    assert repr(json_text.decode(json_text.encode(value, exact=True), "")) == repr(value)
+    assert repr(json_files.decode(json_files.encode(value, exact=True), "")) == repr(value)
