@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from task_formats import UsageError
@@ -16,47 +16,35 @@ Overrides = Mapping[str, Any]
 
 _TASK_HELP = "A shipped recipe, a YAML file, or module:attribute."
 BASE_HELP = "A Hugging Face id, a local folder, a run directory, or tiny."
-_DATA_HELP = "Local folder with the data set, or a Hugging Face id."
-_TRUST_HELP = "Run Python code that comes with the base."
+_TASK = "A shipped recipe, a YAML file, or module:attribute."
+_DATA = "Local folder with the data set, or a Hugging Face id."
+_TRUST = "Run Python code that comes with the base."
 _PRECISIONS = Literal["auto", "fp32", "bf16"]
+_PRECISION = "Numerical precision."
 
-TaskName = Annotated[str, typer.Option("--task", "-t", help=_TASK_HELP)]
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=_TASK_HELP)]
+TaskName = Annotated[str, Option("--task", "-t", help=_TASK)]
+TaskArgument = Annotated[str, Argument(metavar="TASK", help=_TASK)]
 PythonTask = Annotated[
-    str | None,
-    typer.Option("--task", "-t", help="module:attribute of a task defined in Python."),
+    str | None, Option("--task", "-t", help="module:attribute of a task defined in Python.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, such as runs/rte.")]
-Base = Annotated[str | None, typer.Option("--base", help=BASE_HELP)]
-Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
-Folder = Annotated[
-    Path | None,
-    typer.Option(
-        "--folder", "-o", metavar="FOLDER", help="Output directory.", show_default="runs/TASK"
-    ),
-]
+Run = Annotated[Path, Argument(metavar="RUN", help="Run directory, such as runs/rte.")]
+Base = Annotated[str | None, Option("--base", help=BASE_HELP)]
+Data = Annotated[str | None, Option(help=_DATA)]
 Output = Annotated[
-    str,
-    typer.Option("--output", "-o", metavar="OUT", help="Output file; - is standard output."),
+    str, Option("--output", "-o", metavar="OUT", help="Output file; - is standard output.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in the output directory.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite the run.")]
+Resume = Annotated[bool, Option("--resume", help="Resume the run in the output directory.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite the run.")]
 NumProcesses = Annotated[
-    int,
-    typer.Option(
-        "--num-processes", min=1, metavar="N", help="Number of processes, one for each GPU."
-    ),
+    int, Option("--num-processes", min=1, metavar="N", help="Number of processes, one per GPU.")
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set any other value. May be repeated."),
+    Option("--set", metavar="KEY=VALUE", help="Set any other value. May be repeated."),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="cpu, cuda or cuda:1.", show_default="best available"),
-]
-Precision = Annotated[_PRECISIONS | None, typer.Option(help="Numerical precision.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help=_TRUST_HELP)]
+Device = Annotated[str | None, Option(help="cpu, cuda or cuda:1.", show_default="the best")]
+Precision = Annotated[_PRECISIONS | None, Option(help=_PRECISION)]
+Trust = Annotated[bool, Option("--trust-remote-code", help=_TRUST)]
 
 
 class MultiValueCommand(TyperCommand):
@@ -92,7 +80,6 @@ class RecipeFlag(NamedTuple):
     key: str
     type: Any
     help: str
-    panel: str
     name: str = ""
 
     @property
@@ -103,46 +90,37 @@ class RecipeFlag(NamedTuple):
     @property
     def parameter(self) -> inspect.Parameter:
         """The parameter from which typer makes the flag."""
-        info = typer.Option(self.option, help=self.help, rich_help_panel=self.panel)
+        panel = _PANELS[self.key.partition(".")[0]]
+        info = Option(self.option, help=self.help, rich_help_panel=panel)
         return _parameter(self.key.replace(".", "_"), Annotated[self.type | None, info])
 
 
-_BASE, _DATA, _TRAINING = "Base model", "Data", "Training"
+_PANELS = {"base": "Base model", "data": "Data", "train": "Training"}
+_LAYOUTS = Literal["auto", "separate", "shared", "packed"]
 
 RECIPE_FLAGS = (
-    RecipeFlag("base.path", str, BASE_HELP, _BASE, "--base"),
-    RecipeFlag("base.from_scratch", bool, "Train from random weights of the same shape.", _BASE),
-    RecipeFlag("base.trust_remote_code", bool, _TRUST_HELP, _BASE),
-    RecipeFlag("data.path", str, _DATA_HELP, _DATA, "--data"),
-    RecipeFlag("data.limit", int, "Use only the first rows of each split.", _DATA),
-    RecipeFlag("data.on_bad_row", Literal["stop", "skip"], "Action on an unusable row.", _DATA),
-    RecipeFlag("train.learning_rate", float, "Peak learning rate (paper: 6.25e-5).", _TRAINING),
-    RecipeFlag("train.epochs", float, "Number of epochs (paper: 3).", _TRAINING),
-    RecipeFlag("train.batch_size", int, "Batch size in examples (paper: 32).", _TRAINING),
-    RecipeFlag("train.lm_coefficient", float, "Weight λ of the LM loss (paper: 0.5).", _TRAINING),
-    RecipeFlag(
-        "train.max_tokens", int, "Maximum sequence length in tokens (paper: 512).", _TRAINING
-    ),
-    RecipeFlag("train.seed", int, "Random seed.", _TRAINING),
-    RecipeFlag("train.precision", _PRECISIONS, "Numerical precision.", _TRAINING),
-    RecipeFlag(
-        "train.layout",
-        Literal["auto", "separate", "shared", "packed"],
-        "How sequences are batched; the result is the same.",
-        _TRAINING,
-    ),
-    RecipeFlag("train.deterministic", bool, "Use deterministic GPU kernels.", _TRAINING),
-    RecipeFlag("train.compile", bool, "Compile the model: slow start, then faster.", _TRAINING),
+    RecipeFlag("base.path", str, BASE_HELP, "--base"),
+    RecipeFlag("base.from_scratch", bool, "Train from random weights of the same shape."),
+    RecipeFlag("base.trust_remote_code", bool, _TRUST),
+    RecipeFlag("data.path", str, _DATA, "--data"),
+    RecipeFlag("data.limit", int, "Use only the first rows of each split."),
+    RecipeFlag("data.on_bad_row", Literal["stop", "skip"], "Action on an unusable row."),
+    RecipeFlag("train.learning_rate", float, "Peak learning rate (paper: 6.25e-5)."),
+    RecipeFlag("train.epochs", float, "Number of epochs (paper: 3)."),
+    RecipeFlag("train.batch_size", int, "Batch size in examples (paper: 32)."),
+    RecipeFlag("train.lm_coefficient", float, "Weight λ of the LM loss (paper: 0.5)."),
+    RecipeFlag("train.max_tokens", int, "Maximum sequence length in tokens (paper: 512)."),
+    RecipeFlag("train.seed", int, "Random seed."),
+    RecipeFlag("train.precision", _PRECISIONS, _PRECISION),
+    RecipeFlag("train.layout", _LAYOUTS, "How sequences are batched; the result is the same."),
+    RecipeFlag("train.deterministic", bool, "Use deterministic GPU kernels."),
+    RecipeFlag("train.compile", bool, "Compile the model: slow start, then faster."),
 )
 
+_SET_HELP = "Set any recipe value, such as train.warmup=0.1. May be repeated."
 _RecipeSettings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Set any recipe value, such as train.warmup=0.1. May be repeated.",
-        rich_help_panel=_TRAINING,
-    ),
+    Option("--set", metavar="KEY=VALUE", help=_SET_HELP, rich_help_panel=_PANELS["train"]),
 ]
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Context, Option
 
 from finetune.cli.commands.prompt import parse_seeds
 from finetune.cli.console import console, get_rank, print_line, silence_libraries
@@ -27,53 +27,32 @@ if TYPE_CHECKING:
 
 @partial(with_recipe_flags, without=("train.seed",))
 def compare(
-    context: typer.Context,
+    context: Context,
     overrides: Overrides,
     task: TaskName,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder",
-            "-o",
-            metavar="FOLDER",
-            help="Output directory.",
-            show_default="studies/TASK",
-        ),
-    ] = None,
-    seeds: Annotated[
-        str, typer.Option(metavar="N-M", help="Random seeds, such as 0-4 or 0,7.")
-    ] = "0-4",
-    shots: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=0, metavar="K ...", help="Numbers of demonstrations.", show_default="0 4 32"
-        ),
-    ] = None,
-    no_shots: Annotated[bool, typer.Option("--no-shots", help="Skip prompting.")] = False,
-    fractions: Annotated[
-        list[float] | None,
-        typer.Option(metavar="F ...", help="Fractions of the training rows, for a learning curve."),
-    ] = None,
-    scratch: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Recipe value only for runs from scratch."),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CELL ...", help="Only these cells: names or patterns ('scratch*')."),
-    ] = None,
-    list_cells: Annotated[
-        bool, typer.Option("--list", help="List all cells with their scores and exit.")
-    ] = False,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Keep the best model of each trained cell.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Overwrite the results of the cells.")
-    ] = False,
-    plot: Annotated[
-        bool, typer.Option("--plot/--no-plot", help="Plot the learning curve of --fractions.")
-    ] = True,
+    folder: Path | None = Option(
+        None, "--folder", "-o", help="Output directory.", show_default="studies/TASK"
+    ),
+    seeds: str = Option("0-4", metavar="N-M", help="Random seeds, such as 0-4 or 0,7."),
+    shots: list[int] | None = Option(
+        None, min=0, metavar="K ...", help="Numbers of demonstrations.", show_default="0 4 32"
+    ),
+    no_shots: bool = Option(False, "--no-shots", help="Skip prompting."),
+    fractions: list[float] | None = Option(
+        None, metavar="F ...", help="Fractions of the training rows, for a learning curve."
+    ),
+    scratch: list[str] | None = Option(
+        None, metavar="KEY=VALUE", help="Recipe value only for runs from scratch."
+    ),
+    only: list[str] | None = Option(
+        None, metavar="CELL ...", help="Only these cells: names, or patterns such as 'scratch*'."
+    ),
+    list_cells: bool = Option(False, "--list", help="List all cells with their scores and exit."),
+    keep_models: bool = Option(
+        False, "--keep-models", help="Keep the best model of each trained cell."
+    ),
+    overwrite: bool = Option(False, "--overwrite", help="Overwrite the results of the cells."),
+    plot: bool = Option(True, help="Plot the learning curve of --fractions."),
     num_processes: NumProcesses = 1,
 ) -> None:
     """Compare prompting, training from scratch and fine-tuning.

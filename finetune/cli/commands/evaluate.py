@@ -1,10 +1,10 @@
 """`gptft evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.text import Text
+from typer import Option
 
 from finetune.cli.console import console, silence_libraries
 from finetune.cli.options import Data, Device, PythonTask, Run, Trust
@@ -15,14 +15,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: Run,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A split or a file. May be repeated.",
-            show_default="all evaluation splits",
-        ),
-    ] = None,
+    split: list[str] | None = Option(
+        None, help="A split or a file. May be repeated.", show_default="all evaluation splits"
+    ),
     data: Data = None,
     task: PythonTask = None,
     device: Device = None,

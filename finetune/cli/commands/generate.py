@@ -2,10 +2,10 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
 from rich.text import Text
+from typer import Argument, Context, Option
 
 from finetune.cli.console import console, get_rank, silence_libraries
 from finetune.cli.launcher import launch_processes
@@ -22,30 +22,22 @@ _GENERATED = "generated"
 
 
 def generate(
-    context: typer.Context,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="One or more prompts.")
-    ] = None,
-    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "tiny",
-    file: Annotated[
-        str | None, typer.Option("--file", "-f", metavar="FILE", help="File with a prompt per row.")
-    ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Column with the prompts.", show_default="text"),
-    ] = None,
+    context: Context,
+    texts: list[str] | None = Argument(None, metavar="TEXT", help="One or more prompts."),
+    base: str = Option("tiny", help=BASE_HELP),
+    file: str | None = Option(None, "--file", "-f", metavar="FILE", help="File of prompts."),
+    column: str | None = Option(None, help="Column of the prompts.", show_default="text"),
     output: Output = "-",
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 100,
-    temperature: Annotated[float, typer.Option(help="Temperature; 0 is greedy decoding.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Top-k sampling; 0 turns it off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Top-p (nucleus) sampling.")] = 1.0,
-    beams: Annotated[int, typer.Option(help="Beam width.")] = 1,
-    length_penalty: Annotated[float, typer.Option(help="Length penalty of beam search.")] = 0.6,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, max=2**16, help="Batch size in rows.", show_default=str(_BATCH_SIZE)),
-    ] = None,
+    max_new_tokens: int = Option(100, help="Maximum number of new tokens."),
+    temperature: float = Option(0.0, help="Temperature; 0 is greedy decoding."),
+    top_k: int = Option(0, help="Top-k sampling; 0 turns it off."),
+    top_p: float = Option(1.0, help="Top-p (nucleus) sampling."),
+    beams: int = Option(1, help="Beam width."),
+    length_penalty: float = Option(0.6, help="Length penalty of beam search."),
+    seed: int = Option(0, help="Random seed."),
+    batch_size: int | None = Option(
+        None, min=1, max=2**16, help="Batch size in rows.", show_default=str(_BATCH_SIZE)
+    ),
     device: Device = None,
     trust_remote_code: Trust = False,
     num_processes: NumProcesses = 1,

@@ -8,9 +8,8 @@ import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from finetune.cli.console import format_count, print_line
 from finetune.cli.task_guess import Column, TaskGuess, guess_task, summarize_columns
@@ -25,39 +24,26 @@ _PLAIN_YAML = re.compile(
 
 
 def new(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Training rows: CSV, TSV, JSONL or Parquet.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="RECIPE", help="Output file.", show_default="FILE.yaml"
-        ),
-    ] = None,
-    evaluate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Evaluation rows.", show_default="dev.csv beside train.csv"
-        ),
-    ] = None,
-    hold_out: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.9, metavar="F", help="Fraction of rows to hold out for evaluation."
-        ),
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="classification, entailment, similarity or multiple_choice."),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Text. Give it twice for two texts.")
-    ] = None,
-    choices: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Lists of choices, or once for each choice."),
-    ] = None,
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Label.")] = None,
+    file: Path = Argument(metavar="FILE", help="Training rows: CSV, TSV, JSONL or Parquet."),
+    output: Path | None = Option(
+        None, "--output", "-o", metavar="RECIPE", help="Output file.", show_default="FILE.yaml"
+    ),
+    evaluate: Path | None = Option(
+        None, metavar="FILE", help="Evaluation rows.", show_default="dev.csv beside train.csv"
+    ),
+    hold_out: float | None = Option(
+        None, min=0, max=0.9, metavar="F", help="Fraction of rows to hold out for evaluation."
+    ),
+    format: str | None = Option(
+        None, help="classification, entailment, similarity or multiple_choice."
+    ),
+    text: list[str] | None = Option(
+        None, metavar="COLUMN", help="Text. Give it twice for two texts."
+    ),
+    choices: list[str] | None = Option(
+        None, metavar="COLUMN", help="Lists of choices, or once for each choice."
+    ),
+    label: str | None = Option(None, metavar="COLUMN", help="Label."),
 ) -> None:
     """Write a recipe for your own file.
 

@@ -1,8 +1,8 @@
 """`gptft predict`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
+from typer import Argument, Option
 
 from finetune.cli.commands.evaluate import load_predictor
 from finetune.cli.console import format_count, print_line
@@ -12,25 +12,11 @@ from task_formats import UsageError
 
 def predict(
     run: Run,
-    file: Annotated[
-        str,
-        typer.Argument(metavar="FILE", help="CSV, TSV, JSONL or Parquet; - is standard input."),
-    ],
+    file: str = Argument(help="CSV, TSV, JSONL or Parquet; - is standard input."),
     output: Output = "-",
-    input_format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="csv, tsv, jsonl, json or parquet.")
-    ] = None,
-    output_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="csv, tsv, jsonl, json or parquet.",
-            show_default="from the name of OUT, or the format of FILE",
-        ),
-    ] = None,
-    on_bad_row: Annotated[
-        Literal["stop", "skip"], typer.Option(help="Action on an unusable row.")
-    ] = "stop",
+    input_format: str | None = Option(None, help="csv, tsv, jsonl, json or parquet."),
+    output_format: str | None = Option(None, help="csv, tsv, jsonl, json or parquet."),
+    on_bad_row: Literal["stop", "skip"] = Option("stop", help="Action on an unusable row."),
     task: PythonTask = None,
     device: Device = None,
     trust_remote_code: Trust = False,

@@ -2,9 +2,9 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from finetune.cli.console import console, print_line, silence_libraries
 from finetune.cli.launcher import launch_processes
@@ -23,30 +23,20 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    context: typer.Context,
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A YAML file or a shipped plan.")],
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder", "-o", metavar="FOLDER", help="Output directory.", show_default="runs/PLAN"
-        ),
-    ] = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="Folder of text files, optionally in train/ and valid/."
-        ),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option("--from", metavar="BASE", help="Continue training this base.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Number of epochs.")] = None,
-    updates: Annotated[
-        int | None, typer.Option(help="Number of updates, instead of epochs.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Batch size in blocks.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    context: Context,
+    plan: str = Argument(metavar="PLAN", help="A YAML file or a shipped plan."),
+    folder: Path | None = Option(
+        None, "--folder", "-o", help="Output directory.", show_default="runs/PLAN"
+    ),
+    corpus: str | None = Option(
+        None, metavar="FOLDER", help="Folder of text files, optionally in train/ and valid/."
+    ),
+    base: str | None = Option(None, "--from", metavar="BASE", help="Continue training this base."),
+    learning_rate: float | None = Option(None, help="Peak learning rate."),
+    epochs: float | None = Option(None, help="Number of epochs."),
+    updates: int | None = Option(None, help="Number of updates, instead of epochs."),
+    batch_size: int | None = Option(None, help="Batch size in blocks."),
+    seed: int | None = Option(None, help="Random seed."),
     precision: Precision = None,
     trust_remote_code: Trust = False,
     settings: Settings = None,

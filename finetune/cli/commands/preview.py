@@ -1,11 +1,11 @@
 """`gptft preview`."""
 
 import itertools
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Option
 
 from finetune.cli.console import console
 from finetune.cli.options import Overrides, TaskArgument, with_recipe_flags
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def preview(
     task: TaskArgument,
     overrides: Overrides,
-    rows: Annotated[int, typer.Option(min=1, max=2**16, help="Number of rows.")] = 3,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the rows.")] = "train",
+    rows: int = Option(3, min=1, max=2**16, help="Number of rows."),
+    split: str = Option("train", help="Split of the rows."),
 ) -> None:
     """Show tokenized rows.
 

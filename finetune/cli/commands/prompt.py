@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from typer import Context, Option
 
 from finetune.cli.console import console, get_rank, silence_libraries
 from finetune.cli.launcher import launch_processes
@@ -33,54 +33,31 @@ _TRAIN_VALUES = ("train.precision", "train.layout", "train.tokens_per_forward")
 
 
 def prompt(
-    context: typer.Context,
+    context: Context,
     task: TaskName,
     base: Base = None,
-    shots: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=0,
-            metavar="K ...",
-            help="Number of demonstrations (solved examples) in the prompt.",
-            show_default="0",
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N-M",
-            help="Seeds that draw the demonstrations, such as 0-4 or 0,7.",
-            show_default="0",
-        ),
-    ] = None,
-    shared: Annotated[
-        bool, typer.Option("--shared", help="Use the same demonstrations for all rows.")
-    ] = False,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Calibrate with a content-free prompt.")
-    ] = False,
-    normalization: Annotated[
-        Literal["none", "token", "byte", "prior"] | None,
-        typer.Option(
-            help="Normalization of log-likelihoods.", show_default="that of the task's prompt"
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Another prompt of the recipe, such as gpt1 of cola."),
-    ] = None,
+    shots: list[int] | None = Option(
+        None, min=0, metavar="K ...", help="Demonstrations in the prompt.", show_default="0"
+    ),
+    seeds: str | None = Option(
+        None, metavar="N-M", help="Seeds that draw demonstrations: 0-4 or 0,7.", show_default="0"
+    ),
+    shared: bool = Option(False, "--shared", help="The same demonstrations for all rows."),
+    calibrated: bool = Option(False, "--calibrated", help="Calibrate with a content-free prompt."),
+    normalization: Literal["none", "token", "byte", "prior"] | None = Option(
+        None, help="Normalization of log-likelihoods.", show_default="that of the prompt"
+    ),
+    prompt: str | None = Option(
+        None, metavar="NAME", help="Another prompt of the recipe, such as gpt1 of cola."
+    ),
     data: Data = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Evaluate only the first rows; demonstrations come from all."),
-    ] = None,
+    limit: int | None = Option(None, min=1, help="Evaluate only the first rows."),
     precision: Precision = None,
     trust_remote_code: Trust = False,
     settings: Settings = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Write each answer to this file."),
-    ] = None,
+    output: str | None = Option(
+        None, "--output", "-o", metavar="OUT", help="Write each answer to this file."
+    ),
     num_processes: NumProcesses = 1,
 ) -> None:
     """Zero- and few-shot evaluation.

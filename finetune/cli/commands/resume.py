@@ -1,13 +1,13 @@
 """`gptft resume`."""
 
-import typer
+from typer import Context
 
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import NumProcesses, PythonTask, Run, Trust
 
 
 def resume(
-    context: typer.Context,
+    context: Context,
     run: Run,
     task: PythonTask = None,
     trust_remote_code: Trust = False,

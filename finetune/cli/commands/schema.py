@@ -2,17 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from typer import Option
 
 from finetune.cli.console import console, print_line
 
 
 def schema(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file.")
-    ] = None,
+    output: Path | None = Option(None, "--output", "-o", metavar="FILE", help="Output file."),
 ) -> None:
     """Print the JSON schema of recipes, for editors.
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from typer import Context, Option
 
 from finetune.cli.console import silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
-    Folder,
     NumProcesses,
     Overrides,
     Overwrite,
@@ -24,10 +23,12 @@ if TYPE_CHECKING:
 
 @with_recipe_flags
 def train(
-    context: typer.Context,
+    context: Context,
     overrides: Overrides,
     task: TaskName,
-    folder: Folder = None,
+    folder: Path | None = Option(
+        None, "--folder", "-o", help="Output directory.", show_default="runs/TASK"
+    ),
     resume: Resume = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = 1,
