@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ _TASK = "A shipped recipe, a YAML file, or module:attribute."
 _DATA = "Local folder with the data set, or a Hugging Face id."
 _TRUST = "Run Python code that comes with the base."
 _PRECISIONS = Literal["auto", "fp32", "bf16"]
+_MAX_SEEDS = 1000
 _PRECISION = "Numerical precision."
 
 TaskName = Annotated[str, Option("--task", "-t", help=_TASK)]
@@ -186,3 +188,34 @@ def collect_overrides(
             raise UsageError(f"{key} is given twice", cure="Give it once.")
         overrides[key] = value
     return overrides
+
+
+def refuse_options(options: Mapping[str, object], problem: str, cure: str) -> None:
+    """Raises UsageError if one of the options was given."""
+    for option, value in options.items():
+        if value not in (None, False, [], ()):
+            raise UsageError(f"{option} {problem}", cure=cure)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parses seeds, without repetition.
+
+    >>> parse_seeds("0-2,7,7")
+    [0, 1, 2, 7]
+
+    Raises:
+        UsageError: The text is not a list of seeds, or it has more than 1000.
+    """
+    from finetune.recipe.schema import SEED_LIMIT
+
+    try:
+        bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
+        if any(not ends[0] <= ends[-1] < SEED_LIMIT for ends in bounds):
+            raise ValueError("a range is empty or too large")
+        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MAX_SEEDS:
+            raise ValueError("there are too many seeds")
+    except ValueError:
+        cure = f"Write them as 0-4 or 0,3,7: at most {_MAX_SEEDS}, each below {SEED_LIMIT}."
+        raise UsageError(f"invalid seeds {text!r}", where="--seeds", cure=cure) from None
+    ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
+    return list(dict.fromkeys(chain.from_iterable(ranges)))

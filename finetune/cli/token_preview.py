@@ -1,6 +1,5 @@
 """Encoded examples as text in a terminal: each token over the text that it stands for."""
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,53 +22,20 @@ class PreviewToken(NamedTuple):
 
     text: str
     """The text that it stands for, or S, D, E."""
+    template_index: int | None
+    """Position of its template in `list_templates`; None for S, D and E."""
     is_lm_target: bool = False
     is_unknown: bool = False
     is_read: bool = False
     """Whether the head reads the hidden state here."""
 
 
-class PreviewText(NamedTuple):
-    """The tokens of one text, and what truncation has removed from its end."""
-
-    tokens: tuple[PreviewToken, ...]
-    removed_tokens: int = 0
-    removed_text: str = ""
-
-
-class Segment(NamedTuple):
-    """The texts between two special tokens."""
-
-    texts: tuple[PreviewText, ...]
-    template_index: int = 0
-    """Position in `list_templates`: mirrored views show a text in the same colour."""
-
-
 class TokenView(NamedTuple):
-    """One view: S, the segments with D between them, E."""
+    """One view of an example."""
 
-    start: PreviewToken
-    segments: tuple[Segment, ...]
-    delimiters: tuple[PreviewToken, ...]
-    extract: PreviewToken
-
-    @property
-    def tokens(self) -> tuple[PreviewToken, ...]:
-        """All tokens in order."""
-        tokens = [self.start]
-        for k, segment in enumerate(self.segments):
-            tokens += [self.delimiters[k - 1]] if k else []
-            tokens += (token for text in segment.texts for token in text.tokens)
-        return (*tokens, self.extract)
-
-
-class _MarkedToken(NamedTuple):
-    id: int
-    is_lm_target: bool
-    is_read: bool
-
-
-# -- from an encoded example to its views ---------------------------------------------------------
+    tokens: list[PreviewToken]
+    removed: dict[int, tuple[int, str]]
+    """What truncation removed: index of the following token to number of tokens and text."""
 
 
 def make_token_views(
@@ -95,15 +61,18 @@ def make_token_views(
     targets = set((batch.lm_index[batch.token_weight > 0] + 1).tolist()) if with_lm else set()
     read = set(batch.last_index[0].tolist())
     templates = list_templates(task.format)
+    unknown = task_tokens.tokenizer.unk_token_id
     views = []
-    for k, (ending, texts) in enumerate(
-        zip(encoded.endings, task.format.render(example), strict=True)
-    ):
-        ids = enumerate([*encoded.prefix, *ending], k * width)
-        tokens = [_MarkedToken(token, index in targets, index in read) for index, token in ids]
-        segments = task.format.views[0 if task.format.is_multiple_choice else k]
-        colors = [templates.index(segment) for segment in segments]
-        views.append(_make_view(tokens, texts, colors, task_tokens))
+    for k, view in enumerate(task.format.render(example)):
+        template_view = task.format.views[0 if task.format.is_multiple_choice else k]
+        template_indices = [templates.index(template) for template in template_view]
+        ids = [*encoded.prefix, *encoded.endings[k]]
+        texts, removed = _align(ids, view, template_indices, task_tokens)
+        tokens = [
+            PreviewToken(text, index, place in targets, token == unknown, place in read)
+            for place, (token, (text, index)) in enumerate(zip(ids, texts, strict=True), k * width)
+        ]
+        views.append(TokenView(tokens, removed))
     return views
 
 
@@ -112,43 +81,27 @@ def list_templates(format: Format) -> list[str]:
     return list(dict.fromkeys(segment for view in format.views for segment in view))
 
 
-def _make_view(
-    tokens: Sequence[_MarkedToken], texts: ViewText, colors: Sequence[int], task_tokens: TaskTokens
-) -> TokenView:
-    """Splits one view at its delimiters."""
-    last = len(tokens) - 1
-    delimiter = task_tokens.special_tokens.delimiter
-    bounds = [0, *(n for n in range(last) if tokens[n].id == delimiter), last]
-    segments = tuple(
-        _make_segment(tokens[start + 1 : stop], pieces, color, task_tokens)
-        for (start, stop), pieces, color in zip(
-            itertools.pairwise(bounds), texts, colors, strict=True
-        )
-    )
-    names = ["S", *"D" * (len(bounds) - 2), "E"]
-    start, *delimiters, extract = (
-        PreviewToken(name, tokens[n].is_lm_target, is_read=tokens[n].is_read)
-        for name, n in zip(names, bounds, strict=True)
-    )
-    return TokenView(start, segments, tuple(delimiters), extract)
-
-
-def _make_segment(
-    tokens: Sequence[_MarkedToken], texts: Sequence[str], color: int, task_tokens: TaskTokens
-) -> Segment:
-    """Assigns the tokens between two special tokens to the texts that they stand for."""
-    kept = count_kept_tokens([token.id for token in tokens], task_tokens.tokenize(texts))
-    unknown = task_tokens.tokenizer.unk_token_id
-    remaining = iter(tokens)
-    pieces = []
-    for text, count in zip(texts, kept, strict=True):
-        words = split_at_tokens(task_tokens, text)
-        shown = tuple(
-            PreviewToken(word, token.is_lm_target, token.id == unknown, token.is_read)
-            for word, token in zip(words[:count], itertools.islice(remaining, count), strict=True)
-        )
-        pieces.append(PreviewText(shown, len(words) - count, "".join(words[count:])))
-    return Segment(tuple(pieces), color)
+def _align(
+    ids: Sequence[int], view: ViewText, template_indices: Sequence[int], task_tokens: TaskTokens
+) -> tuple[list[tuple[str, int | None]], dict[int, tuple[int, str]]]:
+    """The text and template of each token of a view, and what truncation removed."""
+    segments: list[list[int]] = [[]]
+    for token in ids[1:-1]:
+        if token == task_tokens.special_tokens.delimiter:
+            segments.append([])
+        else:
+            segments[-1].append(token)
+    aligned: list[tuple[str, int | None]] = [("S", None)]
+    removed = {}
+    for k, (segment, texts) in enumerate(zip(segments, view, strict=True)):
+        aligned += [("D", None)] if k else []
+        kept = count_kept_tokens(segment, task_tokens.tokenize(texts))
+        for text, count in zip(texts, kept, strict=True):
+            parts = split_at_tokens(task_tokens, text)
+            aligned += [(part, template_indices[k]) for part in parts[:count]]
+            if parts[count:]:
+                removed[len(aligned)] = (len(parts) - count, "".join(parts[count:]))
+    return [*aligned, ("E", None)], removed
 
 
 def count_kept_tokens(ids: Sequence[int], texts: Sequence[Sequence[int]]) -> list[int]:
@@ -189,29 +142,34 @@ def split_at_tokens(task_tokens: TaskTokens, text: str) -> list[str]:
     return parts
 
 
-# -- from a view to text --------------------------------------------------------------------------
-
-
 def render_view(view: TokenView, colors: bool) -> Text:
     """Renders a view as one text; without colours, bars separate the tokens."""
     text = Text()
-    _append_special(text, view.start, colors)
-    for k, segment in enumerate(view.segments):
-        if k:
-            _append_special(text, view.delimiters[k - 1], colors)
-        for piece in segment.texts:
-            _append_text(text, piece, segment.template_index, colors)
-    _append_special(text, view.extract, colors)
+    previous, even = None, False
+    for n, token in enumerate(view.tokens):
+        if n in view.removed:
+            count, removed = view.removed[n]
+            removed = " ".join(removed.split())
+            shown = removed[:_MAX_REMOVED_CHARACTERS]
+            dots = "..." if len(removed) > len(shown) else ""
+            text.append(f' <-{count}: "{shown}{dots}"> ', "red strike" if colors else "")
+        if token.template_index is None:
+            _append_special(text, token, colors)
+        else:
+            bar = previous is not None and n not in view.removed and not colors
+            visible = token.text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+            style = _choose_style(token, token.template_index, bright=even) if colors else ""
+            text.append("|" if bar else "").append(visible, style)
+        previous, even = token.template_index, not even
     return text
 
 
 def summarize(view: TokenView) -> str:
     """Token counts of a view in one line."""
-    tokens = view.tokens
-    read = next((n + 1 for n, token in enumerate(tokens) if token.is_read), 0)
-    targets = sum(token.is_lm_target for token in tokens)
-    removed = sum(text.removed_tokens for segment in view.segments for text in segment.texts)
-    summary = f"{len(tokens)} tokens, head reads token {read}, LM loss on {targets}"
+    read = next((n for n, token in enumerate(view.tokens, 1) if token.is_read), 0)
+    targets = sum(token.is_lm_target for token in view.tokens)
+    removed = sum(count for count, _ in view.removed.values())
+    summary = f"{len(view.tokens)} tokens, head reads token {read}, LM loss on {targets}"
     return f"{summary}, {removed} removed" if removed else summary
 
 
@@ -220,7 +178,7 @@ def render_legend(colors: bool, templates: Sequence[str]) -> Text:
     text = Text()
     names = {"S": "start", "D": "delimiter", "E": "extract: the head reads here"}
     for name, meaning in names.items():
-        _append_special(text, PreviewToken(name), colors)
+        _append_special(text, PreviewToken(name, None), colors)
         text.append(f"{' ' if colors else ''}{meaning}   ")
     if not colors:
         return text.append('| between tokens   <-3: "..."> three tokens removed')
@@ -241,21 +199,9 @@ def _append_special(text: Text, token: PreviewToken, colors: bool) -> None:
         text.append(f"{space}[{token.text}] ")
 
 
-def _append_text(text: Text, piece: PreviewText, color: int, colors: bool) -> None:
-    for n, token in enumerate(piece.tokens):
-        text.append("|" if n and not colors else "")
-        visible = token.text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-        text.append(visible, _choose_style(token, color, n) if colors else "")
-    if piece.removed_tokens:
-        removed = " ".join(piece.removed_text.split())
-        shown = removed[:_MAX_REMOVED_CHARACTERS]
-        dots = "..." if len(removed) > len(shown) else ""
-        text.append(f' <-{piece.removed_tokens}: "{shown}{dots}"> ', "red strike" if colors else "")
-
-
-def _choose_style(token: PreviewToken, color: int, n: int) -> str:
-    """The segment's colour; every second token is brighter so that token ends are visible."""
+def _choose_style(token: PreviewToken, template_index: int, *, bright: bool) -> str:
+    """The colour of the template; every second token is brighter so that token ends show."""
     if token.is_unknown:
         return "black on yellow"
     underline = " underline" if token.is_lm_target else ""
-    return f"{'bright_' if n % 2 else ''}{COLORS[color % len(COLORS)]}{underline}"
+    return f"{'bright_' if bright else ''}{COLORS[template_index % len(COLORS)]}{underline}"

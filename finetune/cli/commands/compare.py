@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from typer import Context, Option
 
-from finetune.cli.commands.prompt import parse_seeds
 from finetune.cli.console import console, get_rank, print_line, silence_libraries
 from finetune.cli.errors import exit_stopped
 from finetune.cli.launcher import launch_processes
@@ -16,9 +15,10 @@ from finetune.cli.options import (
     Overrides,
     TaskName,
     collect_overrides,
+    parse_seeds,
+    refuse_options,
     with_recipe_flags,
 )
-from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.cli.task_sources import TaskSource
@@ -65,14 +65,15 @@ def compare(
     from finetune.comparison import Design
     from finetune.comparison.curve import check_matplotlib
 
+    cure = "Give one of the two."
     if no_shots:
-        _check_not_given("--no-shots", {"--shots": shots})
+        refuse_options({"--shots": shots}, "and --no-shots exclude each other", cure)
     if list_cells:
-        _check_not_given("--list", {"--overwrite": overwrite, "--keep-models": keep_models})
-    if "train.seed" in overrides:
-        what = "train.seed has no effect: a comparison trains with several seeds"
-        cure = f"Use --seeds {overrides['train.seed']}."
-        raise UsageError(what, where="--set", cure=cure)
+        others = {"--overwrite": overwrite, "--keep-models": keep_models}
+        refuse_options(others, "and --list exclude each other", cure)
+    seed = overrides.get("train.seed")
+    problem = "has no effect: the runs have several seeds"
+    refuse_options({"train.seed": seed}, problem, cure=f"Use --seeds {seed}.")
     design = Design(
         tuple(parse_seeds(seeds)),
         () if no_shots else None if shots is None else tuple(shots),
@@ -90,14 +91,6 @@ def compare(
     options = {"only": only or (), "keep_models": keep_models, "overwrite": overwrite}
     _run_cells(source, target, design, options)
     _print_table(source, target, design, plot)
-
-
-def _check_not_given(option: str, others: Mapping[str, object]) -> None:
-    """Raises UsageError if an option was given that has no effect with another."""
-    for other, value in others.items():
-        if value:
-            what = f"{option} and {other} exclude each other"
-            raise UsageError(what, cure="Give one of the two.")
 
 
 def _run_cells(

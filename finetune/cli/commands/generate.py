@@ -1,7 +1,7 @@
 """`gptft generate`."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
@@ -9,7 +9,7 @@ from typer import Argument, Context, Option
 
 from finetune.cli.console import console, get_rank, silence_libraries
 from finetune.cli.launcher import launch_processes
-from finetune.cli.options import BASE_HELP, Device, NumProcesses, Output, Trust
+from finetune.cli.options import BASE_HELP, Device, NumProcesses, Output, Trust, refuse_options
 from task_formats import Row, RowError, UsageError
 
 if TYPE_CHECKING:
@@ -50,15 +50,18 @@ def generate(
     from finetune.prompting.generation import DecodingOptions, TextGenerator
     from finetune.recipe.schema import BaseConfig
 
-    if num_processes > 1 and file in (None, "-"):
-        raise UsageError("--num-processes needs a file of prompts", cure="Give --file FILE.")
     decoding = DecodingOptions(
         max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed
     )
-    _check_prompts(texts or (), file)
+    if bool(texts) == (file is not None):
+        what = "both texts and a file of prompts" if texts else "no prompt given"
+        raise UsageError(what, cure="Give texts, or --file FILE.")
+    if num_processes > 1 and file in (None, "-"):
+        raise UsageError("--num-processes needs a file of prompts", cure="Give --file FILE.")
     rows = None
     if file is None and output == "-":
-        _check_not_given({"--column": column, "--batch-size": batch_size})
+        rows_only = {"--column": column, "--batch-size": batch_size}
+        refuse_options(rows_only, "only applies to rows of a file", cure="Give --file or -o.")
     else:
         rows = _open_prompts(texts or (), file, column or "text", output)
     launch_processes(context, num_processes)
@@ -70,22 +73,6 @@ def generate(
         return
     for text in texts or ():
         _print_generated(text, generator.stream(text, decoding))
-
-
-def _check_prompts(texts: Sequence[str], file: str | None) -> None:
-    if texts and file is not None:
-        raise UsageError("both texts and a file of prompts", cure="Give texts, or --file FILE.")
-    if not texts and file is None:
-        raise UsageError("no prompt given", cure="Give a text, or --file FILE.")
-
-
-def _check_not_given(options: Mapping[str, object]) -> None:
-    """Raises UsageError if an option was given that only applies to rows."""
-    for option, value in options.items():
-        if value is not None:
-            what = f"{option} only applies to rows of a file"
-            cure = f"Leave {option} out, or give --file FILE or -o OUT."
-            raise UsageError(what, cure=cure)
 
 
 def _print_generated(text: str, pieces: Iterable[str]) -> None:

@@ -1,9 +1,9 @@
 """`gptft prompt`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.table import Table
@@ -21,13 +21,13 @@ from finetune.cli.options import (
     TaskName,
     Trust,
     collect_overrides,
+    parse_seeds,
+    refuse_options,
 )
-from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.prompting import PromptResult
 
-_MAX_SEEDS = 1000
 _TRAIN_VALUES = ("train.precision", "train.layout", "train.tokens_per_forward")
 """Training values that prompting uses, too."""
 
@@ -36,9 +36,7 @@ def prompt(
     context: Context,
     task: TaskName,
     base: Base = None,
-    shots: list[int] | None = Option(
-        None, min=0, metavar="K ...", help="Demonstrations in the prompt.", show_default="0"
-    ),
+    shots: list[int] = Option([0], min=0, metavar="K ...", help="Demonstrations in the prompt."),
     seeds: str | None = Option(
         None, metavar="N-M", help="Seeds that draw demonstrations: 0-4 or 0,7.", show_default="0"
     ),
@@ -71,7 +69,10 @@ def prompt(
     from finetune.cli.task_sources import find_task
     from finetune.prompting import evaluate_prompts
 
-    counts, draws = _parse_shots(shots, seeds, shared)
+    draws = parse_seeds(seeds or "0")
+    if not any(shots):
+        problem = "has no effect without demonstrations"
+        refuse_options({"--seeds": seeds, "--shared": shared}, problem, cure="Add --shots 4.")
     if output is not None:
         choose_format(output)
     flags = {
@@ -81,81 +82,33 @@ def prompt(
         "train.precision": precision,
     }
     overrides = collect_overrides(flags, settings or [])
-    _check_overrides(overrides)
+    refuse_options(
+        {k: v for k, v in overrides.items() if k.startswith("train.") and k not in _TRAIN_VALUES},
+        "has no effect: prompting does not train",
+        cure=f"Leave it out. Training values in use: {', '.join(_TRAIN_VALUES)}.",
+    )
     source = find_task(task, overrides)
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
     launch_processes(context, num_processes)
-    evaluations = evaluate_prompts(
-        recipe,
-        counts,
-        draws,
-        task=source.task,
-        limit=limit,
-        shared=shared,
-        calibrated=calibrated,
-        normalization=normalization,
-    )
-    results = _collect(evaluations)
+    results = []
+    with console(stderr=get_rank() == 0).status(Text(" loading")) as status:
+        for result in evaluate_prompts(
+            recipe,
+            list(dict.fromkeys(shots)),
+            draws,
+            task=source.task,
+            limit=limit,
+            shared=shared,
+            calibrated=calibrated,
+            normalization=normalization,
+        ):
+            results.append(result)
+            status.update(Text(f" evaluated with {result.options.shots} shots"))
     if output is not None and get_rank() == 0:
         _write_answers(results, output)
     console().print(make_shots_table(results))
-
-
-def _parse_shots(
-    shots: Sequence[int] | None, seeds: str | None, shared: bool
-) -> tuple[list[int], list[int]]:
-    """The numbers of demonstrations and the seeds; UsageError for an option without effect."""
-    counts, draws = list(dict.fromkeys(shots or [0])), parse_seeds(seeds or "0")
-    unused = "--seeds" if seeds is not None else "--shared" if shared else None
-    if unused and not any(counts):
-        what = f"{unused} has no effect without demonstrations"
-        raise UsageError(what, cure=f"Add --shots 4, or leave {unused} out.")
-    return counts, draws
-
-
-def _check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Raises UsageError for a value that only affects training."""
-    for key in overrides:
-        if key.startswith("train.") and key not in _TRAIN_VALUES:
-            what = f"{key} has no effect: prompting does not train"
-            cure = f"Leave it out. Values in use: {', '.join(_TRAIN_VALUES)}."
-            raise UsageError(what, where="--set", cure=cure)
-
-
-def _collect(evaluations: "Iterable[PromptResult]") -> "list[PromptResult]":
-    """All results, with a status line."""
-    results: list[PromptResult] = []
-    with console(stderr=get_rank() == 0).status(Text(" loading")) as status:
-        for result in evaluations:
-            results.append(result)
-            status.update(Text(f" evaluated with {result.options.shots} shots"))
-    return results
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parses seeds, without repetition.
-
-    >>> parse_seeds("0-2,7,7")
-    [0, 1, 2, 7]
-
-    Raises:
-        UsageError: The text is not a list of seeds, or it has more than 1000.
-    """
-    from finetune.recipe.schema import SEED_LIMIT
-
-    try:
-        bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
-        if any(not ends[0] <= ends[-1] < SEED_LIMIT for ends in bounds):
-            raise ValueError("an empty range or a seed out of bounds")
-        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MAX_SEEDS:
-            raise ValueError("too many seeds")
-    except ValueError:
-        cure = f"Write them as 0-4 or 0,3,7: at most {_MAX_SEEDS}, each below {SEED_LIMIT}."
-        raise UsageError(f"invalid seeds {text!r}", where="--seeds", cure=cure) from None
-    ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
-    return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
 def make_shots_table(results: "Sequence[PromptResult]") -> Table:
@@ -176,19 +129,14 @@ def make_shots_table(results: "Sequence[PromptResult]") -> Table:
         cells = chain.from_iterable(_make_cells(group, metric) for metric in metrics)
         over = f"{len(group)} seeds" if len(group) > 1 else "rows"
         table.add_row(str(shots), f"{in_context:.4g}", *cells, over)
-    table.caption = _make_caption(results[0].precision, {len(group) for group in groups.values()})
+    precision = results[0].precision
+    hint = " (--precision fp32 reproduces the numbers of transformers)"
+    caption = [f"precision: {precision}{'' if precision == 'fp32' else hint}"]
+    caption.append("interval over rows: 95 % bootstrap confidence interval")
+    if any(len(group) > 1 for group in groups.values()):
+        caption.append("interval over seeds: minimum to maximum; the score is the median")
+    table.caption = "\n".join(caption)
     return table
-
-
-def _make_caption(precision: str, group_sizes: set[int]) -> str:
-    lines = [f"precision: {precision}"]
-    if precision != "fp32":
-        lines[0] += " (--precision fp32 reproduces the numbers of transformers)"
-    if 1 in group_sizes:
-        lines.append("interval over rows: 95 % bootstrap confidence interval")
-    if group_sizes != {1}:
-        lines.append("interval over seeds: minimum to maximum, with the median as score")
-    return "\n".join(lines)
 
 
 def _make_cells(group: "Sequence[PromptResult]", metric: str) -> tuple[str, str]:
@@ -201,15 +149,12 @@ def _write_answers(results: "Sequence[PromptResult]", output: str) -> None:
     from finetune.data import write_rows
 
     score_kind = results[0].score_kind
-    columns = ["shots", "seed", "id", "label"]
-    if score_kind != "score":  # A score is the label itself.
-        columns.append(score_kind)
-    with write_rows(output, columns, format=None) as writer:
+    # A score is the label itself.
+    added = [] if score_kind == "score" else [score_kind]
+    with write_rows(output, ["shots", "seed", "id", "label", *added], format=None) as writer:
         for result in results:
+            options = {"shots": result.options.shots, "seed": result.options.seed}
             for answer in result.predictions:
-                row = [result.options.shots, result.options.seed, answer.id, answer.label]
-                if score_kind == "probabilities":
-                    row.append(list(answer.scores))
-                elif score_kind == "log_probability":
-                    row.append(answer.scores[0])
-                writer.write(dict(zip(columns, row, strict=True)))
+                scores = list(answer.scores) if score_kind == "probabilities" else answer.scores[0]
+                row = {**options, "id": answer.id, "label": answer.label}
+                writer.write(row | dict.fromkeys(added, scores))
