@@ -13,12 +13,14 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from finetune.data.examples import build_examples
+from finetune.data.rows import locate_rows
 from finetune.evaluation.predictor import Predictor, load
 from finetune.recipe.loading import load_recipe, override_recipe
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from finetune.storage import files
 from finetune.training.train import train
-from task_formats import Classes, Example, Range, Row, RowError, Task, UsageError, named_format
+from task_formats import Classes, Example, Range, RowError, Task, UsageError, named_format
 from task_formats.labels import as_text
 from task_formats.task import LABEL
 
@@ -127,8 +129,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         task = _make_training_task(reader, names)
         self._columns = [int(task.labels.parse(name)) for name in names]
         labelled = [
-            _add_label(example, self._columns[k], reader)
-            for example, k in zip(examples, targets.indices, strict=True)
+            _add_label(example, self._columns[k], f"X[{n}]")
+            for n, (example, k) in enumerate(zip(examples, targets.indices, strict=True))
         ]
         recipe = override_recipe(recipe, self._overrides())
         self._predictor = self._train(recipe, task, labelled)
@@ -348,18 +350,14 @@ def _make_task_config(name: str | None, samples: _Samples) -> TaskConfig:
 
 def _make_examples(reader: Task, samples: _Samples) -> list[Example]:
     """Unlabelled examples; a RowError names the sample that cannot be used."""
-    unlabelled = reader.without_labels()
-    examples = []
-    for n, value in enumerate(samples.values):
-        row: Row = value
-        if samples.kind != "row":
-            texts = [value] if samples.kind == "text" else value
-            row = dict(zip(reader.format.fields, map(str, texts), strict=True))
-        try:
-            examples.append(unlabelled.example(row, f"X[{n}]", labelled=False))
-        except RowError as error:
-            raise error.located(f"X[{n}]") from None
-    return examples
+    fields = reader.format.fields
+    rows = samples.values
+    if samples.kind != "row":
+        pairs = [[value] if samples.kind == "text" else value for value in rows]
+        rows = [dict(zip(fields, map(str, pair), strict=True)) for pair in pairs]
+    located = locate_rows(rows, "X")
+    built = build_examples(reader.without_labels(), located, "X", labelled=False)
+    return [item.example for item in built]
 
 
 def _name_classes(labels: np.ndarray, reader: Task | None) -> list[str]:
@@ -396,10 +394,10 @@ def _make_training_task(reader: Task, names: list[str]) -> Task:
     )
 
 
-def _add_label(example: Example, label: int, reader: Task) -> Example:
-    if reader.format.is_multiple_choice and label >= len(example.choices):
+def _add_label(example: Example, label: int, where: str) -> Example:
+    if example.choices and label >= len(example.choices):
         what = f"the label is choice {label + 1} of {len(example.choices)}"
-        raise RowError(what, where=example.id)
+        raise RowError(what, where=where)
     return replace(example, label=label)
 
 

@@ -1,4 +1,4 @@
-"""The wheel: built without a network, installed elsewhere, whole without the repository."""
+"""The wheel is built without a network and works without the repository."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ LIST = """
 from pathlib import Path
 import finetune, task_formats
 from finetune.data import open_rows
-from finetune.recipe.loading import load_recipe, shipped
+from finetune.recipe.loading import load_recipe, shipped_recipes
 
 here = Path.cwd().parent / "installed"
 for module in (finetune, task_formats):
@@ -48,7 +48,7 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_two_packages_and_what_they_need(wheel, root):
+def test_the_wheel_has_two_packages_with_their_data(wheel, root):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
@@ -69,7 +69,7 @@ def test_the_wheel_holds_two_packages_and_what_they_need(wheel, root):
     assert not [name for name in names if name.rpartition("/")[2].startswith("test_")]
 
 
-def test_recipes_and_the_demo_are_found_where_the_wheel_is_installed(wheel, root, tmp_path):
+def test_an_installed_wheel_finds_its_recipes_and_the_demo(wheel, root, tmp_path):
     install = ("install", "--no-deps", "--no-index", "-q", "--target", str(tmp_path / "installed"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
