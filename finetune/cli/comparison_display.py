@@ -37,8 +37,8 @@ def display_comparison(events: Iterable[CellStarted | CellFinished | Event], out
 
 def _describe_progress(name: str, progress: RunProgress) -> Text:
     best = f"  best {format_scores(progress.best.scores)}" if progress.best else ""
-    left = f"{format_time(progress.seconds_left)} left"
-    return Text(f" {name}  update {progress.update}/{progress.updates}  {left}{best}")
+    update = f"update {progress.update}/{progress.updates}"
+    return Text(f" {name}  {update}  {progress.time_left}{best}")
 
 
 def _describe_cell(event: CellFinished) -> Text:

@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -20,13 +21,7 @@ from types import FrameType
 import typer
 
 from finetune.cli.console import console
-from finetune.cli.errors import (
-    ERROR_FOLDER,
-    UNEXPECTED_ERROR,
-    USAGE_ERROR,
-    ErrorReport,
-    print_error,
-)
+from finetune.cli.errors import ERROR_FOLDER, USAGE_ERROR, ErrorReport, print_error
 from finetune.distributed.signals import STOPS
 
 _POLL_SECONDS = 0.05
@@ -67,12 +62,21 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
         for child in children:
             child.send_signal(number)
 
-    signals = (*STOPS, signal.SIGUSR1)
-    handlers = {number: signal.signal(number, forward) for number in signals}
+    handlers = {n: signal.signal(n, forward) for n in (*STOPS, signal.SIGUSR1)}
+    command = [sys.executable, "-m", "finetune", *arguments]
     with TemporaryDirectory(prefix="gptft-") as folder:
+        shared = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
+            **os.environ,
+            "WORLD_SIZE": str(num_processes),
+            "LOCAL_WORLD_SIZE": str(num_processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_find_free_port()),
+            ERROR_FOLDER: folder,
+        }
         try:
-            for environment in _make_environments(num_processes, folder):
-                command = [sys.executable, "-m", "finetune", *arguments]
+            for rank in map(str, range(num_processes)):
+                environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
                 children.append(subprocess.Popen(command, env=environment))
             exit_codes = _wait(children)
         finally:
@@ -81,31 +85,18 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
                 child.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return _finish(exit_codes, _read_errors(Path(folder)), received)
-
-
-def _make_environments(num_processes: int, folder: str) -> list[dict[str, str]]:
-    shared = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
-        **os.environ,
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_find_free_port()),
-        ERROR_FOLDER: folder,
-    }
-    ranks = map(str, range(num_processes))
-    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
+        errors = [
+            (int(path.stem), ErrorReport(**json.loads(path.read_text("utf-8"))))
+            for path in Path(folder).glob("*.json")
+        ]
+    return _finish(exit_codes, dict(errors), received.intersection(STOPS))
 
 
 def _find_free_port() -> int:
     while True:
         port = random.SystemRandom().choice(_PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
 
 
@@ -122,39 +113,26 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
     return exit_codes
 
 
-def _read_errors(folder: Path) -> dict[int, ErrorReport]:
-    """Rank to error, for the processes that reported one."""
-    return {
-        int(path.stem): ErrorReport(**json.loads(path.read_text("utf-8")))
-        for path in folder.glob("*.json")
-    }
-
-
 def _finish(
-    exit_codes: Sequence[int | None], errors: dict[int, ErrorReport], received: set[int]
+    exit_codes: Sequence[int | None], errors: dict[int, ErrorReport], stops: Collection[int]
 ) -> int:
     """Prints the earliest error, if any, and returns the exit code of all processes together."""
     failed = {rank: code for rank, code in enumerate(exit_codes) if code}
     if not failed:
         return 0
     console().show_cursor()
-    stops = received.intersection(STOPS)
     if stops and not any(error.exit_code == USAGE_ERROR for error in errors.values()):
         # After a stop the other errors mostly say that a process has gone.
-        return 128 + stops.pop()
-    killed = {rank: -code for rank, code in failed.items() if code < 0 and not stops}
-    for rank, number in killed.items():
-        print_error(_describe_kill(number), f"process {rank} ")
-        return UNEXPECTED_ERROR
+        return 128 + min(stops)
+    for rank, code in failed.items():
+        if code < 0 and not stops:
+            cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
+            name = signal.Signals(-code).name
+            report = ErrorReport(f"was killed by {name}", cure if code == -9 else "", 1)
+            print_error(report, f"process {rank} ")
+            return report.exit_code
     if not errors:
         return next(iter(failed.values()))
-    rank = min(errors, key=lambda rank: errors[rank].time)
-    error = errors[rank]
+    rank, error = min(errors.items(), key=lambda item: item[1].time)
     print_error(error, "" if error.exit_code == USAGE_ERROR else f"process {rank}: ")
     return error.exit_code
-
-
-def _describe_kill(number: int) -> ErrorReport:
-    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-    cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
-    return ErrorReport(f"was killed by {name}", cure if name == "SIGKILL" else "", UNEXPECTED_ERROR)

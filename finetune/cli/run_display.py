@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -38,68 +37,56 @@ _MIN_LINE_SECONDS, _MAX_LINE_SECONDS = 2.0, 30.0
 Clock = Callable[[], float]
 
 
-@dataclass
 class RunProgress:
     """How far a run is, from its events. The time of evaluations does not count as training."""
 
-    clock: Clock = time.monotonic
-    started: Started | None = None
-    step: Step | None = None
-    best: Evaluated | None = None
-    _last: float = 0.0
-    _recent: deque[tuple[float, int]] = field(default_factory=deque)
-    """(seconds, tokens) of recent updates."""
-    _seconds: float = 0.0
-    _tokens: int = 0
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self.update, self.updates = 0, 0
+        """Completed updates, and those of the whole run."""
+        self.best: Evaluated | None = None
+        self._last_time = clock()
+        self._recent: deque[tuple[float, int]] = deque()
+        self._seconds, self._tokens = 0.0, 0
+        """Seconds and tokens of recent updates, one by one and together."""
 
     def add(self, event: Event) -> None:
         """Takes an event into account."""
         now = self.clock()
         match event:
             case Started():
-                self.started = event
+                self.update, self.updates = event.done, event.updates
             case Step():
-                self.step = event
-                self._add_update(now - self._last, event.tokens)
+                self.update = event.number
+                self._recent.append((now - self._last_time, event.tokens))
+                self._seconds += now - self._last_time
+                self._tokens += event.tokens
+                while len(self._recent) > 1 and self._seconds > _SPEED_SECONDS:
+                    seconds, tokens = self._recent.popleft()
+                    self._seconds, self._tokens = self._seconds - seconds, self._tokens - tokens
             case Evaluated():
                 self.best = event if event.best else self.best
             case _:
                 return
-        self._last = now
-
-    def _add_update(self, seconds: float, tokens: int) -> None:
-        self._recent.append((seconds, tokens))
-        self._seconds, self._tokens = self._seconds + seconds, self._tokens + tokens
-        while len(self._recent) > 1 and self._seconds > _SPEED_SECONDS:
-            seconds, tokens = self._recent.popleft()
-            self._seconds, self._tokens = self._seconds - seconds, self._tokens - tokens
-
-    @property
-    def update(self) -> int:
-        """Number of completed updates."""
-        return self.step.number if self.step else self.started.done if self.started else 0
-
-    @property
-    def updates(self) -> int:
-        """Number of updates of the whole run."""
-        return self.started.updates if self.started else 0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed of recent updates, of all processes together."""
-        return self._tokens / max(self._seconds, 1e-9)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimated time for the remaining updates; None before the first."""
-        if not self._recent:
-            return None
-        return (self.updates - self.update) * self._seconds / len(self._recent)
+        self._last_time = now
 
     @property
     def percent(self) -> int:
         """Completed updates in percent."""
         return 100 * self.update // max(self.updates, 1)
+
+    @property
+    def speed(self) -> str:
+        """Tokens per second in recent updates, of all processes together."""
+        return f"{self._tokens / max(self._seconds, 1e-9):,.0f} tokens/s"
+
+    @property
+    def time_left(self) -> str:
+        """Estimated time for the remaining updates."""
+        if not self._recent:
+            return "-:-- left"
+        seconds = (self.updates - self.update) * self._seconds / len(self._recent)
+        return f"{format_time(seconds)} left"
 
 
 def display_run(events: Iterable[Event], title: str) -> Result | None:
@@ -136,7 +123,7 @@ def display_events(
                 case Started():
                     out.print(_describe_start(event, title))
                 case Step():
-                    display.refresh(progress)
+                    display.refresh(progress, event)
                 case Evaluated():
                     out.print(_describe_evaluation(event, progress), soft_wrap=True)
                 case Notice():
@@ -151,22 +138,19 @@ class PlainDisplay:
 
     def __init__(self, out: Console, clock: Clock) -> None:
         self.out, self.clock = out, clock
-        self._last, self._tenth = clock(), 0
+        self._last_time, self._tenth = clock(), 0
 
-    def refresh(self, progress: RunProgress) -> None:
+    def refresh(self, progress: RunProgress, step: Step) -> None:
         """Prints a line if one is due."""
         tenth = progress.percent // 10
-        waited = self.clock() - self._last
+        waited = self.clock() - self._last_time
         due = waited >= _MIN_LINE_SECONDS and (tenth > self._tenth or waited >= _MAX_LINE_SECONDS)
-        if progress.step is None or not (due or progress.update == progress.updates):
-            return
-        self._last, self._tenth = self.clock(), tenth
-        width = len(f"{progress.updates}")
-        count = f"update {progress.update:>{width}}/{progress.updates} {progress.percent:>3}%"
-        speed = f"{progress.tokens_per_second:,.0f} tokens/s"
-        left = f"{format_time(progress.seconds_left)} left"
-        line = "  ".join((count, format_losses(progress.step), speed, left))
-        self.out.print(Text(line), soft_wrap=True)
+        if due or progress.update == progress.updates:
+            self._last_time, self._tenth = self.clock(), tenth
+            update = f"{progress.update:>{len(str(progress.updates))}}"
+            count = f"update {update}/{progress.updates} {progress.percent:>3}%"
+            parts = (count, format_losses(step), progress.speed, progress.time_left)
+            self.out.print(Text("  ".join(parts)), soft_wrap=True)
 
 
 class LiveDisplay:
@@ -174,36 +158,30 @@ class LiveDisplay:
 
     def __init__(self, live: Live, clock: Clock) -> None:
         self.live, self.clock = live, clock
-        self._last = -_REDRAW_SECONDS
+        self._last_time = -_REDRAW_SECONDS
         self._spinner = Spinner("dots", style="cyan")
 
-    def refresh(self, progress: RunProgress) -> None:
+    def refresh(self, progress: RunProgress, step: Step) -> None:
         """Redraws at most four times a second: reading a loss waits for the device."""
-        last = progress.update == progress.updates
-        if self.clock() - self._last >= _REDRAW_SECONDS or last:
-            self._last = self.clock()
-            self.live.update(self._draw(progress))
-
-    def _draw(self, progress: RunProgress) -> Group:
+        update, updates = progress.update, progress.updates
+        if self.clock() - self._last_time < _REDRAW_SECONDS and update != updates:
+            return
+        self._last_time = self.clock()
         bar = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, None, 1, None, None):
             bar.add_column(ratio=ratio, no_wrap=True)
-        update, updates = progress.update, progress.updates
         bar.add_row(
             self._spinner,
             Text(f"update {update}/{updates}"),
             ProgressBar(updates, update, complete_style="cyan", finished_style="green"),
             Text(f"{progress.percent:>3}%"),
-            Text(f"{format_time(progress.seconds_left)} left", "cyan"),
+            Text(progress.time_left, "cyan"),
         )
-        lines: list[Text] = []
-        if progress.step is not None:
-            losses = format_losses(progress.step)
-            lines.append(Text(f"  {losses}  {progress.tokens_per_second:,.0f} tokens/s"))
+        lines = [Text(f"  {format_losses(step)}  {progress.speed}")]
         if progress.best is not None:
             scores = format_scores(progress.best.scores)
             lines.append(Text(f"  best {scores}  at update {progress.best.update}", "green"))
-        return Group(bar, *lines)
+        self.live.update(Group(bar, *lines))
 
 
 def _describe_start(event: Started, title: str) -> Text:
@@ -226,8 +204,8 @@ def _describe_start(event: Started, title: str) -> Text:
 
 
 def _describe_evaluation(event: Evaluated, progress: RunProgress) -> Text:
-    width = len(f"{progress.updates}")
-    where = f"epoch {event.epoch:.4g}  update {event.update:>{width}}  "
+    update = f"{event.update:>{len(str(progress.updates))}}"
+    where = f"epoch {event.epoch:.4g}  update {update}  "
     best = ("  best so far", "bold green") if event.best else ("", "")
     return Text.assemble((where, "dim"), format_scores(event.scores), best)
 
@@ -250,14 +228,12 @@ def format_scores(scores: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
-def format_time(seconds: float | None) -> str:
+def format_time(seconds: float) -> str:
     """Minutes and seconds, with hours if there are any.
 
-    >>> format_time(83.2), format_time(3600 * 5 + 62), format_time(None)
-    ('1:23', '5:01:02', '-:--')
+    >>> format_time(83.2), format_time(3600 * 5 + 62)
+    ('1:23', '5:01:02')
     """
-    if seconds is None:
-        return "-:--"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

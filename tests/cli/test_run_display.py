@@ -209,12 +209,12 @@ def test_speed_leaves_evaluations_out_and_forgets_the_distant_past():
     progress.add(Evaluated(4, 0.1, {}, True))
     clock.now += 2
     progress.add(step(5, tokens=100))
-    assert progress.tokens_per_second == pytest.approx(50)
-    assert progress.seconds_left == pytest.approx(70)
+    assert progress.speed == "50 tokens/s"
+    assert progress.time_left == "1:10 left"
     for number in range(6, 12):
         clock.now += 10
         progress.add(step(number, tokens=100))
-    assert progress.seconds_left == pytest.approx(290)
+    assert progress.time_left == "4:50 left"
 
 
 def test_without_an_lm_loss_none_is_shown():
@@ -223,7 +223,7 @@ def test_without_an_lm_loss_none_is_shown():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01"), (None, "-:--")],
+    [(0, "0:00"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")],
 )
 def test_times(seconds, text):
     assert format_time(seconds) == text
