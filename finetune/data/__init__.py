@@ -1,6 +1,5 @@
 """Reading rows from files and the hub, encoding them, and writing rows."""
 
-from finetune.data.encoding_cache import encode_examples
 from finetune.data.examples import (
     BadRow,
     LocatedExample,
@@ -11,7 +10,7 @@ from finetune.data.examples import (
 from finetune.data.readers.files import FileRows, detect_format, open_file, read_rows
 from finetune.data.rows import LocatedRow, RowLocation, Rows, locate_rows
 from finetune.data.sources import open_rows
-from finetune.data.token_store import TokenStore
+from finetune.data.token_store import TokenStore, encode_examples
 from finetune.data.writers import PredictionColumns, RowSink, name_columns, write_rows
 
 __all__ = [

@@ -1,170 +1,139 @@
-"""Encoding all examples once: into flat arrays, kept in a cache that checks itself."""
+"""A cache of encoded examples, so that a second run reads none of its rows again.
+
+One folder per entry: a file for each array of a TokenStore, and the manifest with their hashes,
+the kind of label and the read report.
+"""
 
 import hashlib
-import io
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from finetune.data.examples import BadRow, ReadReport
 from finetune.data.rows import RowLocation
-from finetune.data.token_store import DTYPES, Array, Arrays, StoreOffsets, TokenStore, flatten
-from task_formats import Encoded, Example, UsageError, ViewEncoder
+from finetune.data.token_store import DTYPES, Array, Arrays, TokenStore, write_examples
+from finetune.storage.manifest import (
+    Manifest,
+    read_manifest,
+    record_file,
+    verify_files,
+    write_manifest,
+)
+from task_formats import Example, UsageError, ViewEncoder
 
-VERSION = 1
-"""Raised whenever the layout of a cached store changes."""
+FORMAT = "gptft encoded examples, version 2"
+"""The version is raised whenever the files of an entry change."""
 
-_BATCH = 1000
 _MANIFEST = "manifest.json"
 _ABANDONED = 24 * 3600
-"""Seconds after which a half-written folder is taken for a dead process's."""
+"""Seconds after which an incomplete entry is taken to be of a process that was killed."""
 
 
-def encode_examples(
-    examples: Iterable[Example],
-    encoder: ViewEncoder,
-    cache: Path | None,
-    key: str,
-    report: ReadReport | None = None,
+def cache_folder() -> Path:
+    """Where encoded rows are kept between runs: $GPTFT_CACHE, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
+    return Path(os.environ.get("GPTFT_CACHE", default))
+
+
+def load_or_encode(
+    examples: Iterable[Example], encoder: ViewEncoder, cache: Path, key: str, report: ReadReport
 ) -> TokenStore:
-    """The encodings of all examples, the same and in the same order as `encoder.encode` gives.
+    """Returns encoded examples, mapped from files in the cache.
 
-    With a cache they are kept there under a hash of `key`, which must name everything they
-    depend on: contents, task, tokenizer, limits. The next call maps them from the files and
-    reads no example; `report` then says what the first call found. A damaged entry is made
-    anew. Raises UsageError where the cache cannot be written.
+    The first call encodes the examples; the next call with the same key reads none of them. A
+    damaged entry is replaced.
+
+    Args:
+        examples: Examples; reading them fills the report.
+        encoder: Encodes them.
+        cache: Folder of all entries.
+        key: Names everything the result depends on: contents, task, tokenizer, limits.
+        report: Is filled as at the first call when the entry exists.
+
+    Raises:
+        UsageError: The cache cannot be written.
     """
-    if cache is None:
-        streams = {name: io.BytesIO() for name in DTYPES}
-        facts = _write(examples, encoder, dict(streams))
-        arrays = {name: _view(streams[name], name) for name in DTYPES}
-        return TokenStore(Arrays(**arrays), whole=facts["whole"])
-    report = report if report is not None else ReadReport()
-    folder = cache / hashlib.sha256(f"{VERSION}\n{key}".encode()).hexdigest()[:32]
-    found = _load(folder, report)
-    if found is None:
+    folder = cache / hashlib.sha256(f"{FORMAT}\n{key}".encode()).hexdigest()[:32]
+    store = _load(folder, report)
+    if store is None:
         try:
-            _build(folder, examples, encoder, report)
+            _write_entry(folder, examples, encoder, report)
         except OSError as error:
             what = f"cannot write prepared data: {error.strerror}"
             cure = "Free some space there, or set GPTFT_CACHE to another folder."
             raise UsageError(what, where=str(cache), cure=cure) from error
-        found = _load(folder, report)
-    if found is None:
-        raise UsageError("prepared data changed under our hands", where=str(folder))
-    return found
+        store = _load(folder, report)
+    if store is None:
+        cure = "Start again, or set GPTFT_CACHE to another folder."
+        what = "prepared data was changed by another process"
+        raise UsageError(what, where=str(folder), cure=cure)
+    return store
 
 
-def _build(
+def _write_entry(
     folder: Path, examples: Iterable[Example], encoder: ViewEncoder, report: ReadReport
 ) -> None:
-    """Write a store beside its place and rename it; another process may do the same."""
-    _sweep(folder)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}-{time.time_ns()}")
-    partial.mkdir(parents=True)
-    try:
+    """Writes an entry under a temporary name; several processes may do so at the same time."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    with TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as scratch:
+        partial = Path(scratch, "entry")
+        partial.mkdir()
         with ExitStack() as stack:
-            files = {name: stack.enter_context(open(partial / name, "wb")) for name in DTYPES}
-            facts = _write(examples, encoder, dict(files))
-        facts["report"] = _dump(report)
-        (partial / _MANIFEST).write_text(json.dumps(facts), encoding="utf-8")
-        # No fsync: what a power cut damages is found by its hash and made anew.
-        if folder.exists() and _load(folder, ReadReport()) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+            streams = {name: stack.enter_context(open(partial / name, "wb")) for name in DTYPES}
+            integer_labels = write_examples(examples, encoder, streams)
+        # Not flushed to the disk: what a power failure damages, the hashes find.
+        records = {name: record_file(partial / name) for name in DTYPES}
+        metadata = {"integer_labels": integer_labels, "report": _dump_report(report)}
+        write_manifest(partial / _MANIFEST, Manifest(FORMAT, records, metadata))
+        try:
             partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            if not folder.exists():  # Otherwise another process was faster.
+                raise
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what processes left that died while they wrote this entry."""
+def _remove_abandoned(folder: Path) -> None:
     for partial in folder.parent.glob(f"{folder.name}.partial-*"):
         if time.time() - partial.stat().st_mtime > _ABANDONED:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(
-    examples: Iterable[Example], encoder: ViewEncoder, streams: dict[str, BinaryIO]
-) -> dict[str, Any]:
-    """Append batch after batch to the streams; returns sizes, hashes and the kind of label."""
-    hashes = {name: hashlib.sha256() for name in DTYPES}
-    sizes = dict.fromkeys(DTYPES, 0)
-
-    def append(name: str, array: Array) -> None:
-        content = array.astype(DTYPES[name], copy=False).tobytes()
-        streams[name].write(content)
-        hashes[name].update(content)
-        sizes[name] += len(content)
-
-    for name in ("segments", "examples", "id_ends"):
-        append(name, np.zeros(1, DTYPES[name]))
-    totals, whole = StoreOffsets(), True
-    for batch in _batches(examples, encoder):
-        whole = whole and all(isinstance(item.label, int | None) for item in batch)
-        arrays, totals = flatten(batch, totals)
-        for name, array in arrays._asdict().items():
-            append(name, array)
-    files = {name: [sizes[name], hashes[name].hexdigest()] for name in DTYPES}
-    return {"version": VERSION, "whole": whole, "files": files}
-
-
-def _batches(examples: Iterable[Example], encoder: ViewEncoder) -> Iterator[list[Encoded]]:
-    remaining = iter(examples)
-    while batch := list(islice(remaining, _BATCH)):
-        yield encoder.encode(batch)
-
-
 def _load(folder: Path, report: ReadReport) -> TokenStore | None:
-    """The store of a folder, its report filled in; None where anything is missing or damaged."""
+    """Maps an entry and fills the report; None if any part is missing or damaged."""
     try:
-        facts = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        whole = all(_is_whole(folder / name, *facts["files"][name]) for name in DTYPES)
-        if not whole:
-            return None
-        arrays = {name: _map(folder / name, name) for name in DTYPES}
-        _fill(report, facts["report"])
-        return TokenStore(Arrays(**arrays), whole=bool(facts["whole"]))
+        manifest = read_manifest(folder / _MANIFEST, FORMAT)
+        verify_files(folder, manifest)
+        arrays = {name: _map(folder / name, DTYPES[name]) for name in DTYPES}
+        integer_labels = bool(manifest.metadata["integer_labels"])
+        _fill_report(report, manifest.metadata["report"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return TokenStore(Arrays(**arrays), integer_labels=integer_labels)
 
 
-def _is_whole(path: Path, size: int, sha256: str) -> bool:
-    if path.stat().st_size != size:
-        return False
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest() == sha256
-
-
-def _map(path: Path, name: str) -> Array:
+def _map(path: Path, dtype: np.dtype[Any]) -> Array:
     if not path.stat().st_size:
-        return np.empty(0, DTYPES[name])
+        return np.empty(0, dtype)
     # A plain array over the map: slices of np.memmap itself are several times slower.
-    return np.asarray(np.memmap(path, DTYPES[name], mode="r"))
+    return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
-def _view(stream: io.BytesIO, name: str) -> Array:
-    return np.frombuffer(stream.getbuffer(), DTYPES[name])
-
-
-def _dump(report: ReadReport) -> dict[str, Any]:
+def _dump_report(report: ReadReport) -> dict[str, Any]:
     skipped = [[*bad.location, bad.id, bad.reason] for bad in report.skipped]
     return {"rows": report.rows, "unlabelled": report.unlabelled, "skipped": skipped}
 
 
-def _fill(report: ReadReport, facts: dict[str, Any]) -> None:
-    report.rows, report.unlabelled = facts["rows"], facts["unlabelled"]
+def _fill_report(report: ReadReport, saved: dict[str, Any]) -> None:
+    report.rows, report.unlabelled = saved["rows"], saved["unlabelled"]
     report.skipped[:] = [
-        BadRow(RowLocation(*location), name, reason) for *location, name, reason in facts["skipped"]
+        BadRow(RowLocation(*location), name, reason) for *location, name, reason in saved["skipped"]
     ]

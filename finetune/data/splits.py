@@ -1,31 +1,38 @@
-"""Everything that a job needs before its first forward pass: base, task, encoded rows."""
+"""Splits: the encoded rows of a file or data set, and fractions of them."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.data.encoding_cache import encode_examples
+import numpy as np
+
+from finetune.data.encoding_cache import cache_folder, load_or_encode
 from finetune.data.examples import ReadReport, read_examples
-from finetune.data.fractions import draw_fraction
 from finetune.data.rows import Rows
 from finetune.data.sources import open_rows
-from finetune.data.token_store import TokenStore
+from finetune.data.token_store import Array, TokenStore, encode_examples
 from finetune.recipe.schema import DataConfig, Recipe
-from task_formats import Example, Row, Task, UsageError, ViewEncoder
+from task_formats import Example, Task, UsageError, ViewEncoder
 
-Read = Callable[[Row], Row]
+_SCORE_BINS = 10
+"""Bins of scores with equally many rows, by which scores are stratified."""
+_STREAM = 0x5EED
+"""Keeps the draw of a fraction independent of other draws with the same seed."""
 
 
 class Split(NamedTuple):
-    """The encoded rows of one split, where they came from, and what was left out of them."""
+    """The encoded rows of one split."""
 
     examples: TokenStore
     report: ReadReport
+    """What was left out."""
     origin: str
+    """Where the rows come from, for messages."""
     fingerprint: str
+    """SHA-256 of the rows."""
 
 
 def encode_split(
@@ -55,72 +62,19 @@ def encode_split(
     """
     data = data or recipe.data
     rows = open_rows(data, name)
-    before, fingerprint = _stamp(rows), rows.fingerprint()
-    # A file's rows are known by its name; its folder is the same for all of them.
-    called = name if data.path else Path(name).name
+    state, fingerprint = _file_state(rows), rows.fingerprint()
+    # Ids contain a file's name without its folder, which is the same for all rows.
+    split = name if data.path else Path(name).name
     examples, report = read_examples(
-        task, rows, called, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
+        task, rows, split, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
     )
-    examples = _watch(examples, rows, before)
-    cached = tokenizer_hash is not None and task.read is None
-    content = [fingerprint, name, labelled, tokenizer_hash]
-    key = _cache_key(recipe, encoder, content) if cached else None
-    store = encode_examples(examples, encoder, cache_folder() if key else None, key or "", report)
-    return Split(store, report, rows.origin, fingerprint)
-
-
-def _stamp(rows: Rows) -> list[tuple[int, ...]] | None:
-    """What the system says of the rows' files, something else once they are written to."""
-    try:
-        found = [os.stat(file) for file in getattr(rows, "files", ()) if file != "-"]
-    except OSError:
-        return None
-    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
-
-
-def _watch(
-    examples: Iterable[Example], rows: Rows, before: list[tuple[int, ...]] | None
-) -> Iterator[Example]:
-    """The examples; UsageError where their files were written or removed while they were read."""
-    yield from examples
-    if _stamp(rows) != before:
-        cure = "Start again when nobody writes there."
-        raise UsageError("changed while it was read", where=rows.origin, cure=cure)
-
-
-def encode_training_split(
-    recipe: Recipe,
-    task: Task,
-    encoder: ViewEncoder,
-    *,
-    examples: Sequence[Example] | None = None,
-    tokenizer_hash: str | None = None,
-) -> Split:
-    """The rows that are trained on: `train.fraction` of the split that `data.train` names.
-
-    `examples` replace the rows of `data.train`; they are not cached. Other arguments and errors
-    as for `encode_split`; also UsageError where `data.train` is empty.
-    """
-    if examples is not None:
-        store = encode_examples(examples, encoder, None, "")
-        fingerprint = hashlib.sha256(repr(examples).encode("utf-8", "backslashreplace"))
-        split = Split(store, ReadReport(rows=len(store)), "examples", fingerprint.hexdigest())
-    elif recipe.data.train is None:
-        raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
+    examples = _check_unchanged(examples, rows, state)
+    if tokenizer_hash is None or task.read is not None:
+        store = encode_examples(examples, encoder)
     else:
-        name = recipe.data.train
-        split = encode_split(recipe, task, encoder, name, tokenizer_hash=tokenizer_hash)
-    if recipe.train.fraction == 1:
-        return split
-    store, part = split.examples, recipe.train
-    rows = draw_fraction(store.labels, part.fraction, part.seed, classes=store.whole)
-    return split._replace(examples=store.select(rows))
-
-
-def cache_folder() -> Path:
-    """Where encoded rows are kept between runs: $GPTFT_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
-    return Path(os.environ.get("GPTFT_CACHE", default))
+        key = _cache_key(recipe, encoder, [fingerprint, name, labelled, tokenizer_hash])
+        store = load_or_encode(examples, encoder, cache_folder(), key, report)
+    return Split(store, report, rows.origin, fingerprint)
 
 
 def _cache_key(recipe: Recipe, encoder: ViewEncoder, content: list[object]) -> str:
@@ -134,3 +88,90 @@ def _cache_key(recipe: Recipe, encoder: ViewEncoder, content: list[object]) -> s
         recipe.data.on_bad_row,
     ]
     return json.dumps(parts)
+
+
+def _file_state(rows: Rows) -> list[tuple[int, ...]] | None:
+    """Inode, size and time of the rows' files; None if one is missing."""
+    try:
+        stats = [os.stat(file) for file in getattr(rows, "files", ()) if file != "-"]
+    except OSError:
+        return None
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def _check_unchanged(
+    examples: Iterable[Example], rows: Rows, state: list[tuple[int, ...]] | None
+) -> Iterator[Example]:
+    """Yields the examples; UsageError if their files changed before the last one was read."""
+    yield from examples
+    if _file_state(rows) != state:
+        cure = "Start again when no other program writes to it."
+        raise UsageError("changed while it was read", where=rows.origin, cure=cure)
+
+
+def encode_training_split(
+    recipe: Recipe,
+    task: Task,
+    encoder: ViewEncoder,
+    *,
+    examples: Sequence[Example] | None = None,
+    tokenizer_hash: str | None = None,
+) -> Split:
+    """Encodes `train.fraction` of the split that `data.train` names.
+
+    Args:
+        recipe: As for `encode_split`.
+        task: As for `encode_split`.
+        encoder: As for `encode_split`.
+        examples: Replace the rows of `data.train`; they are not cached.
+        tokenizer_hash: As for `encode_split`.
+
+    Raises:
+        UsageError: `data.train` is empty; and as for `encode_split`.
+        RowError: As for `encode_split`.
+    """
+    if examples is not None:
+        store = encode_examples(examples, encoder)
+        fingerprint = hashlib.sha256(repr(examples).encode("utf-8", "backslashreplace"))
+        split = Split(store, ReadReport(rows=len(store)), "examples", fingerprint.hexdigest())
+    elif recipe.data.train is None:
+        raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
+    else:
+        name = recipe.data.train
+        split = encode_split(recipe, task, encoder, name, tokenizer_hash=tokenizer_hash)
+    config, store = recipe.train, split.examples
+    if config.fraction == 1:
+        return split
+    strata = store.labels if store.integer_labels else bin_scores(store.labels)
+    rows = draw_fraction(strata, config.fraction, config.seed)
+    return split._replace(examples=store.select(rows))
+
+
+def draw_fraction(strata: Array, fraction: float, seed: int) -> Array:
+    """Draws a stratified part of N rows, for curves over the number of labels.
+
+    With one seed, a smaller fraction is a subset of every larger one. Labels share the rows in
+    proportion to their frequency, by Webster's method.
+
+    Args:
+        strata: (N,) class of every row, or bin of its score.
+        fraction: Share of the rows, above 0 and at most 1.
+        seed: Decides which rows of a class are drawn.
+
+    Returns:
+        Sorted indices of max(1, round(fraction · N)) rows.
+    """
+    drawn = np.random.Generator(np.random.PCG64([seed, _STREAM])).permutation(len(strata))
+    rank = np.empty(len(strata))
+    for value in np.unique(strata):
+        rows = drawn[strata[drawn] == value]
+        rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    # Ordered by rank, every beginning of the order is stratified.
+    order = drawn[np.argsort(rank[drawn], kind="stable")]
+    return np.sort(order[: max(1, round(fraction * len(strata)))])
+
+
+def bin_scores(scores: Array) -> Array:
+    """(N,) bin of every score, from 0 to 9; each holds a tenth of the rows."""
+    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    return ranks * _SCORE_BINS // len(scores)

@@ -1,45 +1,51 @@
 """Encoded examples as a few flat arrays, in memory or mapped from files."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
-from typing import Any, NamedTuple, cast, overload
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, pairwise
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from task_formats import Encoded, Label
+from task_formats import Encoded, Example, Label, ViewEncoder
 
 Array = NDArray[Any]
+_Item = TypeVar("_Item")
+
+_BATCH = 1000
+"""Examples that are encoded at once."""
+
+
+class Arrays(NamedTuple):
+    """N examples with S segments (a prefix and K endings each) of T tokens in all."""
+
+    tokens: Array
+    """(T,) all tokens, segment after segment."""
+    segments: Array
+    """(S + 1,) where segments begin in `tokens`, and the end of the last one."""
+    examples: Array
+    """(N + 1,) where examples begin in `segments`; the first segment of each is its prefix."""
+    labels: Array
+    """(N,) NaN where unlabelled."""
+    truncated_tokens: Array
+    """(N,) tokens that truncation removed."""
+    ids: Array
+    """UTF-8 bytes of all ids."""
+    id_bounds: Array
+    """(N + 1,) where ids begin in `ids`, and the end of the last one."""
+
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<u4"),
     "segments": np.dtype("<i8"),
     "examples": np.dtype("<i8"),
     "labels": np.dtype("<f8"),
-    "cuts": np.dtype("<i8"),
+    "truncated_tokens": np.dtype("<i8"),
     "ids": np.dtype("u1"),
-    "id_ends": np.dtype("<i8"),
+    "id_bounds": np.dtype("<i8"),
 }
-"""Type of every array of a store, as its bytes stand in a file."""
-
-
-class Arrays(NamedTuple):
-    """N examples with S segments (a prefix and K endings each) of T tokens altogether."""
-
-    tokens: Array
-    """(T,) all tokens, segment after segment."""
-    segments: Array
-    """(S + 1,) where segments begin in `tokens`, and where the last one ends."""
-    examples: Array
-    """(N + 1,) where examples begin in `segments`; the first segment of each is its prefix."""
-    labels: Array
-    """(N,) NaN where unlabelled."""
-    cuts: Array
-    """(N,) tokens that truncation took away."""
-    ids: Array
-    """UTF-8 bytes of all ids."""
-    id_ends: Array
-    """(N + 1,) where ids begin in `ids`, and where the last one ends."""
+"""Type of every array, in memory and in a file."""
 
 
 class ExampleLengths(NamedTuple):
@@ -67,11 +73,13 @@ def compute_lengths(examples: Sequence[Encoded]) -> ExampleLengths:
 class TokenStore(Sequence[Encoded]):
     """N encoded examples; an item is an Encoded whose token sequences are views of one array.
 
-    `whole` says that labels are whole numbers: classes or choices, not scores.
+    Args:
+        arrays: The tokens and where segments, examples and ids begin.
+        integer_labels: Whether labels are classes or choices, not scores.
     """
 
-    def __init__(self, arrays: Arrays, *, whole: bool) -> None:
-        self.arrays, self.whole = arrays, whole
+    def __init__(self, arrays: Arrays, *, integer_labels: bool) -> None:
+        self.arrays, self.integer_labels = arrays, integer_labels
 
     def __len__(self) -> int:
         return len(self.arrays.labels)
@@ -82,7 +90,7 @@ class TokenStore(Sequence[Encoded]):
     def __getitem__(self, index: slice) -> list[Encoded]: ...
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
-            return [self._encoded(k) for k in range(*index.indices(len(self)))]
+            return [self._encoded(n) for n in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         return self._encoded(index % len(self))
@@ -90,101 +98,94 @@ class TokenStore(Sequence[Encoded]):
     def __iter__(self) -> Iterator[Encoded]:
         return map(self._encoded, range(len(self)))
 
-    def _encoded(self, k: int) -> Encoded:
+    def _encoded(self, n: int) -> Encoded:
         arrays = self.arrays
-        first, end = arrays.examples[k], arrays.examples[k + 1]
+        first, end = arrays.examples[n], arrays.examples[n + 1]
         bounds = arrays.segments[first : end + 1].tolist()
         segments = [arrays.tokens[start:stop] for start, stop in pairwise(bounds)]
-        # An array of whole numbers reads like a sequence of them, only without a copy.
+        # An array of integers can be read like a sequence of them, without a copy.
         prefix, *endings = cast(list[Sequence[int]], segments)
-        name = arrays.ids[arrays.id_ends[k] : arrays.id_ends[k + 1]].tobytes().decode()
-        return Encoded(name, prefix, tuple(endings), self._label(k), int(arrays.cuts[k]))
+        name = arrays.ids[arrays.id_bounds[n] : arrays.id_bounds[n + 1]].tobytes().decode()
+        truncated = int(arrays.truncated_tokens[n])
+        return Encoded(name, prefix, tuple(endings), self._label(n), truncated)
 
-    def _label(self, k: int) -> Label:
-        value = float(self.arrays.labels[k])
+    def _label(self, n: int) -> Label:
+        value = float(self.arrays.labels[n])
         if np.isnan(value):
             return None
-        return int(value) if self.whole else value
+        return int(value) if self.integer_labels else value
 
     @property
     def labels(self) -> Array:
         """(N,) float64; NaN where unlabelled."""
         return self.arrays.labels
 
-    @property
-    def lengths(self) -> Array:
-        """(N,) tokens of every example, its prefix counted once."""
-        return np.diff(self.arrays.segments[self.arrays.examples])
-
-    @property
-    def longest(self) -> Array:
-        """(N,) tokens of every example's longest view."""
-        sizes, begin = np.diff(self.arrays.segments), self.arrays.examples[:-1]
-        prefixes = sizes[begin]
-        sizes[begin] = 0
-        return prefixes + np.maximum.reduceat(sizes, begin) if len(begin) else prefixes
-
-    @property
-    def views(self) -> Array:
-        """(N,) views K of every example."""
-        return np.diff(self.arrays.examples) - 1
-
-    def select(self, rows: Sequence[int] | Array) -> "TokenStore":
-        """The examples at some indices, in their order, copied into memory."""
-        arrays, _ = flatten([self[int(k)] for k in rows], StoreOffsets())
-        begin = {name: np.zeros(1, DTYPES[name]) for name in ("segments", "examples", "id_ends")}
-        bounds = {name: np.concatenate([at, getattr(arrays, name)]) for name, at in begin.items()}
-        return TokenStore(arrays._replace(**bounds), whole=self.whole)
-
     def compute_lengths(self) -> ExampleLengths:
         """Sizes of all examples, from the bounds of their segments."""
-        return ExampleLengths(self.lengths, np.maximum(self.views, 1), self.longest)
+        segments, first = np.diff(self.arrays.segments), self.arrays.examples[:-1]
+        tokens = np.diff(self.arrays.segments[self.arrays.examples])
+        views = np.maximum(np.diff(self.arrays.examples) - 1, 1)
+        prefixes = segments[first]
+        segments[first] = 0
+        endings = np.maximum.reduceat(segments, first) if len(first) else prefixes
+        return ExampleLengths(tokens, views, prefixes + endings)
 
-    @property
-    def cuts(self) -> Array:
-        """(N,) tokens that truncation took from every example."""
-        return self.arrays.cuts
-
-    @property
-    def cut(self) -> int:
-        """Tokens that truncation took away altogether."""
-        return int(self.arrays.cuts.sum())
-
-
-class StoreOffsets(NamedTuple):
-    """Where the arrays of the next batch begin."""
-
-    tokens: int = 0
-    segments: int = 0
-    id_bytes: int = 0
+    def select(self, indices: Iterable[int]) -> "TokenStore":
+        """Returns the examples at some indices, in their order, copied into memory."""
+        store = _store(_batches(self[int(n)] for n in indices))
+        return TokenStore(store.arrays, integer_labels=self.integer_labels)
 
 
-def flatten(batch: Sequence[Encoded], totals: StoreOffsets) -> tuple[Arrays, StoreOffsets]:
-    """What a batch adds to each array (to those of bounds: its ends), and the totals after it."""
-    segments = [segment for item in batch for segment in (item.prefix, *item.endings)]
-    ends = _ends(map(len, segments), len(segments), totals.tokens)
-    names = [item.id.encode() for item in batch]
-    id_ends = _ends(map(len, names), len(batch), totals.id_bytes)
-    after = StoreOffsets(
-        int(ends[-1]) if len(ends) else totals.tokens,
-        totals.segments + len(segments),
-        int(id_ends[-1]) if len(id_ends) else totals.id_bytes,
-    )
-    arrays = Arrays(
-        tokens=np.fromiter(
-            chain.from_iterable(segments), DTYPES["tokens"], after.tokens - totals.tokens
-        ),
-        segments=ends,
-        examples=_ends((1 + len(item.endings) for item in batch), len(batch), totals.segments),
-        labels=np.array(
-            [np.nan if item.label is None else item.label for item in batch], DTYPES["labels"]
-        ),
-        cuts=np.array([item.truncated_tokens for item in batch], DTYPES["cuts"]),
-        ids=np.frombuffer(b"".join(names), DTYPES["ids"]),
-        id_ends=id_ends,
-    )
-    return arrays, after
+def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenStore:
+    """Encodes examples into memory: what `encoder.encode` returns, in the same order."""
+    return _store(map(encoder.encode, _batches(examples)))
 
 
-def _ends(lengths: Iterable[int], count: int, start: int) -> Array:
-    return start + np.cumsum(np.fromiter(lengths, np.int64, count), dtype=np.int64)
+def write_examples(
+    examples: Iterable[Example], encoder: ViewEncoder, streams: Mapping[str, BinaryIO]
+) -> bool:
+    """Encodes examples into binary streams, one for each array; returns `integer_labels`."""
+    return _write(map(encoder.encode, _batches(examples)), streams)
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch
+
+
+def _store(batches: Iterable[Sequence[Encoded]]) -> TokenStore:
+    streams = {name: io.BytesIO() for name in DTYPES}
+    integer_labels = _write(batches, streams)
+    arrays = {name: np.frombuffer(streams[name].getbuffer(), DTYPES[name]) for name in DTYPES}
+    return TokenStore(Arrays(**arrays), integer_labels=integer_labels)
+
+
+def _write(batches: Iterable[Sequence[Encoded]], streams: Mapping[str, BinaryIO]) -> bool:
+    ends = {"segments": 0, "examples": 0, "id_bounds": 0}
+    integer_labels = True
+
+    def write(name: str, values: Array) -> None:
+        streams[name].write(values.astype(DTYPES[name], copy=False).tobytes())
+
+    def write_ends(name: str, lengths: Sequence[int]) -> None:
+        bounds = ends[name] + np.cumsum(lengths, dtype=np.int64)
+        ends[name] = int(bounds[-1])
+        write(name, bounds)
+
+    for name in ends:
+        write(name, np.zeros(1))
+    for batch in batches:
+        segments = [segment for item in batch for segment in (item.prefix, *item.endings)]
+        lengths, ids = list(map(len, segments)), [item.id.encode() for item in batch]
+        labels = [item.label for item in batch]
+        integer_labels &= all(isinstance(label, int | None) for label in labels)
+        tokens = np.fromiter(chain.from_iterable(segments), DTYPES["tokens"], sum(lengths))
+        write("tokens", tokens)
+        write_ends("segments", lengths)
+        write_ends("examples", [1 + len(item.endings) for item in batch])
+        write("labels", np.array([np.nan if label is None else label for label in labels]))
+        write("truncated_tokens", np.array([item.truncated_tokens for item in batch]))
+        write("ids", np.frombuffer(b"".join(ids), np.uint8))
+        write_ends("id_bounds", list(map(len, ids)))
+    return integer_labels

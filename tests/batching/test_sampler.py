@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from finetune.batching.collate import collate
 from finetune.batching.sampler import batch_by_tokens
-from finetune.data.encoding_cache import encode_examples
-from finetune.data.token_store import ExampleLengths, compute_lengths
+from finetune.data.token_store import ExampleLengths, compute_lengths, encode_examples
 from task_formats import Encoded
 
 LAYOUTS = ("separate", "shared", "packed")
@@ -65,6 +64,6 @@ def test_a_store_knows_the_sizes_of_what_it_holds(many):
         def encode(self, examples):
             return examples
 
-    store = encode_examples(many, Ready(), None, "")
+    store = encode_examples(many, Ready())
     for known, counted in zip(compute_lengths(store), compute_lengths(many), strict=True):
         assert known.tolist() == counted.tolist()

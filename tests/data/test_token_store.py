@@ -1,11 +1,11 @@
-"""The store of encoded rows equals the encoder's own output; its cache is right or made anew."""
+"""A token store holds what the encoder returns; its cache is exact, or encoded again."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data import BadRow, ReadReport, RowLocation, TokenStore, encode_examples
-from finetune.data import encoding_cache as module
+from finetune.data.encoding_cache import load_or_encode
+from finetune.data.token_store import DTYPES, compute_lengths
 from task_formats import (
     Encoded,
     Example,
@@ -31,14 +32,23 @@ def tokenize(texts: list[str]) -> list[list[int]]:
     return [[ord(character) for character in text] for text in texts]
 
 
-def encoder(format: str, max_tokens: int = 12) -> ViewEncoder:
-    return ViewEncoder(named_format(format), tokenize, SPECIALS, max_tokens)
+def encoder(format: str = "classification") -> ViewEncoder:
+    return ViewEncoder(named_format(format), tokenize, SPECIALS, 12)
+
+
+def cached(examples, folder: Path, key: str = "key", report: ReadReport | None = None):
+    return load_or_encode(examples, encoder(), folder, key, report or ReadReport())
 
 
 def plain(item: Encoded) -> Encoded:
-    """The same with lists for arrays, and types that json tells apart."""
+    """The same with lists in the place of arrays."""
     endings = tuple(list(map(int, ending)) for ending in item.endings)
-    return Encoded(item.id, list(map(int, item.prefix)), endings, item.label, item.truncated_tokens)
+    prefix = list(map(int, item.prefix))
+    return Encoded(item.id, prefix, endings, item.label, item.truncated_tokens)
+
+
+def labelled(count: int) -> list[Example]:
+    return [Example(f"train/{n}", {"text": f"text {n}"}, label=n % 2) for n in range(count)]
 
 
 text = st.text(max_size=8).filter(bool)
@@ -70,35 +80,28 @@ def test_a_store_equals_the_encoder(
     kind, rows = drawn
     folder = tmp_path_factory.mktemp("cache")
     expected = [plain(encoder(kind).encode([row])[0]) for row in rows]
-    for cache in (None, folder, folder):
-        store = encode_examples(iter(rows), encoder(kind), cache, "key")
+    stores = [encode_examples(iter(rows), encoder(kind))] + [
+        load_or_encode(iter(rows), encoder(kind), folder, "key", ReadReport()) for _ in range(2)
+    ]
+    for store in stores:
         assert [plain(item) for item in store] == expected
         assert [type(item.label) for item in store] == label_types(rows)
-        check_columns(store, expected)
+        labels = [np.nan if item.label is None else item.label for item in expected]
+        np.testing.assert_array_equal(store.labels, labels)
+        for known, counted in zip(store.compute_lengths(), compute_lengths(expected), strict=True):
+            assert known.tolist() == counted.tolist()
     shutil.rmtree(folder)
 
 
 def label_types(rows: Sequence[Example]) -> list[type]:
-    """Whole numbers stay whole unless there is a score among them."""
+    """Labels are integers unless there is a score among them."""
     scores = any(isinstance(row.label, float) for row in rows)
     return [type(None) if row.label is None else float if scores else int for row in rows]
 
 
-def check_columns(store: TokenStore, expected: Sequence[Encoded]) -> None:
-    assert len(store) == len(expected)
-    assert store.lengths.tolist() == [item.tokens for item in expected]
-    assert store.views.tolist() == [len(item.endings) for item in expected]
-    longest = [len(item.prefix) + max(map(len, item.endings)) for item in expected]
-    assert store.longest.tolist() == longest
-    assert store.cuts.tolist() == [item.truncated_tokens for item in expected]
-    assert store.cut == sum(item.truncated_tokens for item in expected)
-    labels = [np.nan if item.label is None else item.label for item in expected]
-    np.testing.assert_array_equal(store.labels, labels)
-
-
 def test_it_is_a_sequence() -> None:
     rows = [Example(f"train/{k}", {"text": "x" * (k + 1)}, label=k % 2) for k in range(2500)]
-    store = encode_examples(rows, encoder("classification"), None, "")
+    store = encode_examples(rows, encoder())
     assert len(store) == 2500
     assert store[-1].id == "train/2499"
     assert [item.id for item in store[2:9:3]] == ["train/2", "train/5", "train/8"]
@@ -109,70 +112,74 @@ def test_it_is_a_sequence() -> None:
             store[index]
 
 
-def test_token_arrays_are_views_and_cannot_be_written(tmp_path: Path) -> None:
+@given(given_examples, st.lists(st.integers(0, 8)))
+def test_selected_examples_are_those_of_the_store(
+    drawn: tuple[str, list[Example]], indices: list[int]
+) -> None:
+    store = encode_examples(drawn[1], encoder(drawn[0]))
+    indices = [n for n in indices if n < len(store)]
+    selected = store.select(indices)
+    assert [plain(item) for item in selected] == [plain(store[n]) for n in indices]
+    assert isinstance(selected, TokenStore)
+
+
+def test_token_arrays_are_views_and_read_only(tmp_path: Path) -> None:
     rows = [Example("a", {"text": "abc"})]
-    for cache in (None, tmp_path):
-        item = encode_examples(rows, encoder("classification"), cache, "")[0]
-        assert isinstance(item.prefix, np.ndarray)
-        assert item.prefix.dtype == np.uint32
+    for store in (encode_examples(rows, encoder()), cached(rows, tmp_path)):
+        assert isinstance(store[0].prefix, np.ndarray)
+        assert store[0].prefix.base is not None
+        assert store[0].prefix.dtype == np.uint32
     with pytest.raises(ValueError, match="read-only"):
-        item.prefix[0] = 1
+        store[0].prefix[0] = 1  # type: ignore[index]
 
 
-def untouchable() -> Iterator[Example]:
-    raise AssertionError("read although it was prepared")
+def unreadable() -> Iterator[Example]:
+    raise AssertionError("the examples were read")
     yield
 
 
 def test_the_second_time_nothing_is_read(tmp_path: Path) -> None:
-    rows = [Example(f"train/{k}", {"text": "abc"}, label=1) for k in range(3)]
     skipped = [
         BadRow(RowLocation("f.csv", 3), "train/1", "torn"),
         BadRow(RowLocation("f", 9, "row"), "x", "y"),
     ]
-    first = ReadReport(skipped, unlabelled=4, rows=9)
-    encode_examples(rows, encoder("classification"), tmp_path, "key", first)
-    again = ReadReport()
-    store = encode_examples(untouchable(), encoder("classification"), tmp_path, "key", again)
+    first, second = ReadReport(skipped, unlabelled=4, rows=9), ReadReport()
+    cached(labelled(3), tmp_path, report=first)
+    store = cached(unreadable(), tmp_path, report=second)
     assert [item.id for item in store] == ["train/0", "train/1", "train/2"]
-    assert again == first
-    with pytest.raises(AssertionError, match="read although"):
-        encode_examples(untouchable(), encoder("classification"), tmp_path, "other")
+    assert second == first
+    with pytest.raises(AssertionError, match="the examples were read"):
+        cached(unreadable(), tmp_path, "other key")
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def damage(entry: Path, kind: int, seed: int) -> None:
-    """One of the things that happen to files."""
-    draw = random.Random(seed)
+def damage(entry: Path, kind: str, draw: random.Random) -> None:
     path = draw.choice(sorted(path for path in entry.iterdir() if path.stat().st_size))
     raw = bytearray(path.read_bytes())
-    if kind == 0:
+    if kind == "removed":
         path.unlink()
-    elif kind == 1:
-        path.write_bytes(raw[: draw.randrange(len(raw))])
-    elif kind == 2:
+        return
+    if kind == "cut":
+        raw = raw[: draw.randrange(len(raw))]
+    elif kind == "flipped bit":
         raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
-        path.write_bytes(raw)
-    elif kind == 3:
-        path.write_bytes(raw + b"\0")
+    elif kind == "longer":
+        raw += b"\0"
     else:
-        other = draw.choice(sorted(entry.iterdir()))
-        path.write_bytes(other.read_bytes())
+        raw = bytearray(draw.choice(sorted(entry.iterdir())).read_bytes())
+    path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_damaged_entry_is_never_used(tmp_path: Path, seed: int) -> None:
-    rows = [Example(f"train/{k}", {"text": f"text {k}"}, label=k % 2) for k in range(20)]
-    expected = [
-        plain(item) for item in encode_examples(rows, encoder("classification"), tmp_path, "key")
-    ]
+@pytest.mark.parametrize("kind", ["removed", "cut", "flipped bit", "longer", "swapped"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_entry_is_replaced(tmp_path: Path, kind: str, seed: int) -> None:
+    rows = labelled(20)
+    expected = [plain(item) for item in cached(rows, tmp_path)]
     (entry,) = tmp_path.iterdir()
-    damage(entry, seed % 5, seed)
-    store = encode_examples(rows, encoder("classification"), tmp_path, "key")
-    assert [plain(item) for item in store] == expected
-    (entry,) = tmp_path.iterdir()
-    store = encode_examples(untouchable(), encoder("classification"), tmp_path, "key")
-    assert [plain(item) for item in store] == expected
+    damage(entry, kind, random.Random(seed))
+    assert [plain(item) for item in cached(rows, tmp_path)] == expected
+    assert list(tmp_path.iterdir()) == [entry]
+    assert [plain(item) for item in cached(unreadable(), tmp_path)] == expected
 
 
 def test_a_failure_leaves_no_entry(tmp_path: Path) -> None:
@@ -181,52 +188,42 @@ def test_a_failure_leaves_no_entry(tmp_path: Path) -> None:
         raise UsageError("a bad row")
 
     with pytest.raises(UsageError, match="a bad row"):
-        encode_examples(failing(), encoder("classification"), tmp_path, "key")
+        cached(failing(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_at_once(tmp_path: Path) -> None:
-    rows = [Example("a", {"text": "abc"})]
-
+def test_two_processes_may_encode_the_same_examples(tmp_path: Path) -> None:
     def meanwhile() -> Iterator[Example]:
-        encode_examples(rows, encoder("classification"), tmp_path, "key")
-        yield from rows
+        cached(labelled(1), tmp_path)
+        yield from labelled(1)
 
-    store = encode_examples(meanwhile(), encoder("classification"), tmp_path, "key")
-    assert [item.id for item in store] == ["a"]
+    assert [item.id for item in cached(meanwhile(), tmp_path)] == ["train/0"]
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_leavings_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Example("a", {"text": "abc"})]
-    encode_examples(rows, encoder("classification"), tmp_path, "key")
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    cached(labelled(1), tmp_path)
     (entry,) = tmp_path.iterdir()
-    partial = entry.with_name(f"{entry.name}.partial-1-2")
+    partial = entry.with_name(f"{entry.name}.partial-x")
     shutil.move(entry, partial)
-    encode_examples(rows, encoder("classification"), tmp_path, "key")
+    cached(labelled(1), tmp_path)
     assert sorted(tmp_path.iterdir()) == [entry, partial]
     shutil.rmtree(entry)
-    monkeypatch.setattr(module, "_ABANDONED", -1)
-    encode_examples(rows, encoder("classification"), tmp_path, "key")
+    os.utime(partial, (0, 0))
+    cached(labelled(1), tmp_path)
     assert list(tmp_path.iterdir()) == [entry]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
+    (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write prepared data.*\n.*GPTFT_CACHE"):
-        encode_examples(
-            [Example("a", {"text": "abc"})], encoder("classification"), blocked / "sub", "key"
-        )
+        cached(labelled(1), tmp_path / "file" / "folder")
 
 
-def test_nothing_but_numbers_and_json_is_kept(tmp_path: Path) -> None:
-    encode_examples(
-        [Example("a", {"text": "abc"}, label=1)], encoder("classification"), tmp_path, "key"
-    )
+def test_an_entry_is_arrays_and_json(tmp_path: Path) -> None:
+    cached([Example("a", {"text": "abc"}, label=1)], tmp_path)
     (entry,) = tmp_path.iterdir()
-    facts: dict[str, Any] = json.loads((entry / "manifest.json").read_text())
-    assert set(facts) == {"version", "whole", "files", "report"}
-    assert {path.name for path in entry.iterdir()} == {"manifest.json", *facts["files"]}
+    assert {path.name for path in entry.iterdir()} == {"manifest.json", *DTYPES}
+    assert json.loads((entry / "manifest.json").read_text())["metadata"]["integer_labels"] is True
     tokens = [SPECIALS.start, *map(ord, "abc"), SPECIALS.extract]
     assert (entry / "tokens").read_bytes() == np.array(tokens, "<u4").tobytes()
