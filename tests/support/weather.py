@@ -1,4 +1,4 @@
-"""Texts about the weather that a tiny base learns in a few updates, and a classifier for them."""
+"""Texts about the weather that a tiny base learns in a few updates, and their classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,6 @@ PAIRS = [(text, "It is wet.") for text in TEXTS]
 
 
 def classifier(folder: Path, /, **settings: Any) -> finetune.Classifier:
-    """Not fitted, over the base in a folder, without dropout; `settings` outdo its own."""
-    part = {"path": str(folder), "dropout": 0}
-    return finetune.Classifier(**{"base": part, **QUICK, **settings})
+    """Makes an unfitted classifier without dropout; `settings` override QUICK."""
+    base = {"path": str(folder), "dropout": 0}
+    return finetune.Classifier(**{"base": base, **QUICK, **settings})
