@@ -1,4 +1,4 @@
-"""New decoders: a style and a size to a transformers model with freshly drawn weights."""
+"""New decoders of the styles gpt1, gpt2 and llama, with random weights."""
 
 from typing import Any, cast
 
@@ -19,19 +19,34 @@ from task_formats import UsageError
 
 
 def build_decoder(
-    shape: ShapeConfig, vocabulary: int, end: int, *, dropout: float, spread: float, seed: int
+    shape: ShapeConfig,
+    vocabulary_size: int,
+    end_id: int,
+    *,
+    dropout: float,
+    initial_std: float,
+    seed: int,
 ) -> PreTrainedModel:
-    """A decoder in float32 with weights from N(0, spread); the same seed draws the same ones.
+    """Builds a float32 decoder; equal seeds give equal weights.
 
-    `end` is the id of the end-of-text token. Raises UsageError for what a style cannot be.
+    Args:
+        shape: Architecture and size.
+        vocabulary_size: Number of tokens.
+        end_id: Id of the end-of-text token.
+        dropout: Dropout probability everywhere in the decoder.
+        initial_std: Standard deviation of the initial weights.
+        seed: Random seed of the weights.
+
+    Raises:
+        UsageError: The style does not support the shape.
     """
-    config = _CONFIGURATIONS[shape.style](
+    config = _make_config(
         shape,
-        vocab_size=vocabulary,
-        bos_token_id=end,
-        eos_token_id=end,
+        vocab_size=vocabulary_size,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
         pad_token_id=None,
-        initializer_range=spread,
+        initializer_range=initial_std,
         tie_word_embeddings=shape.tied,
     )
     set_dropout(config, dropout)
@@ -39,43 +54,25 @@ def build_decoder(
     return optimize_decoder(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
 
 
-def _gpt1(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
+def _make_config(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
+    if shape.style == "llama":
+        return LlamaConfig(
+            max_position_embeddings=shape.positions,
+            hidden_size=shape.width,
+            intermediate_size=shape.feed_forward or -(-8 * shape.width // 3 // 64) * 64,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads or shape.heads,
+            **common,
+        )
+    common |= {"n_positions": shape.positions, "n_embd": shape.width}
+    common |= {"n_layer": shape.layers, "n_head": shape.heads}
+    if shape.style == "gpt2":
+        return GPT2Config(n_inner=shape.feed_forward, **common)
     if shape.feed_forward not in (None, 4 * shape.width):
         raise UsageError(
-            f"feed_forward {shape.feed_forward} is not 4 · width",
+            f"style gpt1 needs feed_forward 4 · width, not {shape.feed_forward}",
             where="shape.feed_forward",
-            cure="gpt1 knows no other; take style: gpt2.",
+            cure="Leave it out, or use style: gpt2.",
         )
-    return OpenAIGPTConfig(
-        n_positions=shape.positions,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        **common,
-    )
-
-
-def _gpt2(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
-    return GPT2Config(
-        n_positions=shape.positions,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_inner=shape.feed_forward,
-        **common,
-    )
-
-
-def _llama(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
-    return LlamaConfig(
-        max_position_embeddings=shape.positions,
-        hidden_size=shape.width,
-        intermediate_size=shape.feed_forward or -(-8 * shape.width // 3 // 64) * 64,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads or shape.heads,
-        **common,
-    )
-
-
-_CONFIGURATIONS = {"gpt1": _gpt1, "gpt2": _gpt2, "llama": _llama}
+    return OpenAIGPTConfig(**common)

@@ -1,4 +1,4 @@
-"""A corpus as examples without endings: what the shared loop reads in pre-training."""
+"""Cuts a corpus into blocks: examples without endings, which the training loop reads."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast, overload
@@ -13,9 +13,9 @@ from task_formats import Encoded, UsageError
 class TokenBlocks(Sequence[Encoded]):
     """Stretches of at most `context` tokens that together predict every token exactly once.
 
-    A document of n + 1 tokens gives ⌈n / (context − 1)⌉ blocks of nearly equal length; each
-    begins with the token the one before ended with, and the first with the end-of-text token.
-    No block crosses a document, unless `mix_documents` cuts all of them laid end to end.
+    A document of n + 1 tokens gives ⌈n / (context − 1)⌉ blocks of nearly equal length. Each starts
+    with the last token of the block before; the first starts with the end-of-text token. A block
+    crosses a document boundary only with `mix_documents`, which cuts the concatenated documents.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class TokenBlocks(Sequence[Encoded]):
             raise UsageError(
                 f"a context of {context} tokens has nothing to predict",
                 where="train.context",
-                cure="Take 2 or more.",
+                cure="Use 2 or more.",
             )
         self._shards, self._split = shards, split
         self._starts = shards.starts[[0, -1]] if mix_documents else shards.starts
@@ -37,7 +37,7 @@ class TokenBlocks(Sequence[Encoded]):
 
     @property
     def targets(self) -> int:
-        """Tokens that are predicted: all but the very first."""
+        """Number of predicted tokens: all but the first one."""
         return int(self._starts[-1])
 
     @overload
@@ -45,27 +45,27 @@ class TokenBlocks(Sequence[Encoded]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Encoded]: ...
     def __getitem__(self, index: int | slice) -> Encoded | Sequence[Encoded]:
-        """One block as `Encoded(prefix=tokens, endings=())`; a slice gives a list."""
+        """Returns a block as `Encoded(prefix=tokens, endings=())`, for a slice a list of them."""
         if isinstance(index, slice):
             return [self[n] for n in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        first, last = (int(bound[0]) for bound in self._bounds(np.array([place])))
+        n = range(len(self))[index]
+        first, last = (int(bound[0]) for bound in self._bounds(np.array([n])))
         tokens = cast(Sequence[int], self._shards.read(first, last + 1))
-        return Encoded(f"{self._split}/{place}", tokens, ())
+        return Encoded(f"{self._split}/{n}", tokens, ())
 
     def __iter__(self) -> Iterator[Encoded]:
         return (self[n] for n in range(len(self)))
 
     def compute_lengths(self) -> ExampleLengths:
-        """The sizes of all blocks, without reading one."""
+        """Returns the lengths of all blocks without reading them."""
         first, last = self._bounds(np.arange(len(self)))
         return ExampleLengths(last - first + 1, np.ones_like(first), last - first + 1)
 
-    def _bounds(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first and the last token of blocks: two arrays as long as `index`."""
-        document = np.searchsorted(self._ends, index, "right")
-        before = np.where(document > 0, self._ends[document - 1], 0)
-        count, start = self._ends[document] - before, self._starts[document]
-        targets = self._starts[document + 1] - start
-        k = index - before
+    def _bounds(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) positions of the first and the last token of n blocks."""
+        documents = np.searchsorted(self._ends, indices, "right")
+        before = np.where(documents > 0, self._ends[documents - 1], 0)
+        count, start = self._ends[documents] - before, self._starts[documents]
+        targets = self._starts[documents + 1] - start
+        k = indices - before
         return start + k * targets // count, start + (k + 1) * targets // count

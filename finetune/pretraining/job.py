@@ -24,8 +24,7 @@ from finetune.models.language_model import LanguageModel
 from finetune.models.pretrained import load_language_model
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
-from finetune.pretraining.plan import Plan
-from finetune.pretraining.plan_loading import dump_plan, parse_plan
+from finetune.pretraining.plan import Plan, dump_plan, parse_plan
 from finetune.recipe.schema import BaseConfig
 from finetune.training.events import Notice, Started
 from finetune.training.job import EvaluationSchedule, EvaluationScores, SplitSource, Watch

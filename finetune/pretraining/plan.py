@@ -1,73 +1,72 @@
-"""What a pre-training run is told: the typed parts of a plan; its defaults are the paper's."""
+"""Plans of pre-training: the schema, whose defaults are GPT-1's, and plans as YAML files."""
 
+from collections.abc import Mapping
+from os.path import expanduser
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from finetune.recipe.loading import check_code_trust
+from finetune.recipe.overrides import apply_overrides, read_text, validate
 from finetune.recipe.schema import Epochs, Fraction, Positive, Seed, StrictModel, resume_safe
+from finetune.recipe.yaml_documents import parse_document, write_document
+from task_formats import UsageError, suggest
 
-
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _one_or_more(paths: tuple[str, ...]) -> tuple[str, ...]:
-    if not paths:
-        raise ValueError("names no file")
-    return paths
-
-
-Paths = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Paths = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
 """One path or several."""
 
 
 class CorpusConfig(StrictModel):
-    """Where text comes from: files, folders and globs, or a `datasets` source."""
+    """The text: files, or a data set of the Hub."""
 
-    train: Annotated[Paths, AfterValidator(_one_or_more)]
-    """Files (.txt, .gz, .xz), folders of them, or globs; for a `datasets` source, splits."""
+    train: Annotated[Paths, Field(min_length=1)]
+    """Files (.txt, .gz, .xz), folders of them, or globs; with `path`, splits."""
     evaluate: Paths = ()
-    """The same for validation; empty evaluates nothing."""
+    """The same for validation; empty: no validation."""
     path: str | None = None
-    """A data set on the hub or a local folder; then `train` and `evaluate` name its splits."""
+    """A data set of the Hub, or a local copy; `train` and `evaluate` then name its splits."""
     name: str | None = None
-    """The configuration of a hub data set."""
+    """Configuration of a data set of the Hub."""
     revision: str | None = None
-    """The revision of a hub data set."""
+    """Its branch, tag or commit."""
     column: str = "text"
-    """The column of a data set that holds the text; every row is a document."""
+    """Column with the text; each row is a document."""
     shards: str | None = None
-    """A folder that keeps tokenizer and token shards for other runs; else the run's own does."""
+    """Folder for tokenizer and token ids, shared by several runs; default: a folder of the run."""
     unwrap: bool = False
-    """Undo hard line breaks inside paragraphs (corpus.py says exactly which)."""
+    """Join wrapped lines inside paragraphs, for text with hard line breaks."""
 
 
 class TokenizerConfig(StrictModel):
-    """A tokenizer to take, or the size of one to train on the corpus."""
+    """An existing tokenizer, or the size of one learned from the corpus."""
 
     path: str | None = None
-    """A folder or a hub id; without it, a byte-level BPE is trained."""
+    """Folder or Hub id of a tokenizer; default: learn a byte-level BPE from the corpus."""
     vocabulary: Annotated[int, Field(ge=257, le=2**20)] = 40_000
-    """Tokens of the byte-level BPE: 256 bytes, the end of text, and merges."""
+    """Size of the learned vocabulary: 256 bytes, the end of text, and merges."""
 
 
 class ShapeConfig(StrictModel):
-    """The decoder's architecture and size. Defaults are GPT-1's."""
+    """Architecture and size of a new decoder. Defaults are GPT-1's (section 4.1)."""
 
     style: Literal["gpt1", "gpt2", "llama"] = "gpt1"
-    """Where the norms stand, which activation, how positions are told."""
+    """Position of the norms, activation and position encoding."""
     layers: Annotated[int, Field(gt=0, le=1024)] = 12
-    """Blocks. Each is built before memory can run out, so that there is a limit."""
+    """Number of blocks."""
     width: Positive = 768
     heads: Positive = 12
     key_value_heads: Positive | None = None
     """Fewer than `heads` for grouped-query attention; llama only."""
     feed_forward: Positive | None = None
-    """Inner width of a block; 4 · width without it, for llama 8/3 · width in steps of 64."""
+    """Inner width; default: 4 · width, for llama 8/3 · width in steps of 64."""
     positions: Positive = 512
-    """Longest text the decoder can read, in tokens."""
+    """Maximum sequence length of the decoder in tokens."""
     tied: bool = True
-    """One table for reading and predicting tokens; untied is for llama only."""
+    """Tie input and output embeddings; false is for llama only."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ShapeConfig":
@@ -87,57 +86,57 @@ class PretrainConfig(StrictModel):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
     learning_rate: float = Field(2.5e-4, gt=0)
-    """The peak: reached after the warm-up, then a cosine down to 0."""
+    """Peak learning rate, reached after the warm-up and followed by cosine decay to 0."""
     warmup_updates: Annotated[int, Field(ge=0)] = 2000
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
     epochs: Epochs = 100
-    """Times to go over the corpus; a part of one is fine."""
+    """Number of epochs; may be fractional."""
     updates: Positive | None = None
-    """A fixed number of updates instead of epochs."""
+    """Number of updates, instead of epochs."""
     context: Positive | None = None
-    """Tokens of a block; without it, all positions of the decoder, or 2048 where it sets no limit.
-    """
+    """Tokens in a block; default: all positions of the decoder, or 2048 if it has no limit."""
     mix_documents: bool = False
-    """Cut blocks from all documents laid end to end; without it no block crosses a document."""
+    """Cut blocks from the concatenated documents; by default no block crosses a boundary."""
     dropout: Fraction = 0.1
-    """Every dropout of the decoder."""
+    """Dropout probability of the decoder."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled decay on everything but biases and gains."""
+    """Decoupled weight decay on everything but biases and gains."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this global norm."""
+    """Maximum global norm of the gradient."""
     initial_spread: float = Field(0.02, gt=0)
-    """Weights are drawn from N(0, this)."""
+    """Standard deviation of the initial weights."""
     seed: Seed = 42
     tokens_per_forward: Positive | None = resume_safe(None)
-    """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
+    """Maximum tokens in one forward pass; updates are split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
+    """bf16 computes in bfloat16 with fp32 weights; auto uses it on hardware made for it."""
     deterministic: bool = False
-    """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
+    """Bit-identical results on a GPU, at lower speed. CPU runs are always bit-identical."""
     evaluations: Positive = 10
     """Validations over the whole run."""
     most_refused: Positive = resume_safe(10)
-    """Updates in a row refused for numbers that are not finite after which the run stops."""
+    """Stop after this many consecutive updates with a non-finite loss or gradient."""
     checkpoint_minutes: float | None = resume_safe(10, gt=0)
-    """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
+    """Minutes between checkpoints, besides one per epoch; if this and the next are null, only on a
+    signal."""
     checkpoint_updates: Positive | None = resume_safe(None)
-    """Updates between checkpoints, instead of or besides the minutes."""
+    """Updates between checkpoints."""
     store: Literal["fp32", "bf16"] = resume_safe("fp32")
-    """The type of the weights in the finished model folder."""
+    """Number format of the weights of the finished model."""
 
 
 class Plan(StrictModel):
-    """Everything a pre-training run is told. What is not said is GPT-1's."""
+    """The configuration of a pre-training run. Defaults are GPT-1's."""
 
     about: str = ""
-    """One line for humans."""
+    """One line of description."""
     corpus: CorpusConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     base: str | None = None
-    """Continue training this decoder, with its own tokenizer and shape, instead of a new one."""
+    """Folder or Hub id of a base to train further, instead of a new decoder."""
     trust_remote_code: bool = resume_safe(False)
     """Run Python code that comes with `base` or the tokenizer. Only for sources you trust."""
     shape: ShapeConfig = ShapeConfig()
@@ -151,3 +150,130 @@ class Plan(StrictModel):
                 f"train.context {context} is more than shape.positions {self.shape.positions}"
             )
         return self
+
+
+def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Plan:
+    """Loads a shipped plan or a YAML file.
+
+    Args:
+        name_or_path: Name of a shipped plan, or path of a YAML file. Paths in the file are relative
+            to its folder.
+        overrides: Values by dotted path, {"train.epochs": 5}. Their paths are relative to the
+            current folder, and `train.epochs` replaces the updates of the plan.
+
+    Raises:
+        UsageError: There is no such plan, or it has an error; the message names the line.
+    """
+    path = _find_plan(name_or_path)
+    plan = _resolve_paths(parse_plan(read_text(path), str(path)), path.resolve().parent)
+    check_code_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
+    if "train.epochs" in overrides:
+        if overrides.get("train.updates") is not None:
+            cure = "Give one of --epochs and --updates."
+            raise UsageError("epochs and updates exclude each other", cure=cure)
+        overrides = {**overrides, "train.updates": None}
+    values = apply_overrides(Plan, plan.model_dump(exclude_unset=True), overrides)
+    plan = validate(Plan, values, {}, "")
+    unused = [key for key in overrides if key.partition(".")[0] in ("shape", "tokenizer")]
+    if plan.base is not None and unused:
+        what = f"{unused[0]} has no effect: the base {plan.base!r} has a shape and tokenizer"
+        raise UsageError(what, cure="Leave it out, or train a new decoder without --from.")
+    return plan
+
+
+def parse_plan(text: str, where: str = "") -> Plan:
+    """Parses the YAML text of a plan; its paths stay as they are.
+
+    Raises:
+        UsageError: The text has an error; the message names `where` and the line.
+    """
+    document = parse_document(text, where)
+    if "task" in document.data and "corpus" not in document.data:
+        cure = "Use it with gptft train --task; a plan names a corpus."
+        raise UsageError("this is the recipe of a task, not a plan", where=where, cure=cure)
+    return validate(Plan, document.data, document.lines, where)
+
+
+def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
+    """Parses the plan that a run has saved.
+
+    Raises:
+        UsageError: The text has an error, or the plan trusts remote code and the user does not.
+    """
+    plan = parse_plan(text, where)
+    if trust_remote_code:
+        return plan.model_copy(update={_TRUST: True})
+    check_code_trust(_TRUST, plan.trust_remote_code, (), where)
+    return plan
+
+
+_TRUST = "trust_remote_code"
+
+
+def is_plan(text: str) -> bool:
+    """Whether a YAML text is a plan rather than a recipe."""
+    return "corpus" in parse_document(text, "").data
+
+
+def dump_plan(plan: Plan) -> str:
+    """Returns the plan as YAML with every value; it loads back equal."""
+    return write_document(plan.model_dump())
+
+
+def shipped_plans() -> dict[str, Path]:
+    """Returns the plans that come with the package, by name."""
+    inside = Path(__file__).parents[1] / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted((folder / "pretrain").glob("*.yaml"))}
+
+
+def _find_plan(name: str | Path) -> Path:
+    known = shipped_plans()
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) and path.is_dir():
+        cure = "Name a YAML file. To resume a run: gptft resume; to train its base: --from FOLDER."
+        raise UsageError(f"{name} is a folder", cure=cure)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UsageError(f"no plan file {name}", cure="Check the path.")
+    cure = f"{suggest(str(name), known)} Name a plan file with its ending .yaml."
+    raise UsageError(f"unknown plan {str(name)!r}", cure=cure)
+
+
+def _resolve_paths(plan: Plan, folder: Path) -> Plan:
+    """The plan with paths relative to `folder` made whole; unset fields stay unset."""
+    corpus = plan.corpus
+    changes: dict[str, Any] = {"path": _resolve_hub_path(corpus.path, folder)}
+    if corpus.path is None:
+        for name in ("train", "evaluate"):
+            changes[name] = tuple(_join(folder, path) for path in getattr(corpus, name))
+    if corpus.shards is not None:
+        changes["shards"] = _join(folder, corpus.shards)
+    tokenizer = {"path": _resolve_hub_path(plan.tokenizer.path, folder)}
+    return _update_set(
+        plan,
+        corpus=_update_set(corpus, **changes),
+        tokenizer=_update_set(plan.tokenizer, **tokenizer),
+        base=_resolve_hub_path(plan.base, folder),
+    )
+
+
+def _update_set(model: StrictModel, **values: Any) -> Any:
+    """A copy with new values for those of the fields that were set."""
+    kept = {name: value for name, value in values.items() if name in model.model_fields_set}
+    return model.model_copy(update=kept)
+
+
+def _join(folder: Path, path: str) -> str:
+    return str(folder / expanduser(path))
+
+
+def _resolve_hub_path(path: str | None, folder: Path) -> str | None:
+    """`openai-community/gpt2` is a Hub id unless there is such a folder beside the plan."""
+    if path is None:
+        return None
+    resolved = _join(folder, path)
+    return resolved if path.startswith((".", "~")) or Path(resolved).is_dir() else path

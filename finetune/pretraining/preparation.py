@@ -21,7 +21,7 @@ from finetune.models.pretrained import (
 from finetune.models.task_tokens import find_special_token, tokenize
 from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
-from finetune.pretraining.corpus_sources import Corpus, open_corpus
+from finetune.pretraining.corpus import Corpus, open_corpus
 from finetune.pretraining.job import PretrainingJob, TextSplit
 from finetune.pretraining.plan import Plan
 from finetune.pretraining.token_shards import ShardManifest, write_shards
@@ -94,7 +94,7 @@ def _load(
         len(tokenizer),
         _end(tokenizer),
         dropout=plan.train.dropout,
-        spread=plan.train.initial_spread,
+        initial_std=plan.train.initial_spread,
         seed=plan.train.seed,
     )
     return decoder, tokenizer

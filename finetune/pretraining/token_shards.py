@@ -1,13 +1,12 @@
-"""Tokens of a corpus on disk: written once, piece by piece, and then mapped into memory.
+"""Token ids of a corpus on disk: written shard by shard, then memory-mapped.
 
-A folder holds `tokens-*.npy` (uint16, or uint32 where the vocabulary needs it), `starts-*.npy`
-(int64) and `shards.json`, which names them with sizes and hashes and is written after them. The
-documents stand one after another with the end-of-text token before, between and after them:
-document d is `tokens[starts[d] : starts[d + 1] + 1]`.
+A folder holds tokens-*.npy (uint16, or uint32 for larger vocabularies), starts-*.npy (int64) and
+the manifest shards.json, which is updated after every shard. The end-of-text token stands before,
+between and after the documents: document d is `tokens[starts[d] : starts[d + 1] + 1]`.
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,90 +15,80 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune.pretraining.corpus import Document
-from finetune.storage.files import hash_file, read_regular_file, safe_join, write_atomically
-from finetune.storage.json_files import decode, encode
+from finetune.storage.files import write_atomically
+from finetune.storage.manifest import (
+    FileRecord,
+    Manifest,
+    read_manifest,
+    record_file,
+    verify_files,
+    write_manifest,
+)
 from task_formats import UsageError
 
-MANIFEST, VERSION = "shards.json", 1
-SHARD = 2**25
-"""Tokens in a shard, about."""
-_AT_ONCE = 64
+MANIFEST = "shards.json"
+FORMAT = "gptft token shards, version 2"
+SHARD_TOKENS = 2**25
+"""Approximate number of tokens in a shard."""
+_PIECES_PER_CALL = 64
 
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 
-class StoredFile(NamedTuple):
-    """One file of the folder."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Shard(NamedTuple):
-    """What one step of writing added to the folder."""
-
-    tokens: StoredFile
-    starts: StoredFile
-    length: int
-    """Tokens in it."""
-
-
 @dataclass(frozen=True)
 class ShardManifest:
-    """What the folder holds so far, and how much of the corpus went into it."""
+    """What a folder contains so far, and how much of the corpus that is."""
 
     key: str
-    vocabulary: int
-    end: int
-    shards: tuple[Shard, ...] = ()
+    """Identifies corpus and tokenizer."""
+    vocabulary_size: int
+    end_id: int
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    shard_tokens: tuple[int, ...] = ()
+    """Tokens in each shard."""
     pieces: int = 0
+    """Pieces of text that the shards contain."""
     text_bytes: int = 0
-    """UTF-8 bytes of the text: what bits per byte are counted over."""
+    """UTF-8 bytes of the text, for bits per byte."""
     complete: bool = False
-    version: int = field(default=VERSION)
 
     @property
-    def count(self) -> int:
-        """Tokens in all."""
-        return sum(shard.length for shard in self.shards)
-
-    @property
-    def files(self) -> list[StoredFile]:
-        """Every file but the manifest itself."""
-        return [stored for shard in self.shards for stored in (shard.tokens, shard.starts)]
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(self.shard_tokens)
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
-        """The smallest type that holds every token."""
-        return np.uint16 if self.vocabulary <= 2**16 else np.uint32
+        """The smallest type that holds every token id."""
+        return np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
 
 
 class TokenShards:
-    """The tokens of a finished folder. N tokens, M documents."""
+    """The tokens of a folder."""
 
     def __init__(self, folder: Path, manifest: ShardManifest) -> None:
+        shards = range(len(manifest.shard_tokens))
         self.manifest = manifest
-        self._parts = [_map(folder, shard.tokens) for shard in manifest.shards]
-        counts = [shard.length for shard in manifest.shards]
-        self._offsets = np.cumsum([0, *counts])
-        parts = [_map(folder, shard.starts) for shard in manifest.shards]
-        self.starts: np.ndarray = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        """(M + 1,) int64: where each document's first end-of-text stands, and the last one."""
+        self._shards = [_map_array(folder / _tokens_name(n)) for n in shards]
+        self._offsets = np.cumsum([0, *manifest.shard_tokens])
+        self.starts: np.ndarray = np.concatenate(
+            [_map_array(folder / _starts_name(n)) for n in shards]
+        )
+        """(M + 1,) int64 positions of the end-of-text tokens around M documents."""
 
     @property
     def documents(self) -> int:
-        """How many documents there are."""
+        """Number of documents."""
         return len(self.starts) - 1
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """(stop − start,) tokens, a view of the disk where one shard holds them all."""
+        """Returns (stop − start,) tokens; a view of the file if they lie in one shard."""
         first = int(np.searchsorted(self._offsets, start, "right")) - 1
         parts = []
-        for part, offset in zip(self._parts[first:], self._offsets[first:], strict=False):
+        for shard, offset in zip(self._shards[first:], self._offsets[first:], strict=False):
             if offset >= stop:
                 break
-            parts.append(part[max(start - offset, 0) : stop - offset])
+            parts.append(shard[max(start - offset, 0) : stop - offset])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -108,151 +97,152 @@ def write_shards(
     tokenize: Tokenize,
     folder: Path,
     start: ShardManifest,
-    size: int = SHARD,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> TokenShards:
-    """The tokens of the documents in `folder`; `start` says for which key, vocabulary and end.
+    """Writes the tokens of the documents into a folder.
 
-    What an interrupted call with the same key left there is used again, if it is undamaged, and
-    the result is byte for byte the same. Raises UsageError for a corpus without text.
+    Undamaged shards of an earlier call with the same key, vocabulary and end-of-text token are
+    kept; the result is the same, byte for byte.
+
+    Args:
+        documents: The corpus, in the same order in every call.
+        tokenize: Maps texts to token ids, without special tokens.
+        folder: Where to write.
+        start: A manifest without files, with key, vocabulary and end-of-text token.
+        shard_tokens: Approximate number of tokens in a shard.
+
+    Raises:
+        UsageError: The corpus has no text.
     """
-    found = _usable(folder, start)
-    if not found.complete:
-        for found in _extend(found, documents, tokenize, folder, size):  # noqa: B020
-            write_atomically(folder / MANIFEST, encode(asdict(found), indent=1))
-    return TokenShards(folder, found)
-
-
-def open_shards(folder: Path) -> TokenShards:
-    """The finished shards of a folder, every byte checked against its manifest."""
-    manifest = read_manifest(folder)
-    damaged = [stored.name for stored in manifest.files if not _whole(folder, stored)]
-    if damaged or not manifest.complete:
-        what = f"{damaged[0]} is damaged or missing" if damaged else "the shards are unfinished"
-        raise UsageError(what, where=str(folder), cure="Remove the folder and start again.")
+    manifest = _resumable_manifest(folder, start)
+    if not manifest.complete:
+        for manifest in _write_shards(manifest, documents, tokenize, folder, shard_tokens):  # noqa: B020
+            values = asdict(manifest)
+            files = values.pop("files")
+            write_manifest(folder / MANIFEST, Manifest(FORMAT, files, values))
     return TokenShards(folder, manifest)
 
 
-def read_manifest(folder: Path) -> ShardManifest:
-    """The manifest of a folder; UsageError where it is missing or not what we write."""
-    path = folder / MANIFEST
+def open_shards(folder: Path) -> TokenShards:
+    """Opens the shards of a folder and checks every file against the manifest.
+
+    Raises:
+        UsageError: A file or the manifest is missing or damaged.
+    """
+    manifest = read_manifest(folder / MANIFEST, FORMAT)
+    verify_files(folder, manifest)
     try:
-        found = decode(read_regular_file(path), str(path))
-        shards = tuple(
-            Shard(StoredFile(**shard["tokens"]), StoredFile(**shard["starts"]), shard["length"])
-            for shard in found.pop("shards")
-        )
-        manifest = ShardManifest(**{**found, "shards": shards})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            "not a manifest of shards", where=str(path), cure="Remove the folder."
-        ) from error
-    if manifest.version != VERSION:
-        raise UsageError(f"version {manifest.version}, not {VERSION}", where=str(path))
-    return manifest
+        shard_tokens = tuple(manifest.metadata["shard_tokens"])
+        values = {**manifest.metadata, "shard_tokens": shard_tokens}
+        return TokenShards(folder, ShardManifest(files=manifest.files, **values))
+    except (KeyError, TypeError) as error:
+        raise UsageError("not a manifest of token shards", where=str(folder / MANIFEST)) from error
 
 
-def _usable(folder: Path, start: ShardManifest) -> ShardManifest:
-    """The manifest to go on from: the folder's own if it is for the same job and undamaged."""
+def _resumable_manifest(folder: Path, start: ShardManifest) -> ShardManifest:
+    """The manifest of the folder if it continues `start` and is undamaged, or else `start`."""
     try:
-        found = read_manifest(folder)
+        manifest = open_shards(folder).manifest
     except UsageError:
         return start
-    same = (found.key, found.vocabulary, found.end) == (start.key, start.vocabulary, start.end)
-    return found if same and all(_whole(folder, stored) for stored in found.files) else start
+    key = (start.key, start.vocabulary_size, start.end_id)
+    same = (manifest.key, manifest.vocabulary_size, manifest.end_id) == key
+    return manifest if same else start
 
 
 class _Piece(NamedTuple):
     text: str
-    first: bool
-    """True where a document begins."""
+    starts_document: bool
 
 
 @dataclass
-class _Open:
-    """A shard that is being filled, at place `at` of the whole."""
+class _OpenShard:
+    """A shard that is being filled."""
 
-    at: int
+    position: int
+    """Tokens of the corpus up to here."""
     tokens: list[np.ndarray] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     pieces: int = 0
     text_bytes: int = 0
 
-    def begin(self, end: np.ndarray) -> None:
-        """A document begins here."""
-        self.starts.append(self.at)
+    def start_document(self, end: np.ndarray) -> None:
+        """Adds an end-of-text token, after which a document starts."""
+        self.starts.append(self.position)
         self.add(end)
 
     def add(self, tokens: np.ndarray) -> None:
         self.tokens.append(tokens)
-        self.at += len(tokens)
+        self.position += len(tokens)
 
-    def close(self, done: ShardManifest, folder: Path, complete: bool = False) -> ShardManifest:
-        """Writes the shard; gives the manifest that knows it."""
-        number, joined = len(done.shards), np.concatenate(self.tokens)
-        shard = Shard(
-            _store(folder, f"tokens-{number:05}.npy", joined),
-            _store(folder, f"starts-{number:05}.npy", np.array(self.starts, np.int64)),
-            len(joined),
-        )
+    def write(self, folder: Path, manifest: ShardManifest) -> ShardManifest:
+        """Writes the files of the shard; returns the manifest with them."""
+        number, tokens = len(manifest.shard_tokens), np.concatenate(self.tokens)
+        files = dict(manifest.files)
+        for name, array in (
+            (_tokens_name(number), tokens),
+            (_starts_name(number), np.array(self.starts, np.int64)),
+        ):
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            write_atomically(folder / name, content.getvalue())
+            files[name] = record_file(folder / name)
         return replace(
-            done,
-            shards=(*done.shards, shard),
-            pieces=done.pieces + self.pieces,
-            text_bytes=done.text_bytes + self.text_bytes,
-            complete=complete,
+            manifest,
+            files=files,
+            shard_tokens=(*manifest.shard_tokens, len(tokens)),
+            pieces=manifest.pieces + self.pieces,
+            text_bytes=manifest.text_bytes + self.text_bytes,
         )
 
 
-def _extend(
-    done: ShardManifest, documents: Iterable[Document], tokenize: Tokenize, folder: Path, size: int
+def _write_shards(
+    manifest: ShardManifest,
+    documents: Iterable[Document],
+    tokenize: Tokenize,
+    folder: Path,
+    shard_tokens: int,
 ) -> Iterator[ShardManifest]:
-    """Writes shard after shard; yields the manifest with each, the last one complete."""
-    shard, end = _Open(done.count), np.array([done.end], done.dtype)
-    for piece, ids in _tokenized(islice(_pieces(documents), done.pieces, None), tokenize):
-        if piece.first:
-            shard.begin(end)
-        shard.add(np.array(ids, done.dtype))
+    """Writes the missing shards; yields the manifest after each, the last one complete."""
+    shard, end = _OpenShard(manifest.tokens), np.array([manifest.end_id], manifest.dtype)
+    pieces = islice(_split_pieces(documents), manifest.pieces, None)
+    for piece, ids in _tokenize_pieces(pieces, tokenize):
+        if piece.starts_document:
+            shard.start_document(end)
+        shard.add(np.array(ids, manifest.dtype))
         shard.pieces += 1
         shard.text_bytes += len(piece.text.encode("utf-8"))
-        if shard.at - done.count >= size:
-            done = shard.close(done, folder)
-            shard = _Open(done.count)
-            yield done
-    if not shard.at:
-        raise UsageError("the corpus holds no text", cure="Check the files under corpus.")
-    shard.begin(end)
-    yield shard.close(done, folder, complete=True)
+        if shard.position - manifest.tokens >= shard_tokens:
+            manifest = shard.write(folder, manifest)
+            shard = _OpenShard(manifest.tokens)
+            yield manifest
+    if not shard.position:
+        raise UsageError("the corpus has no text", cure="Check the files under corpus.")
+    shard.start_document(end)
+    yield replace(shard.write(folder, manifest), complete=True)
 
 
-def _pieces(documents: Iterable[Document]) -> Iterator[_Piece]:
-    """All pieces of all documents; a document without text has none."""
+def _split_pieces(documents: Iterable[Document]) -> Iterator[_Piece]:
+    """All pieces of all documents; an empty document has none."""
     for document in documents:
         pieces = (piece for piece in document.pieces if piece)
         yield from (_Piece(piece, k == 0) for k, piece in enumerate(pieces))
 
 
-def _tokenized(
+def _tokenize_pieces(
     pieces: Iterator[_Piece], tokenize: Tokenize
 ) -> Iterator[tuple[_Piece, Sequence[int]]]:
-    while batch := list(islice(pieces, _AT_ONCE)):
+    while batch := list(islice(pieces, _PIECES_PER_CALL)):
         yield from zip(batch, tokenize([piece.text for piece in batch]), strict=True)
 
 
-def _store(folder: Path, name: str, array: np.ndarray) -> StoredFile:
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    write_atomically(folder / name, content.getvalue())
-    return StoredFile(name, len(content.getvalue()), hash_file(folder / name))
+def _tokens_name(shard: int) -> str:
+    return f"tokens-{shard:05}.npy"
 
 
-def _whole(folder: Path, stored: StoredFile) -> bool:
-    """True when the file is there with the size and hash it was written with."""
-    path = safe_join(folder, stored.name)
-    try:
-        return path.stat().st_size == stored.size and hash_file(path) == stored.sha256
-    except (OSError, UsageError):
-        return False
+def _starts_name(shard: int) -> str:
+    return f"starts-{shard:05}.npy"
 
 
-def _map(folder: Path, stored: StoredFile) -> np.ndarray:
-    return np.load(safe_join(folder, stored.name), mmap_mode="r", allow_pickle=False)
+def _map_array(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)

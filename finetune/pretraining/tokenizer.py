@@ -1,6 +1,6 @@
-"""A byte-level BPE learned from text: any string has tokens, and they give it back whole."""
+"""Learns a byte-level BPE tokenizer, which encodes any text without loss."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -8,48 +8,49 @@ from transformers import PreTrainedTokenizerFast
 
 from task_formats import UsageError
 
-END = "<|endoftext|>"
-"""The token that stands before and after every document."""
-FEWEST = 257
-"""The 256 bytes and the end of text."""
+END_OF_TEXT = "<|endoftext|>"
+"""Stands before, between and after documents."""
+MIN_VOCABULARY = 257
+"""The 256 bytes and the end-of-text token."""
 
 
 def learn_tokenizer(
-    texts: Iterable[str], vocabulary: int, positions: int
+    texts: Iterable[str], vocabulary_size: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocabulary` tokens (GPT-2, section 2.2: BPE over bytes).
+    """Learns a tokenizer (GPT-2, section 2.2) with an end-of-text token and no other special token.
 
-    The same texts give the same tokenizer, whatever the number of cores. It has an end-of-text
-    token and no other: padding is the business of whoever pads. Fewer tokens come out where the
-    text has no more pairs that occur twice. Raises UsageError for a vocabulary below 257.
+    The result does not depend on the number of cores.
+
+    Args:
+        texts: The corpus.
+        vocabulary_size: Maximum number of tokens; there are fewer if no more pairs occur twice.
+        max_length: Maximum sequence length of the decoder, saved with the tokenizer.
+
+    Raises:
+        UsageError: The vocabulary is smaller than 257.
     """
-    if vocabulary < FEWEST:
+    if vocabulary_size < MIN_VOCABULARY:
         raise UsageError(
-            f"a vocabulary of {vocabulary} cannot hold all bytes and the end of text",
+            f"a vocabulary of {vocabulary_size} cannot hold all bytes and the end-of-text token",
             where="tokenizer.vocabulary",
-            cure=f"Take {FEWEST} or more.",
+            cure=f"Use {MIN_VOCABULARY} or more.",
         )
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary_size,
         min_frequency=2,
-        special_tokens=[END],
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    model.train_from_iterator(_encodable(texts), trainer)
+    # An end of text that is spelled out in a text must not become a token.
+    model.train_from_iterator((text.replace(END_OF_TEXT, " ") for text in texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=model,
-        eos_token=END,
-        bos_token=END,
-        model_max_length=positions,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _encodable(texts: Iterable[str]) -> Iterator[str]:
-    """Nothing that spells the end of text teaches a merge: as plain text it is rare."""
-    for text in texts:
-        yield text.replace(END, " ")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from finetune.distributed.fsdp import fsdp_requested
 from finetune.distributed.setup import choose_precision, create_accelerator, deterministic_kernels
-from finetune.pretraining.plan import Plan
-from finetune.pretraining.plan_loading import dump_plan
+from finetune.pretraining.plan import Plan, dump_plan
 from finetune.pretraining.preparation import prepare_pretraining
 from finetune.training.events import Event, Result
 from finetune.training.runner import finish_run, run

@@ -208,12 +208,15 @@ def decode_utf8(content: bytes, where: str, line: int = 1) -> str:
         raise undecodable(error, where, line) from None
 
 
-def undecodable(error: UnicodeDecodeError, where: str, line: int = 1) -> UsageError:
-    """Returns what `decode_utf8` raises, for text that was decoded in another way."""
+def undecodable(
+    error: UnicodeDecodeError, where: str, line: int = 1, column: int = 0
+) -> UsageError:
+    """Returns what `decode_utf8` raises, for text that follows `column` bytes of `line`."""
     content, start = error.object, error.start
-    guess = _OTHER_ENCODINGS.get(content[:2]) if line == 1 else None
+    guess = _OTHER_ENCODINGS.get(content[:2]) if (line, column) == (1, 0) else None
     number = line + content.count(b"\n", 0, start)
-    column = start - content.rfind(b"\n", 0, start)
+    newline = content.rfind(b"\n", 0, start)
+    column = start - newline if newline >= 0 else column + start + 1
     looks_like = f"; this looks like {guess}" if guess else ""
     return UsageError(
         f"byte 0x{content[start]:02x} is not UTF-8{looks_like}",

@@ -9,7 +9,7 @@ import yaml
 from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.cli import main
 from finetune.cli.commands.prompt import parse_seeds
-from finetune.pretraining.plan_loading import is_plan, parse_plan
+from finetune.pretraining.plan import is_plan, parse_plan
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, Recipe
 from task_formats import UsageError
@@ -237,7 +237,10 @@ def test_rows_come_back_with_what_was_written(base, tmp_path, capsys):
         (["generate", "x", "-o", "no/out.csv"], "there is no folder 'no'"),
         (["pretrain", "tiny", "--corpus", ""], "corpus.train is empty"),
         (["pretrain", "tiny", "--from", ""], "base is empty"),
-        (["pretrain", "tiny", "--epochs", "2", "--updates", "3"], "both epochs and updates"),
+        (
+            ["pretrain", "tiny", "--epochs", "2", "--updates", "3"],
+            "epochs and updates exclude each other",
+        ),
         (["pretrain", "tiny", "--from", "x", "--set", "shape.layers=2"], "shape.layers has no"),
         (["pretrain", "tiny", "--set", "train.betas=[5, 9]"], "train.betas.0 is the number 5"),
         (["pretrain", "{base}"], "is a folder"),

@@ -1,4 +1,4 @@
-"""Pre-training that goes on from bases of other families, with what their tokenizers have."""
+"""Further pre-training of bases of several families, and sources of text."""
 
 import math
 from pathlib import Path
@@ -29,43 +29,44 @@ def texts(tmp_path) -> Path:
     return folder
 
 
-def go_on(base: Path, texts: Path, **train) -> Plan:
+def further_plan(base: Path, texts: Path, **train) -> Plan:
     settings = {"updates": 2, "batch_size": 2, "precision": "fp32", "warmup_updates": 1, **train}
     corpus = {"train": str(texts), "evaluate": str(texts / "a.txt"), "shards": str(texts / "home")}
     return Plan.model_validate({"base": str(base), "corpus": corpus, "train": settings})
 
 
-def test_a_base_without_an_end_of_text_token_parts_documents_by_another(bases, texts, tmp_path):
+def test_without_an_end_of_text_token_another_special_token_separates_documents(
+    bases, texts, tmp_path
+):
     base = bases("openai-gpt")
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (None, None)
-    pretrain(go_on(base, texts), tmp_path / "run")
+    pretrain(further_plan(base, texts), tmp_path / "run")
     assert read_result(tmp_path / "run")["scores"]["evaluate"]["loss"] > 0
     shards = open_shards(texts / "home" / "train")
-    # The unknown token is all that this family has: before, between and after two documents.
+    # This family has only an unknown token.
     ends = shards.starts.tolist()
     assert len(ends) == 3
     assert [shards.read(at, at + 1).tolist() for at in ends] == [[tokenizer.unk_token_id]] * 3
-    # What came of it goes on as well.
-    pretrain(go_on(tmp_path / "run", texts, updates=1), tmp_path / "further")
+    # The result can be trained further, too.
+    pretrain(further_plan(tmp_path / "run", texts, updates=1), tmp_path / "further")
 
 
-def test_without_any_special_token_the_cure_is_one_that_there_is(bases, texts, tmp_path):
+def test_without_any_special_token_the_suggested_cure_works(bases, texts, tmp_path):
     base = tmp_path / "base"
     tokenizer = families.make_tokenizer("gpt2")
     transformers.AutoModelForCausalLM.from_pretrained(bases("gpt2")).save_pretrained(base)
     core = tokenizer.backend_tokenizer
     transformers.PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(base)
     with pytest.raises(UsageError, match="no special token") as caught:
-        pretrain(go_on(base, texts), tmp_path / "run")
+        pretrain(further_plan(base, texts), tmp_path / "run")
     assert "tokenizer_config.json" in caught.value.cure
-    # And the cure works.
     marked = transformers.AutoTokenizer.from_pretrained(base, eos_token="<|endoftext|>")
     marked.save_pretrained(base)
-    pretrain(go_on(base, texts), tmp_path / "again")
+    pretrain(further_plan(base, texts), tmp_path / "again")
 
 
-def test_a_base_without_a_limit_of_positions_reads_blocks_of_2048(texts, tmp_path):
+def test_a_base_without_a_limit_of_positions_gets_blocks_of_2048_tokens(texts, tmp_path):
     torch.manual_seed(0)
     base = tmp_path / "bloom"
     tokenizer = families.make_tokenizer("gpt2")
@@ -78,8 +79,8 @@ def test_a_base_without_a_limit_of_positions_reads_blocks_of_2048(texts, tmp_pat
         tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>"
     ).save_pretrained(base)
     (texts / "c.txt").write_text(" ".join(families.SENTENCES) * 40)
-    pretrain(go_on(base, texts, updates=1), tmp_path / "run")
-    # Two short documents are a block each; the long one is cut by 2047 targets.
+    pretrain(further_plan(base, texts, updates=1), tmp_path / "run")
+    # Two short documents are one block each; the long one has blocks of 2047 targets.
     targets = open_shards(texts / "home" / "train").starts
     long = int(targets[3] - targets[2])
     assert long > 2048
@@ -89,12 +90,12 @@ def test_a_base_without_a_limit_of_positions_reads_blocks_of_2048(texts, tmp_pat
 
 @pytest.fixture
 def small(bases, texts) -> Plan:
-    return go_on(bases("gpt2"), texts, updates=4, context=24, checkpoint_updates=1)
+    return further_plan(bases("gpt2"), texts, updates=4, context=24, checkpoint_updates=1)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
-    """A folder of Parquet files as the hub has them, and what `datasets` saves."""
+    """A folder of Parquet files as on the Hub, and a folder saved by `datasets`."""
     folder = tmp_path / "set"
     splits = {"train": families.SENTENCES * 3, "validation": families.SENTENCES[:2]}
     made = {name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()}
@@ -103,7 +104,7 @@ def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
     else:
         for name, rows in made.items():
             rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
-    plan = go_on(bases("gpt2"), texts).model_dump(exclude_unset=True)
+    plan = further_plan(bases("gpt2"), texts).model_dump(exclude_unset=True)
     corpus = {"path": str(folder), "train": "train", "evaluate": "validation"}
     pretrain(Plan.model_validate({**plan, "corpus": corpus}), tmp_path / "run")
     shards = open_shards(tmp_path / "run" / "corpus" / "train")
@@ -113,7 +114,7 @@ def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
     assert tokenizer.decode(first) == families.SENTENCES[0]
 
 
-def test_mixed_documents_fill_every_block(small, texts, tmp_path):
+def test_mixed_documents_fill_all_blocks(small, texts, tmp_path):
     for n in range(6):
         (texts / f"short{n}.txt").write_text(families.SENTENCES[n])
     mixed = small.model_copy(
@@ -130,7 +131,7 @@ def test_mixed_documents_fill_every_block(small, texts, tmp_path):
     assert any(end in blocks[n].prefix[1:-1] for n in range(len(blocks)))
 
 
-def test_in_bf16_a_stopped_run_goes_on_as_if_it_never_stopped(small, tmp_path):
+def test_an_interrupted_bf16_run_resumes_bit_equal(small, tmp_path):
     narrow = small.model_copy(
         update={"train": small.train.model_copy(update={"precision": "bf16"})}
     )

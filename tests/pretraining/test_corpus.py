@@ -1,4 +1,4 @@
-"""Plain text: what is read, what is changed in it, and what is refused."""
+"""Plain text: what is read, what is changed and what is refused."""
 
 import gzip
 import lzma
@@ -15,13 +15,11 @@ from finetune.pretraining.corpus import (
     cut_pieces,
     find_files,
     fingerprint,
-    join_lines,
+    open_corpus,
     read_documents,
     read_text,
-    unwrap,
-    wrap_width,
 )
-from finetune.pretraining.corpus_sources import open_corpus
+from finetune.pretraining.line_unwrapping import detect_width, join_lines, unwrap_lines
 from finetune.pretraining.plan import CorpusConfig
 from task_formats import UsageError
 
@@ -58,21 +56,21 @@ try it, for they were afraid of him and, to say it plainly, of the dark.
 """
 
 
-def read(path: Path, unwrapped: bool = False) -> str:
-    return "".join("".join(d.pieces) for d in read_documents([path], unwrapped))
+def read(path: Path, unwrap: bool = False) -> str:
+    return "".join("".join(d.pieces) for d in read_documents([path], unwrap))
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)]
+    ("suffix", "compress"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)]
 )
-def test_mark_and_line_ends_are_the_only_changes(tmp_path, suffix, pack):
+def test_only_byte_order_mark_and_line_ends_are_changed(tmp_path, suffix, compress):
     path = tmp_path / f"book{suffix}"
-    path.write_bytes(pack("\ufeffOne\r\ntwo \rthree\n\n\ufefffour é".encode()))
+    path.write_bytes(compress("\ufeffOne\r\ntwo \rthree\n\n\ufefffour é".encode()))
     assert read(path) == "One\ntwo \nthree\n\n\ufefffour é"
 
 
 @given(TEXTS)
-def test_any_text_comes_back(tmp_path_factory, text):
+def test_any_text_is_read_back(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_bytes(text.encode())
     plain = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
@@ -80,7 +78,7 @@ def test_any_text_comes_back(tmp_path_factory, text):
 
 
 @given(st.text(), st.integers(1, 50), st.lists(st.integers(0, 60), max_size=5))
-def test_pieces_are_the_text_wherever_blocks_end(text, size, cuts):
+def test_pieces_join_to_the_text_wherever_blocks_end(text, size, cuts):
     bounds = sorted(min(cut, len(text)) for cut in cuts)
     blocks = [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
     pieces = list(cut_pieces(blocks, size))
@@ -90,7 +88,7 @@ def test_pieces_are_the_text_wherever_blocks_end(text, size, cuts):
 
 
 @given(st.text(st.sampled_from("ab'Z9 \n\t.é中"), max_size=80), st.integers(20, 40))
-def test_a_piece_ends_where_byte_level_bpe_parts_the_text_anyway(text, size):
+def test_a_piece_ends_where_byte_level_bpe_splits_the_text_anyway(text, size):
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     blank_within_reach = all(
         any(text[i - 1 : i + 2].split() == [text[i - 1], text[i + 1]] for i in window)
@@ -104,21 +102,21 @@ def test_a_piece_ends_where_byte_level_bpe_parts_the_text_anyway(text, size):
         assert words == [word for word, _ in splitter.pre_tokenize_str(text)]
 
 
-def test_a_page_is_unwrapped_but_for_headings_verse_and_paragraphs():
-    assert wrap_width(PAGE * 4) == 75
-    assert "".join(unwrap([PAGE * 4])) == UNWRAPPED * 4
+def test_wrapped_lines_are_joined_within_paragraphs_only():
+    assert detect_width(PAGE * 4) == 75
+    assert "".join(unwrap_lines([PAGE * 4])) == UNWRAPPED * 4
 
 
-def test_text_without_hard_breaks_is_left_alone():
+def test_text_without_wrapped_lines_is_unchanged():
     paragraphs = "".join(f"{'word ' * n}end.\n" for n in range(5, 90))
     code = "".join(f"{'    ' * (n % 4)}x{n} = {n}\n" for n in range(100)) + "y = 1  " + "#" * 60
     for text in (paragraphs, code, "", "One line."):
-        assert wrap_width(text) is None
-        assert "".join(unwrap([text])) == text
+        assert detect_width(text) is None
+        assert "".join(unwrap_lines([text])) == text
 
 
 @given(LINES, st.lists(st.integers(0, 300), max_size=6), st.integers(3, 20))
-def test_unwrapping_does_not_depend_on_blocks_and_changes_only_line_breaks(text, cuts, width):
+def test_unwrapping_changes_only_line_breaks_wherever_blocks_end(text, cuts, width):
     bounds = sorted(min(cut, len(text)) for cut in cuts)
     blocks = [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
     joined = "".join(join_lines(blocks, width))
@@ -127,28 +125,36 @@ def test_unwrapping_does_not_depend_on_blocks_and_changes_only_line_breaks(text,
     assert joined.count("\n") <= text.count("\n")
 
 
-def test_a_line_longer_than_memory_streams(tmp_path):
+def test_a_very_long_line_is_streamed(tmp_path):
     path = tmp_path / "long.gz"
     path.write_bytes(gzip.compress(b"x" * 5_000_000))
-    pieces = [len(piece) for d in read_documents([path], unwrapped=True) for piece in d.pieces]
+    pieces = [len(piece) for d in read_documents([path], unwrap=True) for piece in d.pieces]
     assert sum(pieces) == 5_000_000
     assert max(pieces) <= 2**16
 
 
 @pytest.mark.parametrize(
-    ("before", "at"), [(b"", 0), (b"\xef\xbb\xbf\xc3\xa9", 5), (b"a" * 2**21, 2**21)]
+    ("before", "line", "byte"),
+    [
+        (b"", 1, 1),
+        (b"\xef\xbb\xbf\xc3\xa9", 1, 6),
+        (b"a" * 2**21, 1, 2**21 + 1),
+        (b"a\n" * 2**20 + b"bc", 2**20 + 1, 3),
+        (b"\n" + b"a" * (2**20 - 2) + b"\xc3", 2, 2**20 - 1),
+    ],
 )
-def test_a_byte_that_is_not_utf8_is_named_with_its_place(tmp_path, before, at):
+def test_a_byte_that_is_not_utf8_is_named_with_line_and_position(tmp_path, before, line, byte):
     path = tmp_path / "latin.txt"
     path.write_bytes(before + b"\xe9t\xe9")
-    with pytest.raises(UsageError, match=f"latin.txt: byte {at} is 0xe9"):
+    with pytest.raises(UsageError, match="is not UTF-8") as caught:
         list(read_text(path))
+    assert caught.value.where == f"{path}, line {line}, byte {byte}"
 
 
 def test_a_text_that_ends_inside_a_character_is_refused(tmp_path):
     path = tmp_path / "half.txt"
     path.write_bytes(b"ab\xc3")
-    with pytest.raises(UsageError, match="byte 2 is 0xc3"):
+    with pytest.raises(UsageError, match="byte 3: byte 0xc3 is not UTF-8"):
         list(read_text(path))
 
 
@@ -162,14 +168,14 @@ def test_a_text_that_ends_inside_a_character_is_refused(tmp_path):
         ("flipped.gz", gzip.compress(b"word " * 1000, mtime=0)[:20] + b"\xff" * 20),
     ],
 )
-def test_a_damaged_file_is_one_clear_error(tmp_path, name, content):
+def test_a_damaged_file_is_refused(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"{name}: cannot be read"):
         list(read_text(path))
 
 
-def test_files_folders_and_globs_name_each_file_once_in_order(tmp_path):
+def test_files_folders_and_globs_give_each_file_once_in_order(tmp_path):
     for name in ("b.txt", "a.txt", "sub/c.xz", "sub/notes.md", "d.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -185,7 +191,7 @@ def test_files_folders_and_globs_name_each_file_once_in_order(tmp_path):
         names(f"{folder}/nowhere/*.txt")
 
 
-def test_fingerprint_tells_contents_and_order_but_not_names(tmp_path):
+def test_the_fingerprint_depends_on_contents_and_order_but_not_on_names(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path, text in zip(paths, ["one", "two", "one"], strict=True):
         path.write_text(text)
@@ -195,39 +201,38 @@ def test_fingerprint_tells_contents_and_order_but_not_names(tmp_path):
 
 
 def test_every_novel_is_read(shared):
-    """The card: 46 and 4 files, each with a byte order mark and Windows line ends."""
+    """46 and 4 files, each with a byte order mark and Windows line ends."""
     novels = shared / "data/lm/novels"
     assert [len(find_files([str(novels / s)])) for s in ("train", "valid")] == [46, 4]
     path = novels / "valid/Conrad_Almayer_1895.txt.xz"
     raw = lzma.decompress(path.read_bytes()).decode("utf-8-sig")
     assert read(path) == raw.replace("\r\n", "\n")
-    whole, joined = read(path), read(path, unwrapped=True)
+    whole, joined = read(path), read(path, unwrap=True)
     assert joined.count("\n") < whole.count("\n") / 5
 
 
-def pack_folder(folder: Path, name: str) -> Path:
-    """An archive of one text."""
+def make_archive(folder: Path, name: str) -> Path:
     (folder / "book.txt").write_text("It rained.\n")
-    packed = folder / name
+    path = folder / name
     if name.endswith(".zip"):
-        with zipfile.ZipFile(packed, "w") as archive:
+        with zipfile.ZipFile(path, "w") as archive:
             archive.write(folder / "book.txt", "book.txt")
     else:
-        with tarfile.open(packed, f"w:{Path(name).suffix[1:].replace('tar', '')}") as archive:
+        with tarfile.open(path, f"w:{Path(name).suffix[1:].replace('tar', '')}") as archive:
             archive.add(folder / "book.txt", "book.txt")
-    return packed
+    return path
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
-def test_an_archive_is_no_text(tmp_path, name):
-    packed = pack_folder(tmp_path, name)
-    with pytest.raises(UsageError, match="is NUL, so this is no text") as caught:
-        read(packed)
-    assert caught.value.where == str(packed)
+def test_archives_are_refused(tmp_path, name):
+    path = make_archive(tmp_path, name)
+    with pytest.raises(UsageError, match="is NUL, so this is not a text file") as caught:
+        read(path)
+    assert caught.value.where == str(path)
     assert "Unpack" in caught.value.cure
 
 
-def test_endings_may_be_in_capitals(tmp_path):
+def test_suffixes_may_be_in_capitals(tmp_path):
     (tmp_path / "A.TXT").write_text("one")
     (tmp_path / "B.TXT.GZ").write_bytes(gzip.compress(b"two"))
     (tmp_path / "C.txt.XZ").write_bytes(lzma.compress(b"three"))
@@ -235,12 +240,12 @@ def test_endings_may_be_in_capitals(tmp_path):
     assert [read(path) for path in found] == ["one", "two", "three"]
 
 
-def test_rows_are_read_as_rows_or_refused_however_they_are_packed(tmp_path):
+def test_compressed_rows_are_read_as_rows_or_refused(tmp_path):
     content = b'{"text": "It rained."}\n'
-    for name, pack in (("A.JSONL.GZ", gzip.compress), ("a.jsonl.xz", lzma.compress)):
-        (tmp_path / name).write_bytes(pack(content))
+    for name, compress in (("A.JSONL.GZ", gzip.compress), ("a.jsonl.xz", lzma.compress)):
+        (tmp_path / name).write_bytes(compress(content))
     corpus = open_corpus(CorpusConfig(train="x"), (str(tmp_path / "A.JSONL.GZ"),))
     assert ["".join(document.pieces) for document in corpus.read()] == ["It rained."]
-    with pytest.raises(UsageError, match=r"packed as \.xz") as caught:
+    with pytest.raises(UsageError, match=r"cannot be read from \.xz files") as caught:
         open_corpus(CorpusConfig(train="x"), (str(tmp_path / "a.jsonl.xz"),))
     assert "a.jsonl.xz" in caught.value.where

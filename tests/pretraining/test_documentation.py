@@ -1,4 +1,4 @@
-"""docs/pretraining.md says of every field of a plan what it is, and shows a plan that loads."""
+"""docs/pretraining.md documents every field of a plan, and its example loads."""
 
 import re
 from collections.abc import Iterator
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from finetune.pretraining.plan import Plan
-from finetune.pretraining.plan_loading import load_plan, shipped_plans
+from finetune.pretraining.plan import Plan, load_plan, shipped_plans
 from finetune.recipe.yaml_documents import parse_value
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,24 +16,24 @@ ROWS = dict(re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| \S.* \|$", PAGE, re.MULTIL
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted names and defaults; a field without a default has itself as one."""
+    """Dotted names and defaults; "required" for a field without a default."""
     for name, info in model.model_fields.items():
-        part = info.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            yield from fields(part, f"{prefix}{name}.")
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from fields(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, info.get_default() if not info.is_required() else "required"
 
 
 @pytest.mark.parametrize(("name", "default"), list(fields(Plan)))
-def test_the_page_names_every_field_with_its_default(name, default):
+def test_the_page_gives_the_default_of_every_field(name, default):
     assert name in ROWS
-    said = ROWS[name].strip("`")
-    value = said if isinstance(default, str) and default else parse_value(said)
+    text = ROWS[name].strip("`")
+    value = text if isinstance(default, str) and default else parse_value(text)
     assert (tuple(value) if isinstance(value, list) else value) == default
 
 
-def test_the_page_names_no_field_that_is_not_there():
+def test_the_page_documents_no_other_fields():
     assert ROWS.keys() == dict(fields(Plan)).keys()
 
 
@@ -46,6 +45,6 @@ def test_the_plan_on_the_page_loads(tmp_path):
     assert (plan.shape.style, plan.train.epochs, plan.train.betas) == ("gpt2", 4, (0.9, 0.999))
 
 
-def test_the_page_is_linked_and_names_the_shipped_plans():
+def test_the_readme_links_the_page_and_it_names_the_shipped_plans():
     assert "(docs/pretraining.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in PAGE for name in shipped_plans())

@@ -1,19 +1,18 @@
-"""The plan of a pre-training run: the paper's defaults, and what is refused."""
+"""Plans: the paper's defaults, loading from files, and errors."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from finetune.pretraining.architectures import build_decoder
-from finetune.pretraining.plan import Plan
-from finetune.pretraining.plan_loading import dump_plan, load_plan, parse_plan, shipped_plans
+from finetune.pretraining.plan import Plan, dump_plan, load_plan, parse_plan, shipped_plans
 from task_formats import UsageError
 
 CORPUS = {"train": "books"}
 
 
-def test_what_is_not_said_is_the_papers():
-    """Facts, section 1, pre-training settings."""
+def test_defaults_are_the_papers():
+    """GPT-1, section 4.1."""
     plan = Plan.model_validate({"corpus": CORPUS})
     shape, train = plan.shape, plan.train
     assert (shape.style, shape.layers, shape.width, shape.heads) == ("gpt1", 12, 768, 12)
@@ -28,7 +27,7 @@ def test_what_is_not_said_is_the_papers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corpus": {"train": []}}, "names no file"),
+        ({"corpus": {"train": []}}, "at least 1 item"),
         ({"corpus": {**CORPUS, "trian": "x"}}, "trian"),
         ({"shape": {"width": 100, "heads": 12}}, "width 100 is not a multiple of heads 12"),
         ({"shape": {"style": "llama", "heads": 12, "key_value_heads": 5}}, "key_value_heads 5"),
@@ -40,17 +39,17 @@ def test_what_is_not_said_is_the_papers():
         ({"train": {"learning_rate": 0}}, "greater than 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_invalid_values_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         Plan.model_validate({"corpus": CORPUS, **changes})
 
 
-def test_a_base_brings_its_own_positions():
+def test_a_base_may_have_more_positions_than_the_default_shape():
     plan = Plan.model_validate({"corpus": CORPUS, "base": "gpt2", "train": {"context": 1024}})
     assert plan.train.context == 1024
 
 
-def test_every_shipped_plan_loads_and_comes_back_from_what_a_run_writes():
+def test_shipped_plans_load_and_round_trip_through_yaml():
     assert "tiny" in shipped_plans()
     for name in shipped_plans():
         plan = load_plan(name)
@@ -58,8 +57,8 @@ def test_every_shipped_plan_loads_and_comes_back_from_what_a_run_writes():
         assert parse_plan(dump_plan(plan)) == plan
 
 
-def test_the_shipped_base_fits_its_ten_megabytes():
-    """GPT-2's numbers: 12 · layers · width² and the tables, 2 bytes each; 300 kB of tokenizer."""
+def test_the_shipped_base_is_smaller_than_ten_megabytes():
+    """Two bytes for each of GPT-2's parameters, and 300 kB for the tokenizer."""
     plan = load_plan("tiny")
     shape = plan.shape
     blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
@@ -68,11 +67,11 @@ def test_the_shipped_base_fits_its_ten_megabytes():
     assert plan.train.store == "bf16"
 
 
-def test_the_mini_plan_draws_a_decoder_of_between_20_and_30_million_parameters():
+def test_the_mini_plan_has_29_676_544_parameters():
     plan = load_plan("mini")
     shape, vocabulary = plan.shape, plan.tokenizer.vocabulary
     with torch.device("meta"):
-        decoder = build_decoder(shape, vocabulary, 0, dropout=0.1, spread=0.02, seed=42)
+        decoder = build_decoder(shape, vocabulary, 0, dropout=0.1, initial_std=0.02, seed=42)
     count = sum(part.numel() for part in decoder.parameters())
     blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
     tables = (vocabulary + shape.positions) * shape.width
@@ -80,7 +79,7 @@ def test_the_mini_plan_draws_a_decoder_of_between_20_and_30_million_parameters()
     assert plan.train.store == "bf16"
 
 
-def test_files_lie_beside_the_plan_and_flags_where_the_program_runs(tmp_path):
+def test_paths_are_relative_to_the_plan_and_those_of_overrides_to_the_current_folder(tmp_path):
     (tmp_path / "old").mkdir()
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -111,14 +110,14 @@ def test_files_lie_beside_the_plan_and_flags_where_the_program_runs(tmp_path):
         ("corpus: {train: a}\nshape: {width: 10, heads: 3}", "line 2: shape: width 10 is not"),
     ],
 )
-def test_a_fault_is_named_with_its_line(tmp_path, text, message):
+def test_errors_name_the_line(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         load_plan(path)
 
 
-def test_epochs_that_are_asked_for_outdo_the_updates_of_a_plan(tmp_path):
+def test_overriding_epochs_replaces_the_updates_of_a_plan(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("corpus: {train: a}\ntrain: {epochs: 9, updates: 5}")
     assert load_plan(path).train.updates == 5
@@ -127,21 +126,21 @@ def test_epochs_that_are_asked_for_outdo_the_updates_of_a_plan(tmp_path):
     assert (train.epochs, train.updates) == (2, None)
 
 
-def test_the_recipe_of_a_task_is_no_plan(tmp_path):
+def test_the_recipe_of_a_task_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("task: {format: classification}\ntrain: {max_tokens: 5}")
     with pytest.raises(UsageError, match="this is the recipe of a task, not a plan"):
         load_plan(path)
 
 
-def test_an_unknown_plan_names_the_nearest():
+def test_an_unknown_plan_suggests_the_nearest_name():
     with pytest.raises(UsageError, match=r"'tinny'.*\n.*'tiny'"):
         load_plan("tinny")
     with pytest.raises(UsageError, match="no plan file"):
         load_plan("tiny.yaml")
 
 
-def test_a_tilde_is_the_home_of_whoever_runs_it(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     path = tmp_path / "mine.yaml"
     path.write_text("corpus: {train: ~/texts, shards: ~/shards}\ntokenizer: {path: ~/words}\n")

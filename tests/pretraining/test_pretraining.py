@@ -1,4 +1,4 @@
-"""Pre-training from a plan to a base: what is computed, kept, resumed and refused."""
+"""Pre-training from a plan to a base: losses, perplexity, resuming and errors."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def run(books, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_learns_and_tells_of_it(books, run):
+def test_the_loss_falls_and_is_logged(books, run):
     log = list(read_log(run))
     losses = [event["loss"] for event in log if event["event"] == "train"]
     scores = [event["scores"] for event in log if event["event"] == "evaluate"]
@@ -87,15 +87,15 @@ def test_it_learns_and_tells_of_it(books, run):
     assert read_result(run)["made_with"]["rows"]["train"] > 8
 
 
-def test_the_rate_climbs_and_then_falls_along_a_cosine(run):
+def test_the_learning_rate_warms_up_and_decays_along_a_cosine(run):
     rates = [event["learning_rate"] for event in read_log(run) if event["event"] == "train"]
-    climb = [1e-2 * n / 3 for n in (1, 2, 3)]
-    fall = [1e-2 * (1 + math.cos(math.pi * n / 9)) / 2 for n in range(1, 10)]
-    assert rates == pytest.approx([*climb, *fall], abs=1e-12)
+    warmup = [1e-2 * n / 3 for n in (1, 2, 3)]
+    decay = [1e-2 * (1 + math.cos(math.pi * n / 9)) / 2 for n in range(1, 10)]
+    assert rates == pytest.approx([*warmup, *decay], abs=1e-12)
 
 
-def test_perplexity_is_that_of_transformers_own_loss_over_every_token_once(books, run):
-    """Each block read by transformers alone, in float64, its loss summed over its targets."""
+def test_perplexity_matches_transformers(books, run):
+    """Each block read by transformers in float64; every token is a target once."""
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     text = (books / "valid.txt").read_text()
@@ -117,8 +117,7 @@ def test_perplexity_is_that_of_transformers_own_loss_over_every_token_once(books
     )
 
 
-def test_an_update_has_the_loss_of_transformers_own_on_the_whole_batch(books, tmp_path):
-    """Blocks of one length and no dropout: our update's loss is transformers' mean over them."""
+def test_the_loss_of_an_update_matches_transformers_on_the_whole_batch(books, tmp_path):
     changed = plan(books, dropout=0.0, updates=1, warmup_updates=0)
     for event in events(changed, tmp_path / "run"):
         if isinstance(event, Step):
@@ -138,13 +137,13 @@ def test_an_update_has_the_loss_of_transformers_own_on_the_whole_batch(books, tm
 
 
 def _drawn(plan: Plan, books: Path):
-    decoder = build_decoder(plan.shape, 300, 0, dropout=0.0, spread=0.02, seed=plan.train.seed)
+    decoder = build_decoder(plan.shape, 300, 0, dropout=0.0, initial_std=0.02, seed=plan.train.seed)
     decoder.set_attn_implementation("eager")
     return decoder.eval()
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_stopped_run_goes_on_as_if_it_never_stopped(books, run, tmp_path, stop):
+def test_an_interrupted_run_resumes_bit_equal(books, run, tmp_path, stop):
     folder = tmp_path / "run"
     happening = events(plan(books), folder)
     for event in happening:
@@ -162,7 +161,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("style", ["gpt1", "gpt2", "llama"])
-def test_every_style_gives_a_base_that_fine_tuning_takes(books, tmp_path, style):
+def test_every_style_gives_a_base_for_fine_tuning(books, tmp_path, style):
     result = pretrain(plan(books, style, updates=2, store="bf16"), tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
@@ -170,13 +169,13 @@ def test_every_style_gives_a_base_that_fine_tuning_takes(books, tmp_path, style)
     base = load_decoder(BaseConfig(path=str(tmp_path / "run")))
     assert base.max_positions == 48
     assert len(base.task_tokens.tokenizer) == 300 + 4
-    # What is told is what the saved, rounded weights reach, not those in memory.
+    # The result is that of the saved, rounded weights, not of those in memory.
     last = [event for event in read_log(tmp_path / "run") if event["event"] == "evaluate"][-1]
     assert result.scores["evaluate"]["loss"] == pytest.approx(last["scores"]["loss"], rel=1e-2)
     assert result.scores["evaluate"] != last["scores"]
 
 
-def test_a_base_goes_on_learning_with_its_own_tokenizer_and_shape(books, run, tmp_path):
+def test_a_base_is_trained_further_with_its_own_tokenizer_and_shape(books, run, tmp_path):
     further = plan(books).model_copy(update={"base": str(run)})
     found = list(events(further, tmp_path / "further"))
     first = next(event for event in found if isinstance(event, Step))
@@ -188,7 +187,7 @@ def test_a_base_goes_on_learning_with_its_own_tokenizer_and_shape(books, run, tm
     assert len(tokenizer) == 300
 
 
-def test_short_documents_are_packed_and_each_read_alone(books, tmp_path):
+def test_short_documents_are_packed(books, tmp_path):
     lines = [{"text": f"{sentence}\n"} for sentence in BOOK.splitlines()[:40]]
     lines[7]["text"] = BOOK[:400]
     path = tmp_path / "lines.jsonl"
@@ -202,7 +201,7 @@ def test_short_documents_are_packed_and_each_read_alone(books, tmp_path):
     assert sum(isinstance(event, Evaluated) for event in found) == 2
 
 
-def test_what_a_person_should_know_is_told(books, tmp_path):
+def test_notices_describe_the_corpus_and_a_short_warm_up(books, tmp_path):
     texts = [
         event.text
         for event in events(plan(books, updates=2, warmup_updates=2000), tmp_path / "run")
@@ -221,13 +220,13 @@ def test_what_a_person_should_know_is_told(books, tmp_path):
         ({"shape": {"style": "gpt1", "width": 32, "heads": 2, "feed_forward": 64}}, "4 · width"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error(books, tmp_path, changes, message):
+def test_errors_name_the_cause(books, tmp_path, changes, message):
     values = {**plan(books).model_dump(), **changes}
     with pytest.raises(UsageError, match=message):
         pretrain(Plan.model_validate(values), tmp_path / "run")
 
 
-def test_a_resumed_run_cannot_be_told_something_else(books, tmp_path):
+def test_a_run_cannot_be_resumed_with_another_plan(books, tmp_path):
     happening = events(plan(books), tmp_path / "run")
     for event in happening:
         if isinstance(event, Step) and event.number == 3:

@@ -1,4 +1,4 @@
-"""The byte-level BPE: any text comes back, and the same text gives the same tokenizer."""
+"""The byte-level BPE is lossless and reproducible."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from finetune.models.task_tokens import tokenize
-from finetune.pretraining.tokenizer import END, learn_tokenizer
+from finetune.pretraining.tokenizer import END_OF_TEXT, learn_tokenizer
 from task_formats import UsageError
 
 TEXTS = [
@@ -19,7 +19,7 @@ TEXTS = [
     for n, thing in enumerate(["house", "horse", "garden", "letter", "river"] * 4)
     for owner in ["farmer", "queen", "children", "old sailor"]
 ]
-AGAIN = """
+LEARN = """
 import json, sys
 from finetune.pretraining.tokenizer import learn_tokenizer
 sys.stdout.write(learn_tokenizer(json.load(sys.stdin), 320, 64).backend_tokenizer.to_str())
@@ -32,50 +32,58 @@ def tokenizer():
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_every_text_comes_back(tokenizer, text):
+def test_encoding_is_lossless(tokenizer, text):
     ids = tokenize(tokenizer, [text])[0]
     assert tokenizer.decode(ids) == text
     assert tokenizer.eos_token_id not in ids
 
 
-def test_the_end_of_text_in_a_text_is_mere_text(tokenizer):
-    ids = tokenize(tokenizer, [f"a{END}b"])[0]
+def test_end_of_text_spelled_out_in_a_text_is_not_a_special_token(tokenizer):
+    ids = tokenize(tokenizer, [f"a{END_OF_TEXT}b"])[0]
     assert tokenizer.eos_token_id not in ids
-    assert tokenizer.decode(ids) == f"a{END}b"
+    assert tokenizer.decode(ids) == f"a{END_OF_TEXT}b"
 
 
-def test_it_has_an_end_and_no_pad_and_merges_what_is_frequent(tokenizer):
+def test_it_has_an_end_of_text_token_no_padding_token_and_merges(tokenizer):
     assert len(tokenizer) == 320
-    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token) == (END, END, None)
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token) == (
+        END_OF_TEXT,
+        END_OF_TEXT,
+        None,
+    )
     assert tokenizer.eos_token_id == 0
     assert len(tokenize(tokenizer, [TEXTS[0]])[0]) < len(TEXTS[0]) / 2
     assert tokenizer.model_max_length == 64
 
 
-def test_a_text_of_few_pairs_gives_fewer_tokens():
+def test_a_short_text_gives_fewer_tokens():
     assert len(learn_tokenizer(["ab"], 320, 64)) == 257
 
 
-def test_it_comes_back_from_disk(tokenizer, tmp_path):
+def test_it_loads_from_disk(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert (loaded.eos_token_id, loaded.pad_token, len(loaded)) == (0, None, 320)
 
 
-def test_another_process_with_other_hashes_and_threads_learns_the_same(tokenizer, root):
-    several = {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"}
-    run = subprocess.run(
-        [sys.executable, "-c", AGAIN],
+def test_another_process_with_another_hash_seed_and_threads_learns_the_same(tokenizer, root):
+    environment = {
+        "PYTHONHASHSEED": "7",
+        "RAYON_NUM_THREADS": "2",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", LEARN],
         cwd=root,
-        env={**os.environ, **several},
+        env={**os.environ, **environment},
         input=json.dumps(TEXTS).encode(),
         capture_output=True,
         check=True,
     )
-    assert run.stdout.decode() == tokenizer.backend_tokenizer.to_str()
+    assert process.stdout.decode() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_a_vocabulary_that_cannot_hold_all_bytes_is_refused():
+def test_a_vocabulary_below_257_is_refused():
     with pytest.raises(UsageError, match="256"):
         learn_tokenizer(TEXTS, 256, 64)

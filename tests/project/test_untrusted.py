@@ -21,7 +21,7 @@ from finetune.checkpointing import checkpoint
 from finetune.cli import main
 from finetune.data.readers.files import open_file
 from finetune.models.pretrained import load_decoder
-from finetune.pretraining.plan_loading import load_plan, parse_run_plan
+from finetune.pretraining.plan import load_plan, parse_run_plan
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import BaseConfig, PromptConfig
 from task_formats import UsageError

@@ -50,7 +50,7 @@ def pretrain(
 
     Example: gptft pretrain tiny --corpus novels -o runs/tiny
     """
-    from finetune.pretraining.plan_loading import load_plan
+    from finetune.pretraining.plan import load_plan
 
     flags = {
         "base": base,

@@ -21,7 +21,7 @@ def resume(
     from finetune.cli.commands.pretrain import pretrain_with_display
     from finetune.cli.commands.train import train_with_display
     from finetune.cli.task_sources import find_python_task
-    from finetune.pretraining.plan_loading import is_plan, parse_run_plan
+    from finetune.pretraining.plan import is_plan, parse_run_plan
 
     text = read_recipe(run)  # Raises UsageError if this is not a run directory.
     launch_processes(context, num_processes)

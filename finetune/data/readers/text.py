@@ -1,6 +1,7 @@
 """Byte streams of files, and their lines as text of limited length."""
 
 import gzip
+import lzma
 import sys
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class Line(NamedTuple):
 
 @contextmanager
 def open_stream(path: Path | str) -> Iterator[BinaryIO]:
-    """Opens a file, decompressed if its name ends in .gz; `-` is standard input.
+    """Opens a file, decompressed if its name ends in .gz or .xz; `-` is standard input.
 
     Raises:
         UsageError: There is no such regular file, or reading it fails inside the block.
@@ -35,15 +36,20 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
             yield sys.stdin.buffer
         else:
             with open_input_file(path) as stream:
-                compressed = str(path).lower().endswith(".gz")
-                yield cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if compressed else stream
+                yield _decompress(stream, Path(path).suffix.lower())
     except FileNotFoundError:
         raise UsageError("no such file", where=str(path), cure=_list_folder(Path(path))) from None
     except IsADirectoryError:
         raise UsageError("is a folder, not a file", where=str(path)) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UsageError(what, where=str(path), cure="Check that the file is complete.") from error
+
+
+def _decompress(stream: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    return cast(BinaryIO, lzma.LZMAFile(stream)) if suffix == ".xz" else stream
 
 
 def _list_folder(path: Path) -> str:
