@@ -16,6 +16,7 @@ from finetune.data.known_datasets import (
     normalize_name,
 )
 from finetune.data.readers.files import FORMATS, FileRows, detect_format, open_file
+from finetune.data.readers.text import describe_folder
 from finetune.data.rows import ReadOptions, Rows
 from finetune.recipe.schema import DataConfig
 from task_formats import UsageError
@@ -78,9 +79,9 @@ def _find_split_files(
     for home in plain:
         if files := _plain_files(home, split):
             return FileRows(files, ReadOptions(detect_format(files[0])))
-    nearest = [home for _, home in known] + plain
+    nearest = next(iter([*(home for _, home in known), *plain]), folder)
     what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
-    raise UsageError(what, where=str(folder), cure=_contents(nearest[0] if nearest else folder))
+    raise UsageError(what, where=str(folder), cure=describe_folder(nearest, _listed(nearest)))
 
 
 def _known_layouts(folder: Path, name: str | None, subfolders_only: bool) -> list[KnownDataset]:
@@ -178,9 +179,3 @@ def _single(files: Sequence[Path], home: Path) -> tuple[Path, ...]:
             cure="Keep one of them there, or name the file in the recipe's data.",
         )
     return tuple(files)
-
-
-def _contents(folder: Path) -> str:
-    names = [f"{path.name}/" if path.is_dir() else path.name for path in _listed(folder)]
-    listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
-    return f"In {str(folder)!r} there is {listed or 'nothing'}."

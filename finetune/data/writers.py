@@ -1,4 +1,4 @@
-"""Rows to files, by the rules the readers read by."""
+"""Rows to files that the readers read back."""
 
 import gzip
 import json
@@ -14,29 +14,17 @@ from finetune.data.readers.parquet import ParquetSink
 from task_formats import RowError, UsageError
 
 
-class RowSink(Protocol):
-    """Takes rows, one by one."""
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add one row."""
-        ...
-
-    def close(self, whole: bool) -> None:
-        """Write what is left, if the rows are `whole`; the stream stays open."""
-        ...
-
-
 class PredictionColumns(NamedTuple):
-    """Names of the columns that prediction adds: the label's, and one per class."""
+    """Names of the columns that prediction adds: the label's, and one for each class."""
 
     label: str
     scores: tuple[str, ...]
 
 
 def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> PredictionColumns:
-    """Names for added columns that clash with none of the original ones.
+    """Names the added columns so that they differ from the original ones.
 
-    Raises UsageError where even the longer name is taken.
+    Raises UsageError if the longer name of one is taken, too.
 
     >>> name_columns(["text", "label"], ["no", "yes"])
     PredictionColumns(label='predicted_label', scores=('probability_no', 'probability_yes'))
@@ -56,45 +44,60 @@ def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> Predic
     return PredictionColumns(label, tuple(scores))
 
 
+class RowSink(Protocol):
+    """Writes rows to an open stream."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes one row."""
+        ...
+
+    def close(self, complete: bool) -> None:
+        """Writes the end of the file if the rows are complete; the stream stays open."""
+        ...
+
+
 @contextmanager
 def write_rows(
     path: Path | str, columns: Sequence[str], *, format: str | None = None
 ) -> Iterator[RowSink]:
-    """A sink for rows of these columns: CSV, TSV, JSON lines or Parquet, `.gz` too.
+    """Opens a CSV, TSV, JSON, JSON lines or Parquet file to write rows to.
 
-    `-` is standard output, `format` given. A file appears whole or not at all. A value that is
-    missing is empty. In CSV and TSV what is no text is written as JSON writes it.
+    A regular file appears at the end of the block, complete, or not at all. Missing values are
+    empty; in CSV and TSV, values other than text are written as JSON.
 
         with write_rows("out.csv", ("text", "label")) as sink:
             sink.write({"text": "fine", "label": "yes"})
 
-    Raises UsageError where the file cannot be written, and for a row the format cannot hold.
+    Args:
+        path: The file, compressed if it ends in .gz; `-` is standard output, which needs a format.
+        columns: Columns to write.
+        format: A file ending such as csv; without it the name of the file decides.
+
+    Raises:
+        UsageError: The file cannot be written.
+        RowError: The format cannot hold a row.
     """
     kind = detect_format(path, format)
     name = "standard output" if str(path) == "-" else str(path)
     try:
         with _open_output(path) as stream:
-            sink, whole = _sink(kind, stream, columns, name), False
+            if kind == "parquet":
+                sink: RowSink = ParquetSink(stream, columns, name)
+            elif kind in ("jsonl", "json"):
+                sink = _JsonSink(stream, columns, as_list=kind == "json")
+            else:
+                sink = _TextSink(stream, columns, name, kind)
+            complete = False
             try:
                 yield sink
-                whole = True
+                complete = True
             finally:
-                sink.close(whole)
+                sink.close(complete)
     except BrokenPipeError:
         raise
     except OSError as error:
-        what = f"cannot be written: {error.strerror or error}"
-        raise UsageError(
-            what, where=name, cure="Is there space, and may you write there?"
-        ) from error
-
-
-def _sink(kind: str, stream: BinaryIO, columns: Sequence[str], name: str) -> RowSink:
-    if kind == "parquet":
-        return ParquetSink(stream, columns, name)
-    if kind in ("jsonl", "json"):
-        return JsonSink(stream, columns, as_list=kind == "json")
-    return TextSink(stream, columns, name, kind)
+        what, cure = f"cannot be written: {error.strerror or error}", "Check space and permissions."
+        raise UsageError(what, where=name, cure=cure) from error
 
 
 @contextmanager
@@ -113,8 +116,8 @@ def _open_output(path: Path | str) -> Iterator[BinaryIO]:
     try:
         with open(partial, "wb") as stream:
             if target.suffix == ".gz":
-                with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
-                    yield cast(BinaryIO, packed)
+                with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as compressed:
+                    yield cast(BinaryIO, compressed)
             else:
                 yield stream
         partial.replace(target)
@@ -122,22 +125,21 @@ def _open_output(path: Path | str) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-class TextSink:
-    """CSV with quotes where they are needed, or TSV that refuses what it cannot hold."""
+class _TextSink:
+    """Writes CSV with quotes where needed, or TSV, which refuses tabs and line ends in a field."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str, kind: str) -> None:
         self._stream, self._columns, self._where = stream, tuple(columns), where
-        self._join = self._tabs if kind == "tsv" else self._commas
+        self._join = self._join_tsv if kind == "tsv" else _join_csv
         self._stream.write(self._join(self._columns))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add one row."""
         self._stream.write(self._join([_text(row.get(name)) for name in self._columns]))
 
-    def close(self, whole: bool) -> None:
-        """Nothing is left: every row was written at once."""
+    def close(self, complete: bool) -> None:
+        pass
 
-    def _tabs(self, fields: Sequence[str]) -> bytes:
+    def _join_tsv(self, fields: Sequence[str]) -> bytes:
         line = "\t".join(fields)
         if line.count("\t") >= len(fields) or "\n" in line or "\r" in line:
             bad = next(k for k, text in enumerate(fields) if set(text) & set("\t\n\r"))
@@ -145,17 +147,17 @@ class TextSink:
             raise RowError(what, where=self._where, cure="Write .csv or .jsonl instead of .tsv.")
         return f"{line}\n".encode()
 
-    def _commas(self, fields: Sequence[str]) -> bytes:
-        if len(fields) == 1 and not fields[0]:
-            return b'""\n'
-        return f"{','.join(map(_quoted, fields))}\n".encode()
+
+def _join_csv(fields: Sequence[str]) -> bytes:
+    if len(fields) == 1 and not fields[0]:
+        return b'""\n'
+    return f"{','.join(map(_quote, fields))}\n".encode()
 
 
-def _quoted(text: str) -> str:
-    # csv.writer leaves a lone carriage return bare, which readers take for a line end.
+def _quote(text: str) -> str:
+    # Not csv.writer: it leaves a lone carriage return bare, which readers take for a line end.
     if any(character in text for character in '",\n\r'):
-        text = text.replace('"', '""')
-        return f'"{text}"'
+        return '"' + text.replace('"', '""') + '"'
     return text
 
 
@@ -164,9 +166,7 @@ def _text(value: Any) -> str:
         return value
     if value is None:
         return ""
-    if isinstance(value, bool | int | float | list | dict):
-        return _as_json(value)
-    return str(value)
+    return _as_json(value) if isinstance(value, bool | int | float | list | dict) else str(value)
 
 
 def _as_json(value: Any) -> str:
@@ -176,22 +176,19 @@ def _as_json(value: Any) -> str:
         raise RowError("a value is nested too deeply", cure="Leave its column out.") from None
 
 
-class JsonSink:
-    """JSON, one object a line, or as one list."""
+class _JsonSink:
+    """Writes one JSON object per line, or one list."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], *, as_list: bool) -> None:
         self._stream, self._columns, self._as_list = stream, tuple(columns), as_list
         self._first = True
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add one row; a column it lacks is left out."""
-        kept = {name: row[name] for name in self._columns if name in row}
-        text = _as_json(kept)
-        before = ("[" if self._first else ",\n") if self._as_list else ""
+        text = _as_json({name: row[name] for name in self._columns if name in row})
+        separator = "[" if self._first else ",\n"
+        self._stream.write((f"{separator}{text}" if self._as_list else f"{text}\n").encode())
         self._first = False
-        self._stream.write(f"{before}{text}{'' if self._as_list else chr(10)}".encode())
 
-    def close(self, whole: bool) -> None:
-        """End the list."""
-        if self._as_list and whole:
+    def close(self, complete: bool) -> None:
+        if self._as_list and complete:
             self._stream.write(b"[]\n" if self._first else b"]\n")

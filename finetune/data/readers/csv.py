@@ -94,56 +94,41 @@ def _split_at_tabs(lines: Iterator[Line]) -> Iterator[_Record]:
         yield _Record(number, line.split("\t", MAX_COLUMNS), error)
 
 
-class _RecordLines:
-    """Passes lines to csv.reader and remembers where the current record began."""
-
-    def __init__(self, lines: Iterator[Line], file: str) -> None:
-        self.lines, self.file = lines, file
-        self.line = 0
-        self.start_record()
-
-    def start_record(self) -> None:
-        """Starts a record at the next line."""
-        self.first_line, self.size = self.line + 1, 0
-        self.error: RowError | None = None
-
-    def __iter__(self) -> "_RecordLines":
-        return self
-
-    def __next__(self) -> str:
-        self.line, text, error = next(self.lines)
-        self.error = self.error or error
-        self.size += len(text)
-        if self.size > MAX_ROW_BYTES:
-            raise row_too_long(f"{self.file}, line {self.first_line}")
-        return text
-
-
 def _parse_csv(lines: Iterator[Line], file: str) -> Iterator[_Record]:
     # The limit of the csv module is global and smaller than ours, MAX_ROW_BYTES.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    source = _RecordLines(lines, file)
-    reader = csv.reader(source, strict=True)
+    first_line, size, line_error = 1, 0, None
+
+    def texts() -> Iterator[str]:
+        nonlocal size, line_error
+        for _, text, error in lines:
+            line_error = line_error or error
+            size += len(text)
+            if size > MAX_ROW_BYTES:
+                raise row_too_long(f"{file}, line {first_line}")
+            yield text
+
+    reader = csv.reader(texts(), strict=True)
     while True:
-        source.start_record()
+        first_line, size, line_error = reader.line_num + 1, 0, None
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield _Record(source.first_line, ["?"], _csv_error(error, source))
+            found = _csv_error(error, file, first_line, reader.line_num)
+            yield _Record(first_line, ["?"], found)
         else:
-            yield _Record(source.first_line, fields, source.error)
+            yield _Record(first_line, fields, line_error)
 
 
-def _csv_error(error: csv.Error, source: _RecordLines) -> RowError:
+def _csv_error(error: csv.Error, file: str, first_line: int, last_line: int) -> RowError:
     """The error of one line; raises UsageError if an open quote has swallowed later lines."""
     what, cure = "a stray quote", 'Double every quote inside a field: "He said ""no""".'
     if "end of data" in str(error):
         what = "a quote that is never closed"
     elif "new-line" in str(error):
         what, cure = "a carriage return outside quotes", r"Save it with \n as its line end."
-    if source.line > source.first_line:
-        where = f"{source.file}, lines {source.first_line} to {source.line}"
-        raise UsageError(what, where=where, cure=cure)
-    return RowError(what, where=f"{source.file}, line {source.first_line}", cure=cure)
+    if last_line > first_line:
+        raise UsageError(what, where=f"{file}, lines {first_line} to {last_line}", cure=cure)
+    return RowError(what, where=f"{file}, line {first_line}", cure=cure)

@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import pyarrow
@@ -23,13 +22,15 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
     Raises:
         UsageError: It is not a complete Parquet file, or has too many or equal columns.
     """
-    with _seekable(stream) as source:
-        yield from _read(source, file)
-
-
-def _read(source: BinaryIO, file: str) -> Iterator[LocatedRow]:
+    if not stream.seekable():
+        # The index is at the end of the file, so a pipe is copied first.
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(stream, copy)
+            copy.seek(0)
+            yield from read_parquet(copy, file)
+        return
     try:
-        table = parquet.ParquetFile(source)
+        table = parquet.ParquetFile(stream)
         if len(table.schema_arrow) > MAX_COLUMNS:
             raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file)
         if len(set(table.schema_arrow.names)) < len(table.schema_arrow):
@@ -64,15 +65,10 @@ def _check_length(batch: Any, file: str, before: int) -> None:
 
 
 def _rows(batch: Any, file: str, before: int) -> Iterator[LocatedRow]:
-    try:
-        rows = batch.to_pylist()
-    except UnicodeDecodeError:
-        rows = [_row(batch.slice(k, 1)) for k in range(batch.num_rows)]
-    for number, row in enumerate(rows, start=before + 1):
+    for number, row in enumerate(batch.to_pylist(), start=before + 1):
         location = RowLocation(file, number, "row")
-        if row is None or _has_nul(row):
-            what = "bytes that are not UTF-8" if row is None else "a NUL"
-            yield location, RowError(what, where=str(location), cure="Write the text as UTF-8.")
+        if _has_nul(row):
+            yield location, RowError("a NUL", where=str(location), cure="Remove the character.")
         else:
             yield location, row
 
@@ -83,25 +79,6 @@ def _has_nul(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_has_nul, (*value, *value.values())))
     return isinstance(value, list | tuple) and any(map(_has_nul, value))
-
-
-def _row(batch: Any) -> dict[str, Any] | None:
-    try:
-        return dict(batch.to_pylist()[0])
-    except UnicodeDecodeError:
-        return None
-
-
-@contextmanager
-def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """Copies a pipe to a temporary file: a Parquet file has its index at the end."""
-    if stream.seekable():
-        yield stream
-        return
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(stream, copy)
-        copy.seek(0)
-        yield copy
 
 
 class ParquetSink:

@@ -4,7 +4,7 @@ import gzip
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -38,7 +38,7 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
             with open_input_file(path) as stream:
                 yield _decompress(stream, Path(path).suffix.lower())
     except FileNotFoundError:
-        raise UsageError("no such file", where=str(path), cure=_list_folder(Path(path))) from None
+        raise UsageError("no such file", where=str(path), cure=_neighbours(Path(path))) from None
     except IsADirectoryError:
         raise UsageError("is a folder, not a file", where=str(path)) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -52,13 +52,18 @@ def _decompress(stream: BinaryIO, suffix: str) -> BinaryIO:
     return cast(BinaryIO, lzma.LZMAFile(stream)) if suffix == ".xz" else stream
 
 
-def _list_folder(path: Path) -> str:
-    parent = path.parent
-    if not parent.is_dir():
-        return f"There is no folder {str(parent)!r} either."
-    names = sorted(child.name for child in parent.iterdir() if not child.name.startswith("."))
-    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f"In {str(parent)!r} there is {listed or 'nothing'}."
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"There is no folder {str(path.parent)!r} either."
+    return describe_folder(path.parent, sorted(path.parent.iterdir()))
+
+
+def describe_folder(folder: Path, paths: Sequence[Path]) -> str:
+    """Says what is in a folder, for messages; hidden files are left out."""
+    visible = [path for path in paths if not path.name.startswith(".")]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in visible]
+    listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+    return f"In {str(folder)!r} there is {listed or 'nothing'}."
 
 
 def read_lines(stream: BinaryIO, file: str) -> Iterator[Line]:
