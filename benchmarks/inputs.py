@@ -9,9 +9,10 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from benchspecial_tokens.harness import Scale
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from benchmarks.harness import Scale
 
 SHAPES = {"small": {}, "tiny": {"n_layer": 4, "n_embd": 256, "n_head": 4}}
 """The default of transformers is gpt2-small; tiny shows the overhead of Python."""

@@ -83,17 +83,7 @@ def token_losses(
 ) -> Tensor:
     """Computes the negative log-likelihood of each of M targets, without a gradient.
 
-    At most CHUNK rows of V logits exist at a time.
-
-    Args:
-        states: (M, D) states that predict the targets.
-        weight: (V, D) of the output layer.
-        bias: (V,) of the output layer.
-        target: (M,) tokens.
-        cap: Replaces each logit z by cap · tanh(z / cap).
-
-    Returns:
-        (M,) in nats.
+    Shapes as in `lm_loss`; returns (M,) losses in nats.
     """
     table = weight.to(_compute_dtype(states))
     with torch.no_grad(), _without_autocast(states):

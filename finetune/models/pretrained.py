@@ -1,7 +1,7 @@
 """Loads any pretrained decoder of transformers, ready for the tokens of the input transforms."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -81,12 +81,11 @@ def load_decoder(config: BaseConfig, seed: int = 0) -> Base:
     Raises:
         UsageError: The base does not exist, is no causal decoder, or cannot be read safely.
     """
-    path = find_base(config.path)
-    options = _hub_options(config, path)
-    architecture = _load_architecture(path, config, options)
-    task_tokens, new_tokens = _load_task_tokens(path, config, options)
+    source = _Source(config)
+    architecture = source.architecture()
+    task_tokens, new_tokens = TaskTokens.add_to(source.tokenizer())
     torch.manual_seed(seed)
-    decoder = _load_weights(path, config, architecture, options)
+    decoder = source.decoder(architecture)
     random = config.from_scratch or architecture.model_type == "openai-gpt"
     add_embedding_rows(decoder, task_tokens.tokenizer, new_tokens, random=random)
     if config.lora:
@@ -98,27 +97,20 @@ def load_language_model(config: BaseConfig) -> tuple[PreTrainedModel, PreTrained
     """Loads a decoder in float32 and its tokenizer as they are, without our tokens.
 
     Added tokens would take probability from those that the model learned to predict.
-
-    Raises:
-        UsageError: As in `load_decoder`.
+    Raises UsageError as `load_decoder` does.
     """
-    path = find_base(config.path)
-    options = _hub_options(config, path)
-    architecture = _load_architecture(path, config, options)
-    return _load_weights(path, config, architecture, options), load_base_tokenizer(config)
+    source = _Source(config)
+    return source.decoder(source.architecture()), source.tokenizer()
 
 
 def load_base_tokenizer(config: BaseConfig) -> PreTrainedTokenizerBase:
     """Loads a base's tokenizer as it is. Raises UsageError as `load_decoder` does."""
-    path = find_base(config.path)
-    load = AutoTokenizer.from_pretrained
-    return cast(PreTrainedTokenizerBase, _load(load, path, config, _hub_options(config, path)))
+    return _Source(config).tokenizer()
 
 
 def load_task_tokens(config: BaseConfig) -> TaskTokens:
     """Loads a base's tokens without its weights. Raises UsageError as `load_decoder` does."""
-    path = find_base(config.path)
-    return _load_task_tokens(path, config, _hub_options(config, path))[0]
+    return TaskTokens.add_to(_Source(config).tokenizer())[0]
 
 
 def find_base(path: str) -> str:
@@ -172,113 +164,105 @@ def set_dropout(config: PreTrainedConfig, probability: float) -> None:
             setattr(text_config, name, probability)
 
 
-def _hub_options(config: BaseConfig, path: str) -> dict[str, Any]:
-    return {
-        "revision": config.revision,
-        "trust_remote_code": config.trust_remote_code,
-        "local_files_only": Path(path).is_dir() or not is_hub_reachable(),
-    }
+class _Source:
+    """A base on disk or on the hub. Whatever fails to load is a UsageError."""
 
+    def __init__(self, config: BaseConfig) -> None:
+        self.config, self.path = config, find_base(config.path)
+        self.is_folder = Path(self.path).is_dir()
+        self.options = {
+            "revision": config.revision,
+            "trust_remote_code": config.trust_remote_code,
+            "local_files_only": self.is_folder or not is_hub_reachable(),
+        }
 
-def _load(
-    loader: Callable[..., Any], path: str, config: BaseConfig, options: dict[str, Any]
-) -> Any:
-    """Calls a loader of transformers without its progress bar; any failure is a UsageError."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return loader(path, **{key: value for key, value in options.items() if value is not None})
-    except Exception as error:  # Damaged files raise exceptions of every kind in its parsers.
-        raise _loading_error(config, path, error) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """As the base has it."""
+        loaded = self._load(AutoTokenizer.from_pretrained, **self.options)
+        return cast(PreTrainedTokenizerBase, loaded)
 
-
-def _loading_error(config: BaseConfig, path: str, error: Exception) -> UsageError:
-    text = str(error).strip() or type(error).__name__
-    is_folder = Path(path).is_dir()
-    if "trust_remote_code" in text:
-        return UsageError(
-            f"the base {config.path!r} needs Python code that comes with it",
-            where="base.path",
-            cure="If you trust its source, pass --trust-remote-code.",
+    def architecture(self) -> PreTrainedConfig:
+        """The configuration of a causal decoder, with the recipe's dropout."""
+        loaded = self._load(AutoConfig.from_pretrained, **self.options)
+        architecture = cast(PreTrainedConfig, loaded)
+        # An attention implementation owner/kernel is code that transformers would fetch and run.
+        both = (architecture, architecture.get_text_config())
+        attention = [str(config._attn_implementation) for config in both]
+        if not self.config.trust_remote_code and any("/" in name for name in attention):
+            raise self._error(
+                f"the base {self.config.path!r} asks for attention code from the hub: "
+                f"{attention[0]}",
+                "Remove attn_implementation from its config.json, or pass --trust-remote-code.",
+            )
+        # transformers loads BERT and its relatives as decoders, but they learned to look both ways.
+        encoder_only = type(architecture) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+            architecture, "is_decoder", False
         )
-    if "safetensors" in text and is_folder and not list(Path(path).glob("*.safetensors")):
-        return UsageError(
-            f"the base {config.path!r} has no model.safetensors",
-            where="base.path",
-            cure="Only safetensors are read. Load it with transformers and save_pretrained it.",
+        if encoder_only or getattr(architecture, "is_encoder_decoder", False):
+            raise self._error(
+                f"{self.config.path!r} ({architecture.model_type}) has an encoder, it is no causal "
+                "decoder",
+                "Use a decoder such as gpt2.",
+            )
+        if self.config.dropout is not None:
+            set_dropout(architecture, self.config.dropout)
+        return architecture
+
+    def decoder(self, architecture: PreTrainedConfig) -> PreTrainedModel:
+        """Weights in float32: loaded, or drawn from scratch."""
+        if self.config.from_scratch:
+            trust = self.config.trust_remote_code
+            drawn = self._load(
+                lambda _: AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust)
+            )
+            return optimize_decoder(cast(PreTrainedModel, drawn.float()))
+        decoder, info = self._load(
+            AutoModelForCausalLM.from_pretrained,
+            config=architecture,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **self.options,
         )
-    reason = next(line for line in text.splitlines() if line.strip())
-    cure = "Check the folder's files."
-    if not is_folder:
-        reason = f"no such folder, and the hub failed: {reason}"
-        cure = "Without a network, give a local folder made by save_pretrained, or --base tiny."
-    return UsageError(
-        f"cannot load the base {config.path!r}: {reason}", where="base.path", cure=cure
-    )
+        # transformers only warns of missing weights, and draws them at random.
+        if missing := sorted(info["missing_keys"]):
+            raise self._error(
+                f"the base {self.config.path!r} lacks {len(missing)} weights, including "
+                f"{missing[0]}",
+                "Save the whole model with its language-model head, or train it --from-scratch.",
+            )
+        return optimize_decoder(cast(PreTrainedModel, decoder))
 
+    def _load(self, loader: Callable[..., Any], **options: Any) -> Any:
+        """Calls a loader of transformers without its progress bar."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return loader(self.path, **{k: v for k, v in options.items() if v is not None})
+        except Exception as error:  # Damaged files raise exceptions of every kind in its parsers.
+            raise self._loading_error(str(error).strip() or type(error).__name__) from error
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
-def _load_architecture(path: str, config: BaseConfig, options: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of a causal decoder, with the recipe's dropout."""
-    found = cast(PreTrainedConfig, _load(AutoConfig.from_pretrained, path, config, options))
-    # An attention implementation owner/kernel is code that transformers would fetch and run.
-    attention = [str(c._attn_implementation) for c in (found, found.get_text_config())]
-    if not config.trust_remote_code and any("/" in name for name in attention):
-        raise UsageError(
-            f"the base {config.path!r} asks for attention code from the hub: {attention[0]}",
-            where="base.path",
-            cure="Remove attn_implementation from its config.json, or pass --trust-remote-code.",
-        )
-    # transformers loads BERT and its relatives as decoders, but they learned to look both ways.
-    encoder = type(found) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(found, "is_decoder", 0)
-    if encoder or getattr(found, "is_encoder_decoder", False):
-        raise UsageError(
-            f"{config.path!r} ({found.model_type}) has an encoder, it is no causal decoder",
-            where="base.path",
-            cure="Use a decoder such as gpt2.",
-        )
-    if config.dropout is not None:
-        set_dropout(found, config.dropout)
-    return found
+    def _loading_error(self, text: str) -> UsageError:
+        if "trust_remote_code" in text:
+            return self._error(
+                f"the base {self.config.path!r} needs Python code that comes with it",
+                "If you trust its source, pass --trust-remote-code.",
+            )
+        weights = list(Path(self.path).glob("*.safetensors"))
+        if "safetensors" in text and self.is_folder and not weights:
+            return self._error(
+                f"the base {self.config.path!r} has no model.safetensors",
+                "Only safetensors are read. Load it with transformers and save_pretrained it.",
+            )
+        reason = next(line for line in text.splitlines() if line.strip())
+        cure = "Check the folder's files."
+        if not self.is_folder:
+            reason = f"no such folder, and the hub failed: {reason}"
+            cure = "Without a network, give a local folder made by save_pretrained, or --base tiny."
+        return self._error(f"cannot load the base {self.config.path!r}: {reason}", cure)
 
-
-def _load_task_tokens(
-    path: str, config: BaseConfig, options: dict[str, Any]
-) -> tuple[TaskTokens, list[str]]:
-    return TaskTokens.add_to(_load(AutoTokenizer.from_pretrained, path, config, options))
-
-
-def _load_weights(
-    path: str, config: BaseConfig, architecture: PreTrainedConfig, options: dict[str, Any]
-) -> PreTrainedModel:
-    if config.from_scratch:
-
-        def draw(_: str, **options: Any) -> Any:
-            return AutoModelForCausalLM.from_config(architecture, **options)
-
-        trust = {"trust_remote_code": config.trust_remote_code}
-        drawn = _load(draw, path, config, trust)
-        return optimize_decoder(cast(PreTrainedModel, drawn.float()))
-    options = {
-        **options,
-        "config": architecture,
-        "dtype": torch.float32,
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }
-    loaded = _load(AutoModelForCausalLM.from_pretrained, path, config, options)
-    decoder, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    _check_complete(config, sorted(info["missing_keys"]))
-    return optimize_decoder(decoder)
-
-
-def _check_complete(config: BaseConfig, missing: Sequence[str]) -> None:
-    """Transformers only warns of missing weights, and draws them at random."""
-    if missing:
-        raise UsageError(
-            f"the base {config.path!r} lacks {len(missing)} weights, including {missing[0]}",
-            where="base.path",
-            cure="Save the whole model with its language-model head, or train it --from-scratch.",
-        )
+    def _error(self, what: str, cure: str) -> UsageError:
+        return UsageError(what, where="base.path", cure=cure)

@@ -69,27 +69,14 @@ def packed_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Computes attention as transformers' attention interface asks for it.
+    """Computes attention with the signature of transformers' attention interface.
 
-    Args:
-        module: The attention layer, which knows its number.
-        query: (R, H, T, d).
-        key: (R, G, T, d); G divides H.
-        value: (R, G, T, d).
-        attention_mask: Is ignored: the layout decides.
-        attention_layout: Which token attends to which.
-        prefix_cache: Keys and values of a prefix of all texts.
-        dropout: Probability of dropping an attention weight.
-        scaling: Factor of the scores, 1 / √d by default.
-        sliding_window: Tokens attend to fewer than this many positions back.
-        softcap: Replaces each score z by softcap · tanh(z / softcap).
-        **others: Are ignored where they are known to make no difference.
-
-    Returns:
-        (R, T, H, d), zeros in padding; and None instead of attention weights.
+    (R, H, T, d) queries and (R, G, T, d) keys and values, where G divides H, give (R, T, H, d),
+    zeros in padding. `attention_layout` takes the place of `attention_mask`. A score z becomes
+    softcap · tanh(z / softcap) where there is a cap.
 
     Raises:
-        UsageError: An argument is not supported.
+        UsageError: transformers passes an argument that is not supported.
     """
     unknown = {name for name, given in others.items() if given is not None} - _IGNORED_ARGUMENTS
     if unknown:
@@ -137,10 +124,10 @@ AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
 
 def supports_packed_attention(decoder: PreTrainedModel) -> bool:
-    """True when packed attention can replace the attention of a decoder, so it reads any layout.
+    """True when packed attention can replace a decoder's attention, so that it reads any layout.
 
-    The decoder must pass keyword arguments down to its attention, through transformers' attention
-    interface, and its attention must need no argument that `packed_attention` does not know.
+    The decoder must pass keyword arguments down to transformers' attention interface, and none
+    that `packed_attention` does not know.
     """
     parameters = inspect.signature(decoder.base_model.forward).parameters.values()
     passes_down = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)

@@ -25,9 +25,7 @@ class AttentionLayout:
     A token attends to an earlier column of its own example that is prefix or of its own ending, and
     with a sliding window only to those fewer than `window` positions back.
 
-    Args:
-        batch: R rows of T columns in any layout.
-        last_tokens_only: True where only the state of each view's last token is read.
+    With `last_tokens_only`, only the state of each view's last token is read.
     """
 
     def __init__(self, batch: Batch, last_tokens_only: bool = False) -> None:
@@ -93,16 +91,10 @@ class AttentionLayout:
         return len(span.endings) <= 1 and (window is None or span.longest <= window)
 
     def mask(self, span: Span, window: int | None, dtype: torch.dtype, cached: int = 0) -> Tensor:
-        """Makes the mask of one span, additive: boolean masks are wrong under eager attention.
+        """(L, P + L) mask of a span of L columns after P `cached` tokens of a prefix.
 
-        Args:
-            span: L columns of a row.
-            window: Of a sliding window, if any.
-            dtype: Of the mask.
-            cached: P tokens of a prefix cache, before the columns of the span.
-
-        Returns:
-            (L, P + L), 0 where a token attends to another, else the lowest number of the type.
+        0 where a token attends to another, else the lowest number of the type. It is additive
+        because a boolean mask is silently wrong under eager attention.
         """
         key = (span, window, dtype)
         if key not in self._masks:

@@ -30,13 +30,7 @@ class PaddedGroup(NamedTuple):
 
 
 def group_by_length(spans: Sequence[Span], columns: int, device: torch.device) -> list[PaddedGroup]:
-    """Groups spans so that each is longer than half the longest of its group.
-
-    Args:
-        spans: Of a batch of (R, T) tokens.
-        columns: T.
-        device: Of the indices.
-    """
+    """Groups spans of rows of T `columns`; each is longer than half the longest of its group."""
     return [_padded_group(group, columns, device) for group in _groups(spans)]
 
 
@@ -47,17 +41,9 @@ def padded_attention(
     groups: Sequence[tuple[PaddedGroup, Tensor | None]],
     kernel: AttentionKernel,
 ) -> Tensor:
-    """Computes attention with one call of a kernel per group.
+    """(R, H, T, d) queries, keys, values to (R, T, H, d), with one call of the kernel per group.
 
-    Args:
-        query: (R, H, T, d).
-        key: (R, H, T, d).
-        value: (R, H, T, d).
-        groups: All spans, and the mask of each group.
-        kernel: Computes (S, H, L, d) from a group's queries, keys, values and mask.
-
-    Returns:
-        (R, T, H, d), zeros in columns of no span.
+    Columns that are in no group give zeros. Each group comes with its mask.
     """
     rows, heads, columns, width = query.shape
     packed = [x.transpose(1, 2).reshape(rows * columns, heads, -1) for x in (query, key, value)]

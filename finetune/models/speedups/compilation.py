@@ -19,10 +19,6 @@ def compile_blocks(
     Attention is not compiled: the number of sequences in a row differs from pass to pass. The last
     block is not compiled because it may stop after computing its keys (`last_token`).
 
-    Args:
-        decoder: Is changed in place.
-        backend: Of torch.compile.
-
     Raises:
         UsageError: The blocks cannot be identified, or there is no C++ compiler.
     """

@@ -17,13 +17,9 @@ def draw_mask(count: int, probability: float) -> tuple[Tensor, float]:
     64 random bits decide four values, each by comparing 16 bits with a threshold. On a CPU this
     takes a seventh of the time of Bernoulli draws.
 
-    Args:
-        count: How many values may be dropped.
-        probability: Of dropping a value. It is rounded to a multiple of 2⁻¹⁶.
-
     Returns:
-        (count,) int8, 1 where kept and 0 where dropped; and the factor of the kept values, exact
-        for the rounded probability.
+        (count,) int8, 1 where kept and 0 where dropped; and the factor of the kept values. Both
+        belong to the probability rounded to a multiple of 2⁻¹⁶, so means are exact.
     """
     dropped = min(round(probability * _LEVELS), _LEVELS - 1)
     words = torch.empty(math.ceil(count / 4), dtype=torch.int64).random_(-(2**63), None)

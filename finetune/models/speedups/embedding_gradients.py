@@ -17,9 +17,8 @@ _MARK = "accumulates_in_place"
 def accumulate_in_place(model: nn.Module, processes: int) -> None:
     """Lets the gradients of a model's embeddings accumulate in place, where that is possible.
 
-    Args:
-        model: Its embeddings are marked. Train it with `clear_gradients`.
-        processes: With several, nothing changes: they exchange the gradients that autograd makes.
+    From then on, clear its gradients with `clear_gradients`. With several processes nothing
+    changes: they exchange the gradients that autograd makes.
     """
     for module in model.modules() if processes == 1 else ():
         if type(module) is nn.Embedding and _is_supported(module.weight):

@@ -29,14 +29,7 @@ ALL = Speedups()
 def optimize_decoder(decoder: PreTrainedModel, speedups: Speedups = ALL) -> PreTrainedModel:
     """Gives a decoder packed attention, where its family supports it, and the speed-ups.
 
-    Weights and their names stay.
-
-    Args:
-        decoder: Is changed in place.
-        speedups: Which speed-ups to apply.
-
-    Returns:
-        The same decoder.
+    The decoder is changed in place and returned; its weights and their names stay.
     """
     replace_modules(decoder, speedups)
     if supports_packed_attention(decoder):
