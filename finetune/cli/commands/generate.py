@@ -14,7 +14,6 @@ from task_formats import Row, RowError, UsageError
 
 if TYPE_CHECKING:
     from finetune.data import RowLocation
-    from finetune.prompting.generation import DecodingOptions, TextGenerator
 
 _BATCH_SIZE = 8
 _GENERATED = "generated"
@@ -47,6 +46,7 @@ def generate(
     Example: gptft generate "It was a dark night" --base tiny --temperature 0.8
     """
     silence_libraries()
+    from finetune.data import write_rows
     from finetune.prompting.generation import DecodingOptions, TextGenerator
     from finetune.recipe.schema import BaseConfig
 
@@ -58,21 +58,31 @@ def generate(
         raise UsageError(what, cure="Give texts, or --file FILE.")
     if num_processes > 1 and file in (None, "-"):
         raise UsageError("--num-processes needs a file of prompts", cure="Give --file FILE.")
-    rows = None
     if file is None and output == "-":
         rows_only = {"--column": column, "--batch-size": batch_size}
         refuse_options(rows_only, "only applies to rows of a file", cure="Give --file or -o.")
+        prompts = None
     else:
-        rows = _open_prompts(texts or (), file, column or "text", output)
+        prompts = _open_prompts(texts or (), file, column or "text", output)
     launch_processes(context, num_processes)
     with console(stderr=get_rank() == 0).status(Text(f" loading {base}")):
         config = BaseConfig(path=base, trust_remote_code=trust_remote_code)
         generator = TextGenerator(config, device)
-    if rows is not None:
-        _write_generated(rows, generator, decoding, batch_size or _BATCH_SIZE)
+    if prompts is None:
+        for text in texts or ():
+            _print_generated(text, generator.stream(text, decoding))
         return
-    for text in texts or ():
-        _print_generated(text, generator.stream(text, decoding))
+    pairs = generator.generate_rows(
+        prompts.rows, prompts.column, decoding, batch_size or _BATCH_SIZE
+    )
+    if get_rank() > 0:
+        # Takes part in every batch; the first process writes.
+        deque(pairs, maxlen=0)
+        return
+    columns = [*prompts.columns, _GENERATED]
+    with write_rows(output, columns, format=prompts.output_format) as writer:
+        for row, text in pairs:
+            writer.write({**row, _GENERATED: text})
 
 
 def _print_generated(text: str, pieces: Iterable[str]) -> None:
@@ -85,12 +95,11 @@ def _print_generated(text: str, pieces: Iterable[str]) -> None:
 
 
 class PromptRows(NamedTuple):
-    """Rows with a prompt each, and where to write them with the generated text."""
+    """Rows with a prompt in one of their columns."""
 
     rows: "Iterator[tuple[RowLocation, Row]]"
     columns: list[str]
-    prompt_column: str
-    output: str
+    column: str
     output_format: str
 
 
@@ -112,7 +121,7 @@ def _open_prompts(texts: Sequence[str], file: str | None, column: str, output: s
     if _GENERATED in columns:
         what = f"the rows already have a column {_GENERATED!r}"
         raise UsageError(what, where=file or "", cure="Rename it in the input.")
-    return PromptRows(rows, columns, column, output, output_format)
+    return PromptRows(rows, columns, column, output_format)
 
 
 def _check_rows(
@@ -127,23 +136,3 @@ def _check_rows(
             what = f"no text in column {column!r}: {row[column]!r:.40}"
             raise RowError(what, where=str(location), cure="Give every row a text.")
         yield location, row
-
-
-def _write_generated(
-    prompts: PromptRows,
-    generator: "TextGenerator",
-    decoding: "DecodingOptions",
-    batch_size: int,
-) -> None:
-    """Writes each row with the text generated from its prompt."""
-    from finetune.data import write_rows
-
-    pairs = generator.generate_rows(prompts.rows, prompts.prompt_column, decoding, batch_size)
-    if get_rank() > 0:
-        # Takes part in every batch; the first process writes.
-        deque(pairs, maxlen=0)
-        return
-    columns = [*prompts.columns, _GENERATED]
-    with write_rows(prompts.output, columns, format=prompts.output_format) as writer:
-        for row, text in pairs:
-            writer.write({**row, _GENERATED: text})
