@@ -8,7 +8,6 @@ from rich.console import Console
 
 from finetune.cli import main
 from finetune.cli.comparison_display import make_comparison_table
-from finetune.cli.options import repeat_option_names
 from finetune.comparison import Row, ScoreSummary, Table, curve
 from finetune.comparison.table import format_row
 from finetune.recipe.loading import dump_recipe
@@ -127,14 +126,6 @@ def test_nothing_is_asked_and_nothing_has_a_rate_of_its_own_unless_wanted(words,
 def test_a_mistake_is_told_with_exit_code_2(words, done, capsys, more, message):
     assert main([*words, *more, "--no-plot"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_words_after_an_option_are_its_values():
-    many = {"--shots", "--only"}
-    words = ["--shots", "0", "4", "--only", "a", "-o", "x", "--shots=3"]
-    assert repeat_option_names(words, many) == [
-        "--shots", "0", "--shots", "4", "--only", "a", "-o", "x", "--shots=3",
-    ]  # fmt: skip
 
 
 # -- the figure ------------------------------------------------------------------------------------

@@ -95,26 +95,6 @@ def test_a_closed_pipe_is_no_message(failing, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "what", "cure"),
-    [
-        (["trian"], "no such command 'trian'. Did you mean 'train'", "gptft --help"),
-        (["train", "--task", "rte", "--epoch", "3"], "--epoch", "gptft train --help"),
-        (["train", "--task", "rte", "--epochs", "x"], "'--epochs'", "gptft train --help"),
-        (["train"], "--task", "gptft train --help"),
-        (["show"], "TASK", "gptft show --help"),
-        (["train", "--task", "rte", "--layout", "flat"], "'--layout'", "gptft train --help"),
-        (["train", "--task", "rte", "--num-processes", "0"], "--num-processes", "train --help"),
-    ],
-)
-def test_misspelt_commands_are_mistakes_too(words, what, cure, capsys):
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert what in error
-    assert cure in error
-
-
 def test_a_process_of_several_leaves_its_fault_in_a_file(failing, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv(faults.ERROR_FOLDER, str(tmp_path))
     monkeypatch.setenv("RANK", "3")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.cli.options import RECIPE_FLAGS, collect_overrides
+from finetune.cli.options import RECIPE_FLAGS, collect_overrides, parse_seeds, repeat_option_names
 from finetune.cli.task_sources import find_task
 from finetune.recipe.schema import Recipe
 from task_formats import UsageError
@@ -64,3 +64,18 @@ def test_a_folder_on_the_command_line_is_seen_from_the_current_one(tmp_path, mon
     recipe = find_task("rte", changes).recipe
     assert recipe.data.path == str(tmp_path / "copies")
     assert recipe.base.path == "gpt2"
+
+
+def test_values_after_an_option_belong_to_it():
+    words = ["--shots", "0", "4", "--only", "a", "-o", "x", "--shots=3"]
+    assert repeat_option_names(words, {"--shots", "--only"}) == [
+        "--shots", "0", "--shots", "4", "--only", "a", "-o", "x", "--shots=3",
+    ]  # fmt: skip
+
+
+def test_seeds_are_ranges_and_lists():
+    assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
+    assert parse_seeds("0,0-1,7") == [0, 1, 7]
+    for wrong in ("", "4-2", "4294967296", "one", "-1", "0-4294967295"):
+        with pytest.raises(UsageError, match="invalid seeds"):
+            parse_seeds(wrong)

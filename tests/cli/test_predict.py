@@ -1,0 +1,102 @@
+"""`gptft evaluate` and `gptft predict`."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from finetune.checkpointing.run_folder import read_result
+from finetune.cli import main
+from finetune.data import read_rows
+from tests.cli.conftest import read_scores, round_scores
+from tests.support.jobs import write_rows
+
+FIRST_TEXT = {"entailment": "premise", "similarity": "one", "multiple_choice": "story"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """The current folder is not that of the run."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *words):
+    """Standard output of a command that succeeds."""
+    assert main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def read(name):
+    return [row for _, row in read_rows(name)]
+
+
+def test_evaluate_gives_the_scores_of_training(trained, capsys):
+    result = round_scores(read_result(trained.run)["scores"])
+    assert read_scores(run(capsys, "evaluate", trained.run)) == result
+    more = read_scores(run(capsys, "evaluate", trained.run, "--split", "more"))
+    assert more == {"more": result["more"]}
+    both = run(capsys, "evaluate", trained.run, "--split", "train", "--split", "evaluate")
+    assert list(read_scores(both)) == ["train", "evaluate"]
+
+
+def test_predictions_have_the_scores_of_training(trained, capsys):
+    run(capsys, "predict", trained.run, trained.folder / "held-out.jsonl", "-o", "out.jsonl")
+    given, predicted = read(trained.folder / "held-out.jsonl"), read("out.jsonl")
+    assert [{name: row[name] for name in given[0]} for row in predicted] == given
+    result = next(iter(read_result(trained.run)["scores"].values()))
+    if trained.kind == "similarity":
+        squares = [(row["predicted_label"] - row["label"]) ** 2 for row in predicted]
+        assert sum(squares) / len(squares) == pytest.approx(result["mse"], rel=1e-5)
+        return
+    names = ["no", "yes"] if trained.kind == "entailment" else list("ABCD")
+    correct = 0
+    for row in predicted:
+        probabilities = [row[f"probability_{name}"] for name in names]
+        known = [value for value in probabilities if value is not None]
+        assert sum(known) == pytest.approx(1)
+        assert len(known) == (2 if trained.kind == "entailment" else len(row["choices"]))
+        assert row["predicted_label"] == names[probabilities.index(max(known))]
+        label = row["label"] if trained.kind == "entailment" else names[row["label"]]
+        correct += row["predicted_label"] == label
+    assert correct / len(predicted) == pytest.approx(result["accuracy"])
+
+
+def test_every_file_format_holds_the_same(trained, capsys, monkeypatch):
+    file = trained.folder / "more.jsonl"
+    run(capsys, "predict", trained.run, file, "-o", "all.jsonl")
+    rows = read("all.jsonl")
+    labels = [row["predicted_label"] for row in rows]
+    for name in ("out.csv", "out.parquet", "out.json"):
+        run(capsys, "predict", trained.run, file, "-o", name)
+        again = read(name)
+        expected = [str(label) for label in labels] if name == "out.csv" else labels
+        assert [row["predicted_label"] for row in again] == expected
+        assert list(again[0]) == list(rows[0])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    piped = run(capsys, "predict", trained.run, "-", "--input-format", "jsonl")
+    assert [json.loads(line) for line in piped.splitlines()] == rows
+
+
+def test_unusable_rows_stop_the_command_or_are_skipped(trained, tmp_path, capsys):
+    good = [
+        {name: value for name, value in row.items() if name != "label"}
+        for row in read(trained.folder / "more.jsonl")
+    ]
+    field = FIRST_TEXT[trained.kind]
+    write_rows(
+        tmp_path / "new.jsonl", [*good[:3], {**good[3], field: "  ", "question": ""}, *good[4:]]
+    )
+    words = ["predict", str(trained.run), "new.jsonl", "-o", "out.jsonl"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("error: new.jsonl, line 4: empty text")
+    assert not (tmp_path / "out.jsonl").exists()
+    assert main([*words, "--on-bad-row", "skip"]) == 0
+    error = capsys.readouterr().err
+    assert "Labelled 11 rows into out.jsonl." in error
+    assert "skipped: new.jsonl, line 4: empty text" in error
+    predicted = read("out.jsonl")
+    assert [row[field] for row in predicted] == [row[field] for row in good[:3] + good[4:]]
+    # Without labels in the input the prediction is simply the label.
+    assert "label" in predicted[0]
+    assert "predicted_label" not in predicted[0]
