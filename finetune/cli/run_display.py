@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -129,7 +130,9 @@ def display_events(
                 case Notice():
                     out.print(make_note(event.text), soft_wrap=True)
                 case Finished():
-                    return event.result
+                    # Early stopping ends before the planned number of updates.
+                    updates = progress.update or event.result.updates
+                    return replace(event.result, updates=updates)
     return None
 
 

@@ -1,9 +1,8 @@
 """`gptft pretrain`."""
 
-from finetune.pretraining.plan import is_plan, parse_plan
-
 from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.cli import main
+from finetune.pretraining.plan import is_plan, parse_plan
 
 
 def test_a_plan_and_a_folder_of_texts_make_a_base(base):
