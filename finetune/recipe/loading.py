@@ -1,40 +1,99 @@
-"""Recipes as files: found, read, changed by flags, and written with every value."""
+"""Recipes as files: finding, loading and writing them."""
 
 import os
-from collections.abc import Container, Mapping
-from os.path import expanduser
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.overrides import apply_overrides, read_text, validate
+from finetune.recipe.errors import validate
+from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.schema import Recipe
-from finetune.recipe.yaml_documents import Path as KeyPath
-from finetune.recipe.yaml_documents import parse_document, write_document
+from finetune.recipe.yaml_documents import (
+    Document,
+    parse_document,
+    read_document,
+    write_document,
+)
 from task_formats import UsageError, suggest
 
 TRUST_VARIABLE = "GPTFT_TRUST_REMOTE_CODE"
-"""The variable that lets files and runs ask for what --trust-remote-code asks for in a command."""
+"""Environment variable that replaces --trust-remote-code."""
 _SPLITS = ("train", "evaluate", "predict")
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Recipe:
-    """The recipe of a shipped task, or of a YAML file, with some values changed.
+    """Loads the recipe of a shipped task or of a YAML file.
 
-    `overrides` maps dotted paths to values, {"train.epochs": 5}. Data files that the file names
-    are looked for beside it, those of `overrides` where the program runs.
+    Args:
+        name_or_path: A task's name, or a YAML file. Data files in it are relative to its folder.
+        overrides: Dotted key to value, as in {"train.epochs": 5}. Files in them are relative to the
+            current folder.
 
-    Raises UsageError for a name nobody knows, a file that cannot be read, and every fault of its
-    contents with the line it stands on.
+    Returns:
+        The recipe, its data files with absolute paths.
+
+    Raises:
+        UsageError: There is no such recipe, or it is not valid; the message names the line.
     """
     path = _find_recipe(name_or_path)
-    recipe = parse_recipe(read_text(path), str(path))
-    check_code_trust("base.trust_remote_code", recipe.base.trust_remote_code, overrides, str(path))
-    return override_recipe(_place_files(recipe, path.resolve().parent), overrides)
+    document = apply_overrides(Recipe, read_document(path), overrides)
+    recipe = _validate(document)
+    trusted = recipe.base.trust_remote_code
+    check_code_trust("base.trust_remote_code", trusted, overrides, str(path))
+    return resolve_paths(recipe, path.resolve().parent, overrides)
 
 
-def check_code_trust(key: str, wanted: bool, said: Container[str], where: str) -> None:
-    """UsageError where nobody but the file itself says that a base's code can be trusted."""
-    if wanted and key not in said and os.environ.get(TRUST_VARIABLE) != "1":
+def parse_recipe(text: str, where: str = "") -> Recipe:
+    """Returns the recipe in a YAML text; paths in it stay as they are."""
+    return _validate(parse_document(text, where))
+
+
+def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe with other values at some dotted keys (see `apply_overrides`)."""
+    document = Document(recipe.model_dump(exclude_unset=True))
+    return _validate(apply_overrides(Recipe, document, overrides))
+
+
+def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ()) -> Recipe:
+    """Returns the recipe with absolute paths for the data files and folders that it names.
+
+    Args:
+        recipe: The recipe.
+        folder: The folder that paths of data are relative to.
+        overrides: Keys whose paths are relative to the current folder, as `base.path` always is.
+    """
+
+    def resolve(key: str, path: str | None) -> str | None:
+        if path in (None, "", "-"):
+            return path
+        is_override = any(f"{key}.".startswith(f"{override}.") for override in overrides)
+        return str((Path.cwd() if is_override else folder) / os.path.expanduser(str(path)))
+
+    data, changes = recipe.data, dict[str, Any]()
+    if data.path is not None:
+        source = Path(str(resolve("data.path", data.path)))
+        # `nyu-mll/glue` is a data set of the hub, unless there is such a folder.
+        if data.path.startswith((".", "~")) or source.is_dir():
+            changes["path"] = str(source.resolve())
+    else:
+        changes = {name: resolve(f"data.{name}", getattr(data, name)) for name in _SPLITS}
+        extra = {name: resolve(f"data.extra.{name}", file) for name, file in data.extra.items()}
+        changes["extra"] = extra
+    updates: dict[str, Any] = {"data": data.model_copy(update=changes)}
+    base = Path(recipe.base.path).expanduser()
+    if base.is_dir():  # not a hub id or a name
+        updates["base"] = recipe.base.model_copy(update={"path": str(base.resolve())})
+    return recipe.model_copy(update=updates)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Returns the recipe as YAML with every value written out; it loads back equal."""
+    return write_document(recipe.model_dump())
+
+
+def check_code_trust(key: str, wanted: bool, overrides: Container[str], where: str) -> None:
+    """UsageError if only the file itself says that the Python code of a base can be trusted."""
+    if wanted and key not in overrides and os.environ.get(TRUST_VARIABLE) != "1":
         raise UsageError(
             f"{key}: true would run Python code that comes with the base",
             where=where,
@@ -42,60 +101,31 @@ def check_code_trust(key: str, wanted: bool, said: Container[str], where: str) -
         )
 
 
-def parse_recipe(text: str, where: str = "") -> Recipe:
-    """The recipe that a YAML text holds; file names in it stay as they are."""
-    document = parse_document(text, where)
-    if "corpus" in document.data and "task" not in document.data:
-        raise UsageError(
-            "this is a plan of pre-training, which has no task",
-            where=where,
-            cure="gptft pretrain takes it; the folder that this makes is a --base for gptft train.",
-        )
-    return _type(document.data, document.lines, where)
-
-
-def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with the values at some dotted paths changed, and checked again.
-
-    Values may be text from a command line: `3e-5` becomes a number where a number is wanted,
-    `null` nothing, `{0: no, 1: yes}` a mapping, and `yes` stays the word it is.
-    """
-    said = apply_overrides(Recipe, recipe.model_dump(exclude_unset=True), changes)
-    return _forget_unsaid_files(_type(said, {}, ""))
-
-
-def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with whole paths for the data and the base that it names as seen from a folder.
-
-    So a run made by `Recipe(...)` in Python can be read from anywhere. Splits that are not said
-    are those of a data set, and without one there are none.
-    """
-    recipe = _place_files(_forget_unsaid_files(recipe), folder)
-    base = folder / recipe.base.path
-    if not base.is_dir():  # a hub id, or a name
-        return recipe
-    part = recipe.base.model_copy(update={"path": str(base.resolve())})
-    return recipe.model_copy(update={"base": part})
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every value written out; it loads back equal."""
-    return write_document(recipe.model_dump())
-
-
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    inside = Path(__file__).parents[1] / "recipes"
-    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    """Returns the recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def shipped_folder() -> Path:
+    """Returns the folder of shipped recipes: in an installed package, or in the repository."""
+    installed = Path(__file__).parents[1] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors: types, defaults and descriptions."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Recipe.model_json_schema(),
-    }
+    """Returns the JSON schema of a recipe, for editors: types, defaults and descriptions."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **Recipe.model_json_schema()}
+
+
+def _validate(document: Document) -> Recipe:
+    if "corpus" in document.data and "task" not in document.data:
+        raise UsageError(
+            "this is a pre-training plan, not a recipe",
+            where=document.where,
+            cure="Use gptft pretrain with it, and its result as --base of gptft train.",
+        )
+    return validate(Recipe, document)
 
 
 def _find_recipe(name: str | Path) -> Path:
@@ -111,49 +141,5 @@ def _find_recipe(name: str | Path) -> Path:
         raise UsageError(f"no recipe file {name}", cure="Check the path; `gptft new` writes one.")
     raise UsageError(
         f"unknown task {str(name)!r}",
-        cure=f"{suggest(str(name), known)} A recipe of your own is named with its .yaml.",
+        cure=f"{suggest(str(name), known)} For a recipe of yours give its path, with .yaml.",
     )
-
-
-def _type(data: Any, lines: Mapping[KeyPath, int], where: str) -> Recipe:
-    """The values as a recipe whose parts fit together."""
-    recipe = validate(Recipe, data, lines, where)
-    try:
-        recipe.task.build()
-        for name in recipe.task.prompts:
-            recipe.task.with_prompt(name).build()
-    except UsageError as error:
-        raise (error.located(where) if where else error) from None
-    return recipe
-
-
-def _place_files(recipe: Recipe, folder: Path) -> Recipe:
-    """Files and folders that the recipe names, as they lie from the recipe."""
-    part = recipe.data
-    changes: dict[str, Any] = {}
-    if part.path is not None:
-        # `nyu-mll/glue` is a data set of the hub unless such a folder lies beside the recipe.
-        if part.path.startswith(".") or (folder / part.path).is_dir():
-            changes["path"] = str((folder / part.path).resolve())
-    else:
-        said = {name: getattr(part, name) for name in _SPLITS if name in part.model_fields_set}
-        changes = {name: _place(file, folder) for name, file in said.items()}
-        if part.extra:
-            changes["extra"] = {name: _place(file, folder) for name, file in part.extra.items()}
-    return (
-        recipe.model_copy(update={"data": part.model_copy(update=changes)}) if changes else recipe
-    )
-
-
-def _place(file: str | None, folder: Path) -> str | None:
-    return file if file in (None, "", "-") else str(folder / expanduser(str(file)))
-
-
-def _forget_unsaid_files(recipe: Recipe) -> Recipe:
-    """`train` and `validation` are splits of a data set; without one they are no files."""
-    part = recipe.data
-    unsaid = [name for name in _SPLITS if name not in part.model_fields_set]
-    if part.path is not None or not unsaid:
-        return recipe
-    part = part.model_copy(update=dict.fromkeys(unsaid))
-    return recipe.model_copy(update={"data": part})

@@ -1,4 +1,4 @@
-"""What a run is told: the typed parts of a recipe, with the paper's values as defaults."""
+"""The typed sections of a recipe. Defaults are the values of the GPT-1 paper."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -20,18 +20,24 @@ from task_formats import (
 )
 from task_formats.labels import as_text
 
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+# Strict numbers: Python would take true for 1.
+Positive = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
+Number = Annotated[float, Field(strict=True)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0)]
+Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]
 SEED_LIMIT = 2**32
-"""Seeds are below this: scikit-learn's and NumPy's generators take no others."""
-Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
-Epochs = Annotated[float, Field(gt=0, le=1e6)]
+"""Seeds are below this: the generators of scikit-learn and NumPy accept no others."""
+Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
+Epochs = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+RawLabel = bool | str | int | float
+"""A value of a column, as the data has it."""
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
 _FOR_SCORES = ("pearson", "spearman", "mse")
 
 
 class StrictModel(BaseModel):
-    """What every part of a recipe shares: unknown keys are refused, values never change."""
+    """Base class of all sections: unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -61,64 +67,60 @@ def _is_resume_safe(section: BaseModel, name: str) -> bool:
 
 
 class CustomFormatConfig(StrictModel):
-    """Views of one's own, each a list of texts with {fields}."""
+    """A format of your own."""
 
     views: tuple[tuple[str, ...], ...]
-    """For every view the texts it joins; one that names {choice} is repeated for every choice."""
+    """Views, each a list of texts with {fields}. A view with {choice} is repeated per choice."""
 
 
 class PromptConfig(StrictModel):
-    """The task asked in words, for zero- and few-shot evaluation."""
+    """The task in words, for zero- and few-shot evaluation."""
 
     text: str
     """The question, with {fields}."""
     answers: dict[str, str] | str
-    """A word for every label name, or one template with {choice}."""
+    """Label name to words, or one template with {choice}."""
     separator: str = "\n\n"
-    """What stands between two solved examples."""
+    """Text between demonstrations."""
     normalization: Literal["none", "token", "byte", "prior"] = "none"
-    """How an answer's log-likelihood is normalised (GPT-3, section 2.4)."""
+    """How the log-likelihood of an answer is normalized (GPT-3, section 2.4)."""
     prior: str = "Answer: "
-    """The context of the unconditional probability, for `normalization: prior`."""
+    """Context of the unconditional probability, for `normalization: prior`."""
     threshold: Literal["train", "median"] | None = None
-    """For two labels and one answer, a text like "{text}": the last label is meant where it is
-    likelier than this: the best threshold on the training split, or the questions' median."""
+    """With two labels and one answer such as "{text}": predict the second label if the answer's
+    log-likelihood exceeds the best threshold on the training split, or the median."""
 
 
 class TaskConfig(StrictModel):
-    """How a row becomes an example, what its label may be, and how answers are scored."""
+    """How a row becomes an example, its labels, and the metrics."""
 
     format: str | CustomFormatConfig
     """classification, entailment, similarity, multiple_choice, or {views: ...}."""
     columns: dict[str, str | tuple[str, ...]]
-    """Field to column: a bare name, a {template} over columns, or for choices a list of these."""
-    values: dict[str, dict[str | int | float, str]] = {}
-    """Column to raw value to the word that stands for it: {question: {cause: because}}."""
-    labels: dict[bool | str | int | float, str] | tuple[str, ...] | None = None
-    """Raw value to name, in the order of the head's outputs; or the names alone."""
-    range: tuple[float, float] | None = None
-    """For a score: its lowest and highest value."""
+    """Field to column: a name, a {template} over columns, or for choices a list of these."""
+    values: dict[str, dict[RawLabel, str]] = {}
+    """Column to words that replace its values: {question: {cause: because}}."""
+    labels: dict[RawLabel, str] | tuple[str, ...] | None = None
+    """Raw value to label name, in the order of the head's outputs; or a list of names."""
+    range: tuple[Number, Number] | None = None
+    """Lowest and highest value of a score."""
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("accuracy",)
-    """The first one, or `select`, decides which state of the model is the best."""
+    """Metrics to compute. The first one, or `select`, decides which checkpoint is the best."""
     select: Literal["first", "mean"] = "first"
-    """Choose the best state by the first metric or by the mean of all."""
+    """Select the best checkpoint by the first metric or by the mean of all."""
     positive: str | None = None
-    """The label name that F1 counts; without it, the last of two."""
-    unlabelled: tuple[str | int, ...] = ()
-    """Raw labels that mean "no label" in this data set: such rows are left out, and counted."""
+    """The label that F1 counts [default: the second of two]."""
+    unlabelled: tuple[RawLabel, ...] = ()
+    """Raw labels that mean "no label" in this data set. Such rows are left out and counted."""
     prompt: PromptConfig | None = None
-    """The task in words; without it there is no zero- or few-shot evaluation."""
+    """The task in words. Without it there is no zero- or few-shot evaluation."""
     prompts: dict[str, PromptConfig] = resume_safe({})
-    """Other ways to ask, by name: `gptft ask --prompt gpt1`."""
+    """Further prompts by name, for `gptft prompt --prompt NAME`."""
 
     @model_validator(mode="after")
-    def _one_kind_of_label(self) -> "TaskConfig":
+    def _check_labels_and_metrics(self) -> "TaskConfig":
         if (self.labels is None) == (self.range is None):
             raise ValueError("give exactly one of labels and range")
-        return self
-
-    @model_validator(mode="after")
-    def _metrics_that_fit(self) -> "TaskConfig":
         for metric in self.metrics:
             if (metric in _FOR_SCORES) != (self.range is not None):
                 raise UsageError(
@@ -129,19 +131,26 @@ class TaskConfig(StrictModel):
             names = Classes.of(self.labels).names
             if self.positive is not None and self.positive not in names:
                 raise UsageError(
-                    f"positive is {self.positive!r}, which is no label",
+                    f"positive is not a label (got {self.positive!r})",
                     cure=suggest(self.positive, names),
                 )
             if "f1" in self.metrics and self.positive is None and len(names) > 2:
                 raise UsageError(
-                    "f1 is about one label, and there are more than two",
-                    cure="Name it with positive, or take macro_f1.",
+                    "f1 needs one positive label, and there are more than two labels",
+                    cure="Set task.positive, or use macro_f1.",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_task(self) -> "TaskConfig":
+        self.build()
+        for name in self.prompts:
+            self.with_prompt(name).build()
         return self
 
     @classmethod
     def from_task(cls, task: Task) -> "TaskConfig":
-        """How a recipe says what a Task is; without its prompt, and without its code."""
+        """Describes a Task, without its prompt and its code."""
         named = next((name for name, known in FORMATS.items() if known == task.format), None)
         bounds = (task.labels.low, task.labels.high) if isinstance(task.labels, Range) else None
         return cls(
@@ -159,17 +168,17 @@ class TaskConfig(StrictModel):
         )
 
     def with_prompt(self, name: str) -> "TaskConfig":
-        """The same task asked with another of its prompts; UsageError where it has none such."""
+        """Returns the task with another of its prompts; UsageError if there is none."""
         if name not in self.prompts:
-            cure = suggest(name, self.prompts) if self.prompts else "It has none besides its own."
+            cure = suggest(name, self.prompts) if self.prompts else "It has no `prompts`."
             raise UsageError(f"the task has no prompt {name!r}", where="task.prompts", cure=cure)
         return self.model_copy(update={"prompt": self.prompts[name]})
 
     def build(self, read: Callable[[Row], Row] | None = None) -> Task:
-        """The task itself; UsageError where the parts do not fit together."""
-        custom = self.format
+        """Builds the task; UsageError if its parts do not fit together."""
+        views = self.format
         return Task(
-            format=named_format(custom) if isinstance(custom, str) else Format(custom.views),
+            format=named_format(views) if isinstance(views, str) else Format(views.views),
             columns=self.columns,
             labels=Range(*self.range) if self.range else Classes.of(self.labels or ()),
             metrics=self.metrics,
@@ -179,7 +188,7 @@ class TaskConfig(StrictModel):
             },
             positive=self.positive,
             prompt=Prompt(**self.prompt.model_dump()) if self.prompt else None,
-            unlabelled=frozenset(map(str, self.unlabelled)),
+            unlabelled=frozenset(map(as_text, self.unlabelled)),
             read=read,
         )
 
@@ -192,14 +201,14 @@ class TaskConfig(StrictModel):
 
 
 class LoraConfig(StrictModel):
-    """Low-rank adapters through peft; head and new token rows are trained in full."""
+    """Low-rank adapters (LoRA). The head and new token embeddings are trained in full."""
 
-    rank: Annotated[int, Field(gt=0, le=4096)] = 8
-    """Width of every adapter."""
-    alpha: float = Field(16.0, gt=0)
-    """An adapter's output is scaled by alpha / rank."""
+    rank: Annotated[int, Field(strict=True, gt=0, le=4096)] = 8
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 16.0
+    """The output of an adapter is scaled by alpha / rank."""
     dropout: Fraction = 0.0
-    """Dropout on an adapter's input."""
+    """Dropout on the input of an adapter."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get an adapter."""
 
@@ -212,108 +221,118 @@ class BaseConfig(StrictModel):
     revision: str | None = None
     """A branch, tag or commit on the hub."""
     from_scratch: bool = False
-    """Keep only the shape and the tokenizer; draw the weights anew (the paper's ablation)."""
+    """Use only the configuration and tokenizer, and initialize the weights at random."""
     dropout: Fraction | None = 0.1
-    """Every dropout of the decoder; null leaves what its own configuration says."""
+    """All dropout of the decoder; null keeps the values of its configuration."""
     trust_remote_code: bool = resume_safe(False)
     """Run Python code that comes with the base. Only for sources you trust."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters and leave the decoder's own weights alone; null trains all."""
+    """Train low-rank adapters instead of the decoder's weights; null trains all weights."""
 
 
 class DataConfig(StrictModel):
-    """Where rows come from: a hub data set, a folder, or files beside the recipe."""
+    """Where rows come from: a hub data set, a folder, or files."""
 
     path: str | None = None
-    """A hub data set, or a local folder (`--data`). Without it the splits below are files."""
+    """A hub data set or a local folder. Without it, the splits below are files."""
     name: str | None = None
-    """The configuration of a hub data set, and the folder's name in a local copy."""
+    """The configuration of a hub data set, and its folder in a local copy."""
     revision: str | None = None
     """A branch, tag or commit of a hub data set."""
     train: str | None = "train"
-    """The split, or file, that is trained on."""
+    """The training split or file."""
     evaluate: str | None = "validation"
-    """The split, or file, that is evaluated on."""
+    """The evaluation split or file."""
     predict: str | None = None
-    """The split, or file, without labels."""
+    """The split or file to predict; it needs no labels."""
     extra: dict[str, str] = {}
-    """Further evaluation splits or files by name; `ax/test` is the split test of the name ax."""
+    """Further evaluation splits or files by name; `ax/test` is split test of configuration ax."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    """Stop at an invalid row, or skip, count and list it."""
     limit: Positive | None = None
     """Use only the first rows of every split."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_default_files(cls, data: Any) -> Any:
+        """Without a data set, `train` and `validation` are not the names of splits."""
+        if isinstance(data, dict) and data.get("path") is None:
+            return {"train": None, "evaluate": None, **data}
+        return data
+
     @model_validator(mode="after")
-    def _names_of_their_own(self) -> "DataConfig":
+    def _check_names(self) -> "DataConfig":
         if taken := {"train", "evaluate", self.evaluate} & self.extra.keys():
             raise UsageError(
-                f"a split of data.extra is called {max(map(str, taken))!r}, as another one is",
-                cure="Give it a name of its own: its scores would take the other's place.",
+                f"data.extra uses the name of another split: {max(map(str, taken))!r}",
+                cure="Rename it: scores are saved by the name of the split.",
             )
         return self
 
 
 class TrainConfig(StrictModel):
-    """How to train. Defaults are those of GPT-1, section 4.1."""
+    """How to train (defaults: GPT-1, section 4.1)."""
 
-    learning_rate: float = Field(6.25e-5, gt=0)
-    """The highest rate, reached after the warm-up."""
+    learning_rate: PositiveFloat = 6.25e-5
+    """Peak learning rate, reached after the warm-up."""
     batch_size: Positive = 32
-    """Examples in one update, over all processes."""
+    """Examples per update, over all processes."""
     epochs: Epochs = 3
-    """Passes over the training split; a part of one is fine."""
-    fraction: float = Field(1, gt=0, le=1)
-    """Part of the labelled training rows: stratified by label and drawn by the seed. With one seed
-    a smaller part lies within every larger one."""
-    lm_coefficient: float = Field(0.5, ge=0)
-    """λ of L3 = L2 + λ · L1; 0 computes no language-model loss at all."""
+    """Number of epochs; may be fractional."""
+    fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
+    """Fraction of the labelled training rows to use, stratified by label and drawn by the seed. For
+    one seed, a smaller fraction is a subset of a larger one."""
+    lm_coefficient: NonNegativeFloat = 0.5
+    """λ of L3 = L2 + λ · L1; 0 computes no language-model loss."""
     warmup: Fraction = 0.002
-    """Part of all updates over which the rate climbs from 0; it then falls linearly to 0."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled decay on every tensor with more than one dimension."""
+    """Fraction of all updates with linear warm-up; then the rate decays linearly to 0."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay, on every tensor with more than one dimension."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Adam's memory of gradients and of their squares."""
-    epsilon: float = Field(1e-8, gt=0)
-    """Adam's guard against division by zero."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this global norm."""
+    """Adam's decay rates of the first and second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Clip gradients to this global norm."""
     head_dropout: Fraction = 0.1
-    """Dropout on the state that the head reads."""
+    """Dropout on the input of the head."""
     max_tokens: Positive = 512
-    """Longest view, special tokens included."""
+    """Maximum sequence length in tokens, special tokens included."""
     incomplete_batch: Literal["keep", "drop"] = "keep"
-    """The rest of an epoch: a smaller update, or none as in the original code."""
+    """Keep or drop the incomplete last batch of an epoch (the original code drops it)."""
     evaluations: Positive = 1
     """Evaluations per epoch."""
     patience: Positive | None = resume_safe(None)
-    """Stop after this many evaluations without a better score."""
+    """Stop after this many evaluations without improvement."""
     seed: Seed = 42
-    """Decides the head's first weights, the order of examples, and dropout."""
+    """Random seed."""
     layout: Literal["auto", "separate", "shared", "packed"] = resume_safe("auto")
-    """How views fill rows. All give the same result; auto takes the fastest the base allows."""
+    """How views are arranged in batches. Results are equal; auto takes the fastest possible."""
     tokens_per_forward: Positive | None = resume_safe(None)
-    """Most tokens in one forward pass; an update is split as needed, with the same gradient."""
+    """Maximum number of tokens in one forward pass [default: by available memory]. Updates are
+    split as needed, with the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 over fp32 weights; auto takes it where hardware is made for it."""
+    """bf16 computes in bfloat16 with fp32 weights; auto uses it where hardware supports it."""
     deterministic: bool = False
-    """On a GPU: the same bits every time, more slowly. A CPU always gives the same bits."""
+    """Use deterministic GPU kernels, which are slower. A CPU is always deterministic."""
     compile: bool = False
-    """Compile the decoder's blocks with torch.compile: slow to start, then faster."""
+    """Compile the blocks of the decoder with torch.compile: slower to start, then faster."""
     most_refused: Positive = resume_safe(10)
-    """Updates in a row refused for numbers that are not finite after which the run stops."""
-    checkpoint_minutes: float | None = resume_safe(10, gt=0)
-    """Minutes between checkpoints, besides one per epoch; null here and below: only on a signal."""
+    """Stop after this many consecutive updates with non-finite gradients."""
+    checkpoint_minutes: PositiveFloat | None = resume_safe(10)
+    """Minutes between checkpoints, in addition to one per epoch. If this and checkpoint_updates are
+    null, checkpoints are only written on a signal."""
     checkpoint_updates: Positive | None = resume_safe(None)
-    """Updates between checkpoints, instead of or besides the minutes."""
+    """Updates between checkpoints."""
 
 
 class Recipe(StrictModel):
-    """Everything a run is told. What is not said is the paper's."""
+    """A complete fine-tuning run. Values that are not given are those of the GPT-1 paper."""
 
     about: str = ""
     """One line for `gptft tasks`."""
     task: TaskConfig
-    """How a row becomes an example, and how answers are scored."""
+    """How a row becomes an example, its labels, and the metrics."""
     base: BaseConfig = BaseConfig()
     """The pretrained decoder."""
     data: DataConfig = DataConfig()

@@ -1,131 +1,79 @@
-"""YAML as recipes use it: plain values of YAML 1.2's core schema, and the line each stands on."""
+"""YAML files as plain values with line numbers, and back.
 
+ruamel.yaml parses and writes. Scalars are those of YAML 1.2's core schema; tags, anchors and
+aliases are refused.
+"""
+
+import io
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from ruamel.yaml import YAML, events
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from finetune.storage.files import decode_utf8, explain_os_errors
 from task_formats import UsageError
 
-Path = tuple[str | int | float | bool | None, ...]
+KeyPath = tuple[str | int | float | bool | None, ...]
 """The keys and indices that lead to a value."""
 
+MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
-"""A text of nothing but brackets must not exhaust the stack."""
-
-# YAML 1.2, section 10.3.2. PyYAML alone reads `3e-5` as text, `yes` as true, `1:30` as 90 and
-# `2001-01-01` as a date.
-_CORE = {
-    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", "~nN\0"),
-    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "tag:yaml.org,2002:float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
+_SCALARS = (  # YAML 1.2.2, section 10.3.2
+    (re.compile(r"|~|null|Null|NULL"), lambda text: None),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text[0] in "tT"),
+    (re.compile(r"[-+]?[0-9]+"), int),
+    (re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+"), lambda text: int(text, 0)),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
+    (
+        re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+        lambda text: float(text.replace(".", "")),
     ),
-}
+)
+_PLAIN = re.compile(r"[A-Za-z/]([\w ./+-]*[\w./])?")
+"""Text that is written without quotes."""
+_END = (events.MappingEndEvent, events.SequenceEndEvent)
 
 
 class Document(NamedTuple):
-    """What a YAML text holds, and where."""
+    """The values of a YAML file and where they stand."""
 
     data: Any
-    lines: Mapping[Path, int]
-    """The line of every key and item, counted from 1."""
+    lines: Mapping[KeyPath, int | None] = {}
+    """The line of every key and item, from 1; None for values that are not from the file."""
+    where: str = ""
+    """The file, as messages name it."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only: no tags, no anchors, no merge keys, no repeated keys."""
+def read_document(path: Path) -> Document:
+    """Reads a YAML file whose content is a mapping.
 
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise _fault(event, "an anchor or alias (& or *)", "Write the value out, or quote it.")
-        tag = getattr(event, "tag", None)
-        if tag not in (None, "!"):
-            raise _fault(event, f"the tag {tag!r}", "Recipes hold plain values only.")
-        if self.depth >= MAX_DEPTH:
-            raise _fault(event, f"more than {MAX_DEPTH} levels", "Recipes are at most a few deep.")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Nothing: `<<` is a key like any other."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _fault(key_node, "a key that is not one word", "Write key: value.")
-            key = self.construct_object(key_node)
-            if key in found:
-                raise _fault(key_node, f"the key {key!r} a second time", "Keep one of them.")
-            found[key] = self.construct_object(value_node, deep=True)
-        return found
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        text = node.value
-        if len(text) > 40:
-            raise _fault(node, f"a number of {len(text)} digits", "Quote it if it is text.")
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        return int(text, base)
-
-    def construct_float(self, node: yaml.ScalarNode) -> float:
-        return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    Raises:
+        UsageError: The file cannot be read, is larger than 256 KiB, or is not valid.
+    """
+    with explain_os_errors(path), path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        what = f"larger than {MAX_BYTES // 1024} KiB, the maximum for a recipe"
+        raise UsageError(what, where=str(path), cure="A recipe names the data; is this the data?")
+    return parse_document(decode_utf8(content, str(path)), str(path))
 
 
-class _Section(dict[str, Any]):
-    """A mapping that is written with a line for every key."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or 1.2 would take for something else than text."""
-
-    def represent_section(self, section: _Section) -> yaml.Node:
-        return self.represent_mapping("tag:yaml.org,2002:map", section, flow_style=False)
-
-    def represent_text(self, text: str) -> yaml.Node:
-        # Other styles would fold line ends and turn rare ones into blanks.
-        style = None if text.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(_Section, _Dumper.represent_section)
-_Dumper.add_representer(str, _Dumper.represent_text)
-_Loader.yaml_implicit_resolvers = {}
-for _tag, (_pattern, _first) in _CORE.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(
-            _tag, re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
-        )
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
-
-
-def parse_document(text: str, where: str) -> Document:
-    """A YAML text that is one mapping; UsageError with file and line where it is not."""
+def parse_document(text: str, where: str = "") -> Document:
+    """Parses a YAML text whose content is a mapping; UsageError with file and line otherwise."""
     document = _parse(text, where)
-    if document.data is None:
-        raise UsageError("the recipe is empty", where=where, cure="`gptft new` writes one.")
     if not isinstance(document.data, dict):
-        raise UsageError(
-            f"the recipe is {describe_value(document.data)}, not a mapping",
-            where=where,
-            cure="It has the keys about, task, base, data and train.",
-        )
+        what = f"the file must contain a mapping (got {format_value(document.data)})"
+        raise UsageError(what, where=where, cure="`gptft new` writes a recipe.")
     return document
 
 
 def parse_value(text: str) -> Any:
-    """A number, list, mapping or the like as YAML reads it; any other text as it is.
-
-    Text is taken from YAML only when quoted: nobody expects `--set about="five # six"` to lose
-    its end.
+    """Returns a number, list, mapping etc. as YAML reads it, and any other text unchanged.
 
     >>> parse_value("3e-5"), parse_value("{0: no}"), parse_value("five # six"), parse_value("null")
     (3e-05, {0: 'no'}, 'five # six', None)
@@ -134,114 +82,137 @@ def parse_value(text: str) -> Any:
         value = _parse(text, "").data
     except UsageError:
         return text
+    # Unquoted text is not YAML: a "#" does not start a comment.
     return text if isinstance(value, str) and text[:1] not in ("'", '"') else value
 
 
+def format_value(value: Any) -> str:
+    """Returns a value for a message, at most 60 characters."""
+    names = {"None": "null", "True": "true", "False": "false"}
+    text = names.get(repr(value), repr(value))
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
 def write_document(data: Mapping[str, Any]) -> str:
-    """YAML that `parse_document` reads back equal: a line for every key of the parts."""
-    parts = {
-        key: _Section(_plain(value)) if isinstance(value, Mapping) else value
-        for key, value in data.items()
-    }
-    return yaml.dump(
-        _Section(parts),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-        default_flow_style=None,
-    )
+    """Returns YAML that `parse_document` reads back equal, with a line for every key."""
+    yaml, stream = YAML(), io.StringIO()
+    yaml.width = 100
+    yaml.dump(_to_ruamel(data, depth=0), stream)
+    return stream.getvalue()
 
 
 def compare_documents(old: str, new: str) -> list[str]:
-    """What two texts say differently: "train.epochs was 3, is 5".
+    """Lists the differences of two YAML texts.
 
     >>> compare_documents("train: {seed: 1, epochs: 3}", "train: {seed: 1, epochs: 5}")
     ['train.epochs was 3, is 5']
     """
-    before, after = (dict(_leaves(parse_document(text, "").data, "")) for text in (old, new))
-    return [
-        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
-        for name in {**before, **after}
-        if before.get(name) != after.get(name)
-    ]
+    before, after = (dict(_flatten(parse_document(text).data, "")) for text in (old, new))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed]
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, dict):
-        yield name, value
+        yield key, value
         return
-    for key, inner in value.items():
-        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-
-
-def describe_value(value: Any) -> str:
-    """A value of YAML in a sentence.
-
-    >>> describe_value([1, 2]), describe_value("many")
-    ('the list [1, 2]', "'many'")
-    """
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:56]} ..."
-    match value:
-        case None:
-            return "empty"
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return f"the number {shown}"
-        case Mapping():
-            return f"the mapping {shown}"
-        case list() | tuple():
-            return f"the list {shown}"
-    return shown
+    for name, inner in value.items():
+        yield from _flatten(inner, f"{key}.{name}" if key else str(name))
 
 
 def _parse(text: str, where: str) -> Document:
-    loader: _Loader | None = None
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return Document(None, {})
-        return Document(loader.construct_document(node), dict(_find_lines(loader, node, ())))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(
-            error.problem or "not YAML",
-            where=", ".join(filter(None, (where, line))),
-            cure=error.note or "This is not valid YAML: look at indents, colons and quotes there.",
-        ) from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        what = str(error).splitlines()[0]
-        raise UsageError(what, where=where, cure="Remove the character.") from None
-    except (ValueError, OverflowError) as error:  # "\U00110000", handed to chr()
-        raise UsageError(f"not YAML: {error}", where=where, cure="Look at its escapes.") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+        return _Parser(text, where).parse()
+    except MarkedYAMLError as error:
+        what, cure = error.problem or "not valid YAML", "Check indentation, colons and quotes."
+        place = _format_place(where, error.problem_mark or error.context_mark)
+    except UsageError:
+        raise
+    except (YAMLError, ValueError, OverflowError) as error:  # a character that is not allowed
+        what, place, cure = str(error).splitlines()[0], where, "Check the characters and escapes."
+    raise UsageError(what, where=place, cure=cure)
 
 
-def _fault(at: Any, what: str, cure: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=f"found {what}", problem_mark=at.start_mark, note=cure)
+class _Parser:
+    """Builds plain values from the events of ruamel's parser."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self._events: Iterator[Any] = YAML(typ="safe", pure=True).parse(text)
+        self._where = where
+        self._lines: dict[KeyPath, int | None] = {}
+
+    def parse(self) -> Document:
+        data = None
+        next(self._events)  # the start of the stream
+        if isinstance(next(self._events), events.DocumentStartEvent):
+            data = self._value(next(self._events), ())
+            next(self._events)  # the end of the document
+            if not isinstance(event := next(self._events), events.StreamEndEvent):
+                raise self._error(event, "another document", "Keep one document.")
+        return Document(data, self._lines, self._where)
+
+    def _value(self, event: Any, path: KeyPath) -> Any:
+        if isinstance(event, events.AliasEvent) or event.anchor:
+            raise self._error(event, "an anchor or alias (& or *)", "Write the value, or quote it.")
+        if event.tag not in (None, "!"):
+            raise self._error(event, f"the tag {event.tag!r}", "Recipes contain plain values only.")
+        if len(path) >= MAX_DEPTH:
+            raise self._error(event, f"more than {MAX_DEPTH} levels", "Remove nested brackets.")
+        if isinstance(event, events.ScalarEvent):
+            return self._scalar(event)
+        return self._collection(path, isinstance(event, events.MappingStartEvent))
+
+    def _scalar(self, event: events.ScalarEvent) -> Any:
+        text: str = event.value
+        if not event.implicit[0]:  # quoted
+            return text
+        try:
+            return _parse_scalar(text)
+        except ValueError:  # Python reads no integer of more than 4300 digits
+            raise self._error(event, f"a number of {len(text)} digits", "Quote text.") from None
+
+    def _collection(self, path: KeyPath, is_mapping: bool) -> dict[Any, Any] | list[Any]:
+        items: dict[Any, Any] = {}
+        while not isinstance(event := next(self._events), _END):
+            key = self._value(event, path) if is_mapping else len(items)
+            if is_mapping and not isinstance(event, events.ScalarEvent):
+                raise self._error(event, "a key that is not a scalar", "Write key: value.")
+            if key in items:
+                raise self._error(event, f"the key {key!r} twice", "Keep one of them.")
+            inner = (*path, key)
+            self._lines[inner] = event.start_mark.line + 1
+            items[key] = self._value(next(self._events) if is_mapping else event, inner)
+        return items if is_mapping else list(items.values())
+
+    def _error(self, event: Any, what: str, cure: str) -> UsageError:
+        place = _format_place(self._where, event.start_mark)
+        return UsageError(f"found {what}", where=place, cure=cure)
 
 
-def _find_lines(loader: _Loader, node: yaml.Node, path: Path) -> Iterator[tuple[Path, int]]:
-    if isinstance(node, yaml.MappingNode):
-        inner = [(loader.construct_object(key), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = [(index, value, value) for index, value in enumerate(node.value)]
-    else:
-        return
-    for name, start, value in inner:
-        yield (*path, name), start.start_mark.line + 1
-        yield from _find_lines(loader, value, (*path, name))
+def _parse_scalar(text: str) -> Any:
+    return next((convert(text) for form, convert in _SCALARS if form.fullmatch(text)), text)
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, all through."""
+def _format_place(where: str, mark: Any) -> str:
+    line = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return ", ".join(filter(None, (where, line)))
+
+
+def _to_ruamel(value: Any, depth: int) -> Any:
+    """Values with their style: inner collections of scalars stand in one line."""
+    if isinstance(value, str):
+        is_plain = _PLAIN.fullmatch(value) and not any(
+            form.fullmatch(value) for form, _ in _SCALARS
+        )
+        return value if is_plain else DoubleQuotedScalarString(value)
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    result: CommentedMap | CommentedSeq
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
+        result, inner = CommentedMap(), list(value.values())
+        result.update({_to_ruamel(k, depth): _to_ruamel(v, depth + 1) for k, v in value.items()})
+    else:
+        result, inner = CommentedSeq(_to_ruamel(item, depth + 1) for item in value), list(value)
+    if depth > 1 and not any(isinstance(item, Mapping | list | tuple) for item in inner):
+        result.fa.set_flow_style()
+    return result

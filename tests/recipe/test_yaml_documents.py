@@ -1,4 +1,4 @@
-"""YAML as recipes use it: YAML 1.2's plain values, one mapping, nothing that runs or explodes."""
+"""YAML files: plain values of YAML 1.2 with lines; tags, aliases and deep nesting are refused."""
 
 import itertools
 import math
@@ -69,33 +69,33 @@ def test_plain_values_are_those_of_yaml_1_2(text, value):
 @pytest.mark.parametrize(
     ("text", "place", "what"),
     [
-        ("", "a.yaml", "the recipe is empty"),
-        ("# nothing", "a.yaml", "the recipe is empty"),
-        ("- 1", "a.yaml", "the list [1], not a mapping"),
-        ("five", "a.yaml", "'five', not a mapping"),
-        ("x: 1\ny: 2\nx: 3", "a.yaml, line 3, column 1", "the key 'x' a second time"),
-        ("x: {1: a, 01: b}", "a.yaml, line 1, column 11", "the key 1 a second time"),
-        ("x: {1: a, true: b}", "a.yaml, line 1, column 11", "the key True a second time"),
-        ("x: {1: {a: 1, a: 2}}", "a.yaml, line 1, column 15", "the key 'a' a second time"),
+        ("", "a.yaml", "must contain a mapping (got null)"),
+        ("# nothing", "a.yaml", "must contain a mapping (got null)"),
+        ("- 1", "a.yaml", "must contain a mapping (got [1])"),
+        ("five", "a.yaml", "must contain a mapping (got 'five')"),
+        ("x: 1\ny: 2\nx: 3", "a.yaml, line 3, column 1", "the key 'x' twice"),
+        ("x: {1: a, 01: b}", "a.yaml, line 1, column 11", "the key 1 twice"),
+        ("x: {1: a, true: b}", "a.yaml, line 1, column 11", "the key True twice"),
+        ("x: {1: {a: 1, a: 2}}", "a.yaml, line 1, column 15", "the key 'a' twice"),
         ("x: &a 1\ny: *a", "a.yaml, line 1, column 4", "an anchor or alias"),
         ("x: *a", "a.yaml, line 1, column 4", "an anchor or alias"),
         ("x: !!python/object/apply:os.system [ls]", "a.yaml, line 1, column 4", "the tag"),
         ("!!python/name:os.system x", "a.yaml, line 1, column 1", "the tag"),
         ("x: !include /etc/passwd", "a.yaml, line 1, column 4", "the tag '!include'"),
-        ("? [a]\n: 1", "a.yaml, line 1, column 3", "a key that is not one word"),
+        ("? [a]\n: 1", "a.yaml, line 1, column 3", "a key that is not a scalar"),
         ("x: [1, 2", "a.yaml, line 1, column 9", "expected"),
         ("x: {y: 1\nz: 2", "a.yaml, line 2, column 2", "expected ',' or '}'"),
         ("x: a: b", "a.yaml, line 1, column 5", "mapping values are not allowed here"),
         ("\tx: 1", "a.yaml, line 1, column 1", "cannot start any token"),
-        ("x: 1\n---\nx: 2", "a.yaml, line 2, column 1", "found another document"),
+        ("x: 1\n---\nx: 2", "a.yaml, line 2, column 1", "another document"),
         ("x: \0", "a.yaml", "unacceptable character #x0000"),
         (f"x: {'9' * 5000}", "a.yaml, line 1, column 4", "a number of 5000 digits"),
         ("[" * 100_000, f"a.yaml, line 1, column {MAX_DEPTH + 1}", "more than 32 levels"),
-        ("{a: " * 50_000, "a.yaml, line 1, column 126", "more than 32 levels"),
+        ("{a: " * 50_000, "a.yaml, line 1, column 129", "more than 32 levels"),
         ("- " * 50_000, "a.yaml, line 1, column 65", "more than 32 levels"),
     ],
 )
-def test_what_is_no_recipe_is_refused_where_it_stands(text, place, what):
+def test_invalid_yaml_is_an_error_with_its_place(text, place, what):
     with pytest.raises(UsageError) as caught:
         parse_document(text, "a.yaml")
     assert caught.value.where == place
