@@ -4,15 +4,12 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from finetune.cli.options import Overrides
-from finetune.recipe.loading import load_recipe, override_recipe
+from finetune.recipe.loading import load_recipe, override_recipe, resolve_paths
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from task_formats import Format, Task, UsageError, suggest
-
-_LOCAL_PATHS = ("data.path", "base.path")
-"""Overrides that may name a folder, relative to the current one."""
 
 
 class TaskSource(NamedTuple):
@@ -33,38 +30,17 @@ def find_task(name: str, overrides: Overrides) -> TaskSource:
     Raises:
         UsageError: There is no such task; the message suggests the nearest name.
     """
-    overrides = {key: resolve_local_path(key, value) for key, value in overrides.items()}
     module, colon, attribute = name.rpartition(":")
     if colon and not Path(name).exists() and not Path(module).is_absolute():
         task = import_task(module, attribute)
         recipe = override_recipe(Recipe(task=TaskConfig.from_task(task)), overrides)
-        return TaskSource(attribute, _resolve_files(recipe, overrides), task)
-    recipe = load_recipe(name, overrides)
-    return TaskSource(Path(name).stem, _resolve_files(recipe, overrides), None)
+        return TaskSource(attribute, resolve_paths(recipe, Path.cwd()), task)
+    return TaskSource(Path(name).stem, load_recipe(name, overrides), None)
 
 
 def find_python_task(name: str | None) -> Task | None:
     """The Task of an option `--task module:attribute`, or None if the option is absent."""
     return find_task(name, {}).task if name else None
-
-
-def _resolve_files(recipe: Recipe, overrides: Overrides) -> Recipe:
-    """Makes paths of data files given as overrides absolute."""
-    if recipe.data.path is not None:
-        return recipe
-    files = {
-        key: str(Path(value).expanduser().resolve())
-        for key, value in overrides.items()
-        if key.startswith("data.") and isinstance(value, str) and Path(value).expanduser().is_file()
-    }
-    return override_recipe(recipe, files)
-
-
-def resolve_local_path(key: str, value: Any) -> Any:
-    """The value of an override; absolute if it names an existing folder."""
-    if key in _LOCAL_PATHS and isinstance(value, str) and Path(value).expanduser().exists():
-        return str(Path(value).expanduser().resolve())
-    return value
 
 
 def import_task(module: str, attribute: str) -> Task:

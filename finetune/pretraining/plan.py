@@ -1,17 +1,27 @@
 """Plans of pre-training: the schema, whose defaults are GPT-1's, and plans as YAML files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetune.recipe.loading import check_code_trust
-from finetune.recipe.overrides import apply_overrides, read_text, validate
-from finetune.recipe.schema import Epochs, Fraction, Positive, Seed, StrictModel, resume_safe
-from finetune.recipe.yaml_documents import parse_document, write_document
-from task_formats import UsageError, suggest
+from finetune.recipe.errors import validate
+from finetune.recipe.loading import check_code_trust, find_yaml_file, shipped_folder
+from finetune.recipe.overrides import apply_overrides
+from finetune.recipe.schema import (
+    Epochs,
+    Fraction,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Seed,
+    StrictModel,
+    resume_safe,
+)
+from finetune.recipe.yaml_documents import Document, parse_document, read_document, write_document
+from task_formats import UsageError
 
 Paths = Annotated[
     tuple[str, ...],
@@ -46,7 +56,7 @@ class TokenizerConfig(StrictModel):
 
     path: str | None = None
     """Folder or Hub id of a tokenizer; default: learn a byte-level BPE from the corpus."""
-    vocabulary: Annotated[int, Field(ge=257, le=2**20)] = 40_000
+    vocabulary: Annotated[int, Field(strict=True, ge=257, le=2**20)] = 40_000
     """Size of the learned vocabulary: 256 bytes, the end of text, and merges."""
 
 
@@ -55,7 +65,7 @@ class ShapeConfig(StrictModel):
 
     style: Literal["gpt1", "gpt2", "llama"] = "gpt1"
     """Position of the norms, activation and position encoding."""
-    layers: Annotated[int, Field(gt=0, le=1024)] = 12
+    layers: Annotated[int, Field(strict=True, gt=0, le=1024)] = 12
     """Number of blocks."""
     width: Positive = 768
     heads: Positive = 12
@@ -85,9 +95,9 @@ class ShapeConfig(StrictModel):
 class PretrainConfig(StrictModel):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
-    learning_rate: float = Field(2.5e-4, gt=0)
+    learning_rate: PositiveFloat = 2.5e-4
     """Peak learning rate, reached after the warm-up and followed by cosine decay to 0."""
-    warmup_updates: Annotated[int, Field(ge=0)] = 2000
+    warmup_updates: Annotated[int, Field(strict=True, ge=0)] = 2000
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
     epochs: Epochs = 100
@@ -100,13 +110,13 @@ class PretrainConfig(StrictModel):
     """Cut blocks from the concatenated documents; by default no block crosses a boundary."""
     dropout: Fraction = 0.1
     """Dropout probability of the decoder."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay on everything but biases and gains."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
     """Maximum global norm of the gradient."""
-    initial_spread: float = Field(0.02, gt=0)
+    initial_spread: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
     seed: Seed = 42
     tokens_per_forward: Positive | None = resume_safe(None)
@@ -119,7 +129,7 @@ class PretrainConfig(StrictModel):
     """Validations over the whole run."""
     most_refused: Positive = resume_safe(10)
     """Stop after this many consecutive updates with a non-finite loss or gradient."""
-    checkpoint_minutes: float | None = resume_safe(10, gt=0)
+    checkpoint_minutes: PositiveFloat | None = resume_safe(10)
     """Minutes between checkpoints, besides one per epoch; if this and the next are null, only on a
     signal."""
     checkpoint_updates: Positive | None = resume_safe(None)
@@ -164,21 +174,19 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
     Raises:
         UsageError: There is no such plan, or it has an error; the message names the line.
     """
-    path = _find_plan(name_or_path)
-    plan = _resolve_paths(parse_plan(read_text(path), str(path)), path.resolve().parent)
-    check_code_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
+    path = find_yaml_file(name_or_path, shipped_plans(), "plan")
     if "train.epochs" in overrides:
         if overrides.get("train.updates") is not None:
             cure = "Give one of --epochs and --updates."
             raise UsageError("epochs and updates exclude each other", cure=cure)
         overrides = {**overrides, "train.updates": None}
-    values = apply_overrides(Plan, plan.model_dump(exclude_unset=True), overrides)
-    plan = validate(Plan, values, {}, "")
+    plan = _validate(apply_overrides(Plan, read_document(path), overrides))
+    check_code_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
     unused = [key for key in overrides if key.partition(".")[0] in ("shape", "tokenizer")]
     if plan.base is not None and unused:
         what = f"{unused[0]} has no effect: the base {plan.base!r} has a shape and tokenizer"
         raise UsageError(what, cure="Leave it out, or train a new decoder without --from.")
-    return plan
+    return _resolve_paths(plan, path.resolve().parent, overrides)
 
 
 def parse_plan(text: str, where: str = "") -> Plan:
@@ -187,11 +195,15 @@ def parse_plan(text: str, where: str = "") -> Plan:
     Raises:
         UsageError: The text has an error; the message names `where` and the line.
     """
-    document = parse_document(text, where)
+    return _validate(parse_document(text, where))
+
+
+def _validate(document: Document) -> Plan:
     if "task" in document.data and "corpus" not in document.data:
         cure = "Use it with gptft train --task; a plan names a corpus."
-        raise UsageError("this is the recipe of a task, not a plan", where=where, cure=cure)
-    return validate(Plan, document.data, document.lines, where)
+        what = "this is the recipe of a task, not a plan"
+        raise UsageError(what, where=document.where, cure=cure)
+    return validate(Plan, document)
 
 
 def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
@@ -222,29 +234,11 @@ def dump_plan(plan: Plan) -> str:
 
 def shipped_plans() -> dict[str, Path]:
     """Returns the plans that come with the package, by name."""
-    inside = Path(__file__).parents[1] / "recipes"
-    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
-    return {path.stem: path for path in sorted((folder / "pretrain").glob("*.yaml"))}
+    return {path.stem: path for path in sorted((shipped_folder() / "pretrain").glob("*.yaml"))}
 
 
-def _find_plan(name: str | Path) -> Path:
-    known = shipped_plans()
-    if str(name) in known:
-        return known[str(name)]
-    path = Path(name)
-    if path.is_file():
-        return path
-    if str(name) and path.is_dir():
-        cure = "Name a YAML file. To resume a run: gptft resume; to train its base: --from FOLDER."
-        raise UsageError(f"{name} is a folder", cure=cure)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise UsageError(f"no plan file {name}", cure="Check the path.")
-    cure = f"{suggest(str(name), known)} Name a plan file with its ending .yaml."
-    raise UsageError(f"unknown plan {str(name)!r}", cure=cure)
-
-
-def _resolve_paths(plan: Plan, folder: Path) -> Plan:
-    """The plan with paths relative to `folder` made whole; unset fields stay unset."""
+def _resolve_paths(plan: Plan, folder: Path, overrides: Collection[str]) -> Plan:
+    """The plan with absolute paths; those of overrides are relative to the current folder."""
     corpus = plan.corpus
     changes: dict[str, Any] = {"path": _resolve_hub_path(corpus.path, folder)}
     if corpus.path is None:
@@ -252,19 +246,14 @@ def _resolve_paths(plan: Plan, folder: Path) -> Plan:
             changes[name] = tuple(_join(folder, path) for path in getattr(corpus, name))
     if corpus.shards is not None:
         changes["shards"] = _join(folder, corpus.shards)
-    tokenizer = {"path": _resolve_hub_path(plan.tokenizer.path, folder)}
-    return _update_set(
-        plan,
-        corpus=_update_set(corpus, **changes),
-        tokenizer=_update_set(plan.tokenizer, **tokenizer),
-        base=_resolve_hub_path(plan.base, folder),
-    )
-
-
-def _update_set(model: StrictModel, **values: Any) -> Any:
-    """A copy with new values for those of the fields that were set."""
-    kept = {name: value for name, value in values.items() if name in model.model_fields_set}
-    return model.model_copy(update=kept)
+    changes = {name: path for name, path in changes.items() if f"corpus.{name}" not in overrides}
+    updates: dict[str, Any] = {"corpus": corpus.model_copy(update=changes)}
+    if "tokenizer.path" not in overrides:
+        tokenizer = {"path": _resolve_hub_path(plan.tokenizer.path, folder)}
+        updates["tokenizer"] = plan.tokenizer.model_copy(update=tokenizer)
+    if "base" not in overrides:
+        updates["base"] = _resolve_hub_path(plan.base, folder)
+    return plan.model_copy(update=updates)
 
 
 def _join(folder: Path, path: str) -> str:

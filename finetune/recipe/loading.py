@@ -35,7 +35,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
     Raises:
         UsageError: There is no such recipe, or it is not valid; the message names the line.
     """
-    path = _find_recipe(name_or_path)
+    path = find_yaml_file(name_or_path, shipped_recipes(), "task")
     document = apply_overrides(Recipe, read_document(path), overrides)
     recipe = _validate(document)
     trusted = recipe.base.trust_remote_code
@@ -112,6 +112,23 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
+def find_yaml_file(name: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
+    """Returns a shipped file by its name, or the path itself.
+
+    Raises:
+        UsageError: There is no such file; `kind` is the word for it.
+    """
+    path = shipped.get(str(name), Path(name))
+    if path.is_file():
+        return path
+    if str(name) and path.is_dir():
+        raise UsageError(f"{name} is a folder", cure=f"Name a YAML file, or a shipped {kind}.")
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UsageError(f"no such file: {name}", cure="Check the path.")
+    cure = f"{suggest(str(name), shipped)} For a file of yours give its path, with .yaml."
+    raise UsageError(f"unknown {kind} {str(name)!r}", cure=cure)
+
+
 def recipe_schema() -> dict[str, Any]:
     """Returns the JSON schema of a recipe, for editors: types, defaults and descriptions."""
     dialect = "https://json-schema.org/draft/2020-12/schema"
@@ -126,20 +143,3 @@ def _validate(document: Document) -> Recipe:
             cure="Use gptft pretrain with it, and its result as --base of gptft train.",
         )
     return validate(Recipe, document)
-
-
-def _find_recipe(name: str | Path) -> Path:
-    known = shipped_recipes()
-    if str(name) in known:
-        return known[str(name)]
-    path = Path(name)
-    if path.is_file():
-        return path
-    if str(name) and path.is_dir():
-        raise UsageError(f"{name} is a folder", cure="Name the YAML file, or a shipped recipe.")
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise UsageError(f"no recipe file {name}", cure="Check the path; `gptft new` writes one.")
-    raise UsageError(
-        f"unknown task {str(name)!r}",
-        cure=f"{suggest(str(name), known)} For a recipe of yours give its path, with .yaml.",
-    )

@@ -124,7 +124,10 @@ def _parse(text: str, where: str) -> Document:
     try:
         return _Parser(text, where).parse()
     except MarkedYAMLError as error:
-        what, cure = error.problem or "not valid YAML", "Check indentation, colons and quotes."
+        what, cure = (
+            error.problem or "not valid YAML",
+            "Check the YAML: indentation, colons, quotes.",
+        )
         place = _format_place(where, error.problem_mark or error.context_mark)
     except UsageError:
         raise

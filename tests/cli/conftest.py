@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
 
 from finetune.cli import main
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, PromptConfig, Recipe
+from finetune.recipe.yaml_documents import write_document
 from tests.support.jobs import TASKS, change, rows, write_rows
 
 TEXT = "It rained all night, and in the morning the street was covered with leaves. "
@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "valid"):
         (home / "books" / name).mkdir(parents=True)
         (home / "books" / name / "book.txt").write_text(TEXT * 30)
-    (home / "small.yaml").write_text(yaml.safe_dump(PLAN))
+    (home / "small.yaml").write_text(write_document(PLAN))
     words = ["pretrain", str(home / "small.yaml"), "--corpus", str(home / "books")]
     words += ["--updates", "4", "--learning-rate", "1e-2", "-o", str(home / "run")]
     assert main(words) == 0

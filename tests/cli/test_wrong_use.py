@@ -97,7 +97,7 @@ def refuses(folder, made, capsys):
         ("epochs: 1", "epochs: many", "train.epochs", ""),
         ("labels:", "range: [0, 1]\n  labels:", "labels and range", ""),
         ("classification", "classify", "'classify'", "Did you mean 'classification'?"),
-        ("labels:", "metrics: [acuracy]\n  labels:", "acuracy", "accuracy"),
+        ("labels:", "metrics: [acuracy]\n  labels:", "acuracy", ""),
         ("classification", "entailment", "'hypothesis' is missing in", "premise"),
         ("{text: text", "{txet: a, text: text", "txet", "Did you mean 'text'?"),
         ("[bad, good]", "[bad]", "at least two", "labels:"),

@@ -136,7 +136,7 @@ def test_the_recipe_of_a_task_is_refused(tmp_path):
 def test_an_unknown_plan_suggests_the_nearest_name():
     with pytest.raises(UsageError, match=r"'tinny'.*\n.*'tiny'"):
         load_plan("tinny")
-    with pytest.raises(UsageError, match="no plan file"):
+    with pytest.raises(UsageError, match="no such file"):
         load_plan("tiny.yaml")
 
 

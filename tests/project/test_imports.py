@@ -42,7 +42,7 @@ DOORS = {
     "pydantic": "recipe pretraining.plan",
     "pydantic_core": "recipe",
     "rich": "cli",
-    "ruamel": "recipe",
+    "ruamel": "recipe.yaml_documents",
     "safetensors": "storage.tensors",
     "scipy": "evaluation.metrics",
     "sklearn": "evaluation.metrics sklearn",
@@ -51,7 +51,6 @@ DOORS = {
     "prompting pretraining",
     "transformers": "models checkpointing distributed prompting pretraining",
     "typer": "cli",
-    "yaml": "recipe",
 }
 """Third-party packages, and the only packages of ours that import them."""
 

@@ -160,8 +160,8 @@ def test_a_misspelt_key_is_reported_before_the_error_it_causes():
     ("name", "what"),
     [
         ("rtee", r"unknown task 'rtee'\nDid you mean 'rte'\?"),
-        ("no/such/file.yaml", "no recipe file no/such/file.yaml"),
-        ("file.yml", "no recipe file file.yml"),
+        ("no/such/file.yaml", "no such file: no/such/file.yaml"),
+        ("file.yml", "no such file: file.yml"),
         (".", "is a folder"),
     ],
 )

@@ -30,12 +30,12 @@ def evaluate(
     predictor = load_predictor(run, task, device, trust_remote_code)
     from finetune.checkpointing.run_folder import read_result
     from finetune.cli.run_display import make_score_table
-    from finetune.cli.task_sources import find_split, resolve_local_path
-    from finetune.recipe.loading import override_recipe
+    from finetune.cli.task_sources import find_split
+    from finetune.recipe.loading import override_recipe, resolve_paths
 
     recipe = predictor.recipe
     if data is not None:
-        recipe = override_recipe(recipe, {"data.path": resolve_local_path("data.path", data)})
+        recipe = resolve_paths(override_recipe(recipe, {"data.path": data}), Path.cwd())
     names = split or list(read_result(run)["scores"]) or ["evaluate"]
     with console(stderr=True).status(Text(f" evaluating on {', '.join(names)}")):
         splits = {name: find_split(recipe.data, name) for name in names}
