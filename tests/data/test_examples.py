@@ -1,14 +1,23 @@
 """From rows to examples: ids, bad rows, rows without a label, limits and the report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data import BadRow, ReadReport, RowLocation, open_file, read_examples
-from finetune.data.rows import LocatedRow, raise_bad_rows
+from finetune.data import (
+    BadRow,
+    LocatedRow,
+    ReadReport,
+    RowLocation,
+    build_examples,
+    locate_rows,
+    open_file,
+    read_examples,
+)
+from finetune.data.rows import raise_bad_rows
 from finetune.recipe.schema import TaskConfig
 from task_formats import Example, Row, RowError, Task, UsageError
 
@@ -20,19 +29,19 @@ TASK = TaskConfig(
 ).build()
 
 
-class Given:
-    """Rows from a list: a text and a raw label, or a fault."""
+class ListedRows:
+    """Rows from a list: a text and a raw label, or None for a row that cannot be read."""
 
-    origin = "given"
+    origin = "list"
 
-    def __init__(self, rows: list[tuple[str, str] | None]) -> None:
+    def __init__(self, rows: Sequence[tuple[str, str] | None]) -> None:
         self.rows = rows
 
     def read(self) -> Iterator[LocatedRow]:
-        for k, row in enumerate(self.rows):
-            place = RowLocation("given", k + 1)
-            fault: LocatedRow = (place, RowError("torn", where=str(place)))
-            yield fault if row is None else (place, dict(zip(("text", "label"), row, strict=True)))
+        for number, row in enumerate(self.rows, start=1):
+            location = RowLocation("list", number)
+            error = RowError("torn", where=str(location))
+            yield location, error if row is None else {"text": row[0], "label": row[1]}
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         return raise_bad_rows(self.read())
@@ -42,7 +51,7 @@ class Given:
 
 
 def outcome(row: tuple[str, str] | None) -> str:
-    """What must become of a row, said independently of the code under test."""
+    """What must become of a row, independently of the code under test."""
     if row is None:
         return "bad"
     text, label = row
@@ -59,7 +68,9 @@ raw_row = st.none() | st.tuples(
 @given(st.lists(raw_row, max_size=12), st.integers(1, 12) | st.none())
 def test_no_row_is_lost(rows: list[tuple[str, str] | None], limit: int | None) -> None:
     outcomes = [outcome(row) for row in rows[:limit]]
-    examples, report = read_examples(TASK, Given(rows), "train", on_bad_row="skip", limit=limit)
+    examples, report = read_examples(
+        TASK, ListedRows(rows), "train", on_bad_row="skip", limit=limit
+    )
     ids = [f"train/{k}" for k, kind in enumerate(outcomes) if kind == "example"]
     if not ids:
         with pytest.raises(UsageError, match=r"no rows|none of"):
@@ -78,27 +89,47 @@ def test_no_row_is_lost(rows: list[tuple[str, str] | None], limit: int | None) -
 @given(st.lists(raw_row, min_size=1, max_size=12))
 def test_the_first_bad_row_stops(rows: list[tuple[str, str] | None]) -> None:
     outcomes = [outcome(row) for row in rows]
-    examples, _ = read_examples(TASK, Given(rows), "train")
     before = outcomes.index("bad") if "bad" in outcomes else len(rows)
-    found: list[Example] = []
+    report = ReadReport()
+    located = build_examples(TASK, ListedRows(rows).read(), "train", report=report)
     if "bad" in outcomes:
-        with pytest.raises(RowError, match=f"given, line {before + 1}"):
-            collect(examples, found)
-    elif "example" in outcomes:
-        found.extend(examples)
-    assert len(found) == outcomes[:before].count("example")
+        with pytest.raises(RowError, match=f"list, line {before + 1}"):
+            list(located)
+        assert report.rows == before + 1
+    else:
+        assert len(list(located)) == outcomes.count("example")
+    assert report.unlabelled == outcomes[:before].count("unlabelled")
 
 
-def collect(examples: Iterator[Example], found: list[Example]) -> None:
-    """Keeps what came before a failure."""
-    for example in examples:
-        found.append(example)
+def test_rows_in_memory_are_named_by_index() -> None:
+    """Each example comes with its row, as prediction writes both."""
+    rows = [{"text": "a", "label": "no"}, {"text": " ", "label": "no"}, {"text": "b"}]
+    report = ReadReport()
+    items = list(
+        build_examples(
+            TASK.without_labels(),
+            locate_rows(rows, "X"),
+            "row",
+            labelled=False,
+            on_bad_row="skip",
+            report=report,
+        )
+    )
+    assert [item.row for item in items] == [rows[0], rows[2]]
+    assert [item.example for item in items] == [
+        Example("row/0", {"text": "a"}),
+        Example("row/2", {"text": "b"}),
+    ]
+    assert [str(item.location) for item in items] == ["X[0]", "X[2]"]
+    assert [str(bad.location) for bad in report.skipped] == ["X[1]"]
+    with pytest.raises(RowError, match=r"^X\[1\]: empty text"):
+        list(build_examples(TASK, locate_rows(rows, "X"), "row"))
 
 
 @given(st.lists(raw_row.filter(lambda row: row is not None and bool(row[0].strip())), min_size=1))
 def test_without_labels_every_text_is_an_example(rows: list[tuple[str, str]]) -> None:
     good = [row for row in rows if row[1] != "maybe"]
-    examples, report = read_examples(TASK, Given(good), "predict", labelled=False)
+    examples, report = read_examples(TASK, ListedRows(good), "predict", labelled=False)
     if good:
         assert [example.label for example in examples] == [
             {"0": 0, "yes": 1}.get(label) for _, label in good
@@ -141,7 +172,7 @@ def test_the_report_lists_place_and_reason(tmp_path: Path) -> None:
         "words,label\na,1\nb,1\n": "none of 2 rows can be used; the first: no column 'text'",
     }.items(),
 )
-def test_nothing_to_use(tmp_path: Path, content: str, what: str) -> None:
+def test_no_usable_row(tmp_path: Path, content: str, what: str) -> None:
     path = tmp_path / "train.csv"
     path.write_text(content)
     examples, _ = read_examples(TASK, open_file(path), "train", on_bad_row="skip")
@@ -151,8 +182,8 @@ def test_nothing_to_use(tmp_path: Path, content: str, what: str) -> None:
     assert caught.value.cure
 
 
-def test_the_hubs_sign_for_no_label_counts_as_the_tasks_own() -> None:
-    rows = Given([("a", "-1"), ("b", "1"), ("c", "-")])
+def test_the_hubs_mark_for_no_label_counts_as_the_tasks_own() -> None:
+    rows = ListedRows([("a", "-1"), ("b", "1"), ("c", "-")])
     examples, report = read_examples(TASK, rows, "train")
     assert [example.id for example in examples] == ["train/1"]
     assert report.unlabelled == 2
@@ -168,6 +199,6 @@ def test_a_task_that_reads_rows_by_code() -> None:
         return {"text": row["text"] * 2, "label": row["label"]}
 
     task = Task(TASK.format, TASK.columns, TASK.labels, unlabelled=TASK.unlabelled, read=read)
-    examples, report = read_examples(task, Given([("a", "1"), ("b", "-")]), "train")
+    examples, report = read_examples(task, ListedRows([("a", "1"), ("b", "-")]), "train")
     assert [example.fields["text"] for example in examples] == ["aa"]
     assert report.unlabelled == 1

@@ -1,8 +1,8 @@
-"""Local folders as people have them: the card's row counts, the hub's columns, clear refusals."""
+"""Local folders of data sets: all rows, the hub's columns, and messages for missing files."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from finetune.data import open_rows
 from finetune.recipe.schema import DataConfig
 from task_formats import UsageError
 
-# Folder and configuration to the card's rows of each of the hub's splits.
-CARD = {
+# Folder and configuration to the rows of each split, as the data card counts them.
+ROWS = {
     ("glue/RTE", "rte"): {"train": 2490, "validation": 277, "test": 3000},
     ("glue/MRPC", "mrpc"): {"train": 3668, "validation": 408, "test": 1725, "test.tsv": 1725},
     ("glue/CoLA", "cola"): {"train": 8551, "validation": 1043, "test": 1063},
@@ -80,9 +80,9 @@ def read(folder: Path, name: str | None, split: str) -> list[dict[str, Any]]:
     return [dict(row) for _, row in open_rows(DataConfig(path=str(folder), name=name), split)]
 
 
-@pytest.mark.parametrize(("home", "name"), CARD)
-def test_every_row_of_the_card(shared: Path, home: str, name: str) -> None:
-    for split, count in CARD[home, name].items():
+@pytest.mark.parametrize(("home", "name"), ROWS)
+def test_every_row_is_read(shared: Path, home: str, name: str) -> None:
+    for split, count in ROWS[home, name].items():
         rows = read(shared / "data", name, split)
         assert len(rows) == count
         assert set(map(frozenset, rows)) == {frozenset(rows[0])}
@@ -92,9 +92,9 @@ def test_every_row_of_the_card(shared: Path, home: str, name: str) -> None:
         assert not any("\ufeff" in column for column in rows[0])
 
 
-@pytest.mark.parametrize(("home", "name"), CARD)
-def test_collection_and_own_folder_are_one(shared: Path, home: str, name: str) -> None:
-    split = "validation" if "validation" in CARD[home, name] else next(iter(CARD[home, name]))
+@pytest.mark.parametrize(("home", "name"), ROWS)
+def test_a_collection_equals_the_folder_of_the_data_set(shared: Path, home: str, name: str) -> None:
+    split = "validation" if "validation" in ROWS[home, name] else next(iter(ROWS[home, name]))
     found = [
         open_rows(DataConfig(path=str(shared / "data" / below), name=name), split)
         for below in (".", Path(home).parent, home)
@@ -103,7 +103,7 @@ def test_collection_and_own_folder_are_one(shared: Path, home: str, name: str) -
     assert len({rows.origin for rows in found}) == 1
 
 
-def test_odd_rows_of_the_card(shared: Path) -> None:
+def test_unusual_rows(shared: Path) -> None:
     data = shared / "data"
     rte = read(data, "rte", "train")
     assert rte[2164]["sentence1"].startswith('"')
@@ -129,47 +129,38 @@ def test_race_rows_are_questions_in_order(shared: Path) -> None:
     assert numbers == sorted(numbers)
     path = shared / "data" / "race" / "train" / "middle" / f"{numbers[0]}.txt"
     passage = json.loads(path.read_text(encoding="utf-8"))
-    assert [row["question"] for row in rows if row["example_id"] == passage["id"]] == passage[
-        "questions"
-    ]
-    assert rows[0]["options"] == passage["options"][0]
-    assert rows[0]["answer"] == passage["answers"][0]
+    found = [row["question"] for row in rows if row["example_id"] == passage["id"]]
+    assert found == passage["questions"]
+    assert (rows[0]["options"], rows[0]["answer"]) == (
+        passage["options"][0],
+        passage["answers"][0],
+    )
 
 
-def put(folder: Path, name: str, lines: Sequence[str]) -> None:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-STORY = (
-    "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
-    "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding"
-)
+def write(folder: Path, files: Mapping[str, str | Sequence[Any]]) -> None:
+    """Writes texts, or lists of values as JSON lines."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
+        path.write_text(text, encoding="utf-8")
 
 
 def test_story_cloze(tmp_path: Path) -> None:
-    line = '{},"One, two.",b,c,d,e,"f ""g""",2'
-    put(
-        tmp_path, "cloze_test_val__spring2016 - cloze_test_ALL_val.csv", [STORY, line.format("v16")]
-    )
-    put(
-        tmp_path,
-        "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
-        [STORY, line.format("t16")],
-    )
-    put(
-        tmp_path,
-        "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv",
-        [STORY, line.format("v18")],
-    )
+    columns = ["InputStoryid", *(f"InputSentence{k}" for k in (1, 2, 3, 4))]
+    columns += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
+    story = ",".join(columns) + '\n{},"One, two.",b,c,d,e,"f ""g""",2\n'
+    names = {
+        "v16": "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
+        "t16": "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
+        "v18": "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv",
+    }
+    write(tmp_path, {name: story.format(story_id) for story_id, name in names.items()})
+    sentences = dict(zip((1, 2, 3, 4), ("One, two.", "b", "c", "d"), strict=True))
     assert read(tmp_path, "2016", "validation") == [
         {
             "story_id": "v16",
-            "input_sentence_1": "One, two.",
-            "input_sentence_2": "b",
-            "input_sentence_3": "c",
-            "input_sentence_4": "d",
+            **{f"input_sentence_{k}": sentence for k, sentence in sentences.items()},
             "sentence_quiz1": "e",
             "sentence_quiz2": 'f "g"',
             "answer_right_ending": "2",
@@ -182,70 +173,56 @@ def test_story_cloze(tmp_path: Path) -> None:
 
 
 def test_scitail_and_original_snli(tmp_path: Path) -> None:
-    put(
+    original = {"gold_label": "-", "sentence1": "A", "sentence2": "B"}
+    rows = 'A.\tB.\tentails\nC "d.\tE.\tneutral\n'
+    write(
         tmp_path,
-        "SciTailV1.1/tsv_format/scitail_1.0_dev.tsv",
-        ["A.\tB.\tentails", 'C "d.\tE.\tneutral'],
+        {
+            "SciTailV1.1/tsv_format/scitail_1.0_dev.tsv": rows,
+            "snli_1.0/snli_1.0_test.jsonl": [original],
+        },
     )
     assert read(tmp_path, "tsv_format", "validation") == [
         {"premise": "A.", "hypothesis": "B.", "label": "entails"},
         {"premise": 'C "d.', "hypothesis": "E.", "label": "neutral"},
     ]
-    original = {"gold_label": "-", "sentence1": "A", "sentence2": "B"}
-    put(tmp_path, "snli_1.0/snli_1.0_test.jsonl", [json.dumps(original)])
-    assert read(tmp_path, "plain_text", "test") == [
-        {"label": "-", "premise": "A", "hypothesis": "B"}
-    ]
+    expected = {"label": "-", "premise": "A", "hypothesis": "B"}
+    assert read(tmp_path, "plain_text", "test") == [expected]
 
 
-def test_arc_in_the_hubs_shape_stays_so(tmp_path: Path) -> None:
-    hub = {
-        "id": "a",
-        "question": "Q?",
-        "choices": {"text": ["x"], "label": ["A"]},
-        "answerKey": "A",
-    }
-    local = {
-        "id": "a",
-        "question": {"stem": "Q?", "choices": [{"text": "x", "label": "A"}]},
-        "answerKey": "A",
-    }
-    put(tmp_path, "ARC-Easy/ARC-Easy-Train.jsonl", [json.dumps(hub), json.dumps(local)])
+def test_arc_files_get_the_columns_of_the_hub(tmp_path: Path) -> None:
+    """Rows that have them already stay as they are."""
+    hub = {"question": "Q?", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": "A"}
+    question = {"stem": "Q?", "choices": [{"text": "x", "label": "A"}]}
+    local = {"question": question, "answerKey": "A"}
+    write(tmp_path, {"ARC-Easy/ARC-Easy-Train.jsonl": [hub, local]})
     assert read(tmp_path, "ARC-Easy", "train") == [hub, hub]
 
 
 def test_a_bad_race_file_is_named(tmp_path: Path) -> None:
-    passage = {
-        "id": "high1.txt",
-        "article": "x",
-        "questions": ["q"],
-        "options": [["a", "b"]],
-        "answers": [],
-    }
-    put(tmp_path, "race/test/high/1.txt", [json.dumps(passage)])
+    passage = {"id": "1", "article": "x", "questions": ["q"], "options": [["a", "b"]]}
+    write(tmp_path, {"race/test/high/1.txt": [{**passage, "answers": []}]})
     with pytest.raises(UsageError, match=r"high/1\.txt: not a passage of RACE: .*differ in number"):
         read(tmp_path, "all", "test")
-    put(tmp_path, "race/test/high/1.txt", [json.dumps({**passage, "answers": ["A"]})])
-    put(tmp_path, "race/test/high/2.txt", ['{"article": "x"'])
-    scanned = list(open_rows(DataConfig(path=str(tmp_path), name="all"), "test").read())
-    assert [isinstance(row, UsageError) for _, row in scanned] == [False, True]
-    assert str(scanned[0][0]).endswith("1.txt, question 1")
+    good = {**passage, "answers": ["A"]}
+    write(tmp_path, {"race/test/high/1.txt": [good], "race/test/high/2.txt": '{"article": "x"'})
+    rows = list(open_rows(DataConfig(path=str(tmp_path), name="all"), "test").read())
+    assert [isinstance(row, UsageError) for _, row in rows] == [False, True]
+    assert str(rows[0][0]).endswith("1.txt, question 1")
 
 
 @pytest.mark.parametrize(
     "name", ["train.csv", "training.csv", "TRAIN.csv", "data/train.csv", "rte/train.csv"]
 )
-def test_plain_files_serve_as_splits(tmp_path: Path, name: str) -> None:
-    put(tmp_path, name, ["sentence1,sentence2,label", "a,b,entailment"])
-    assert read(tmp_path, "rte", "train") == [
-        {"sentence1": "a", "sentence2": "b", "label": "entailment"}
-    ]
+def test_a_plain_file_named_after_the_split(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {name: "sentence1,label\na,entailment\n"})
+    assert read(tmp_path, "rte", "train") == [{"sentence1": "a", "label": "entailment"}]
 
 
 @pytest.mark.parametrize("word", ["validation", "dev", "val", "valid"])
 @pytest.mark.parametrize("split", ["validation", "validation_hard"])
 def test_words_for_validation(tmp_path: Path, word: str, split: str) -> None:
-    put(tmp_path, f"{split.replace('validation', word)}.jsonl", ['{"a": 1}'])
+    write(tmp_path, {f"{split.replace('validation', word)}.jsonl": [{"a": 1}]})
     assert read(tmp_path, None, split) == [{"a": 1}]
 
 
@@ -263,40 +240,35 @@ def test_shards_are_one_split(tmp_path: Path) -> None:
     assert rows.origin.endswith("and 2 more")
 
 
-def test_refusals(tmp_path: Path) -> None:
-    put(
-        tmp_path,
-        "glue/RTE/train.tsv",
-        ["index\tsentence1\tsentence2\tlabel", "0\ta\tb\tentailment"],
-    )
-    put(tmp_path, "own/train.csv", ["a", "1"])
-    put(tmp_path, "own/train.tsv", ["a", "1"])
-    refused = {
-        ("glue", "rte", "test"): r"no file of a split 'test' of rte\nIn '.*RTE' there is train.tsv",
-        ("glue", "mrpc", "train"): r"no file of a split 'train' of mrpc\nIn '.*glue' there is RTE/",
-        ("glue/RTE", "mrpc", "train"): r"holds GLUE's RTE, and the recipe reads GLUE's MRPC\nGive",
-        ("own", None, "train"): r"several files for one split: train\.csv, train\.tsv",
-        ("own", None, "../glue/RTE/train"): "no file of a split 'train' of ../glue/RTE",
-        ("glue/RTE", "rte", "ax/train"): "no file of a split 'train' of ax",
-        ("glue", "rte", "ax/train"): "no file of a split 'train' of ax",
-        ("own/train.csv", None, "train"): "is a file, and data.path",
-        ("nowhere/at/all", None, "train"): "no such folder",
-    }
-    for (folder, name, split), what in refused.items():
-        with pytest.raises(UsageError, match=what):
-            read(tmp_path / folder, name, split)
+@pytest.mark.parametrize(
+    ("folder", "name", "split", "message"),
+    [
+        ("glue", "rte", "test", r"no file of a split 'test' of rte\nIn '.*RTE' there is train.tsv"),
+        ("glue", "mrpc", "train", r"no file of a split 'train' of mrpc\nIn '.*glue' there is RTE/"),
+        ("glue/RTE", "mrpc", "train", r"holds GLUE's RTE, and the recipe reads GLUE's MRPC\nGive"),
+        ("own", None, "train", r"several files for one split: train\.csv, train\.tsv"),
+        ("own", None, "../glue/RTE/train", "no file of a split 'train' of ../glue/RTE"),
+        ("glue/RTE", "rte", "ax/train", "no file of a split 'train' of ax"),
+        ("glue", "rte", "ax/train", "no file of a split 'train' of ax"),
+        ("own/train.csv", None, "train", "is a file, and data.path"),
+        ("nowhere/at/all", None, "train", "no such folder"),
+    ],
+)
+def test_a_missing_split_is_named(
+    tmp_path: Path, folder: str, name: str | None, split: str, message: str
+) -> None:
+    rte = "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n"
+    write(tmp_path, {"glue/RTE/train.tsv": rte, "own/train.csv": "a\n1", "own/train.tsv": "a\n1"})
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path / folder, name, split)
 
 
-def test_a_split_can_be_a_file_of_the_folder(tmp_path: Path) -> None:
-    put(tmp_path, "train.csv", ["a", "1"])
-    put(tmp_path, "train.tsv", ["a", "2"])
+def test_a_split_can_be_a_file(tmp_path: Path) -> None:
+    """One of several in the folder, or without a folder any file."""
+    write(tmp_path, {"train.csv": "a\n1\n", "train.tsv": "a\n2\n"})
     assert read(tmp_path, None, "train.tsv") == [{"a": "2"}]
-
-
-def test_without_a_folder_a_split_is_a_file(tmp_path: Path) -> None:
-    put(tmp_path, "rows.csv", ["a", "1"])
-    assert [row for _, row in open_rows(DataConfig(), str(tmp_path / "rows.csv"))] == [{"a": "1"}]
-    with pytest.raises(UsageError, match=r"no such file\n.*there is rows\.csv"):
-        open_rows(DataConfig(), str(tmp_path / "row.csv")).fingerprint()
+    assert [row for _, row in open_rows(DataConfig(), str(tmp_path / "train.csv"))] == [{"a": "1"}]
+    with pytest.raises(UsageError, match=r"no such file\n.*there is train\.csv"):
+        open_rows(DataConfig(), str(tmp_path / "tain.csv")).fingerprint()
     with pytest.raises(UsageError, match="unknown kind of file"):
         open_rows(DataConfig(), "train")

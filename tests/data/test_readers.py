@@ -1,9 +1,10 @@
-"""Readers: what every format gives, what is text and what is refused, place and cure named."""
+"""Readers: the rows of every format, and messages that name the place and the cure."""
 
 import contextlib
 import gzip
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pyarrow import parquet
 from finetune.data import FileRows, open_file, read_rows
 from finetune.data.readers.files import FORMATS, read_stream
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, ReadOptions
+from finetune.pretraining import corpus
 from task_formats import RowError, UsageError
 
 
@@ -42,12 +44,12 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("format", CONTENTS)
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("compressed", ["", ".gz"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_formats_agree(tmp_path: Path, format: str, packed: str, mark: str, end: str) -> None:
+def test_formats_agree(tmp_path: Path, format: str, compressed: str, mark: str, end: str) -> None:
     text = mark + CONTENTS[format].replace("\n", end)
-    assert rows_of(write(tmp_path, f"rows.{format}{packed}", text)) == AB
+    assert rows_of(write(tmp_path, f"rows.{format}{compressed}", text)) == AB
 
 
 def test_parquet_is_read_like_the_others(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_missing_looking_words_are_text(tmp_path: Path) -> None:
         assert [row["word"] for row in rows_of(write(tmp_path, name, content))] == words
 
 
-def test_tsv_knows_no_quotes_and_one_line_end(tmp_path: Path) -> None:
+def test_tsv_has_no_quotes_and_one_line_end(tmp_path: Path) -> None:
     odd = ['"open', 'clo"se"', '""', "a\u2028b", "a\u0085b", "a\x0bb", "a\x0cb", "a\rb", "\x1c"]
     path = write(
         tmp_path, "odd.tsv", "".join(["k\ttext\n", *(f"{k}\t{t}\n" for k, t in enumerate(odd))])
@@ -79,7 +81,7 @@ def test_tsv_knows_no_quotes_and_one_line_end(tmp_path: Path) -> None:
     assert [location.number for location, _ in read_rows(path)] == list(range(2, len(odd) + 2))
 
 
-def test_csv_quotes_as_everywhere(tmp_path: Path) -> None:
+def test_quotes_of_csv(tmp_path: Path) -> None:
     path = write(tmp_path, "q.csv", 'a,b\n"x, ""y""\nz",1\n\n"a\u2028b",2\n3,4')
     assert rows_of(path) == [
         {"a": 'x, "y"\nz', "b": "1"},
@@ -94,7 +96,7 @@ def test_one_empty_column_of_tsv_is_an_empty_text(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path, "two.tsv", "a\tb\n\nx\ty\n\n")) == [{"a": "x", "b": "y"}]
 
 
-def test_a_file_without_header_is_given_its_columns(tmp_path: Path) -> None:
+def test_columns_of_a_file_without_header(tmp_path: Path) -> None:
     path = write(tmp_path, "bare.tsv", "1\tx\n2\ty\n")
     assert rows_of(path, columns=["a", "b"]) == AB
     named = write(tmp_path, "named.tsv", "z\ta\n9\t1\n")
@@ -215,7 +217,7 @@ def test_a_bad_file_is_refused(tmp_path: Path, name: str) -> None:
     assert caught.value.cure
 
 
-def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
+def test_a_missing_file_lists_the_folder(tmp_path: Path) -> None:
     write(tmp_path, "train.csv", "a\n1\n")
     with pytest.raises(UsageError, match=r"tain\.csv: no such file\n.*there is train\.csv"):
         rows_of(tmp_path / "tain.csv")
@@ -223,7 +225,32 @@ def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
         rows_of(Path(f"{tmp_path}/sub.csv").parent, format="csv")
 
 
-def test_wide_tables_below_the_bound_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet", "csv.gz"])
+def test_pipes_and_devices_are_refused(tmp_path: Path, target: str, ending: str) -> None:
+    """Also behind a link: they may block, or never end."""
+    path = tmp_path / f"rows.{ending}"
+    os.mkfifo(tmp_path / "pipe")
+    path.symlink_to(tmp_path / target)
+    rows = open_file(path)
+    for read in (
+        lambda: list(rows),
+        rows.fingerprint,
+        lambda: corpus.fingerprint([path]),
+        lambda: list(corpus.read_text(path)),
+    ):
+        with pytest.raises(UsageError, match="not a regular file"):
+            read()
+
+
+def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("a\n1\n")
+    (tmp_path / "rows.csv").symlink_to(tmp_path / "real")
+    assert [row for _, row in open_file(tmp_path / "rows.csv")] == [{"a": "1"}]
+    assert "".join(corpus.read_text(tmp_path / "rows.csv")) == "a\n1\n"
+
+
+def test_wide_tables_below_the_limit_are_read(tmp_path: Path) -> None:
     names = [f"c{k}" for k in range(MAX_COLUMNS)]
     path = write(tmp_path, "wide.tsv", "\t".join(names) + "\n" + "\t".join("x" * MAX_COLUMNS))
     assert rows_of(path) == [dict.fromkeys(names, "x")]
@@ -261,23 +288,14 @@ def test_a_list_is_read_across_windows(tmp_path: Path) -> None:
     assert path.read_text().split("\n")[lines[-1] - 1].strip() == "{"
 
 
-@given(st.binary(max_size=200), st.sampled_from([*FORMATS, ".race"]))
-def test_any_bytes_give_rows_or_a_usage_error(raw: bytes, ending: str) -> None:
-    check_bytes(raw, ending)
+PIECES = st.sampled_from([*'{}[]",:\\ \n\r\tab1', "\\u0000", "\\ud800", "é", "null"])
 
 
 @given(
-    st.lists(
-        st.sampled_from([*'{}[]",:\\ \n\r\tab1', "\\u0000", "\\ud800", "é", "null"]), max_size=40
-    ),
+    st.binary(max_size=200) | st.lists(PIECES, max_size=40).map(lambda s: "".join(s).encode()),
     st.sampled_from([*FORMATS, ".race"]),
 )
-def test_any_tokens_give_rows_or_a_usage_error(pieces: list[str], ending: str) -> None:
-    check_bytes("".join(pieces).encode(), ending)
-
-
-def check_bytes(raw: bytes, ending: str) -> None:
-    """Every row is one that could be written again; whatever else happens is a UsageError."""
+def test_any_bytes_give_rows_or_a_usage_error(raw: bytes, ending: str) -> None:
     options = ReadOptions(FORMATS.get(ending, "race"))
     stream = io.BufferedReader(io.BytesIO(raw))  # type: ignore[arg-type]
     rows = []

@@ -1,4 +1,4 @@
-"""Writers: what is written is read back equal, and what cannot be is refused."""
+"""Rows that are written are read back equal; what a format cannot hold is refused."""
 
 import csv
 import gzip
@@ -20,7 +20,7 @@ from task_formats import RowError, UsageError
 
 Table = tuple[tuple[str, ...], list[dict[str, Any]]]
 
-# A reader takes one mark at the head of a file for the file's own; NULs are refused.
+# Readers drop a byte order mark at the beginning of a file and refuse NULs.
 text = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff")
     | st.sampled_from("\",\t\n\r \u2028\u0085\x0b\x0c'\\"),
@@ -44,103 +44,94 @@ def tables(draw: st.DrawFn, names: st.SearchStrategy[str], values: st.SearchStra
     ]
 
 
-def there_and_back(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Any]:
+def write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Path:
+    with write_rows(path, columns) as sink:
+        for row in rows:
+            sink.write(row)
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [dict(row) for _, row in read_rows(path)]
+
+
+def write_and_read(name: str, table: Table) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        with write_rows(path, columns) as sink:
-            for row in rows:
-                sink.write(row)
+        path = write(Path(folder, name), *table)
         assert os.listdir(folder) == [name]
-        return [dict(row) for _, row in read_rows(path)]
+        return read(path)
 
 
 # A header of one column without a name is an empty line.
 named = text.filter(bool)
+numbers = [st.integers(-(2**63), 2**63 - 1), st.booleans(), st.floats(allow_nan=False)]
+parquet_tables = st.sampled_from([text, *numbers]).flatmap(
+    lambda values: tables(text, values | st.none())
+)
 
 
-@given(tables(named, text), st.sampled_from(["t.csv", "t.csv.gz"]))
-def test_csv(table: Table, name: str) -> None:
-    assert there_and_back(name, *table) == table[1]
+@pytest.mark.parametrize(
+    ("names", "drawn"),
+    [
+        (["t.csv", "t.csv.gz"], tables(named, text)),
+        (["t.tsv"], tables(plain.filter(bool), plain)),
+        (["t.jsonl", "t.json", "t.jsonl.gz"], tables(text, nested)),
+        (["t.parquet"], parquet_tables),
+    ],
+    ids=["csv", "tsv", "json", "parquet"],
+)
+@given(data=st.data())
+def test_what_is_written_is_read_back(
+    names: list[str], drawn: st.SearchStrategy[Table], data: st.DataObject
+) -> None:
+    table = data.draw(drawn)
+    assert write_and_read(data.draw(st.sampled_from(names)), table) == table[1]
 
 
 @given(tables(named, text))
 def test_csv_is_what_the_standard_library_reads(table: Table) -> None:
-    columns, rows = table
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "t.csv"
-        with write_rows(path, columns) as sink:
-            for row in rows:
-                sink.write(row)
+        path = write(Path(folder, "t.csv"), *table)
         with open(path, newline="", encoding="utf-8") as stream:
-            assert list(csv.reader(stream)) == [
-                list(columns),
-                *(list(row.values()) for row in rows),
-            ]
-
-
-@given(tables(plain.filter(bool), plain))
-def test_tsv(table: Table) -> None:
-    assert there_and_back("t.tsv", *table) == table[1]
-
-
-@given(tables(text, nested), st.sampled_from(["t.jsonl", "t.json", "t.jsonl.gz"]))
-def test_json(table: Table, name: str) -> None:
-    assert there_and_back(name, *table) == table[1]
-
-
-@given(
-    st.sampled_from(
-        [text, st.integers(-(2**63), 2**63 - 1), st.booleans(), st.floats(allow_nan=False)]
-    ).flatmap(lambda values: tables(text, values | st.none()))
-)
-def test_parquet(table: Table) -> None:
-    assert there_and_back("t.parquet", *table) == table[1]
+            lines = list(csv.reader(stream))
+    assert lines == [list(table[0]), *(list(row.values()) for row in table[1])]
 
 
 @given(tables(named, text))
-def test_any_text_reaches_tsv_whole_or_is_refused(table: Table) -> None:
-    columns, rows = table
-    fits = not any(
-        set(field) & set("\t\n\r")
-        for row in [dict.fromkeys(columns, ""), *rows]
-        for field in [*row, *row.values()]
-    )
-    if fits:
-        assert there_and_back("t.tsv", columns, rows) == rows
+def test_any_text_reaches_tsv_unchanged_or_is_refused(table: Table) -> None:
+    fields = [*table[0], *(field for row in table[1] for field in row.values())]
+    if not any(set(field) & set("\t\n\r") for field in fields):
+        assert write_and_read("t.tsv", table) == table[1]
     else:
         with pytest.raises(RowError, match=r"holds a tab or a line end\nWrite \.csv"):
-            there_and_back("t.tsv", columns, rows)
+            write_and_read("t.tsv", table)
 
 
-def test_values_that_are_no_text_are_written_as_json_does(tmp_path: Path) -> None:
+def test_values_other_than_text_are_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / "v.csv"
     row = {"a": 0.1, "b": True, "c": None, "d": ["x", 1], "e": {"k": "é"}}
-    with write_rows(path, [*row, "lacking"]) as sink:
-        sink.write(row)
-    assert path.read_text() == 'a,b,c,d,e,lacking\n0.1,true,,"[""x"", 1]","{""k"": ""é""}",\n'
+    write(path, [*row, "missing"], [row])
+    assert path.read_text() == 'a,b,c,d,e,missing\n0.1,true,,"[""x"", 1]","{""k"": ""é""}",\n'
 
 
-def test_no_rows_leave_a_header(tmp_path: Path) -> None:
-    for name, content in {
-        "a.csv": "a,b\n",
-        "a.tsv": "a\tb\n",
-        "a.jsonl": "",
-        "a.json": "[]\n",
-    }.items():
-        with write_rows(tmp_path / name, ["a", "b"]):
-            pass
-        assert (tmp_path / name).read_text() == content
-    with write_rows(tmp_path / "a.parquet", ["a", "b"]):
-        pass
-    assert parquet.read_table(tmp_path / "a.parquet").column_names == ["a", "b"]
+@pytest.mark.parametrize(
+    ("ending", "content"), [("csv", "a,b\n"), ("tsv", "a\tb\n"), ("jsonl", ""), ("json", "[]\n")]
+)
+def test_no_rows_leave_a_header(tmp_path: Path, ending: str, content: str) -> None:
+    assert write(tmp_path / f"a.{ending}", ["a", "b"], []).read_text() == content
 
 
-def test_parquet_in_batches(tmp_path: Path) -> None:
+def test_no_rows_leave_the_columns_of_parquet(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", ["a", "b"], [])
+    assert parquet.read_table(path).column_names == ["a", "b"]
+
+
+def test_parquet_in_batches() -> None:
     rows = [{"a": None if k < 1200 else str(k), "b": k / 7} for k in range(2500)]
-    assert there_and_back("t.parquet", ["a", "b"], rows) == rows
+    assert write_and_read("t.parquet", (("a", "b"), rows)) == rows
     mixed = [{"a": k} for k in range(1000)] + [{"a": "text"}]
     with pytest.raises(UsageError, match=r"several types.*\nWrite \.jsonl"):
-        there_and_back("t.parquet", ["a"], mixed)
+        write_and_read("t.parquet", (("a",), mixed))
 
 
 def write_until_it_fails(path: Path) -> None:
@@ -149,26 +140,21 @@ def write_until_it_fails(path: Path) -> None:
             sink.write({"a": str(1 / k)})
 
 
-def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
-    for name in ("out.tsv", "out.json", "out.parquet"):
-        (tmp_path / name).write_text("before")
-        with pytest.raises(ZeroDivisionError):
-            write_until_it_fails(tmp_path / name)
-        assert (tmp_path / name).read_text() == "before"
-    assert len(os.listdir(tmp_path)) == 3
+@pytest.mark.parametrize("name", ["out.tsv", "out.json", "out.parquet"])
+def test_a_failure_leaves_the_old_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("before")
+    with pytest.raises(ZeroDivisionError):
+        write_until_it_fails(tmp_path / name)
+    assert (tmp_path / name).read_text() == "before"
+    assert os.listdir(tmp_path) == [name]
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match="cannot be written"),
-        write_rows(tmp_path / "no" / "o.csv", ["a"]),
-    ):
-        pass
-    with (
-        pytest.raises(UsageError, match="unknown kind of file"),
-        write_rows(tmp_path / "o.txt", ["a"]),
-    ):
-        pass
+@pytest.mark.parametrize(
+    ("name", "message"), [("no/o.csv", "cannot be written"), ("o.txt", "unknown kind of file")]
+)
+def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        write(tmp_path / name, ["a"], [])
 
 
 def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
@@ -178,8 +164,7 @@ def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     for name in ("link.csv", "pipe.csv"):
-        with write_rows(tmp_path / name, ["a"]) as sink:
-            sink.write({"a": "1"})
+        write(tmp_path / name, ["a"], [{"a": "1"}])
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "real.csv").read_text() == "a\n1\n"
     assert os.read(reader, 100) == b"a\n1\n"
@@ -199,17 +184,14 @@ def test_standard_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, format
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
     with write_rows("-", ["a", "b"], format=format) as sink:
         sink.write({"a": "é", "b": "2"})
-    path = tmp_path / f"copy.{format}"
-    path.write_bytes(pipe.getvalue())
-    assert [dict(row) for _, row in read_rows(path)] == [{"a": "é", "b": "2"}]
+    (tmp_path / f"copy.{format}").write_bytes(pipe.getvalue())
+    assert read(tmp_path / f"copy.{format}") == [{"a": "é", "b": "2"}]
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one.csv.gz", "two.csv.gz"):
-        with write_rows(tmp_path / name, ["a"]) as sink:
-            sink.write({"a": "1"})
-    assert (tmp_path / "one.csv.gz").read_bytes() == (tmp_path / "two.csv.gz").read_bytes()
-    assert gzip.decompress((tmp_path / "one.csv.gz").read_bytes()) == b"a\n1\n"
+    one, two = (write(tmp_path / f"{n}.csv.gz", ["a"], [{"a": "1"}]).read_bytes() for n in (1, 2))
+    assert one == two
+    assert gzip.decompress(one) == b"a\n1\n"
 
 
 def test_added_columns_do_not_clash() -> None:
@@ -233,13 +215,10 @@ def test_added_columns_are_new(original: list[str]) -> None:
         assert len({*names, *original}) == len(names) + len(original)
 
 
-def test_deep_values_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["deep.jsonl", "deep.csv"])
+def test_deep_values_are_refused(tmp_path: Path, name: str) -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    for name in ("deep.jsonl", "deep.csv"):
-        with (
-            pytest.raises(RowError, match="nested too deeply"),
-            write_rows(tmp_path / name, ["a"]) as sink,
-        ):
-            sink.write({"a": deep})
+    with pytest.raises(RowError, match="nested too deeply"):
+        write(tmp_path / name, ["a"], [{"a": deep}])
