@@ -8,40 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.comparison.cells import Cell, Design, plan_cells
-    from finetune.comparison.study import (
-        CellFinished,
-        CellStarted,
-        compare,
-        events,
-        list_cells,
-        read_table,
-    )
-    from finetune.comparison.table import Row, ScoreSummary, Table
-
-_MODULES = {
-    **dict.fromkeys(("Cell", "Design", "plan_cells"), "cells"),
-    **dict.fromkeys(("Row", "ScoreSummary", "Table"), "table"),
-}
-"""Modules of the names that are not in `study`."""
-
-__all__ = [
-    "Cell",
-    "CellFinished",
-    "CellStarted",
-    "Design",
-    "Row",
-    "ScoreSummary",
-    "Table",
-    "compare",
-    "events",
-    "list_cells",
-    "plan_cells",
-    "read_table",
-]
+    from finetune.comparison.cells import Cell as Cell
+    from finetune.comparison.cells import Design as Design
+    from finetune.comparison.cells import plan_cells as plan_cells
+    from finetune.comparison.study import CellFinished as CellFinished
+    from finetune.comparison.study import CellStarted as CellStarted
+    from finetune.comparison.study import compare as compare
+    from finetune.comparison.study import events as events
+    from finetune.comparison.study import list_cells as list_cells
+    from finetune.comparison.study import read_table as read_table
+    from finetune.comparison.table import Row as Row
+    from finetune.comparison.table import ScoreSummary as ScoreSummary
+    from finetune.comparison.table import Table as Table
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'finetune.comparison' has no attribute {name!r}")
-    return getattr(import_module(f"finetune.comparison.{_MODULES.get(name, 'study')}"), name)
+    for module in ("cells", "table", "study"):
+        if found := vars(import_module(f"finetune.comparison.{module}")).get(name):
+            return found
+    raise AttributeError(f"module 'finetune.comparison' has no attribute {name!r}")

@@ -220,9 +220,7 @@ class Study:
         else:
             start = time.perf_counter()
             with stopping_at_once(request, folder):
-                values = (
-                    self._evaluate_majority(cell) if cell.kind == "majority" else self._prompt(cell)
-                )
+                values = self._score_untrained(cell)
             if self.accelerator.is_main_process:
                 values["made_with"] = {"data": {"evaluate": self._evaluation_fingerprint}}
                 values["seconds"] = time.perf_counter() - start
@@ -231,24 +229,18 @@ class Study:
                     run_folder.write_result(values)
         self.accelerator.wait_for_everyone()
 
-    def _evaluate_majority(self, cell: Cell) -> dict[str, Any]:
-        baseline = predict_majority(cell.recipe, self.task)
-        return {
-            "scores": {"evaluate": baseline.scores},
-            "intervals": baseline.intervals,
-            "labels": baseline.train_rows,
-            "answer": baseline.answer,
-        }
-
-    def _prompt(self, cell: Cell) -> dict[str, Any]:
-        result = self.prompt_evaluator.evaluate(PromptOptions(cell.shots, cell.seed))
-        return {
-            "scores": {"evaluate": result.scores},
-            "intervals": result.intervals,
-            "labels": result.mean_shots,
-            "cut": result.truncated,
-            "precision": result.precision,
-        }
+    def _score_untrained(self, cell: Cell) -> dict[str, Any]:
+        """The content of result.json for the majority class or prompting."""
+        if cell.kind == "majority":
+            baseline = predict_majority(cell.recipe, self.task)
+            scores, intervals = baseline.scores, baseline.intervals
+            values = {"labels": baseline.train_rows, "answer": baseline.answer}
+        else:
+            result = self.prompt_evaluator.evaluate(PromptOptions(cell.shots, cell.seed))
+            scores, intervals = result.scores, result.intervals
+            values = {"labels": result.mean_shots, "cut": result.truncated}
+            values["precision"] = result.precision
+        return {"scores": {"evaluate": scores}, "intervals": intervals, **values}
 
 
 def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:

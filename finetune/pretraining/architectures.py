@@ -27,18 +27,10 @@ def build_decoder(
     initial_std: float,
     seed: int,
 ) -> PreTrainedModel:
-    """Builds a float32 decoder; equal seeds give equal weights.
+    """Builds a float32 decoder with weights from N(0, initial_std); equal seeds give equal weights.
 
-    Args:
-        shape: Architecture and size.
-        vocabulary_size: Number of tokens.
-        end_id: Id of the end-of-text token.
-        dropout: Dropout probability everywhere in the decoder.
-        initial_std: Standard deviation of the initial weights.
-        seed: Random seed of the weights.
-
-    Raises:
-        UsageError: The style does not support the shape.
+    `end_id` is the id of the end-of-text token. Raises UsageError for a shape that the style does
+    not support.
     """
     config = _make_config(
         shape,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -104,15 +104,8 @@ def write_shards(
     Undamaged shards of an earlier call with the same key, vocabulary and end-of-text token are
     kept; the result is the same, byte for byte.
 
-    Args:
-        documents: The corpus, in the same order in every call.
-        tokenize: Maps texts to token ids, without special tokens.
-        folder: Where to write.
-        start: A manifest without files, with key, vocabulary and end-of-text token.
-        shard_tokens: Approximate number of tokens in a shard.
-
-    Raises:
-        UsageError: The corpus has no text.
+    `start` is a manifest without files: key, vocabulary and end-of-text token. Raises UsageError
+    for a corpus without text.
     """
     manifest = _resumable_manifest(folder, start)
     if not manifest.complete:
@@ -148,11 +141,6 @@ def _resumable_manifest(folder: Path, start: ShardManifest) -> ShardManifest:
     key = (start.key, start.vocabulary_size, start.end_id)
     same = (manifest.key, manifest.vocabulary_size, manifest.end_id) == key
     return manifest if same else start
-
-
-class _Piece(NamedTuple):
-    text: str
-    starts_document: bool
 
 
 @dataclass
@@ -205,13 +193,12 @@ def _write_shards(
 ) -> Iterator[ShardManifest]:
     """Writes the missing shards; yields the manifest after each, the last one complete."""
     shard, end = _OpenShard(manifest.tokens), np.array([manifest.end_id], manifest.dtype)
-    pieces = islice(_split_pieces(documents), manifest.pieces, None)
-    for piece, ids in _tokenize_pieces(pieces, tokenize):
-        if piece.starts_document:
+    for text, starts_document, ids in _tokenize_pieces(documents, manifest.pieces, tokenize):
+        if starts_document:
             shard.start_document(end)
         shard.add(np.array(ids, manifest.dtype))
         shard.pieces += 1
-        shard.text_bytes += len(piece.text.encode("utf-8"))
+        shard.text_bytes += len(text.encode("utf-8"))
         if shard.position - manifest.tokens >= shard_tokens:
             manifest = shard.write(folder, manifest)
             shard = _OpenShard(manifest.tokens)
@@ -222,18 +209,19 @@ def _write_shards(
     yield replace(shard.write(folder, manifest), complete=True)
 
 
-def _split_pieces(documents: Iterable[Document]) -> Iterator[_Piece]:
-    """All pieces of all documents; an empty document has none."""
-    for document in documents:
-        pieces = (piece for piece in document.pieces if piece)
-        yield from (_Piece(piece, k == 0) for k, piece in enumerate(pieces))
-
-
 def _tokenize_pieces(
-    pieces: Iterator[_Piece], tokenize: Tokenize
-) -> Iterator[tuple[_Piece, Sequence[int]]]:
+    documents: Iterable[Document], skip: int, tokenize: Tokenize
+) -> Iterator[tuple[str, bool, Sequence[int]]]:
+    """The pieces of all documents but the first `skip`, whether they start one, and their ids."""
+    all_pieces = (
+        (piece, k == 0)
+        for document in documents
+        for k, piece in enumerate(filter(None, document.pieces))
+    )
+    pieces = islice(all_pieces, skip, None)
     while batch := list(islice(pieces, _PIECES_PER_CALL)):
-        yield from zip(batch, tokenize([piece.text for piece in batch]), strict=True)
+        ids = tokenize([text for text, _ in batch])
+        yield from ((*piece, tokens) for piece, tokens in zip(batch, ids, strict=True))
 
 
 def _tokens_name(shard: int) -> str:

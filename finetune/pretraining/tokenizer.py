@@ -19,15 +19,9 @@ def learn_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Learns a tokenizer (GPT-2, section 2.2) with an end-of-text token and no other special token.
 
-    The result does not depend on the number of cores.
-
-    Args:
-        texts: The corpus.
-        vocabulary_size: Maximum number of tokens; there are fewer if no more pairs occur twice.
-        max_length: Maximum sequence length of the decoder, saved with the tokenizer.
-
-    Raises:
-        UsageError: The vocabulary is smaller than 257.
+    There are fewer tokens than `vocabulary_size` if no more pairs occur twice. `max_length` is the
+    maximum sequence length that is saved with the tokenizer. The result does not depend on the
+    number of cores. Raises UsageError for a vocabulary below 257.
     """
     if vocabulary_size < MIN_VOCABULARY:
         raise UsageError(
