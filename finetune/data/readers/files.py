@@ -106,7 +106,13 @@ class FileRows:
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files and over the options."""
-        digest = hashlib.sha256(repr(self.options).encode())
+        options = self.options
+        # Spelled as in the first version, so that its runs can be resumed.
+        text = (
+            f"Reading(format={options.format!r}, columns={options.columns!r}, "
+            f"rename={options.rename!r}, shape={options.nested!r}, fewest={options.min_fields!r})"
+        )
+        digest = hashlib.sha256(text.encode())
         for path in self.files:
             with open_stream(path) as stream:
                 file_digest = hashlib.sha256()
