@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.checkpointing import checkpoint
 from finetune.recipe.schema import Recipe
-from tests.support import families, jobs, torture
+from tests.support import families, interruptions, jobs
 
 UPDATES = 6
 
@@ -72,12 +72,12 @@ def interrupt(
     runs = 0
     while count.total() < most:
         run = root / f"{number.name}-{runs}"
-        moment = torture.draw_moment(draw, UPDATES, seconds)
-        while code := torture.strike(recipe, run, moment, number):
+        moment = interruptions.draw_moment(draw, UPDATES, seconds)
+        while code := interruptions.run_interrupted(recipe, run, moment, number):
             check(run, number, code)
             # Before the data is prepared SIGTERM ends a run without a checkpoint.
-            count[moment.kind] += 0 if code in torture.NOT_BEGUN else 1
-            moment = torture.draw_moment(draw, UPDATES, seconds)
+            count[moment.kind] += 0 if code in interruptions.NOT_STARTED else 1
+            moment = interruptions.draw_moment(draw, UPDATES, seconds)
         jobs.assert_same(run, root / "uninterrupted")
         runs += 1
     return count, runs
@@ -90,7 +90,7 @@ def check(run: Path, number: signal.Signals, code: int) -> None:
         assert code == -signal.SIGKILL, code
         # Incomplete checkpoints are reported and skipped.
         assert all("half written" in warning for warning in warnings), warnings
-    elif code not in torture.NOT_BEGUN:
+    elif code not in interruptions.NOT_STARTED:
         assert code == 128 + signal.SIGTERM, code
         assert state is not None
         assert not warnings, warnings

@@ -1,4 +1,4 @@
-"""Disks for tests: what lies on them, and small and read-only ones where a tmpfs may be mounted."""
+"""Small and read-only disks for tests, where a tmpfs may be mounted."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def make_read_only(disk: Path) -> None:
-    """From now on nothing can be written to the mounted disk."""
+    """Remounts the disk read-only."""
     assert _run("mount", "-o", "remount,ro", disk) == 0
 
 
@@ -37,5 +37,5 @@ def _run(*words: str | Path) -> int:
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in the folder, sorted."""
+    """The names in the folder, sorted."""
     return sorted(path.name for path in folder.iterdir())

@@ -14,7 +14,7 @@ from finetune.training.events import Evaluated, Finished, Notice, Started
 from finetune.training.loop import Step, count_tokens
 from finetune.training.train import events
 from task_formats import UsageError
-from tests.support import jobs, torture
+from tests.support import interruptions, jobs
 
 JOB = ("multiple_choice", jobs.NOISY)
 UPDATES = 6
@@ -71,13 +71,13 @@ def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
 
 
 def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
-    """A short torture, 20 kills; benchmarks/interruptions.py makes it 200."""
+    """20 kills; benchmarks/interruptions.py makes it 200."""
     draw, kills, begun = random.Random(0), 0, itertools.count()
     often = jobs.change(job, "train", checkpoint_updates=1)
     while kills < 20:
         run = tmp_path / f"{next(begun)}"
-        while code := torture.strike(
-            often, run, torture.draw_moment(draw, UPDATES), signal.SIGKILL
+        while code := interruptions.run_interrupted(
+            often, run, interruptions.draw_moment(draw, UPDATES), signal.SIGKILL
         ):
             assert code == -signal.SIGKILL
             kills += 1

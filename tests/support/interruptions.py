@@ -1,4 +1,4 @@
-"""Signals at random moments: between updates, amid saves, at any time at all."""
+"""Runs that get a signal at a random moment: between updates, during a save, at any time."""
 
 import itertools
 import os
@@ -13,22 +13,22 @@ from finetune.training.events import Interrupted
 from finetune.training.train import events
 from tests.support import warm
 
-UNREADY = 99
-"""Exit code of a run that was stopped while its data was made ready: there was nothing to save."""
-NOT_BEGUN = (UNREADY, -signal.SIGTERM)
-"""Of one that SIGTERM ended before its first update; the latter before it looked for signals."""
-_OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir")
+NO_CHECKPOINT = 99
+"""Exit code of a run that was stopped while it prepared its data, with nothing to save."""
+NOT_STARTED = (NO_CHECKPOINT, -signal.SIGTERM)
+"""Exit codes of a run that SIGTERM ended before its first update."""
+_FILE_OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir")
 
 
 class Moment(NamedTuple):
-    """When a signal comes: at the n-th event or operation on files, or after some seconds."""
+    """When the signal is sent: at the n-th event or file operation, or after some seconds."""
 
     kind: Literal["event", "file", "seconds"]
     at: float
 
 
 def draw_moment(draw: random.Random, updates: int, seconds: float = 0.0) -> Moment:
-    """Any moment of a run that saves a state after every update; most of them amid a save."""
+    """Any moment of a run that saves a checkpoint after every update; mostly during a save."""
     kind = draw.choice(
         ["event", "file", "file", "seconds"] if seconds else ["event", "file", "file"]
     )
@@ -36,10 +36,12 @@ def draw_moment(draw: random.Random, updates: int, seconds: float = 0.0) -> Mome
     return Moment(kind, draw.uniform(0, seconds) if kind == "seconds" else draw.randint(1, most))
 
 
-def strike(recipe: Recipe, run: Path, moment: Moment, number: signal.Signals) -> int | None:
-    """Goes on with a run in a process that gets a signal; its exit code, 0 if it was finished."""
+def run_interrupted(
+    recipe: Recipe, run: Path, moment: Moment, number: signal.Signals
+) -> int | None:
+    """Resumes a run in a process that gets a signal. Returns its exit code, 0 if it finished."""
     inside = moment if moment.kind != "seconds" else None
-    child = warm.start(go_on, recipe, run, inside, number)
+    child = warm.start(resume_run, recipe, run, inside, number)
     if inside is None:
         child.join(moment.at)
         if child.is_alive():
@@ -48,27 +50,27 @@ def strike(recipe: Recipe, run: Path, moment: Moment, number: signal.Signals) ->
     return child.exitcode
 
 
-def go_on(recipe: Recipe, run: Path, moment: Moment | None, number: int) -> int:
-    """Trains to the end, and at some moment gives this process a signal."""
+def resume_run(recipe: Recipe, run: Path, moment: Moment | None, number: int) -> int:
+    """Trains to the end, and sends a signal to this process at some moment."""
     count = itertools.count(1)
 
-    def pass_by() -> None:
+    def count_and_signal() -> None:
         if moment and next(count) == moment.at:
             os.kill(os.getpid(), number)
 
     if moment and moment.kind == "file":
-        for name in _OPERATIONS:
-            setattr(os, name, _after(pass_by, getattr(os, name)))
+        for name in _FILE_OPERATIONS:
+            setattr(os, name, _call_before(count_and_signal, getattr(os, name)))
     try:
         for _ in events(recipe, run, resume=True):
             if moment and moment.kind == "event":
-                pass_by()
+                count_and_signal()
     except Interrupted as stop:
-        return UNREADY if stop.update is None else stop.exit_code
+        return NO_CHECKPOINT if stop.update is None else stop.exit_code
     return 0
 
 
-def _after(first: Callable[[], None], second: Callable[..., Any]) -> Callable[..., Any]:
+def _call_before(first: Callable[[], None], second: Callable[..., Any]) -> Callable[..., Any]:
     def both(*arguments: Any, **options: Any) -> Any:
         first()
         return second(*arguments, **options)
