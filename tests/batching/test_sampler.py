@@ -1,17 +1,18 @@
-"""Forward passes: all examples, within the budget, as few and as even as can be."""
+"""Epochs, shares of processes and forward passes: complete, few and even."""
 
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.batching.collate import collate
-from finetune.batching.sampler import batch_by_tokens
-from finetune.data.token_store import ExampleLengths, compute_lengths, encode_examples
+from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
+from finetune.data.token_store import ExampleLengths, compute_lengths
 from task_formats import Encoded
+from tests.support.samples import LAYOUTS
 
-LAYOUTS = ("separate", "shared", "packed")
 TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=7)
 
 
@@ -23,47 +24,54 @@ def encoded(draw) -> Encoded:
 MANY = st.lists(encoded(), min_size=1, max_size=12)
 
 
+def one_view_each(tokens: list[int]) -> ExampleLengths:
+    lengths = np.array(tokens, np.int64)
+    return ExampleLengths(lengths, np.ones_like(lengths), lengths)
+
+
+@given(st.integers(1, 50), st.integers(1, 9), st.booleans())
+def test_an_epoch_reads_every_row_once(rows: int, batch_size: int, drop: bool):
+    sampler = EpochSampler(rows, batch_size, 2, seed=3, drop_incomplete=drop)
+    updates = sampler.updates_per_epoch
+    epochs = [
+        [n for update in range(start + 1, start + updates + 1) for n in sampler.indices(update)]
+        for start in (0, updates)
+    ]
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == (updates * batch_size if drop else rows)
+    assert sampler.updates == max(2 * updates, min(updates, 1))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 4))
+def test_processes_share_an_update_evenly(tokens: list[int], processes: int):
+    lengths = one_view_each(tokens)
+    shares = shard_by_length(np.arange(len(tokens)), lengths, processes)
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(tokens)))
+    loads = [lengths.tokens[share].sum() for share in shares]
+    assert max(loads) - min(loads) <= max(tokens)
+
+
 @given(MANY, st.sampled_from(LAYOUTS), st.integers(1, 200))
-def test_every_example_goes_once_and_within_the_budget_unless_alone(many, layout, budget):
-    groups = batch_by_tokens(np.arange(len(many)), compute_lengths(many), layout, budget)
-    assert sorted(np.concatenate(groups).tolist()) == list(range(len(many)))
-    for chosen in groups:
-        cells = collate([many[n] for n in chosen], layout).tokens.numel()
-        assert cells <= budget or len(chosen) == 1
+def test_every_example_is_in_one_pass_within_the_limit_or_alone(many, layout, max_tokens):
+    passes = batch_by_tokens(np.arange(len(many)), compute_lengths(many), layout, max_tokens)
+    assert sorted(np.concatenate(passes).tolist()) == list(range(len(many)))
+    for indices in passes:
+        tokens = collate([many[n] for n in indices], layout).tokens.numel()
+        assert tokens <= max_tokens or len(indices) == 1
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(50, 300))
-def test_packed_passes_are_few_and_even(lengths, budget):
-    tokens = np.array(lengths)
-    sizes = ExampleLengths(tokens, np.ones_like(tokens), tokens)
-    groups = batch_by_tokens(np.arange(len(tokens)), sizes, "packed", budget)
-    loads = [tokens[chosen].sum() for chosen in groups]
-    total = tokens.sum()
-    # What does not fit beside its longer neighbours leaves a gap shorter than itself.
-    assert math.ceil(total / budget) <= len(loads) <= math.ceil(total / (budget - 49))
+def test_packed_passes_are_few_and_even(tokens, max_tokens):
+    lengths = one_view_each(tokens)
+    passes = batch_by_tokens(np.arange(len(tokens)), lengths, "packed", max_tokens)
+    loads = [lengths.tokens[indices].sum() for indices in passes]
+    total = sum(tokens)
+    # An example that does not fit into a pass leaves a gap shorter than itself.
+    assert math.ceil(total / max_tokens) <= len(loads) <= math.ceil(total / (max_tokens - 49))
     assert max(loads) <= total / len(loads) + 50
 
 
-def test_two_passes_share_the_work():
-    tokens = np.full(32, 70)
-    sizes = ExampleLengths(tokens, np.ones_like(tokens), tokens)
-    groups = batch_by_tokens(np.arange(32), sizes, "packed", 2048)
-    assert [len(chosen) for chosen in groups] == [16, 16]
-
-
-def test_no_examples_make_no_pass():
-    empty = np.empty(0, np.int64)
-    assert batch_by_tokens(empty, ExampleLengths(empty, empty, empty), "packed", 10) == []
-
-
-@given(MANY)
-def test_a_store_knows_the_sizes_of_what_it_holds(many):
-    class Ready:
-        """Encodes nothing: the examples are encoded already."""
-
-        def encode(self, examples):
-            return examples
-
-    store = encode_examples(many, Ready())
-    for known, counted in zip(compute_lengths(store), compute_lengths(many), strict=True):
-        assert known.tolist() == counted.tolist()
+@pytest.mark.parametrize(("count", "expected"), [(0, []), (32, [16, 16])])
+def test_passes_have_equal_sizes(count: int, expected: list[int]):
+    passes = batch_by_tokens(np.arange(count), one_view_each([70] * count), "packed", 2048)
+    assert [len(indices) for indices in passes] == expected

@@ -1,4 +1,4 @@
-"""The chunked language-model loss is the naive one, with the same gradient."""
+"""The chunked language-model loss equals the direct one, with the same gradient."""
 
 import pytest
 import torch
@@ -12,64 +12,63 @@ from finetune.models.losses import lm_loss, token_losses
 
 
 def draw(count: int, vocabulary: int, biased: bool, dtype: torch.dtype = torch.float64):
+    """States, weight, bias, target and token weight."""
     torch.manual_seed(count * 1000 + vocabulary)
     width = 5
     states, weight = (3 * torch.randn(n, width, dtype=dtype) for n in (count, vocabulary))
     bias = torch.randn(vocabulary, dtype=dtype) if biased else None
-    target, share = torch.randint(0, vocabulary, (count,)), torch.rand(count, dtype=dtype)
-    for part in (states, weight, bias):
-        if part is not None:
-            part.requires_grad_()
-    return states, weight, bias, target, share
+    target, token_weight = torch.randint(0, vocabulary, (count,)), torch.rand(count, dtype=dtype)
+    for tensor in (states, weight, bias):
+        if tensor is not None:
+            tensor.requires_grad_()
+    return states, weight, bias, target, token_weight
 
 
-def naive(
+def direct_loss(
     states: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    share: Tensor,
+    token_weight: Tensor,
     cap: float | None = None,
 ):
     logits = linear(states, weight, bias)
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
-    # Where products are made in bfloat16, the rest is still done in float32.
+    # Where products are in bfloat16, everything else is still in float32.
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-    nll = cross_entropy(logits, target, reduction="none")
-    return (share * nll).sum()
+    return (token_weight * cross_entropy(logits, target, reduction="none")).sum()
 
 
 CAPS = st.sampled_from([None, 0.5, 9.0])
 
 
 @given(st.integers(0, 9), st.integers(1, 70), st.booleans(), st.integers(1, 4), CAPS)
-def test_in_chunks_of_any_size_it_is_the_naive_loss(count, vocabulary, biased, chunk, cap):
-    parts = (*draw(count, vocabulary, biased), cap)
+def test_chunks_of_any_size_give_the_direct_loss(count, vocabulary, biased, chunk, cap):
+    inputs = (*draw(count, vocabulary, biased), cap)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "CHUNK", chunk)
-        found = lm_loss(*parts)
-        each = token_losses(*parts[:4], cap)
-    torch.testing.assert_close(found, naive(*parts), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close((each * parts[4]).sum(), naive(*parts), rtol=1e-12, atol=1e-12)
-    leaves = [part for part in parts[:3] if part is not None]
-    for one, other in zip(
-        torch.autograd.grad(3 * found, leaves),
-        torch.autograd.grad(3 * naive(*parts), leaves),
-        strict=True,
-    ):
+        loss = lm_loss(*inputs)
+        each = token_losses(*inputs[:4], cap)
+    expected = direct_loss(*inputs)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((each * inputs[4]).sum(), expected, rtol=1e-12, atol=1e-12)
+    leaves = [tensor for tensor in inputs[:3] if tensor is not None]
+    gradients = (torch.autograd.grad(3 * x, leaves) for x in (loss, expected))
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("frozen", ["states", "weight"])
 def test_what_needs_no_gradient_gets_none(frozen: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(losses, "CHUNK", 3)
-    states, weight, bias, target, share = draw(7, 40, biased=True)
-    moving = weight if frozen == "states" else states
-    (states if frozen == "states" else weight).requires_grad_(False)
-    found = lm_loss(states, weight, bias, target, share)
-    expected = naive(states, weight, bias, target, share)
-    one, other = (torch.autograd.grad(loss, moving)[0] for loss in (found, expected))
-    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    inputs = draw(7, 40, biased=True)
+    index = ["states", "weight"].index(frozen)
+    inputs[index].requires_grad_(False)
+    for loss in (lm_loss(*inputs), direct_loss(*inputs)):
+        loss.backward()
+    assert inputs[index].grad is None
+    (other,) = torch.autograd.grad(direct_loss(*inputs), inputs[1 - index])
+    torch.testing.assert_close(inputs[1 - index].grad, 2 * other, rtol=1e-12, atol=1e-12)
 
 
 def test_logits_far_apart_lose_nothing():
@@ -81,21 +80,18 @@ def test_logits_far_apart_lose_nothing():
     assert each.tolist() == pytest.approx([400.0, 0.0], abs=1e-5)
     loss = lm_loss(states.requires_grad_(), weight, None, target, torch.ones(2))
     assert loss.item() == pytest.approx(400.0)
-    (slope,) = torch.autograd.grad(loss, states)
-    assert slope.flatten().tolist() == pytest.approx([2.0, 0.0])
+    (gradient,) = torch.autograd.grad(loss, states)
+    assert gradient.flatten().tolist() == pytest.approx([2.0, 0.0])
 
 
-def test_under_autocast_only_the_products_are_narrow():
-    """Products in bfloat16, everything else in float32: the same rounding on both sides."""
-    states, weight, _, target, share = draw(20, 50, biased=False, dtype=torch.float32)
+def test_under_autocast_only_the_products_are_in_bfloat16():
+    """Both sides round the same products, so everything else must be in float32."""
+    states, weight, _, target, token_weight = draw(20, 50, biased=False, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = lm_loss(states, weight, None, target, share)
-    expected = naive(states.bfloat16(), weight.bfloat16(), None, target, share)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    for one, other in zip(
-        torch.autograd.grad(found, (states, weight)),
-        torch.autograd.grad(expected, (states, weight)),
-        strict=True,
-    ):
+        loss = lm_loss(states, weight, None, target, token_weight)
+    expected = direct_loss(states.bfloat16(), weight.bfloat16(), None, target, token_weight)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    gradients = (torch.autograd.grad(x, (states, weight)) for x in (loss, expected))
+    for one, other in zip(*gradients, strict=True):
         assert one.dtype == other.dtype
         assert float((one - other).norm() / other.norm()) < 2**-7

@@ -1,4 +1,4 @@
-"""Bases that cannot be used: one clear refusal each, and nothing of theirs is run."""
+"""Bases that cannot be used: one clear error each, and none of their code is run."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def write(folder: Path, **config) -> Path:
 
 def test_a_base_that_is_not_there(tmp_path: Path) -> None:
     assert "no such folder" in refused(tmp_path / "nowhere").what
-    assert "network" in refused("gpt2-of-nobody").cure
+    assert "network" in refused("gpt2-that-does-not-exist").cure
 
 
 def test_a_folder_that_is_no_base(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ CONFIGURATIONS: dict[str, Callable[..., transformers.PreTrainedConfig]] = {
     ),
 }  # fmt: skip
 FAMILIES = tuple(CONFIGURATIONS)
+OWN_ATTENTION = ("openai-gpt", "gpt_neo")
+"""Families that keep their own attention and read the layout "separate" only."""
+PACKED_ATTENTION = tuple(family for family in FAMILIES if family not in OWN_ATTENTION)
 
 TIED = {"openai-gpt", "gpt2", "gpt_neo", "opt", "opt_narrow", "qwen3", "gemma3"}
 """Families whose output matrix is the embedding table."""

@@ -1,4 +1,4 @@
-"""Encoded examples of every kind, with ragged choices and unequal lengths, for any tiny base."""
+"""Encoded examples of every kind, of unequal lengths and numbers of choices, for any tiny base."""
 
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from task_formats import (
 )
 from tests.support.families import SENTENCES
 
+LAYOUTS = ("separate", "shared", "packed")
 WORDS = " ".join(SENTENCES).split()
 LETTERS = Classes.of(["A", "B", "C", "D", "E"])
 
@@ -34,7 +35,7 @@ class Kind(NamedTuple):
     format: Format
     labels: Labels
     name: str
-    """What the reference calls it: "class", "choice" or "score"."""
+    """What the reference implementation calls it: "class", "choice" or "score"."""
 
     @property
     def task(self) -> Task:
@@ -99,15 +100,15 @@ def task_model(kind: Kind, base: Base, dropout: float = 0.0) -> TaskModel:
     return model.train()
 
 
-class Found(NamedTuple):
-    """What one forward and backward pass gives."""
+class PassResult(NamedTuple):
+    """What the forward and backward passes of an update give."""
 
     logits: Tensor
     losses: Losses
     gradients: dict[str, Tensor]
 
 
-def run(model: TaskModel, batches: list[Batch], coefficient: float = 0.5) -> Found:
+def run(model: TaskModel, batches: list[Batch], coefficient: float = 0.5) -> PassResult:
     """All batches of one update, gradients summed; logits of the last batch."""
     model.zero_grad(set_to_none=True)
     parts = []
@@ -121,11 +122,17 @@ def run(model: TaskModel, batches: list[Batch], coefficient: float = 0.5) -> Fou
         for name, weight in model.named_parameters()
         if weight.grad is not None
     }
-    return Found(outputs.logits.detach(), sums, gradients)
+    return PassResult(outputs.logits.detach(), sums, gradients)
 
 
-def run_as(model: TaskModel, many: list[Encoded], layout: Layout, pad: int) -> Found:
+def run_as(model: TaskModel, many: list[Encoded], layout: Layout, pad: int) -> PassResult:
     return run(model, [collate(many, layout, pad)])
+
+
+def assert_same(one: PassResult, other: PassResult) -> None:
+    torch.testing.assert_close(one.logits, other.logits, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-5, atol=1e-6)
+    assert distance(one.gradients, other.gradients) < 1e-5
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

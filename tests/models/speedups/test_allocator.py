@@ -1,4 +1,4 @@
-"""Freed memory stays with a process that asked for it, unless somebody else decided."""
+"""Freed memory stays with the process, unless the environment has other settings."""
 
 import subprocess
 import sys
@@ -21,8 +21,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(manner: str) -> int:
-    command = [sys.executable, "-c", FAULTS, manner]
+def faults(mode: str) -> int:
+    command = [sys.executable, "-c", FAULTS, mode]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -1,4 +1,4 @@
-"""Compiled blocks compute the same, for all lengths at once."""
+"""Compiled blocks compute the same and are compiled once for all lengths."""
 
 import pytest
 import torch
@@ -6,9 +6,8 @@ from torch._dynamo.testing import CompileCounter
 
 from finetune.models.speedups.compilation import compile_blocks
 from task_formats import UsageError
-from tests.batching.test_collate import assert_same
 from tests.support import samples
-from tests.support.samples import KINDS
+from tests.support.samples import KINDS, assert_same
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +17,7 @@ def fresh():
     torch._dynamo.reset()
 
 
-# Dynamo looks at what it captures; PyTorch warns of that.
+# Dynamo inspects the tensors that it captures, and PyTorch warns about that.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_compiled_blocks_are_the_same_and_are_compiled_once_for_all_lengths(family, bases) -> None:
@@ -33,7 +32,7 @@ def test_compiled_blocks_are_the_same_and_are_compiled_once_for_all_lengths(fami
         assert_same(samples.run_as(model, many, "packed", pad), plain)
         counts.append(counter.frame_count)
     assert counts[0] > 0
-    # The second length may show what is dynamic; after it nothing is compiled again.
+    # The second length may show which sizes are dynamic; then nothing is compiled again.
     assert len(set(counts[1:])) == 1
 
 
@@ -44,7 +43,7 @@ def test_names_stay(bases) -> None:
     assert list(decoder.state_dict()) == before
 
 
-def test_without_a_compiler_it_says_so(bases, monkeypatch) -> None:
+def test_a_missing_compiler_is_an_error(bases, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):

@@ -1,4 +1,4 @@
-"""Gradients of token tables that grow in place are those that autograd makes."""
+"""Embedding gradients that accumulate in place are those that autograd makes."""
 
 import pytest
 import torch
@@ -37,39 +37,39 @@ def gradients(model: TaskModel, batches: list[Batch], coefficient: float) -> dic
 
 @pytest.mark.parametrize("coefficient", [0, 0.5])
 @pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "llama", "gpt_neox"])
-def test_what_grows_in_place_is_what_autograd_makes(bases, family: str, coefficient: float):
+def test_gradients_are_those_that_autograd_makes(bases, family: str, coefficient: float):
     model, batches = make(bases, family)
     expected = gradients(model, batches, coefficient)
     accumulate_in_place(model, 1)
     tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
     assert tables
     for _ in range(2):  # The second update begins with what the first has left.
-        found = gradients(model, batches, coefficient)
-        rooms = [table.grad.data_ptr() for table in tables]
-        assert all(part.layout == torch.strided for part in found.values())
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+        in_place = gradients(model, batches, coefficient)
+        addresses = [table.grad.data_ptr() for table in tables]
+        assert all(part.layout == torch.strided for part in in_place.values())
+        torch.testing.assert_close(in_place, expected, rtol=1e-11, atol=1e-13)
     clear_gradients(model)
-    assert [table.grad.data_ptr() for table in tables] == rooms
+    assert [table.grad.data_ptr() for table in tables] == addresses
     assert not any(table.grad.any() for table in tables)
-    growing = {id(table) for table in tables}
-    assert all(part.grad is None for part in model.parameters() if id(part) not in growing)
+    marked = {id(table) for table in tables}
+    assert all(part.grad is None for part in model.parameters() if id(part) not in marked)
 
 
 @pytest.mark.parametrize("coefficient", [0, 0.5])
-def test_nothing_as_large_as_the_table_is_made_in_a_pass(bases, coefficient: float):
+def test_a_pass_makes_no_gradient_as_large_as_the_table(bases, coefficient: float):
     model, batches = make(bases, "gpt2")
     table = model.backbone.decoder.get_input_embeddings().weight
     accumulate_in_place(model, 1)
     clear_gradients(model)
-    handed = []
-    table.register_hook(lambda slope: handed.append(slope.layout))
+    layouts = []
+    table.register_hook(lambda gradient: layouts.append(gradient.layout))
     objective(model(batches[0], lm=coefficient > 0), batches[0], coefficient).total.backward()
-    # Autograd is handed rows alone: what the LM loss adds, it adds by itself.
-    assert handed == [torch.sparse_coo]
+    # Autograd handles rows only; the LM loss adds its part itself.
+    assert layouts == [torch.sparse_coo]
 
 
 @pytest.mark.parametrize(("processes", "device"), [(2, "cpu"), (1, "meta")])
-def test_elsewhere_nothing_is_changed(bases, processes: int, device: str):
+def test_with_processes_or_on_a_device_nothing_changes(bases, processes: int, device: str):
     model, _ = make(bases, "gpt2")
     accumulate_in_place(model.to(device), processes)
     clear_gradients(model)

@@ -1,4 +1,4 @@
-"""Families whose logits are more than a linear map: scaled or capped as transformers does it."""
+"""Families that scale or cap their logits."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SHAPE = {
     "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 96,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-# Far enough from 1, and caps low enough, that the logits of so small a decoder feel them.
+# Factors far from 1 and low caps, so that the logits of so small a decoder change.
 SETTINGS = {
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
     "cohere": {"logit_scale": 0.25},
@@ -55,31 +55,32 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_loss_and_gradients_are_transformers_own(family: str) -> None:
+def test_loss_and_gradients_are_those_of_transformers(family: str) -> None:
     decoder = draw(family)
     rows = torch.randint(3, 320, (3, 17), generator=torch.Generator().manual_seed(2))
     expected = decoder(input_ids=rows, labels=rows).loss
-    slopes = gradients(decoder, expected)
+    expected_gradients = gradients(decoder, expected)
     texts = [Encoded(f"x/{n}", row.tolist(), ()) for n, row in enumerate(rows)]
     batch = collate(texts, "separate")
-    found = LanguageModel(optimize_decoder(decoder))(batch, lm=True).lm_loss
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    for name, slope in gradients(decoder, found).items():
-        torch.testing.assert_close(slope, slopes[name], rtol=1e-3, atol=1e-5, msg=name)
+    loss = LanguageModel(optimize_decoder(decoder))(batch, lm=True).lm_loss
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(decoder, loss).items():
+        other = expected_gradients[name]
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5, msg=name)
     expected = expected.detach()
     with torch.no_grad():
         nats = TextScorer(decoder)(batch).logits
     assert float(nats.sum()) == pytest.approx(16 * 3 * float(expected), rel=1e-5)
-    # Without what the family does to its logits it would be another loss.
-    finish, model = LogitTransform.of(decoder), LanguageModel(decoder)
-    assert finish != LogitTransform()
+    # Without the transform of the family the loss would be another one.
+    model = LanguageModel(decoder)
+    assert model.backbone.logit_transform != LogitTransform()
     model.backbone.logit_transform = LogitTransform()
     assert abs(float(model(batch, lm=True).lm_loss.detach() - expected)) > 1e-2
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite"])
 @pytest.mark.parametrize("layout", ["separate", "packed"])
-def test_answers_and_fine_tuning_read_the_same_logits(family: str, layout: str) -> None:
+def test_prompting_and_fine_tuning_use_the_same_logits(family: str, layout: str) -> None:
     decoder = draw(family)
     chosen = Encoded("x", [5, 6, 7], ([8, 9], [10]), 0)
     with torch.no_grad():
@@ -95,8 +96,7 @@ def test_answers_and_fine_tuning_read_the_same_logits(family: str, layout: str) 
         assert float(model(one, lm=True).lm_loss) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_what_transformers_does_not_read_is_not_read_here() -> None:
-    """Mpt has a setting for it, and its logits are plain all the same."""
+def test_a_setting_that_transformers_ignores_is_ignored() -> None:
     config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=320)
     config.logit_scale = 0.5
     assert (

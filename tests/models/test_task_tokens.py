@@ -1,0 +1,94 @@
+"""The tokens of the input transforms in every family's tokenizer, and their embeddings."""
+
+import pytest
+import torch
+
+from finetune.models.pretrained import load_decoder
+from finetune.recipe.schema import BaseConfig
+from tests.support.families import FAMILIES, SENTENCES, SPARE_ROWS, TIED, make_tokenizer
+
+
+def load(folder, **options):
+    return load_decoder(BaseConfig(path=str(folder), **{"dropout": None, **options}))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+def test_new_tokens_are_new_and_the_pad_token_is_no_other_token(family, bases) -> None:
+    task_tokens = load(bases(family)).task_tokens
+    before = make_tokenizer(family)
+    assert min(task_tokens.special_tokens) == len(before)
+    assert len({*task_tokens.special_tokens, task_tokens.pad_id}) == 4
+    tokenizer = task_tokens.tokenizer
+    assert task_tokens.pad_id not in (
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.unk_token_id,
+    )
+    if before.pad_token is not None:
+        assert task_tokens.pad_id == before.pad_token_id
+    assert "!" in before.get_vocab() or family == "openai-gpt"
+
+
+def test_text_that_spells_special_tokens_stays_text(family, bases) -> None:
+    task_tokens = load(bases(family)).task_tokens
+    special = [
+        *task_tokens.tokenizer.all_special_tokens,
+        "<|start|>",
+        "<|delimiter|>",
+        "<|extract|>",
+    ]
+    texts = ["a horse", f"a {' '.join(special)} horse", *special, "<|extract|>a<|start|>"]
+    reserved = {*task_tokens.special_tokens, task_tokens.pad_id, task_tokens.tokenizer.eos_token_id}
+    for ids in task_tokens.tokenize(texts):
+        assert len(ids) > 0
+        assert not reserved.intersection(ids)
+    assert task_tokens.tokenize([]) == []
+    assert task_tokens.tokenize(texts) == [task_tokens.tokenize([text])[0] for text in texts]
+
+
+def test_tokens_are_those_of_the_base_without_anything_added(family, bases) -> None:
+    task_tokens, before = load(bases(family)).task_tokens, make_tokenizer(family)
+    expected = [before.encode(text, add_special_tokens=False) for text in SENTENCES]
+    assert task_tokens.tokenize(SENTENCES) == expected
+
+
+def test_new_rows_are_near_the_mean_or_for_gpt1_drawn_at_random(family, bases) -> None:
+    """Near the mean, new tokens take little probability in the LM loss."""
+    base = load(bases(family))
+    old = len(make_tokenizer(family))
+    ids = [*base.task_tokens.special_tokens] + (
+        [base.task_tokens.pad_id] if base.task_tokens.pad_id >= old else []
+    )
+    tables = {
+        base.decoder.get_input_embeddings().weight,
+        base.decoder.get_output_embeddings().weight,
+    }
+    assert len(tables) == (1 if family in TIED else 2)
+    for table in tables:
+        assert len(table) == max(old + SPARE_ROWS.get(family, 0), len(base.task_tokens.tokenizer))
+        rows, mean, deviation = table[ids], table[:old].mean(0), table[:old].std(0)
+        assert len(rows.unique(dim=0)) == len(ids)
+        if family == "openai-gpt":
+            assert rows.std().item() == pytest.approx(0.02, rel=0.3)
+            assert rows.abs().max() < 0.1
+        else:
+            assert ((rows - mean).abs() < 0.6 * deviation).all()
+            assert ((rows - mean) / deviation).std().item() == pytest.approx(0.1, rel=0.4)
+    if family != "openai-gpt":
+        states = torch.randn(64, table.shape[1]) + table[:old].mean(0)
+        probabilities = (states @ table.t()).softmax(-1)
+        assert probabilities[:, list(base.task_tokens.special_tokens)].sum(-1).mean() < 0.1
+
+
+def test_the_same_seed_gives_the_same_rows(bases) -> None:
+    def rows(seed: int) -> torch.Tensor:
+        base = load_decoder(BaseConfig(path=str(bases("gpt2"))), seed)
+        return base.decoder.get_input_embeddings().weight
+
+    assert torch.equal(rows(1), rows(1))
+    assert not torch.equal(rows(1), rows(2))
+    assert torch.equal(rows(1)[:300], rows(2)[:300])
