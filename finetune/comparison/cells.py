@@ -101,7 +101,7 @@ def _untrained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
         shots = DEFAULT_SHOTS if recipe.task.prompt else ()
     for count in dict.fromkeys(shots):
         for seed in design.seeds if count else (0,):
-            # The folders keep the name that the command `ask` gave them.
+            # `ask` is the former name of `gptft prompt`; existing studies have such folders.
             name = f"ask-{count}" + (f"-seed-{seed}" if count else "")
             yield Cell(name, f"{count}-shot", "prompt", recipe, seed, count)
 

@@ -67,13 +67,16 @@ class TokenShards:
     """The tokens of a folder."""
 
     def __init__(self, folder: Path, manifest: ShardManifest) -> None:
-        shards = range(len(manifest.shard_tokens))
         self.manifest = manifest
-        self._shards = [_map_array(folder / _tokens_name(n)) for n in shards]
-        self._offsets = np.cumsum([0, *manifest.shard_tokens])
-        self.starts: np.ndarray = np.concatenate(
-            [_map_array(folder / _starts_name(n)) for n in shards]
+        self._shards, starts = (
+            [
+                np.load(folder / _file_name(kind, n), mmap_mode="r", allow_pickle=False)
+                for n in range(len(manifest.shard_tokens))
+            ]
+            for kind in ("tokens", "starts")
         )
+        self._offsets = np.cumsum([0, *manifest.shard_tokens])
+        self.starts: np.ndarray = np.concatenate(starts)
         """(M + 1,) int64 positions of the end-of-text tokens around M documents."""
 
     @property
@@ -167,11 +170,9 @@ class _OpenShard:
         """Writes the files of the shard; returns the manifest with them."""
         number, tokens = len(manifest.shard_tokens), np.concatenate(self.tokens)
         files = dict(manifest.files)
-        for name, array in (
-            (_tokens_name(number), tokens),
-            (_starts_name(number), np.array(self.starts, np.int64)),
-        ):
-            content = io.BytesIO()
+        arrays = {"tokens": tokens, "starts": np.array(self.starts, np.int64)}
+        for kind, array in arrays.items():
+            name, content = _file_name(kind, number), io.BytesIO()
             np.save(content, array, allow_pickle=False)
             write_atomically(folder / name, content.getvalue())
             files[name] = record_file(folder / name)
@@ -224,13 +225,5 @@ def _tokenize_pieces(
         yield from ((*piece, tokens) for piece, tokens in zip(batch, ids, strict=True))
 
 
-def _tokens_name(shard: int) -> str:
-    return f"tokens-{shard:05}.npy"
-
-
-def _starts_name(shard: int) -> str:
-    return f"starts-{shard:05}.npy"
-
-
-def _map_array(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def _file_name(kind: str, shard: int) -> str:
+    return f"{kind}-{shard:05}.npy"

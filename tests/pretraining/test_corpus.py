@@ -2,8 +2,7 @@
 
 import gzip
 import lzma
-import tarfile
-import zipfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,28 +133,22 @@ def test_a_very_long_line_is_streamed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("before", "line", "byte"),
+    ("content", "line", "byte"),
     [
-        (b"", 1, 1),
-        (b"\xef\xbb\xbf\xc3\xa9", 1, 6),
-        (b"a" * 2**21, 1, 2**21 + 1),
-        (b"a\n" * 2**20 + b"bc", 2**20 + 1, 3),
-        (b"\n" + b"a" * (2**20 - 2) + b"\xc3", 2, 2**20 - 1),
+        (b"\xe9t\xe9", 1, 1),
+        (b"ab\xc3", 1, 3),
+        (b"\xef\xbb\xbf\xc3\xa9\xe9", 1, 6),
+        (b"a" * 2**21 + b"\xe9", 1, 2**21 + 1),
+        (b"a\n" * 2**20 + b"bc\xe9", 2**20 + 1, 3),
+        (b"\n" + b"a" * (2**20 - 2) + b"\xc3t", 2, 2**20 - 1),
     ],
 )
-def test_a_byte_that_is_not_utf8_is_named_with_line_and_position(tmp_path, before, line, byte):
+def test_a_byte_that_is_not_utf8_is_named_with_line_and_position(tmp_path, content, line, byte):
     path = tmp_path / "latin.txt"
-    path.write_bytes(before + b"\xe9t\xe9")
+    path.write_bytes(content)
     with pytest.raises(UsageError, match="is not UTF-8") as caught:
         list(read_text(path))
     assert caught.value.where == f"{path}, line {line}, byte {byte}"
-
-
-def test_a_text_that_ends_inside_a_character_is_refused(tmp_path):
-    path = tmp_path / "half.txt"
-    path.write_bytes(b"ab\xc3")
-    with pytest.raises(UsageError, match="byte 3: byte 0xc3 is not UTF-8"):
-        list(read_text(path))
 
 
 @pytest.mark.parametrize(
@@ -211,21 +204,11 @@ def test_every_novel_is_read(shared):
     assert joined.count("\n") < whole.count("\n") / 5
 
 
-def make_archive(folder: Path, name: str) -> Path:
-    (folder / "book.txt").write_text("It rained.\n")
-    path = folder / name
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.write(folder / "book.txt", "book.txt")
-    else:
-        with tarfile.open(path, f"w:{Path(name).suffix[1:].replace('tar', '')}") as archive:
-            archive.add(folder / "book.txt", "book.txt")
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
-def test_archives_are_refused(tmp_path, name):
-    path = make_archive(tmp_path, name)
+@pytest.mark.parametrize("kind", ["tar", "gztar", "xztar", "zip"])
+def test_archives_are_refused(tmp_path, kind):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "book.txt").write_text("It rained.\n")
+    path = Path(shutil.make_archive(str(tmp_path / "a"), kind, tmp_path / "texts"))
     with pytest.raises(UsageError, match="is NUL, so this is not a text file") as caught:
         read(path)
     assert caught.value.where == str(path)

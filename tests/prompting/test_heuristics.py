@@ -141,7 +141,7 @@ def test_a_recipe_with_a_prompt_that_does_not_fit_is_refused(changes, message):
 def test_a_prompt_is_chosen_by_name(bases, tmp_path, capsys):
     recipe = cola(tmp_path, bases("gpt2"), "median")
     files = [f"data.{name}={getattr(recipe.data, name)}" for name in ("train", "evaluate")]
-    words = ["ask", "--task", "cola", "--base", str(bases("gpt2")), "--precision", "fp32"]
+    words = ["prompt", "--task", "cola", "--base", str(bases("gpt2")), "--precision", "fp32"]
     words += ["--set", "data.path=null", *files, "--prompt", "gpt1"]
     assert main(words) == 0
     assert "matthews" in capsys.readouterr().out
