@@ -1,6 +1,6 @@
 """Fine-tune pretrained decoders for language understanding, the way GPT-1 did.
 
-Names are looked up when they are first used: importing finetune costs nothing.
+Names are imported when they are first used, so that `import finetune` is fast.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.training.events import Result
     from finetune.training.train import events, train
 
-_HOMES = {
+_MODULES = {
     "Classifier": "sklearn",
     "Predictor": "evaluation.predictor",
     "Recipe": "recipe.schema",
@@ -38,6 +38,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
-    return getattr(import_module(f"finetune.{_HOMES[name]}"), name)
+    return getattr(import_module(f"finetune.{_MODULES[name]}"), name)
