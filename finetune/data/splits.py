@@ -119,16 +119,8 @@ def encode_training_split(
 ) -> Split:
     """Encodes `train.fraction` of the split that `data.train` names.
 
-    Args:
-        recipe: As for `encode_split`.
-        task: As for `encode_split`.
-        encoder: As for `encode_split`.
-        examples: Replace the rows of `data.train`; they are not cached.
-        tokenizer_hash: As for `encode_split`.
-
-    Raises:
-        UsageError: `data.train` is empty; and as for `encode_split`.
-        RowError: As for `encode_split`.
+    `examples` replace its rows and are not cached. The other arguments and the errors are those of
+    `encode_split`; UsageError also if `data.train` is empty.
     """
     if examples is not None:
         store = encode_examples(examples, encoder)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from finetune.data.readers.text import read_lines, row_too_long
+from finetune.data.readers.text import find_invalid_character, read_lines, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
 from finetune.storage.files import undecodable
 from task_formats import RowError, UsageError
@@ -43,25 +43,13 @@ def _check_row(row: Any, text: str, location: RowLocation) -> dict[str, Any] | R
         return RowError(what, where=str(location), cure='Write {"column": value, ...}.')
     if len(row) > MAX_COLUMNS:
         return RowError(f"more than {MAX_COLUMNS:,} columns", where=str(location))
-    bad = _find_invalid_character(row) if "\\u" in text else None
+    bad = find_invalid_character(row) if "\\u" in text else None
     if bad is None:
         return row
     name = "a NUL" if bad == "\0" else "half of a surrogate pair"
     escape = f"\\u{ord(bad):04x}"
     where = f"{location}, column {text.lower().find(escape) + 1}"
     return RowError(f"{escape} is {name}, not text", where=where, cure="Remove the character.")
-
-
-def _find_invalid_character(value: Any) -> str | None:
-    """Returns a NUL or a lone surrogate in any text of a JSON value."""
-    if isinstance(value, str):
-        return next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        found = map(_find_invalid_character, value)
-        return next((bad for bad in found if bad is not None), None)
-    return None
 
 
 def read_json(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
@@ -122,7 +110,9 @@ class _JsonParser:
         location, decoder = RowLocation(self._file, self._line), json.JSONDecoder()
         while True:
             try:
-                row, end = decoder.raw_decode(self._window, self._position)
+                value, end = decoder.raw_decode(self._window, self._position)
+                text = self._window[self._position : end]
+                row = _check_row(value, text, location)
                 break
             except RecursionError:
                 raise self.error("an object nested too deeply") from None
@@ -130,12 +120,8 @@ class _JsonParser:
                 # Either it is broken or it ends beyond the window.
                 if not self._read_more():
                     raise self.error(f"not JSON: {getattr(error, 'msg', error)}") from None
-        text, self._position = self._window[self._position : end], end
-        self._line += text.count("\n")
-        try:
-            return location, _check_row(row, text, location)
-        except RecursionError:
-            return location, RowError("nested too deeply", where=str(location))
+        self._position, self._line = end, self._line + text.count("\n")
+        return location, row
 
     def _read_more(self) -> bool:
         """Extends the window; False at the end of the stream."""

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import parquet
 
-from finetune.data.readers.text import row_too_long
+from finetune.data.readers.text import find_invalid_character, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
 from task_formats import RowError, UsageError
 
@@ -39,14 +39,12 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
         for k in range(table.num_row_groups):
             size = _batch_size(table.metadata.row_group(k))
             for batch in table.iter_batches(batch_size=size, row_groups=[k]):
-                _check_length(batch, file, before)
                 yield from _rows(batch, file, before)
                 before += batch.num_rows
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         what = f"not a complete Parquet file: {_first_line(error)}"
-        raise UsageError(
-            what, where=file, cure="Check that it is the right file and complete."
-        ) from None
+        cure = "Check that it is the right file and complete."
+        raise UsageError(what, where=file, cure=cure) from None
 
 
 def _batch_size(group: Any) -> int:
@@ -56,29 +54,16 @@ def _batch_size(group: Any) -> int:
     return int(min(max(_MAX_BATCH_BYTES // max(group.total_byte_size, 1), 1), _BATCH))
 
 
-def _check_length(batch: Any, file: str, before: int) -> None:
-    if batch.nbytes > MAX_ROW_BYTES:
-        sizes = (batch.slice(k, 1).nbytes for k in range(batch.num_rows))
-        for number, size in enumerate(sizes, start=before + 1):
-            if size > MAX_ROW_BYTES:
-                raise row_too_long(f"{file}, row {number}")
-
-
 def _rows(batch: Any, file: str, before: int) -> Iterator[LocatedRow]:
+    for k in range(batch.num_rows) if batch.nbytes > MAX_ROW_BYTES else ():
+        if batch.slice(k, 1).nbytes > MAX_ROW_BYTES:
+            raise row_too_long(f"{file}, row {before + k + 1}")
     for number, row in enumerate(batch.to_pylist(), start=before + 1):
         location = RowLocation(file, number, "row")
-        if _has_nul(row):
+        if find_invalid_character(row):
             yield location, RowError("a NUL", where=str(location), cure="Remove the character.")
         else:
             yield location, row
-
-
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any(map(_has_nul, (*value, *value.values())))
-    return isinstance(value, list | tuple) and any(map(_has_nul, value))
 
 
 class ParquetSink:

@@ -2,18 +2,20 @@
 
 import gzip
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from finetune.data.rows import MAX_ROW_BYTES
 from finetune.storage.files import open_input_file, undecodable
 from task_formats import RowError, UsageError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Line(NamedTuple):
@@ -107,3 +109,16 @@ def _nul_byte(raw: bytes, file: str, number: int) -> RowError:
         where=f"{file}, line {number}, byte {raw.index(0) + 1}",
         cure="Remove the byte, or save the file as UTF-8.",
     )
+
+
+def find_invalid_character(value: Any) -> str | None:
+    """Returns a NUL or a lone surrogate in any text of a nested value, or None."""
+    if isinstance(value, str):
+        # Two quick searches: almost no text has one.
+        surrogate = None if value.isascii() else _SURROGATE.search(value)
+        return "\0" if "\0" in value else surrogate and surrogate.group()
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return next(filter(None, map(find_invalid_character, value)), None)
+    return None
