@@ -1,4 +1,4 @@
-"""Several processes as one job: whose error is told, and that none outlives the others."""
+"""`--num-processes`: environment, signals, and the one error that is reported."""
 
 import json
 import os
@@ -9,18 +9,18 @@ import sys
 import pytest
 
 from finetune.checkpointing.run_folder import read_result
-from finetune.cli import launcher as processes
-from finetune.cli import main
+from finetune.cli import launcher, main
 from finetune.cli.errors import ErrorReport
 from finetune.cli.launcher import run_processes
 from finetune.recipe.loading import dump_recipe
-from tests.support import families
 from tests.support.jobs import recipe as job
+
+STOPS = [("SIGTERM", 143), ("SIGINT", 130)]
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    """Runs a Python text in the place of gptft, with RANK and all, in two processes."""
+def run_scripts(monkeypatch):
+    """Runs a Python script in two processes in place of gptft."""
 
     def run(script):
         popen = subprocess.Popen
@@ -29,31 +29,31 @@ def scripted(monkeypatch):
             return popen([sys.executable, "-c", script], env=env)
 
         with monkeypatch.context() as patch:
-            patch.setattr(processes.subprocess, "Popen", start)
+            patch.setattr(launcher.subprocess, "Popen", start)
             return run_processes([], 2)
 
     return run
 
 
-FAULT = """
+FAIL = """
 import json, os, sys, time
 rank = int(os.environ["RANK"])
-def fail(what, code=1):
-    fault = dict(message=what, cure="", exit_code=code, traceback="", time=time.time())
+def fail(message, code=1):
+    error = dict(message=message, cure="", exit_code=code, traceback="", time=time.time())
     with open(os.path.join(os.environ["GPTFT_ERROR_FOLDER"], f"{rank}.json"), "w") as file:
-        json.dump(fault, file)
+        json.dump(error, file)
     sys.exit(code)
 """
 
 
-def test_they_are_told_who_they_are(scripted, tmp_path):
+def test_processes_have_the_environment_of_torchrun(run_scripts, tmp_path):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     script = f"""
 import json, os
 values = {{name: os.environ[name] for name in {names}}}
 open({str(tmp_path)!r} + "/" + values["RANK"], "w").write(json.dumps(values))
 """
-    assert scripted(script) == 0
+    assert run_scripts(script) == 0
     first, second = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     assert (first["RANK"], first["LOCAL_RANK"]) == ("0", "0")
     assert (second["RANK"], second["LOCAL_RANK"]) == ("1", "1")
@@ -61,18 +61,25 @@ open({str(tmp_path)!r} + "/" + values["RANK"], "w").write(json.dumps(values))
     assert {key: first[key] for key in names[2:]} == {key: second[key] for key in names[2:]}
 
 
-def test_the_error_that_came_first_is_told_alone(scripted, capfd):
-    script = FAULT + "\nif rank == 0: time.sleep(0.3); fail('peer is gone')\nfail('the cause')"
-    assert scripted(script) == 1
-    assert capfd.readouterr().err == "error: process 1: the cause\n"
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        (
+            FAIL + "\nif rank == 0: time.sleep(0.3); fail('peer is gone')\nfail('the cause')",
+            1,
+            "error: process 1: the cause\n",
+        ),
+        (FAIL + "fail('no such column', 2)", 2, "error: no such column\n"),
+        ("raise SystemExit(130)", 130, ""),
+        ("import os; os.abort()", 1, "error: process 0 was killed by SIGABRT\n"),
+    ],
+)
+def test_the_earliest_error_is_reported_once(run_scripts, capfd, script, code, message):
+    assert run_scripts(script) == code
+    assert capfd.readouterr().err == message
 
 
-def test_a_mistake_of_all_is_told_once_with_exit_code_2(scripted, capfd):
-    assert scripted(FAULT + "fail('no such column', 2)") == 2
-    assert capfd.readouterr().err == "error: no such column\n"
-
-
-def test_one_that_is_killed_ends_the_other_and_is_named(scripted, capfd, tmp_path):
+def test_a_killed_process_ends_the_others_and_is_reported(run_scripts, capfd, tmp_path):
     script = f"""
 import os, signal, time
 open({str(tmp_path)!r} + "/" + os.environ["RANK"], "w").write(str(os.getpid()))
@@ -80,36 +87,11 @@ if os.environ["RANK"] == "1":
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(600)
 """
-    assert scripted(script) == 1
-    assert capfd.readouterr().err.startswith("error: process 1 was killed by SIGKILL\n")
+    assert run_scripts(script) == 1
+    message = capfd.readouterr().err
+    assert message.startswith("error: process 1 was killed by SIGKILL\n  Out of memory?")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "0").read_text()), 0)
-
-
-def test_an_exit_code_without_a_word_is_passed_on(scripted, capfd):
-    assert scripted("raise SystemExit(130)") == 130
-    assert capfd.readouterr().err == ""
-
-
-def test_signals_reach_all_of_them(scripted, tmp_path):
-    script = f"""
-import os, pathlib, signal, sys, time
-here = pathlib.Path({str(tmp_path)!r})
-def stop(number, frame):
-    (here / ("stopped" + os.environ["RANK"])).touch()
-    sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
-(here / ("ready" + os.environ["RANK"])).touch()
-if os.environ["RANK"] == "0":
-    while not (here / "ready1").exists():
-        time.sleep(0.01)
-    os.kill(os.getppid(), signal.SIGTERM)
-time.sleep(600)
-"""
-    before = signal.getsignal(signal.SIGTERM)
-    assert scripted(script) == 143
-    assert {path.name for path in tmp_path.glob("stopped*")} == {"stopped0", "stopped1"}
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 STOP = """
@@ -119,7 +101,7 @@ rank = os.environ["RANK"]
 def stop(number, frame):
     if rank == "0":
         time.sleep({seconds})
-        (here / "saved").touch()
+    (here / ("stopped" + rank)).touch()
     sys.exit({code})
 signal.signal(signal.{number}, stop)
 (here / ("ready" + rank)).touch()
@@ -131,25 +113,27 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_who_was_asked_to_stop_has_time_to_save(number, code, scripted, tmp_path, monkeypatch):
-    """Far longer than the others of one that failed have to say so."""
-    monkeypatch.setattr(processes, "_FAILURE_SECONDS", 0.1)
-    words = {"here": str(tmp_path), "seconds": 2, "number": number, "code": code}
-    assert scripted(STOP.format(**words)) == code
-    assert (tmp_path / "saved").exists()
+@pytest.mark.parametrize(("number", "code"), STOPS)
+def test_a_stop_is_forwarded_and_leaves_time_to_save(
+    number, code, run_scripts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(launcher, "_FAILURE_SECONDS", 0.1)
+    before = signal.getsignal(signal.Signals[number])
+    values = {"here": str(tmp_path), "seconds": 1.5, "number": number, "code": code}
+    assert run_scripts(STOP.format(**values)) == code
+    assert {path.name for path in tmp_path.glob("stopped*")} == {"stopped0", "stopped1"}
+    assert signal.getsignal(signal.Signals[number]) is before
 
 
-def test_who_does_not_end_after_a_stop_is_ended(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_STOP_SECONDS", 0.3)
-    words = {"here": str(tmp_path), "seconds": 600, "number": "SIGTERM", "code": 143}
-    assert scripted(STOP.format(**words)) == 143
-    assert not (tmp_path / "saved").exists()
+def test_a_process_that_does_not_stop_is_killed(run_scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "_STOP_SECONDS", 0.3)
+    values = {"here": str(tmp_path), "seconds": 600, "number": "SIGTERM", "code": 143}
+    assert run_scripts(STOP.format(**values)) == 143
+    assert not (tmp_path / "stopped0").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_one_that_a_signal_ends_before_it_listens_has_stopped(number, code, scripted, capfd):
-    """While Python imports, or when all is done; it is no crash, and needs no advice."""
+@pytest.mark.parametrize(("number", "code"), STOPS)
+def test_a_stop_before_a_process_handles_signals_is_no_crash(number, code, run_scripts, capfd):
     script = f"""
 import os, signal, time
 signal.signal(signal.{number}, signal.SIG_DFL)
@@ -158,19 +142,14 @@ if os.environ["RANK"] == "0":
     os.kill(os.getppid(), signal.{number})
 time.sleep(600)
 """
-    assert scripted(script) == code
+    assert run_scripts(script) == code
     assert capfd.readouterr().err == ""
 
 
-def test_a_state_that_could_not_be_saved_is_told_after_a_stop(capfd):
+def test_a_checkpoint_that_could_not_be_saved_is_reported_after_a_stop(capfd):
     errors = {0: ErrorReport("the disk is full", "", 2)}
-    assert processes._finish([2, -signal.SIGTERM], errors, {signal.SIGTERM}) == 2
+    assert launcher._finish([2, -signal.SIGTERM], errors, {signal.SIGTERM}) == 2
     assert capfd.readouterr().err == "error: the disk is full\n"
-
-
-def test_a_crash_is_told_without_advice_about_memory(scripted, capfd):
-    assert scripted("import os; os.abort()") == 1
-    assert capfd.readouterr().err == "error: process 0 was killed by SIGABRT\n"
 
 
 def test_a_command_in_two_processes_prints_once(capfd):
@@ -180,29 +159,21 @@ def test_a_command_in_two_processes_prints_once(capfd):
     assert capfd.readouterr().err.count("error: unknown task 'rtee'\n") == 1
 
 
-def test_a_mistake_is_found_before_any_process_starts(monkeypatch, capsys):
-    monkeypatch.setattr(processes, "run_processes", None)
+def test_a_wrong_task_is_refused_before_processes_start(monkeypatch, capsys):
+    monkeypatch.setattr(launcher, "run_processes", None)
     assert main(["train", "--task", "rtee", "--num-processes", "2"]) == 2
     assert "unknown task" in capsys.readouterr().err
 
 
-def test_the_latest_error_loses_whatever_its_rank(capfd):
-    errors = {n: ErrorReport(f"of {n}", "", 1, "", 2.0 - (n == 1)) for n in range(3)}
-    assert processes._finish([1, 1, 1], errors, set()) == 1
-    assert capfd.readouterr().err == "error: process 1: of 1\n"
-
-
 @pytest.mark.slow
-def test_two_processes_train_to_the_scores_of_one(tmp_path, capfd):
-    base = families.make("gpt2", tmp_path / "base")
+def test_two_processes_train_to_the_scores_of_one(bases, tmp_path, capfd):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(dump_recipe(job("entailment", base, tmp_path / "rows")))
+    recipe.write_text(dump_recipe(job("entailment", bases("gpt2"), tmp_path / "rows")))
     scores = []
     for count in ("1", "2"):
         run = tmp_path / count
         words = ["train", "--task", str(recipe), "-o", str(run), "--num-processes", count]
         assert main(words) == 0
         assert ("2 processes" in capfd.readouterr().out) == (count == "2")
-        [found] = read_result(run)["scores"].values()
-        scores.append(found)
+        scores += read_result(run)["scores"].values()
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)

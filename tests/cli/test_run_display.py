@@ -1,6 +1,7 @@
-"""A run on the screen, driven by made-up events: plain lines, and a live display."""
+"""The display of a run from made-up events: plain lines and a live display."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from finetune.training.loop import Step
 
 
 class Clock:
-    """A clock that moves only when it is told to."""
+    """A clock that the tests set."""
 
     def __init__(self):
         self.now = 100.0
@@ -58,7 +59,7 @@ def screen(width=80, terminal=False):
     )  # fmt: skip
 
 
-def tell(events, out, clock=None):
+def display(events, out, clock=None):
     result = display_events(iter(events), "Training rte from gpt2", out, clock or Clock())
     return result, out.file.getvalue()
 
@@ -75,51 +76,51 @@ def run_events(clock, seconds, updates=40):
         yield step(number)
 
 
-def test_it_says_what_is_trained_and_how():
-    _, text = tell([STARTED], screen())
+def test_model_and_data_are_printed_first():
+    _, text = display([STARTED], screen())
     for words in ("Training rte from gpt2", "124,439,808 parameters", "fp32 on cpu", "1,280",
                   "40 updates", "evaluated on 277", "12 tokens removed",
                   "3 bad rows skipped"):  # fmt: skip
         assert words in text
-    _, text = tell([STARTED._replace(evaluated=0, cut=0, skipped=0, processes=2)], screen())
+    _, text = display([STARTED._replace(evaluated=0, cut=0, skipped=0, processes=2)], screen())
     assert "no evaluation" in text
     assert "2 processes" in text
-    assert "cut" not in text
+    assert "removed" not in text
     assert "bad rows" not in text
 
 
 @pytest.mark.parametrize(
     ("seconds", "updates", "lines"),
     [
-        (0.001, 40, 1),  # over at once: the last update alone
+        (0.001, 40, 1),  # a short run prints only the last update
         (3.0, 40, 10),  # a line each tenth
         (0.5, 40, 10),
         (40.0, 40, 40),  # slow: a line each half minute
-        (0.0011, 10_000, 6),  # each tenth but those closer than two seconds; and the last
+        (0.0011, 10_000, 6),  # tenths that are two seconds apart, and the last
     ],
 )
 def test_plain_lines_come_every_tenth_or_half_minute(seconds, updates, lines):
     clock = Clock()
     out = screen()
-    _, text = tell(run_events(clock, seconds, updates), out, clock)
-    found = [line for line in text.splitlines() if line.startswith("update ")]
-    assert len(found) == lines
-    assert found[-1].startswith(f"update {updates}/{updates} 100%")
+    _, text = display(run_events(clock, seconds, updates), out, clock)
+    printed = [line for line in text.splitlines() if line.startswith("update ")]
+    assert len(printed) == lines
+    assert printed[-1].startswith(f"update {updates}/{updates} 100%")
 
 
-def test_a_line_tells_losses_rate_speed_and_time_left():
+def test_a_plain_line_has_losses_learning_rate_speed_and_time_left():
     clock = Clock()
-    _, text = tell(run_events(clock, 3.0), screen(), clock)
+    _, text = display(run_events(clock, 3.0), screen(), clock)
     line = next(line for line in text.splitlines() if line.startswith("update  4/40"))
     assert "10%  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in line
     assert "33 tokens/s  1:48 left" in line
 
 
-def test_evaluations_and_notices_are_lines_that_stay():
+def test_evaluations_and_notices_are_printed():
     best = Evaluated(20, 1.5, {"accuracy": 0.61, "loss": 0.65}, True)
     worse = Evaluated(40, 3.0, {"accuracy": 0.6, "loss": 0.7}, False)
     for terminal in (False, True):
-        _, text = tell(
+        _, text = display(
             [STARTED, best, worse, Notice("[bold]rows[/bold] \\[x]")], screen(200, terminal)
         )
         assert "epoch 1.5  update 20  accuracy 0.6100  loss 0.6500  best so far\n" in text
@@ -130,7 +131,7 @@ def test_evaluations_and_notices_are_lines_that_stay():
 def test_the_live_display_shows_the_last_update_and_the_best_score():
     clock = Clock()
     events = [*run_events(clock, 1.0), Evaluated(40, 3.0, {"f1": 0.5}, True), step(40)]
-    _, text = tell(events, screen(100, terminal=True), clock)
+    _, text = display(events, screen(100, terminal=True), clock)
     assert "update 40/40" in text
     assert "100% 0:00 left" in text
     assert "loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in text
@@ -144,13 +145,7 @@ def test_no_line_of_the_live_display_is_wider_than_the_screen(width):
     display_events(iter([*run_events(clock, 1.0), step(40)]), "a", out, clock)
     drawn = [line for line in out.file.getvalue().replace("\r", "\n").split("\n") if "━" in line]
     assert drawn
-    assert max(len(_without_codes(line)) for line in drawn) <= width
-
-
-def _without_codes(line):
-    import re
-
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
+    assert max(len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) for line in drawn) <= width
 
 
 def test_losses_are_read_no_more_than_four_times_a_second():
@@ -173,20 +168,20 @@ def test_losses_are_read_no_more_than_four_times_a_second():
     assert 30 <= len(reads) / 3 <= 41
 
 
-def test_the_result_comes_back_and_is_shown_with_the_next_commands(tmp_path):
+def test_the_result_is_printed_with_the_next_commands(tmp_path):
     folder = tmp_path / "runs of mine"
-    found, _ = tell([STARTED, Finished(result(folder))], screen())
-    assert found == result(folder)
+    shown, _ = display([STARTED, Finished(result(folder))], screen())
+    assert shown == result(folder)
     out = screen(300)
-    print_result(found, out)
+    print_result(shown, out)
     text = out.file.getvalue()
     assert "Trained 40 updates, 4,000 tokens, in 1:23." in text
     assert f"gptft predict '{folder}' FILE -o OUT" in text
     assert "update 20" in text
 
 
-def test_a_run_that_was_stopped_has_no_result():
-    assert tell([STARTED, step(1)], screen())[0] is None
+def test_an_unfinished_run_has_no_result():
+    assert display([STARTED, step(1)], screen())[0] is None
 
 
 def test_the_score_table_has_a_row_per_split_and_a_column_per_metric():
@@ -198,7 +193,7 @@ def test_the_score_table_has_a_row_per_split_and_a_column_per_metric():
     assert lines[2:] == [["validation", "0.6500"], ["mm", "0.5000", "1.0000"]]
 
 
-def test_speed_leaves_evaluations_out_and_forgets_the_distant_past():
+def test_speed_is_that_of_recent_updates_without_evaluations():
     clock = Clock()
     progress = RunProgress(clock)
     progress.add(STARTED)
@@ -217,7 +212,7 @@ def test_speed_leaves_evaluations_out_and_forgets_the_distant_past():
     assert progress.time_left == "4:50 left"
 
 
-def test_without_an_lm_loss_none_is_shown():
+def test_without_an_lm_loss_none_is_printed():
     assert format_losses(step(1, total=0.5, lm=0.0)) == "loss 0.5000  task 0.5000  lr 6.25e-05"
 
 

@@ -1,0 +1,63 @@
+"""The learning curve of a comparison, and the rows of its table."""
+
+import pytest
+
+from finetune.comparison import Row, ScoreSummary, Table, curve
+from finetune.comparison.table import format_row
+from task_formats import UsageError
+
+
+def make_row(name: str, kind: str, labels: int, *values: float, fraction: float = 1.0) -> Row:
+    summary = ScoreSummary(
+        sorted(values)[len(values) // 2], min(values), max(values), "seeds", values
+    )
+    coefficient = 0.5 if kind in ("finetune", "scratch") else None
+    seeds = tuple(range(len(values)))
+    shots = labels if kind == "prompt" else 0
+    return Row(
+        name, kind, coefficient, fraction, labels, shots, seeds, {"accuracy": summary}, (), 1.0
+    )
+
+
+TABLE = Table(
+    "[bold]Mine.[/bold] What is it?",
+    "tiny",
+    ("accuracy",),
+    (
+        make_row("majority", "majority", 200, 0.5),
+        make_row("0-shot", "prompt", 0, 0.52),
+        make_row("4-shot", "prompt", 4, 0.5, 0.55, 0.6),
+        make_row("from scratch", "scratch", 200, 0.5, 0.6, 0.55),
+        make_row("fine-tuned", "finetune", 200, 0.8, 0.7, 0.75),
+        make_row("fine-tuned, 5 %", "finetune", 10, 0.6, 0.5, 0.55, fraction=0.05),
+    ),
+)
+
+
+def test_the_figure_is_a_picture_and_the_same_every_time(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert TABLE.has_curve
+    for name in ("one.png", "two.png"):
+        curve.draw_curve(TABLE, tmp_path / name)
+    content = (tmp_path / "one.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert content == (tmp_path / "two.png").read_bytes()
+
+
+def test_the_curve_has_a_point_for_every_number_of_labels():
+    (tuned, few) = curve.select_series(TABLE)
+    assert (tuned.name, [row.labels for row in tuned.rows]) == ("fine-tuned, λ = 0.5", [10, 200])
+    assert (few.name, [row.labels for row in few.rows]) == ("few-shot", [4])
+
+
+def test_without_matplotlib_there_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(curve, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="figures need matplotlib"):
+        curve.draw_curve(TABLE, tmp_path / "x.png")
+
+
+def test_demonstrations_that_did_not_fit_are_named():
+    row = make_row("32-shot", "prompt", 32, 0.5)._replace(labels=3.42)
+    assert format_row(row, ["accuracy"])[1] == "3.4 of 32"
+    assert format_row(row._replace(labels=32), ["accuracy"])[1] == "32"
+    assert format_row(make_row("tuned", "finetune", 67349, 0.5), ["accuracy"])[1] == "67,349"
