@@ -5,6 +5,7 @@ import re
 import pytest
 
 from finetune.cli.app import COMMANDS
+from finetune.recipe.loading import load_recipe
 from tests.conftest import ROOT
 
 PAGES = [
@@ -27,6 +28,12 @@ def test_commands_of_the_tour_exist():
     commands = set(re.findall(r"^gptft (\w+)", blocks, re.MULTILINE))
     assert commands <= {command.function.__name__ for command in COMMANDS}
     assert commands >= {"train", "predict", "prompt", "compare", "pretrain", "generate"}
+
+
+def test_the_recipe_of_the_tour_loads(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "reviews.yaml").write_text(text)
+    assert load_recipe(tmp_path / "reviews.yaml").task.build().labels.names == ("bad", "good")
 
 
 def test_the_package_table_is_complete():
