@@ -141,7 +141,7 @@ def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None
         saved.append((update, len(passes)))
         save(self, update, tensors, facts)
         if update == 4:
-            self._saver.wait()
+            self._writer.wait()
             shutil.copytree(run, other)
 
     monkeypatch.setattr(TaskModel, "forward", watched)
