@@ -54,11 +54,11 @@ def compare(task: str, data: Path, base: str, peer: HFLM, limit: int) -> float:
     )
     examples = [example for example in evaluator.questions if _fits(encoder, example)]
     questions = encoder.encode(examples)
-    found = evaluator.log_likelihoods(questions)
+    log_likelihoods = evaluator.log_likelihoods(questions)
     pairs = [encoder.render(example) for example in examples]
     requests = [Instance("loglikelihood", {}, (c, a), 0) for c, answers in pairs for a in answers]
     expected = np.array([value for value, _ in peer.loglikelihood(requests, disable_tqdm=True)])
-    differences = np.abs(found[np.isfinite(found)] - expected)
+    differences = np.abs(log_likelihoods[np.isfinite(log_likelihoods)] - expected)
     rounding = ULPS * np.spacing(np.abs(expected).astype(np.float32))
     cut = sum(question.truncated_tokens > 0 for question in questions)
     longest = max(count for question in questions for count in question.token_counts)
@@ -70,7 +70,7 @@ def compare(task: str, data: Path, base: str, peer: HFLM, limit: int) -> float:
 
 
 def _fits(encoder: PromptEncoder, example: Example) -> bool:
-    """Gptft refuses an answer longer than all positions; the harness truncates it."""
+    """The harness truncates an answer longer than all positions; gptft refuses it."""
     return all(len(answer.encode()) < POSITIONS for answer in encoder.render(example)[1])
 
 

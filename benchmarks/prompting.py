@@ -77,19 +77,24 @@ def compare(case: str, folder: str, peer: HFLM, options: argparse.Namespace) -> 
     evaluator = PromptEvaluator(load_recipe(name, changes))
     pool = evaluator.demonstration_pool if shots else []
     examples = evaluator.questions[: options.limit]
-    shown = Demonstrations(pool, shots, shared=True)
-    encoder = PromptEncoder(evaluator.task, evaluator.answer_tokenizer, POSITIONS, shown)
-    few = examples[: options.peer_limit]
+    demonstrations = Demonstrations(pool, shots, shared=True)
+    encoder = PromptEncoder(evaluator.task, evaluator.answer_tokenizer, POSITIONS, demonstrations)
+    peer_examples = examples[: options.peer_limit]
     ours, theirs = [], []
     for _ in range(options.rounds):
         start = time.perf_counter()
-        found = evaluator.log_likelihoods(encoder.encode(examples))
+        log_likelihoods = evaluator.log_likelihoods(encoder.encode(examples))
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
-        expected = score_with(peer, encoder, few)
+        expected = score_with(peer, encoder, peer_examples)
         theirs.append(time.perf_counter() - start)
-    answers = np.concatenate([row[np.isfinite(row)] for row in found[: len(few)]])
-    rate, other = len(examples) / statistics.median(ours), len(few) / statistics.median(theirs)
+    answers = np.concatenate(
+        [row[np.isfinite(row)] for row in log_likelihoods[: len(peer_examples)]]
+    )
+    rate, other = (
+        len(examples) / statistics.median(ours),
+        len(peer_examples) / statistics.median(theirs),
+    )
     print(
         f"{case}: {rate:.2f} questions/s against {other:.2f}, ratio {rate / other:.1f}; "
         f"largest difference {np.abs(answers - expected).max():.1e}"

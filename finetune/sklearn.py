@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -210,7 +210,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         base = self.base if isinstance(self.base, Mapping) else {"path": self.base}
         seed = self.random_state
         if isinstance(seed, np.random.RandomState):
-            seed = check_random_state(seed).randint(2**31)
+            seed = seed.randint(2**31)
         values = {f"train.{name}": getattr(self, name) for name in _TRAIN_SETTINGS}
         values |= {f"base.{name}": value for name, value in base.items()} | {"train.seed": seed}
         changes = {name: _to_python(value) for name, value in values.items() if value is not None}
