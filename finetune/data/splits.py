@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.data.encoding_cache import cache_folder, load_or_encode
 from finetune.data.examples import ReadReport, read_examples
+from finetune.data.readers.files import FileRows
 from finetune.data.rows import Rows
 from finetune.data.sources import open_rows
 from finetune.data.token_store import Array, TokenStore, encode_examples
@@ -92,8 +93,9 @@ def _cache_key(recipe: Recipe, encoder: ViewEncoder, content: list[object]) -> s
 
 def _file_state(rows: Rows) -> list[tuple[int, ...]] | None:
     """Inode, size and time of the rows' files; None if one is missing."""
+    files = rows.files if isinstance(rows, FileRows) else ()
     try:
-        stats = [os.stat(file) for file in getattr(rows, "files", ()) if file != "-"]
+        stats = [os.stat(file) for file in files if file != "-"]
     except OSError:
         return None
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]

@@ -1,4 +1,4 @@
-"""Data sets through `datasets`: local copies of all kinds, and a hub out of reach."""
+"""Data sets through `datasets`: saved copies, the cache, and an unreachable hub."""
 
 import json
 import os
