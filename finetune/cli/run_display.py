@@ -44,7 +44,7 @@ class RunProgress:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
         self.update, self.updates = 0, 0
-        """Completed updates, and those of the whole run."""
+        """Completed and planned updates."""
         self.best: Evaluated | None = None
         self._last_time = clock()
         self._recent: deque[tuple[float, int]] = deque()

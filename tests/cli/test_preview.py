@@ -78,9 +78,9 @@ def test_tokens_and_what_was_cut_make_up_the_texts(task_tokens, premise, hypothe
 def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(task_tokens):
     example = Example("x/0", {"context": "It rained."}, ("It is wet.", "Dry."), 0)
     for lm in (True, False):
-        _, found = views(task_tokens, example, CHOICE, lm=lm)
-        assert len(found) == 2
-        for view in found:
+        _, both = views(task_tokens, example, CHOICE, lm=lm)
+        assert len(both) == 2
+        for view in both:
             tokens = view.tokens
             assert [token.is_read for token in tokens] == [False] * (len(tokens) - 1) + [True]
             assert [token.is_lm_target for token in tokens] == [False] + [lm] * (len(tokens) - 1)
@@ -108,11 +108,11 @@ def test_a_piece_that_is_cut_is_cut_where_it_stands(task_tokens):
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=3), st.data())
-def test_kept_counts_always_rebuild_the_ids(whole, data):
-    kept = [data.draw(st.integers(0, len(piece))) for piece in whole]
-    ids = [number for piece, n in zip(whole, kept, strict=True) for number in piece[:n]]
-    found = count_kept_tokens(ids, whole)
-    assert [n for piece, k in zip(whole, found, strict=True) for n in piece[:k]] == ids
+def test_kept_counts_always_rebuild_the_ids(pieces, data):
+    kept = [data.draw(st.integers(0, len(piece))) for piece in pieces]
+    ids = [number for piece, n in zip(pieces, kept, strict=True) for number in piece[:n]]
+    counts = count_kept_tokens(ids, pieces)
+    assert [n for piece, k in zip(pieces, counts, strict=True) for n in piece[:k]] == ids
 
 
 @given(texts)

@@ -38,12 +38,12 @@ def new(
         None, help="classification, entailment, similarity or multiple_choice."
     ),
     text: list[str] | None = Option(
-        None, metavar="COLUMN", help="Text. Give it twice for two texts."
+        None, metavar="COLUMN", help="Column of the text. Give it twice for two texts."
     ),
     choices: list[str] | None = Option(
-        None, metavar="COLUMN", help="Lists of choices, or once for each choice."
+        None, metavar="COLUMN", help="Column of lists of choices, or one for each choice."
     ),
-    label: str | None = Option(None, metavar="COLUMN", help="Label."),
+    label: str | None = Option(None, metavar="COLUMN", help="Column of the label."),
 ) -> None:
     """Write a recipe for your own file.
 
@@ -134,7 +134,7 @@ def find_evaluation_file(file: Path) -> Path | None:
 
 
 def _check_columns(file: Path, used: Sequence[str]) -> None:
-    """Raises UsageError if the evaluation file lacks a column of the task."""
+    """Raises UsageError if the evaluation file does not have all columns of the task."""
     _, columns = _read_file(file)
     for name in used:
         if name not in columns:

@@ -12,7 +12,7 @@ from task_formats import UsageError
 
 def predict(
     run: Run,
-    file: str = Argument(help="CSV, TSV, JSONL or Parquet; - is standard input."),
+    file: str = Argument(metavar="FILE", help="CSV, TSV, JSONL or Parquet; - is standard input."),
     output: Output = "-",
     input_format: str | None = Option(None, help="csv, tsv, jsonl, json or parquet."),
     output_format: str | None = Option(None, help="csv, tsv, jsonl, json or parquet."),

@@ -20,7 +20,7 @@ def preview(
     task: TaskArgument,
     overrides: Overrides,
     rows: int = Option(3, min=1, max=2**16, help="Number of rows."),
-    split: str = Option("train", help="Split of the rows."),
+    split: str = Option("train", help="Split to read."),
 ) -> None:
     """Show tokenized rows.
 
