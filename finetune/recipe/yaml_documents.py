@@ -96,7 +96,7 @@ def format_value(value: Any) -> str:
 def write_document(data: Mapping[str, Any]) -> str:
     """Returns YAML that `parse_document` reads back equal, with a line for every key."""
     yaml, stream = YAML(), io.StringIO()
-    yaml.width = 100
+    yaml.width = MAX_BYTES  # folded lines do not always read back equal
     yaml.dump(_to_ruamel(data, depth=0), stream)
     return stream.getvalue()
 

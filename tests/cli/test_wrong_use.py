@@ -153,7 +153,7 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("train --task rte --num-processes 0", "--num-processes", "gptft train --help"),
         # The task
         ("train --task rtee", "unknown task 'rtee'", "Did you mean 'rte'?"),
-        ("train --task empty.yaml", "recipe is empty", "gptft new"),
+        ("train --task empty.yaml", "must contain a mapping", "gptft new"),
         ("show yours.yaml", "yours.yaml", "ath"),
         ("train --task moduls:mine", "no Python module 'moduls'", "moduls.py"),
         ("train --task modul:mine", "no 'mine' in modul.py", "no task_formats.Task"),

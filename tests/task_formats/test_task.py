@@ -1,6 +1,7 @@
 """A task turns a row into an example, or says which column is wrong and how to cure it."""
 
 import math
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -172,6 +173,32 @@ def test_columns_that_do_not_fit_the_format_are_refused(columns, fault: str) -> 
 def test_a_choice_has_no_score() -> None:
     with pytest.raises(UsageError, match="needs labels, not a range"):
         Task(FORMATS["multiple_choice"], {"context": "a", "choices": "b"}, Range(0, 1))
+
+
+def test_the_positive_class_is_the_given_one_or_the_second_of_two() -> None:
+    assert PAIRS.positive_class == "yes"
+    assert replace(PAIRS, positive="no").positive_class == "no"
+    assert choosing().positive_class is None
+    assert replace(PAIRS, labels=Range(0, 5)).positive_class is None
+
+
+def test_without_labels_the_label_column_is_never_read() -> None:
+    row = {"a": "p", "b": "h", "y": "unknown"}
+    example = PAIRS.without_labels().example(row, "x/0", labelled=False)
+    assert example == Example("x/0", {"premise": "p", "hypothesis": "h"})
+
+
+def test_without_its_prompt_a_task_reads_only_what_the_format_needs() -> None:
+    task = Task(
+        Format((("{text}",),)),
+        {"text": "{a} {b}", "topic": "c", "label": "y"},
+        YES_NO,
+        prompt=Prompt("{topic}: {text}", {"no": "n", "yes": "y"}),
+        values={"b": {"1": "one"}, "c": {"2": "two"}},
+    )
+    bare = task.without_prompt()
+    assert (task.text_columns, bare.text_columns) == ({"a", "b", "c"}, {"a", "b"})
+    assert (bare.prompt, bare.values) == (None, {"b": {"1": "one"}})
 
 
 # -- prompts ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a recipe can ask of a run: early stopping, extra splits, other beginnings, adapters."""
+"""Settings of a recipe: early stopping, checkpoints, extra splits, random weights, adapters."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from finetune.training.train import events
 from tests.support import jobs
 
 
-def test_patience_ends_a_run_that_gets_no_better(bases, tmp_path) -> None:
+def test_patience_stops_a_run_that_does_not_improve(bases, tmp_path) -> None:
     settings = {"learning_rate": 1e-12, "epochs": 5, "patience": 2}
     recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **settings)
     seen = list(events(recipe, tmp_path / "run"))
@@ -25,7 +25,7 @@ def test_patience_ends_a_run_that_gets_no_better(bases, tmp_path) -> None:
     assert (seen[-1].result.update, seen[-1].result.updates) == (3, 15)
 
 
-def test_the_best_state_is_saved_though_it_is_not_the_last(bases, tmp_path, monkeypatch) -> None:
+def test_the_best_model_is_saved_not_the_last(bases, tmp_path, monkeypatch) -> None:
     values = iter([0.1, 0.7, 0.7, 0.2])
     monkeypatch.setattr(finetune.training.finetuning, "selection_value", lambda *_: next(values))
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", evaluations=2)
@@ -42,7 +42,7 @@ def test_the_best_state_is_saved_though_it_is_not_the_last(bases, tmp_path, monk
     assert scores == {name: at_best[name] for name in scores}
 
 
-def test_states_are_kept_only_where_wanted(bases, tmp_path) -> None:
+def test_checkpoints_are_written_only_if_configured(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", checkpoint_minutes=None)
     jobs.train(recipe, tmp_path / "none")
     assert not (tmp_path / "none" / "checkpoints").exists()
@@ -67,7 +67,7 @@ def test_extra_splits_are_scored_at_the_end(bases, tmp_path) -> None:
     assert "blank has no labels: nothing to score" in notices
 
 
-def test_without_an_evaluation_split_the_last_state_is_saved(bases, tmp_path) -> None:
+def test_without_an_evaluation_split_the_last_model_is_saved(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     run = tmp_path / "run"
     seen = list(events(jobs.change(recipe, "data", evaluate=None), run))
@@ -79,7 +79,7 @@ def test_without_an_evaluation_split_the_last_state_is_saved(bases, tmp_path) ->
     assert len(finetune.load(run).predict(jobs.rows("entailment", 2))) == 2
 
 
-def test_from_scratch_keeps_only_the_shape(bases, tmp_path) -> None:
+def test_from_scratch_keeps_only_the_configuration(bases, tmp_path) -> None:
     still = {"learning_rate": 1e-12, "epochs": 1}
     folder = bases("gpt2")
     kept, drawn, again = (
@@ -105,7 +105,7 @@ def test_from_scratch_keeps_only_the_shape(bases, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_adapters_are_trained_saved_and_come_back(family: str, bases, tmp_path) -> None:
+def test_adapters_are_trained_merged_and_loaded(family: str, bases, tmp_path) -> None:
     part = {"lora": {"rank": 4, "dropout": 0.1}}
     recipe = jobs.recipe(
         "entailment", bases(family), tmp_path / "data", base_part=part, learning_rate=3e-3
@@ -115,7 +115,7 @@ def test_adapters_are_trained_saved_and_come_back(family: str, bases, tmp_path) 
     (started,) = [event for event in seen if isinstance(event, Started)]
     weights, old = jobs.weights(run), load_file(bases(family) / "model.safetensors")
     assert started.parameters < 0.5 * sum(tensor.numel() for tensor in old.values())
-    # Merged, so the weights have the base's names; the linear layers moved, the rest did not.
+    # Merged, so the weights have the base's names; only the linear layers changed.
     assert weights.keys() == {*old, "weight", "bias"}
     moved = {name for name in old if weights[name].shape != old[name].shape
              or not torch.equal(weights[name], old[name].float())}  # fmt: skip
@@ -129,7 +129,7 @@ def test_adapters_are_trained_saved_and_come_back(family: str, bases, tmp_path) 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_without_a_language_loss_the_task_is_learned_alone(family, lora, bases, tmp_path) -> None:
+def test_without_the_lm_loss_only_the_task_is_learned(family, lora, bases, tmp_path) -> None:
     part = {"lora": lora}
     recipe = jobs.recipe(
         "entailment", bases(family), tmp_path / "data", base_part=part, lm_coefficient=0
