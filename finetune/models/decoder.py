@@ -92,20 +92,11 @@ class DecoderWrapper(nn.Module):
         return cast(Tensor, layer.weight), cast("Tensor | None", getattr(layer, "bias", None))
 
     def lm_loss(self, states: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Computes the weighted sum of the negative log-likelihoods of M targets.
-
-        Args:
-            states: (M, D) states that predict the targets.
-            target: (M,) tokens.
-            weight: (M,) weights of the targets.
-
-        Returns:
-            (): Σ weight · nll in nats.
-        """
+        """Σ weight · nll in nats over (M,) targets and weights, from (M, D) states."""
         return lm_loss(*self._scaled(states), target, weight, self.logit_transform.cap)
 
     def token_losses(self, states: Tensor, target: Tensor) -> Tensor:
-        """Computes (M,) negative log-likelihoods in nats of (M,) targets, without a gradient."""
+        """(M,) losses in nats of (M,) targets, from (M, D) states, without a gradient."""
         return token_losses(*self._scaled(states), target, self.logit_transform.cap)
 
     def _scaled(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

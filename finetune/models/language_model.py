@@ -35,15 +35,7 @@ class LanguageModel(nn.Module):
         return Outputs(logits, loss)
 
     def score_endings(self, states: Tensor, batch: Batch) -> Tensor:
-        """Sums the log-probabilities of every ending's tokens.
-
-        Args:
-            states: (R·T, D) hidden states of the batch.
-            batch: The batch that they belong to.
-
-        Returns:
-            (N, K) log-probabilities in nats; -inf where an example has no such ending.
-        """
+        """(R·T, D) states of a batch to (N, K) log-probabilities in nats; -inf where absent."""
         in_ending = batch.view >= 0
         index, target = batch.lm_index[in_ending], batch.lm_target[in_ending]
         nll = self.backbone.token_losses(states[index], target)

@@ -14,12 +14,7 @@ from task_formats import UsageError
 def add_adapters(
     decoder: PreTrainedModel, config: LoraConfig, new_ids: list[int]
 ) -> PreTrainedModel:
-    """Adds adapters to a decoder's linear layers; all other weights are frozen.
-
-    Args:
-        decoder: Is wrapped, not copied.
-        config: Rank, scale, dropout and names of the layers.
-        new_ids: Rows of the embedding that are trained too.
+    """Wraps a decoder with adapters; all its weights but the embedding rows `new_ids` are frozen.
 
     Raises:
         UsageError: peft is not installed, or no layer has a name of `targets`.

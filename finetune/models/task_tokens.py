@@ -89,12 +89,8 @@ def add_embedding_rows(
 ) -> None:
     """Resizes the embeddings to the tokenizer and initializes the rows of new tokens, in place.
 
-    Args:
-        decoder: Its input embeddings, and its output layer where that is another tensor, grow.
-        tokenizer: Already has the new tokens.
-        new_tokens: Their names.
-        random: Draws rows from N(0, 0.02) as GPT-1 did. Otherwise rows are the mean of the old
-            rows plus small noise.
+    With `random` rows are drawn from N(0, 0.02) as in GPT-1; otherwise they are the mean of the old
+    rows plus small noise.
     """
     rows = cast(nn.Embedding, decoder.get_input_embeddings()).weight.shape[0]
     ids = cast(list[int], tokenizer.convert_tokens_to_ids(new_tokens))

@@ -6,6 +6,7 @@ quarter of the work of a decoder of four layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def _with_shortcut(block_class: type[nn.Module]) -> type[nn.Module]:
         last_tokens = attention_layout.last_tokens if attention_layout is not None else None
         if last_tokens is None or not _is_supported(hidden_states, args, kwargs):
             return full_forward(self, hidden_states, *args, **kwargs)
-        run = lambda *a, **k: full_forward(self, *a, **k)  # noqa: E731
+        run = partial(full_forward, self)
         return _run(run, last_tokens, hidden_states, args, kwargs)
 
     namespace = {"forward": forward, "__module__": block_class.__module__}
