@@ -23,6 +23,7 @@ KeyPath = tuple[str | int | float | bool | None, ...]
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
+_MAX_LINE = 80
 _SCALARS = (  # YAML 1.2.2, section 10.3.2
     (re.compile(r"|~|null|Null|NULL"), lambda text: None),
     (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text[0] in "tT"),
@@ -97,6 +98,7 @@ def write_document(data: Mapping[str, Any]) -> str:
     """Returns YAML that `parse_document` reads back equal, with a line for every key."""
     yaml, stream = YAML(), io.StringIO()
     yaml.width = MAX_BYTES  # folded lines do not always read back equal
+    yaml.representer.add_representer(type(None), _represent_null)
     yaml.dump(_to_ruamel(data, depth=0), stream)
     return stream.getvalue()
 
@@ -201,8 +203,12 @@ def _format_place(where: str, mark: Any) -> str:
     return ", ".join(filter(None, (where, line)))
 
 
+def _represent_null(representer: Any, value: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
 def _to_ruamel(value: Any, depth: int) -> Any:
-    """Values with their style: inner collections of scalars stand in one line."""
+    """Values with their style: short inner collections of scalars stand in one line."""
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and not any(
             form.fullmatch(value) for form, _ in _SCALARS
@@ -216,6 +222,7 @@ def _to_ruamel(value: Any, depth: int) -> Any:
         result.update({_to_ruamel(k, depth): _to_ruamel(v, depth + 1) for k, v in value.items()})
     else:
         result, inner = CommentedSeq(_to_ruamel(item, depth + 1) for item in value), list(value)
-    if depth > 1 and not any(isinstance(item, Mapping | list | tuple) for item in inner):
+    is_nested = any(isinstance(item, Mapping | list | tuple) for item in inner)
+    if not value or (depth > 1 and not is_nested and len(repr(value)) <= _MAX_LINE):
         result.fa.set_flow_style()
     return result
