@@ -1,4 +1,4 @@
-"""Token sequences: exactly the paper's, and whatever the texts and the limit, they fit."""
+"""Token sequences: those of the paper, within the limit for all texts."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,13 @@ from task_formats import (
 S, D, E = SPECIALS = SpecialTokens(0, 1, 2)
 FIRST = 10
 
-OWN = {
+CUSTOM = {
     "one view of three texts": Format((("{first}", "{second}", "{first}"),)),
     "views of different texts": Format((("{first}",), ("{second}", "{text}"), ("{text}",))),
     "words around fields": Format((("{first} and {second}", "so: {text}"),)),
     "three texts a choice": Format((("{context}", "{first}", "{choice}"),)),
 }
-ALL = {**FORMATS, **OWN}
+ALL = {**FORMATS, **CUSTOM}
 
 
 def tokenize(texts: list[str]) -> list[list[int]]:
@@ -83,7 +83,7 @@ def test_similarity_is_both_orders() -> None:
     assert encoded.prefix == [S, *ids("a")]
 
 
-def test_multiple_choice_is_one_view_per_choice_behind_a_shared_context() -> None:
+def test_multiple_choice_is_one_view_per_choice_after_a_shared_context() -> None:
     example = Example("a/3", {"context": "why"}, ("no", "nay", "so"), label=2)
     encoded = encode(FORMATS["multiple_choice"], example)
     assert encoded.prefix == [S, *ids("why"), D]
@@ -128,7 +128,7 @@ def cases(draw):
 
 
 @given(cases())
-def test_everything_fits_and_nothing_of_the_frame_is_lost(case) -> None:
+def test_every_view_fits_and_keeps_its_special_tokens(case) -> None:
     kind, example, limit = case
     encoded = encode(kind, example, limit)
     layout = kind.render(example)
@@ -150,7 +150,7 @@ def test_everything_fits_and_nothing_of_the_frame_is_lost(case) -> None:
 
 
 @given(cases())
-def test_a_text_is_cut_alike_wherever_it_stands_and_the_cut_is_reported(case) -> None:
+def test_a_text_is_truncated_equally_everywhere_and_the_count_is_reported(case) -> None:
     kind, example, limit = case
     encoded = encode(kind, example, limit)
     kept: dict[str, set[int]] = {}
@@ -164,7 +164,7 @@ def test_a_text_is_cut_alike_wherever_it_stands_and_the_cut_is_reported(case) ->
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(8, 60))
-def test_two_fields_of_one_text_are_cut_by_their_own_lengths(story, question, limit) -> None:
+def test_fields_of_one_segment_are_truncated_separately(story, question, limit) -> None:
     kind = Format((("{story}-{question}", "{choice}"),))
     example = Example("a/0", {"story": "a" * story, "question": "b" * question}, ("c", "c c"))
     found = segments(views(encode(kind, example, limit))[0])[0]
@@ -176,7 +176,7 @@ def test_two_fields_of_one_text_are_cut_by_their_own_lengths(story, question, li
 
 
 @given(cases())
-def test_what_fits_is_not_cut_and_what_is_cut_fills_the_limit(case) -> None:
+def test_only_too_long_views_are_truncated_and_then_fill_the_limit(case) -> None:
     kind, example, limit = case
     encoded = encode(kind, example, limit)
     layout = kind.render(example)
@@ -225,7 +225,9 @@ def test_a_shared_context_stays_shared_and_choices_keep_their_order(
 
 
 @given(st.lists(examples(), max_size=4), st.sampled_from(sorted(ALL)), st.integers(0, 40))
-def test_many_at_once_is_one_by_one(many: list[Example], name: str, more: int) -> None:
+def test_encoding_many_examples_equals_encoding_each(
+    many: list[Example], name: str, more: int
+) -> None:
     kind = ALL[name]
     asked: list[str] = []
 
@@ -236,18 +238,18 @@ def test_many_at_once_is_one_by_one(many: list[Example], name: str, more: int) -
     limit = fewest(kind) + more
     together = ViewEncoder(kind, counting, SPECIALS, limit).encode(many)
     assert together == [encode(kind, example, limit) for example in many]
-    assert len(asked) == len(set(asked)), "a text was tokenised twice"
+    assert len(asked) == len(set(asked)), "a text was tokenized twice"
 
 
 @given(st.lists(st.lists(st.integers(3, 5), max_size=6), min_size=1, max_size=4))
-def test_splitting_loses_nothing(bodies: list[list[int]]) -> None:
+def test_prefix_and_endings_join_to_the_views(bodies: list[list[int]]) -> None:
     whole = [[S, *body, E] for body in bodies]
     prefix, endings = split_common_prefix(whole)
     assert [[*prefix, *ending] for ending in endings] == whole
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_the_smallest_limit_leaves_one_token_and_less_is_refused(name: str) -> None:
+def test_a_limit_below_the_minimum_is_an_error(name: str) -> None:
     kind = ALL[name]
     example = Example("a/0", dict.fromkeys(FIELDS, "aaaa"), ("bbbb", "cccc"))
     limit = fewest(kind)

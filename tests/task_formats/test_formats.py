@@ -1,4 +1,4 @@
-"""The four kinds as data, and views of one's own."""
+"""The four formats of the paper, and custom views."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from task_formats import FORMATS, Example, Format, UsageError, named_format
 PAIR = Example("a/0", {"first": "one", "second": "two"})
 
 
-def test_the_four_kinds_are_the_papers() -> None:
+def test_the_four_formats_are_those_of_the_paper() -> None:
     assert {name: kind.views for name, kind in FORMATS.items()} == {
         "classification": (("{text}",),),
         "entailment": (("{premise}", "{hypothesis}"),),
@@ -16,7 +16,7 @@ def test_the_four_kinds_are_the_papers() -> None:
     }
 
 
-def test_only_a_format_that_mentions_a_choice_chooses() -> None:
+def test_only_a_format_with_a_choice_is_multiple_choice() -> None:
     assert [name for name, kind in FORMATS.items() if kind.is_multiple_choice] == [
         "multiple_choice"
     ]
@@ -30,13 +30,13 @@ def test_similarity_reads_the_pair_in_both_orders() -> None:
 
 
 @pytest.mark.parametrize("choices", [("a",), ("a", "b"), ("a", "b", "a", "c", "d")])
-def test_a_view_per_choice_however_many_there_are(choices) -> None:
+def test_there_is_one_view_per_choice(choices) -> None:
     example = Example("a/0", {"context": "why"}, choices)
     views = FORMATS["multiple_choice"].render(example)
     assert views == [(("why",), (choice,)) for choice in choices]
 
 
-def test_views_of_ones_own_mix_fields_and_words() -> None:
+def test_custom_views_mix_fields_and_words() -> None:
     own = Format((("{title}: {body}", "{body}", "is it {title}?"), ("{body}",)))
     assert own.fields == ("title", "body")
     assert not own.is_multiple_choice
@@ -47,7 +47,7 @@ def test_views_of_ones_own_mix_fields_and_words() -> None:
     ]
 
 
-def test_a_choice_can_stand_within_a_text() -> None:
+def test_a_choice_can_be_part_of_a_segment() -> None:
     own = Format((("Q: {question}", "A: {choice}."),))
     assert own.is_multiple_choice
     assert own.fields == ("question",)
@@ -70,12 +70,12 @@ def test_a_choice_can_stand_within_a_text() -> None:
         ((("{choices}",),), "reserved name 'choices'"),
     ],
 )
-def test_views_that_cannot_be_read_are_refused(views, fault: str) -> None:
+def test_invalid_views_are_errors(views, fault: str) -> None:
     with pytest.raises(UsageError, match=fault):
         Format(views)
 
 
-def test_an_unknown_format_is_refused_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_format_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'multiple_choice'"):
         named_format("multiple-choice")
     assert named_format("entailment") is FORMATS["entailment"]

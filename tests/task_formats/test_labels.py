@@ -1,4 +1,4 @@
-"""Labels are names end to end; an index never travels without them."""
+"""Labels: raw values, names, indices and predictions."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_a_raw_value_comes_back_as_its_name(labels: dict[int, str]) -> None:
 
 
 @given(mappings(), st.randoms(use_true_random=False))
-def test_the_order_in_a_recipe_moves_the_outputs_and_never_the_names(labels, random) -> None:
+def test_the_order_of_labels_changes_indices_but_not_names(labels, random) -> None:
     mixed = list(labels.items())
     random.shuffle(mixed)
     one, other = Classes.of(labels), Classes.of(dict(mixed))
@@ -49,7 +49,7 @@ def test_one_label_has_many_spellings(value) -> None:
     assert NLI.parse(value) == 1
 
 
-def test_names_alone_stand_in_the_data_as_they_are() -> None:
+def test_a_list_of_names_is_its_own_raw_values() -> None:
     classes = Classes.of(["no", "yes"])
     assert (classes.parse("no"), classes.parse(" yes "), classes.names) == (0, 1, ("no", "yes"))
 
@@ -75,7 +75,7 @@ def test_booleans_are_labels_like_any_other() -> None:
         ([0], "task.labels"),
     ],
 )
-def test_an_unknown_label_is_refused_with_the_nearest(value, cure: str) -> None:
+def test_the_error_for_an_unknown_label_suggests_the_nearest(value, cure: str) -> None:
     with pytest.raises(RowError, match="unknown label") as caught:
         NLI.parse(value)
     assert repr(value) in str(caught.value)
@@ -94,7 +94,7 @@ def test_an_unknown_label_is_refused_with_the_nearest(value, cure: str) -> None:
         ({0: "a", 1: " "}, "empty name"),
     ],
 )
-def test_labels_that_lose_or_mix_up_classes_are_refused(labels, fault: str) -> None:
+def test_ambiguous_labels_are_errors(labels, fault: str) -> None:
     with pytest.raises(UsageError, match=fault):
         Classes.of(labels)
 
@@ -107,7 +107,7 @@ def test_probabilities_are_the_softmax_of_the_logits(logits: list[float]) -> Non
     assert prediction.label == NLI.names[int(np.argmax(logits))]
 
 
-def test_a_choice_that_is_not_there_gets_nothing() -> None:
+def test_a_missing_choice_has_probability_zero() -> None:
     letters = Classes.of(["A", "B", "C"])
     assert letters.decode("a/0", [0.0, 0.0, -math.inf]).scores == (0.5, 0.5, 0.0)
     assert letters.decode("a/0", [1000.0, -1000.0]).scores == (1.0, 0.0)
@@ -117,14 +117,14 @@ def test_a_choice_that_is_not_there_gets_nothing() -> None:
 
 
 @given(st.floats(0, 5))
-def test_a_score_is_read_in_any_spelling(number: float) -> None:
+def test_a_score_is_read_from_numbers_and_text(number: float) -> None:
     similarity = Range(0, 5)
     assert similarity.parse(number) == similarity.parse(f" {number!r} ") == number
     assert similarity.name(number) == number
 
 
 @pytest.mark.parametrize("value", [-0.1, 5.1, "nan", math.nan, math.inf, "five", "", None, [1]])
-def test_what_is_no_score_in_the_range_is_refused(value) -> None:
+def test_a_value_outside_the_range_is_an_error(value) -> None:
     with pytest.raises(RowError, match="from 0 to 5") as caught:
         Range(0, 5).parse(value)
     assert repr(value) in str(caught.value)

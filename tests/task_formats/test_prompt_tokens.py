@@ -1,4 +1,4 @@
-"""Prompts as tokens: what stands before a question, where answers begin, and what is cut."""
+"""Prompts in tokens: demonstrations, questions, answers and truncation."""
 
 from collections.abc import Sequence
 
@@ -97,7 +97,7 @@ def test_zero_shot_is_the_question_and_its_answers_in_the_order_of_the_labels():
     assert len(question.groups) == 1
 
 
-def test_few_shot_shows_solved_examples_then_the_question():
+def test_few_shot_is_demonstrations_then_the_question():
     asked = Example("dev/0", {"premise": "a", "hypothesis": "b"}, label=0)
     made = encoder(shots=3, seed=5)
     solved = made.demonstrations.draw(asked)
@@ -113,7 +113,7 @@ def test_few_shot_shows_solved_examples_then_the_question():
     assert (question.shots, question.dropped) == (3, 0)
 
 
-def test_choices_are_asked_each_with_its_own_words_and_may_be_ragged():
+def test_choices_are_answers_and_their_number_may_differ():
     asked = [
         Example("t/0", {"context": "who"}, ("ab", "b b b"), 1),
         Example("t/1", {"context": "why"}, ("a", "tr", "b", "ab ab ab."), 3),
@@ -130,7 +130,7 @@ def test_choices_are_asked_each_with_its_own_words_and_may_be_ragged():
 @given(
     st.lists(PAIRS, min_size=1, max_size=3), st.integers(24, 90), st.integers(0, 5), st.booleans()
 )
-def test_what_fits_is_shown_and_what_does_not_is_dropped_whole_oldest_first(
+def test_demonstrations_that_do_not_fit_are_dropped_whole_the_first_ones_first(
     rows, limit, shots, shared
 ):
     made = encoder(limit=limit, shots=shots, shared=shared)
@@ -161,19 +161,19 @@ def test_what_fits_is_shown_and_what_does_not_is_dropped_whole_oldest_first(
     st.text("ab T:.\n ", max_size=20),
     st.lists(st.text("ab Ttr:. ", min_size=1, max_size=6), min_size=1),
 )
-def test_answers_begin_where_the_harness_begins_them(context, answers):
-    parted = AnswerTokenizer(spell, empty_id=7).encode([(context, answers)])[0]
-    for answer, found in zip(answers, parted.answers, strict=True):
+def test_contexts_and_answers_are_split_as_in_lm_evaluation_harness(context, answers):
+    tokens = AnswerTokenizer(spell, empty_id=7).encode([(context, answers)])[0]
+    for answer, found in zip(answers, tokens.answers, strict=True):
         if not context.strip():
-            assert (parted.context, read(found)) == ([7], context + answer)
+            assert (tokens.context, read(found)) == ([7], context + answer)
             continue
         before, after = expected_request(context, answer, 10_000)
         blanks = context[len(context.rstrip()) :]
-        # The harness stops with an assertion where nothing is left of an answer.
-        assert (parted.context, found) == (before, after or spell([blanks + answer])[0])
+        # The harness fails if no token is left for an answer.
+        assert (tokens.context, found) == (before, after or spell([blanks + answer])[0])
 
 
-def test_a_start_token_stands_before_every_context_and_an_empty_one_is_the_empty_token():
+def test_contexts_begin_with_the_start_tokens_and_an_empty_one_is_the_empty_token():
     tokenizer = AnswerTokenizer(spell, start_ids=[1, 2], empty_id=ord("Q"))
     assert tokenizer.encode([("b", ["b"])])[0] == ([1, 2, ord("b")], [[ord("b")]])
     assert tokenizer.encode([("", ["Qb", "b"])])[0] == ([ord("Q")], [[ord("b")], [ord("b")]])
@@ -181,26 +181,26 @@ def test_a_start_token_stands_before_every_context_and_an_empty_one_is_the_empty
         tokenizer.encode([("b", [""])])
 
 
-def test_an_answer_longer_than_the_model_reads_is_refused():
+def test_an_answer_longer_than_the_context_window_is_an_error():
     asked = [Example("t/7", {"context": "who"}, ("ab", "b" * 30), 0)]
     assert encoder(RACE, limit=31).encode(asked)[0].truncated_tokens == 4 + 2 - 1
     with pytest.raises(UsageError, match="t/7: an answer has 31 tokens, more than"):
         encoder(RACE, limit=30).encode(asked)
 
 
-def test_a_task_without_a_prompt_cannot_be_asked():
+def test_a_task_without_a_prompt_is_an_error():
     with pytest.raises(UsageError, match="no prompt"):
         encoder(Task(named_format("classification"), {"text": "t"}, Classes.of(["a", "b"])))
 
 
-def test_the_prior_stands_alone_and_lends_its_blank():
+def test_the_prior_is_the_whole_context_and_loses_its_blank():
     asked = POOL[:2]
     for question in encoder(shots=3).encode_prior(asked):
         assert views(question) == [prompted("Answer:", a) for a in (" True, quite true", " False")]
         assert question.shots == 0
 
 
-def test_content_free_questions_follow_the_same_solved_examples():
+def test_content_free_questions_follow_the_same_demonstrations():
     made = encoder(shots=6, limit=260)
     asked = POOL[:5]
     questions = made.encode(asked)
@@ -213,7 +213,7 @@ def test_content_free_questions_follow_the_same_solved_examples():
         assert one.shots == question.shots
 
 
-def test_a_score_is_asked_by_words_for_some_of_its_values():
+def test_answers_of_a_score_task_stand_for_values():
     task = Task(
         named_format("similarity"),
         {"first": "a", "second": "b", "label": "l"},
@@ -234,7 +234,7 @@ FIELDS = st.integers(0, 5).map(lambda n: {"premise": f"p{n}", "hypothesis": "h"}
 @given(
     st.lists(FIELDS, min_size=1, max_size=30), st.integers(0, 4), st.integers(0, 9), st.booleans()
 )
-def test_demonstrations_are_distinct_others_and_alike_every_time(rows, shots, seed, shared):
+def test_demonstrations_are_distinct_other_examples_and_reproducible(rows, shots, seed, shared):
     pool = examples(rows)
     distinct = {row["premise"] for row in rows}
     if 0 < shots > len(distinct) - 1:
@@ -250,7 +250,7 @@ def test_demonstrations_are_distinct_others_and_alike_every_time(rows, shots, se
         assert asked.fields["premise"] not in shown
 
 
-def test_shared_demonstrations_are_those_of_all_questions_but_the_one_among_them():
+def test_shared_demonstrations_are_the_same_for_all_questions_outside_the_pool():
     made = Demonstrations(POOL, 4, seed=1, shared=True)
     draws = {example.id: made.draw(example) for example in POOL}
     usual = made.draw(Example("dev/0", {"premise": "new", "hypothesis": "new"}))
@@ -260,14 +260,14 @@ def test_shared_demonstrations_are_those_of_all_questions_but_the_one_among_them
         assert (draws[example.id] == usual) == (example not in usual)
 
 
-def test_demonstrations_of_their_own_differ_between_questions_and_seeds():
+def test_unshared_demonstrations_differ_between_questions_and_seeds():
     own = Demonstrations(POOL, 4, seed=1)
     drawn = {tuple(one.id for one in own.draw(example)) for example in POOL}
     assert len(drawn) == len(POOL)
     assert Demonstrations(POOL, 4, seed=2).draw(POOL[0]) != own.draw(POOL[0])
 
 
-def test_only_labelled_examples_are_shown():
+def test_only_labelled_examples_are_demonstrations():
     pool = [Example(f"p/{n}", {"premise": str(n), "hypothesis": ""}) for n in range(9)]
     with pytest.raises(UsageError, match="there are 0"):
         Demonstrations(pool, 1)

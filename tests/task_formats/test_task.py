@@ -1,4 +1,4 @@
-"""A task turns a row into an example, or says which column is wrong and how to cure it."""
+"""A task turns a row into an example; errors name the column and the cure."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ def choosing(choices: Any = "options", **rest: Any) -> Task:
     return Task(FORMATS["multiple_choice"], columns, LETTERS, **rest)
 
 
-def test_a_row_becomes_an_example_and_is_not_changed() -> None:
+def test_a_row_becomes_an_example_and_does_not_change() -> None:
     row = MappingProxyType({"a": " It rains. ", "b": "n/a", "y": "1", "more": object()})
     assert PAIRS.example(row, "train/3") == Example(
         "train/3", {"premise": "It rains.", "hypothesis": "n/a"}, (), 1
@@ -42,11 +42,11 @@ def test_numbers_are_texts_too() -> None:
 
 
 @pytest.mark.parametrize("word", ["nan", "NA", "null", "None", "n/a", "-"])
-def test_words_that_look_like_nothing_are_words(word: str) -> None:
+def test_words_like_nan_are_text(word: str) -> None:
     assert PAIRS.example({"a": word, "b": word, "y": 0}, "x/0").fields["premise"] == word
 
 
-def test_choices_come_from_a_list_or_from_columns_of_their_own() -> None:
+def test_choices_come_from_a_list_or_from_several_columns() -> None:
     row = {"text": "T", "question": "Q?", "options": ["x", "y"], "answer": "B"}
     expected = Example("x/0", {"context": "T Q?"}, ("x", "y"), 1)
     assert choosing().example(row, "x/0") == expected
@@ -77,7 +77,7 @@ def test_rows_that_need_code_go_through_read_first() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, "-1", -1.0, None, "", " ", math.nan])
-def test_a_missing_label_is_fine_for_prediction_and_a_fault_in_training(label) -> None:
+def test_a_missing_label_is_an_error_only_for_training(label) -> None:
     row = {"a": "p", "b": "h", "y": label}
     assert PAIRS.example(row, "x/0", labelled=False).label is None
     with pytest.raises(RowError, match="no label"):
@@ -91,20 +91,20 @@ def test_a_missing_score_is_none(label) -> None:
     assert task.example(row, "x/0", labelled=False).label is None
 
 
-def test_minus_one_is_a_label_where_the_task_says_so() -> None:
+def test_minus_one_can_be_a_label() -> None:
     task = Task(PAIRS.format, PAIRS.columns, Classes.of({-1: "down", 1: "up"}))
     assert task.example({"a": "p", "b": "h", "y": -1.0}, "x/0").label == 0
     task = Task(PAIRS.format, PAIRS.columns, Range(-2, 2))
     assert task.example({"a": "p", "b": "h", "y": -1}, "x/0").label == -1.0
 
 
-def test_data_sets_have_their_own_marks_for_no_label() -> None:
+def test_unlabelled_raw_values_are_none() -> None:
     task = Task(PAIRS.format, PAIRS.columns, YES_NO, unlabelled=frozenset({"-", "9"}))
     for mark in ("-", 9, 9.0):
         assert task.example({"a": "p", "b": "h", "y": mark}, "x/0", labelled=False).label is None
 
 
-def test_prediction_needs_no_label_column_but_reads_the_one_there_is() -> None:
+def test_prediction_needs_no_label_column_but_reads_an_existing_one() -> None:
     assert PAIRS.example({"a": "p", "b": "h"}, "x/0", labelled=False).label is None
     assert PAIRS.example({"a": "p", "b": "h", "y": "yes"}, "x/0", labelled=False).label == 1
     with pytest.raises(RowError, match="unknown label 'yess'"):
@@ -137,7 +137,7 @@ GOOD = {"text": "T", "question": "Q?", "options": ["x", "y"], "answer": "A"}
         (choosing(), {"answer": "C"}, "label 'C' is choice 3 of 2", ""),
     ],
 )  # fmt: skip
-def test_a_wrong_row_names_its_column_and_the_cure(task, change, fault, cure) -> None:
+def test_the_error_of_a_row_names_its_column_and_the_cure(task, change, fault, cure) -> None:
     row = {"a": "p", "b": "h", "y": 1, "A_": 0} if task is PAIRS else {**GOOD, "question_": 0}
     assert task.example(row, "x/0").label is not None
     row = {name: value for name, value in {**row, **change}.items() if value is not ...}
@@ -165,12 +165,12 @@ BOTH = {"premise": "a", "hypothesis": "b"}
         ({**BOTH, "premise": "{a"}, "braces"),
     ],
 )
-def test_columns_that_do_not_fit_the_format_are_refused(columns, fault: str) -> None:
+def test_columns_that_do_not_fit_the_format_are_errors(columns, fault: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){fault}"):
         Task(FORMATS["entailment"], columns, YES_NO)
 
 
-def test_a_choice_has_no_score() -> None:
+def test_multiple_choice_with_a_range_is_an_error() -> None:
     with pytest.raises(UsageError, match="needs labels, not a range"):
         Task(FORMATS["multiple_choice"], {"context": "a", "choices": "b"}, Range(0, 1))
 
@@ -208,14 +208,14 @@ def asked(answers: Any, text: str = "{premise}\n{hypothesis}?", task: Task = PAI
     return Task(task.format, task.columns, task.labels, prompt=Prompt(text, answers))
 
 
-def test_answers_stand_in_the_order_of_the_labels_not_of_the_recipe() -> None:
+def test_answers_are_in_the_order_of_the_labels() -> None:
     prompt = asked({"yes": " True", "no": " False"}).prompt
     assert prompt is not None
     assert prompt.answer_texts(Example("x/0", {})) == (" False", " True")
     assert prompt.question(Example("x/0", {"premise": "{p}", "hypothesis": "h"})) == "{p}\nh?"
 
 
-def test_answers_to_choose_from_are_the_choices() -> None:
+def test_answers_of_multiple_choice_are_the_choices() -> None:
     prompt = asked(" {choice}", "{context}:", choosing()).prompt
     assert prompt is not None
     example = Example("x/0", {"context": "c"}, ("x", "{y}", "z"))
@@ -236,12 +236,12 @@ def test_answers_to_choose_from_are_the_choices() -> None:
         ({"yes": " t", "no": " f"}, "{premise", "braces"),
     ],
 )
-def test_a_prompt_that_does_not_fit_the_task_is_refused(answers, text: str, fault: str) -> None:
+def test_a_prompt_that_does_not_fit_the_task_is_an_error(answers, text: str, fault: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){fault}"):
         asked(answers, text)
 
 
-def test_choices_are_not_asked_for_by_label_names_nor_scores_by_words_without_number() -> None:
+def test_answers_that_do_not_fit_choices_or_scores_are_errors() -> None:
     with pytest.raises(UsageError, match="do not fit the format"):
         asked({"A": "a", "B": "b", "C": "c"}, "{context}", choosing())
     scored = Task(PAIRS.format, PAIRS.columns, Range(0, 5))
@@ -249,7 +249,7 @@ def test_choices_are_not_asked_for_by_label_names_nor_scores_by_words_without_nu
         asked({"0": "low", "high": "high"}, "{premise}", scored)
 
 
-def test_a_prompt_may_speak_of_more_than_the_views_do() -> None:
+def test_a_prompt_may_use_fields_that_views_do_not() -> None:
     columns = {"text": "a", "topic": "b", "label": "y"}
     kind = Format((("{text}",),))
     prompt = Prompt("{topic}: {text}", {"no": "n", "yes": "y"})

@@ -1,4 +1,4 @@
-"""Templates hold names and nothing else: no attribute, no index, no code, no second filling."""
+"""Templates contain only names: no attributes, no indices, no code; values are not templates."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def test_an_escaped_text_is_filled_with_itself(text: str) -> None:
 
 
 @given(st.lists(st.tuples(TEXT, NAME, TEXT), max_size=4), TEXT)
-def test_holes_are_filled_and_values_are_never_read_as_templates(parts, tail) -> None:
+def test_names_are_replaced_and_values_are_not_templates(parts, tail) -> None:
     template = "".join(f"{escaped(text)}{{{name}}}" for text, name, _ in parts) + escaped(tail)
     values = {name: value for _, name, value in parts}
     assert templates.field_names(template) == tuple(name for _, name, _ in parts)
@@ -37,7 +37,7 @@ def test_braces_in_a_value_stay_as_they_are(value: str) -> None:
 @pytest.mark.parametrize(
     "hole", ["a.__class__", "a[0]", "a!r", "a:>10", "0", " a", "a.b", "__import__('os')", "a()"]
 )
-def test_a_hole_is_a_name_and_never_an_expression(hole: str) -> None:
+def test_a_name_is_never_an_expression(hole: str) -> None:
     assert templates.field_names(f"{{{hole}}}") == (hole,)
     with pytest.raises(UsageError):
         templates.fill(f"{{{hole}}}", {"a": "value"})
@@ -45,18 +45,18 @@ def test_a_hole_is_a_name_and_never_an_expression(hole: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["{", "}", "{}", "{a", "a}", "{{a}", "{a}}", "{a{b}}", "}{"])
-def test_unbalanced_and_empty_braces_are_refused(template: str) -> None:
+def test_unbalanced_and_empty_braces_are_errors(template: str) -> None:
     with pytest.raises(UsageError, match="braces") as caught:
         templates.field_names(template)
     assert repr(template) in str(caught.value)
 
 
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'premise'"):
         templates.fill("{premis}", {"premise": "x", "hypothesis": "y"})
 
 
-class Loaded:
+class Untouchable:
     """Raises when any attribute is read."""
 
     def __getattribute__(self, name: str) -> object:
@@ -67,9 +67,9 @@ class Loaded:
 
 
 @pytest.mark.parametrize("path", ["a.real", "a.__class__", "a.0", "a.b.c", "a.", ".a", ".", "b"])
-def test_a_path_walks_through_mappings_only(path: str) -> None:
+def test_a_path_only_enters_mappings(path: str) -> None:
     with pytest.raises(KeyError):
-        templates.look_up({"a": Loaded()}, path)
+        templates.look_up({"a": Untouchable()}, path)
 
 
 @given(
@@ -93,11 +93,11 @@ def test_every_leaf_is_found_under_its_dotted_path(row) -> None:
         assert templates.look_up(row, name) == row[name]
 
 
-def test_an_exact_name_goes_before_a_path() -> None:
+def test_an_exact_name_precedes_a_path() -> None:
     assert templates.look_up({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
 
 
-def test_a_list_of_mappings_gives_what_each_holds() -> None:
+def test_a_list_of_mappings_gives_a_list_of_values() -> None:
     row = {"question": {"choices": [{"text": "x", "id": 1}, {"text": "y", "id": 2}]}}
     assert templates.look_up(row, "question.choices.text") == ["x", "y"]
     with pytest.raises(KeyError):

@@ -1,4 +1,4 @@
-"""Truncation: everything fits, the longest text gives first, and no text is cut for nothing."""
+"""Truncation: every view fits, the longest texts are cut first, and no more than needed."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ def test_every_view_fits_and_no_text_grows(case) -> None:
 
 
 @given(cases())
-def test_what_fits_is_left_alone_and_fitting_twice_changes_nothing(case) -> None:
+def test_what_fits_is_unchanged_and_truncation_is_idempotent(case) -> None:
     lengths, views, limits = case
     kept = truncate(lengths, views, limits)
     assert truncate(kept, views, limits) == kept
@@ -43,7 +43,7 @@ def test_what_fits_is_left_alone_and_fitting_twice_changes_nothing(case) -> None
 
 
 @given(cases(most_views=1))
-def test_the_longest_give_first_and_to_a_common_level(case) -> None:
+def test_the_longest_are_cut_to_a_common_length(case) -> None:
     lengths, views, limits = case
     kept = truncate(lengths, views, limits)
     cut = [name for name in set(views[0]) if kept[name] < lengths[name]]
@@ -52,7 +52,7 @@ def test_the_longest_give_first_and_to_a_common_level(case) -> None:
 
 
 @given(cases(most_views=1))
-def test_no_place_is_wasted(case) -> None:
+def test_no_token_is_removed_without_need(case) -> None:
     lengths, (view,), (limit,) = case
     kept = truncate(lengths, [view], [limit])
     cut = [name for name in set(view) if kept[name] < lengths[name]]
@@ -82,7 +82,7 @@ def test_the_order_of_words_in_a_view_does_not_matter(case, random) -> None:
     assert truncate(lengths, mixed, limits) == truncate(lengths, views, limits)
 
 
-def test_a_long_context_gives_way_to_short_answers() -> None:
+def test_a_long_context_is_cut_before_short_answers() -> None:
     views = [("context", "yes"), ("context", "certainly not")]
     lengths = {"context": 100, "yes": 1, "certainly not": 3}
     assert truncate(lengths, views, [50, 50]) == {
