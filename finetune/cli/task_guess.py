@@ -94,6 +94,7 @@ def _summarize(name: str, values: Sequence[Any]) -> Column:
         numbers = [float(text) for text in set(texts)]
     except ValueError:
         numbers = []
+    numbers = numbers if all(map(math.isfinite, numbers)) else []
     words = sum(len(text.split()) for text in texts)
     return Column(name, Counter(texts), numbers, words / max(len(texts), 1), 0)
 

@@ -1,6 +1,7 @@
 """Encoded examples as text in a terminal: each token over the text that it stands for."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from rich.text import Text
@@ -8,7 +9,7 @@ from rich.text import Text
 from finetune.batching.collate import collate
 from finetune.models.task_tokens import TaskTokens
 from task_formats import Encoded, Example, Format, Task
-from task_formats.formats import ViewText
+from task_formats.truncation import truncate_longest_first
 
 COLORS = ("cyan", "green", "magenta", "yellow")
 """Colours of the templates of a format, in order of first mention."""
@@ -43,6 +44,7 @@ def make_token_views(
     encoded: Encoded,
     task: Task,
     task_tokens: TaskTokens,
+    max_tokens: int,
     *,
     with_lm: bool = True,
 ) -> list[TokenView]:
@@ -53,6 +55,7 @@ def make_token_views(
         encoded: The same example as token ids.
         task: Gives the format.
         task_tokens: Gives the tokenizer and the special tokens.
+        max_tokens: Length to which the views are truncated.
         with_lm: Whether the language-model loss is part of the objective.
     """
     batch = collate([encoded], "separate")
@@ -60,17 +63,35 @@ def make_token_views(
     # In separate rows a target directly follows the token that predicts it.
     targets = set((batch.lm_index[batch.token_weight > 0] + 1).tolist()) if with_lm else set()
     read = set(batch.last_index[0].tolist())
-    templates = list_templates(task.format)
     unknown = task_tokens.tokenizer.unk_token_id
+    rendered = task.format.render(example)
+    texts = [list(chain.from_iterable(view)) for view in rendered]
+    parts = {text: split_at_tokens(task_tokens, text) for text in chain.from_iterable(texts)}
+    kept = truncate_longest_first(
+        {text: len(tokens) for text, tokens in parts.items()},
+        texts,
+        [max_tokens - len(view) - 1 for view in rendered],
+    )
+    templates = list_templates(task.format)
     views = []
-    for k, view in enumerate(task.format.render(example)):
+    for k, view in enumerate(rendered):
+        aligned: list[tuple[str, int | None]] = []
+        removed: dict[int, tuple[int, str]] = {}
         template_view = task.format.views[0 if task.format.is_multiple_choice else k]
-        template_indices = [templates.index(template) for template in template_view]
+        for template, segment in zip(template_view, view, strict=True):
+            aligned.append(("D" if aligned else "S", None))
+            for text in segment:
+                shown, cut = parts[text][: kept[text]], parts[text][kept[text] :]
+                aligned += [(part, templates.index(template)) for part in shown]
+                if cut:
+                    removed[len(aligned)] = (len(cut), "".join(cut))
+        aligned.append(("E", None))
         ids = [*encoded.prefix, *encoded.endings[k]]
-        texts, removed = _align(ids, view, template_indices, task_tokens)
         tokens = [
             PreviewToken(text, index, place in targets, token == unknown, place in read)
-            for place, (token, (text, index)) in enumerate(zip(ids, texts, strict=True), k * width)
+            for place, (token, (text, index)) in enumerate(
+                zip(ids, aligned, strict=True), k * width
+            )
         ]
         views.append(TokenView(tokens, removed))
     return views
@@ -79,47 +100,6 @@ def make_token_views(
 def list_templates(format: Format) -> list[str]:
     """The templates of a format, each once, in order of first mention."""
     return list(dict.fromkeys(segment for view in format.views for segment in view))
-
-
-def _align(
-    ids: Sequence[int], view: ViewText, template_indices: Sequence[int], task_tokens: TaskTokens
-) -> tuple[list[tuple[str, int | None]], dict[int, tuple[int, str]]]:
-    """The text and template of each token of a view, and what truncation removed."""
-    segments: list[list[int]] = [[]]
-    for token in ids[1:-1]:
-        if token == task_tokens.special_tokens.delimiter:
-            segments.append([])
-        else:
-            segments[-1].append(token)
-    aligned: list[tuple[str, int | None]] = [("S", None)]
-    removed = {}
-    for k, (segment, texts) in enumerate(zip(segments, view, strict=True)):
-        aligned += [("D", None)] if k else []
-        kept = count_kept_tokens(segment, task_tokens.tokenize(texts))
-        for text, count in zip(texts, kept, strict=True):
-            parts = split_at_tokens(task_tokens, text)
-            aligned += [(part, template_indices[k]) for part in parts[:count]]
-            if parts[count:]:
-                removed[len(aligned)] = (len(parts) - count, "".join(parts[count:]))
-    return [*aligned, ("E", None)], removed
-
-
-def count_kept_tokens(ids: Sequence[int], texts: Sequence[Sequence[int]]) -> list[int]:
-    """How many tokens truncation kept of each text, so that the kept tokens joined are `ids`.
-
-    >>> count_kept_tokens([1, 2, 5], [[1, 2, 3], [5, 6]])
-    [2, 1]
-    """
-    if not texts:
-        return []
-    first, *others = texts
-    common = next((n for n, (a, b) in enumerate(zip(ids, first, strict=False)) if a != b), None)
-    most = min(len(ids), len(first)) if common is None else common
-    for count in range(most, -1, -1):
-        rest = count_kept_tokens(ids[count:], others)
-        if count + sum(rest) == len(ids):
-            return [count, *rest]
-    return [most, *count_kept_tokens(ids[most:], others)]
 
 
 def split_at_tokens(task_tokens: TaskTokens, text: str) -> list[str]:

@@ -103,6 +103,11 @@ def test_given_options_replace_guesses():
     assert (guess.format, guess.columns["choices"]) == ("multiple_choice", ["y", "x"])
 
 
+def test_labels_such_as_nan_are_no_numbers():
+    guess = guess_task(summarize_columns(table(text=sentence, label=cycle("nan", "1", "inf"))))
+    assert (guess.labels, guess.range) == ({"1": 13, "inf": 13, "nan": 14}, None)
+
+
 def test_a_rare_class_adds_macro_f1():
     rows = table(text=sentence, label=lambda n: "spam" if n % 10 == 0 else "ham")
     assert guess_task(summarize_columns(rows)).metrics == ("accuracy", "macro_f1")

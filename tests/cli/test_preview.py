@@ -10,7 +10,6 @@ from rich.text import Text
 
 from finetune.cli import main
 from finetune.cli.token_preview import (
-    count_kept_tokens,
     list_templates,
     make_token_views,
     render_legend,
@@ -41,7 +40,7 @@ def task_tokens(base):
 def views(task_tokens, example, task, max_tokens=512, lm=True):
     encoder = ViewEncoder(task.format, task_tokens.tokenize, task_tokens.special_tokens, max_tokens)
     [encoded] = encoder.encode([example])
-    return encoded, make_token_views(example, encoded, task, task_tokens, with_lm=lm)
+    return encoded, make_token_views(example, encoded, task, task_tokens, max_tokens, with_lm=lm)
 
 
 def task(format, names, labels=("a", "b", "c")):
@@ -105,14 +104,6 @@ def test_a_piece_that_is_cut_is_cut_where_it_stands(task_tokens):
     assert "".join(token.text for token in view.tokens[place:]).startswith("\nWho sat?D")
     plain = render_view(view, colors=False).plain
     assert plain.index(f"<-{count}:") < plain.index("W|") < plain.index("[D]")
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=3), st.data())
-def test_kept_counts_always_rebuild_the_ids(pieces, data):
-    kept = [data.draw(st.integers(0, len(piece))) for piece in pieces]
-    ids = [number for piece, n in zip(pieces, kept, strict=True) for number in piece[:n]]
-    counts = count_kept_tokens(ids, pieces)
-    assert [n for piece, k in zip(pieces, counts, strict=True) for n in piece[:k]] == ids
 
 
 @given(texts)

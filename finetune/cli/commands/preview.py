@@ -37,9 +37,8 @@ def preview(
     source = find_task(task, overrides)
     recipe, built = source.recipe, source.task or source.recipe.task.build()
     tokens = load_task_tokens(recipe.base)
-    encoder = ViewEncoder(
-        built.format, tokens.tokenize, tokens.special_tokens, recipe.train.max_tokens
-    )
+    max_tokens = recipe.train.max_tokens
+    encoder = ViewEncoder(built.format, tokens.tokenize, tokens.special_tokens, max_tokens)
     examples, _ = read_examples(
         built,
         open_rows(recipe.data, find_split(recipe.data, split)),
@@ -53,7 +52,7 @@ def preview(
     with_lm = recipe.train.lm_coefficient > 0
     for example in itertools.islice(examples, rows):
         [encoded] = encoder.encode([example])
-        views = make_token_views(example, encoded, built, tokens, with_lm=with_lm)
+        views = make_token_views(example, encoded, built, tokens, max_tokens, with_lm=with_lm)
         _print_example(out, example, views, built)
 
 
