@@ -227,7 +227,7 @@ class _Source:
         # transformers only warns of missing weights, and draws them at random.
         if missing := sorted(info["missing_keys"]):
             raise self._error(
-                f"the base {self.config.path!r} lacks {len(missing)} weights, including "
+                f"{len(missing)} weights of the base {self.config.path!r} are missing, including "
                 f"{missing[0]}",
                 "Save the whole model with its language-model head, or train it --from-scratch.",
             )

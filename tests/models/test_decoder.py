@@ -82,15 +82,15 @@ def test_loss_and_gradients_are_those_of_transformers(family: str) -> None:
 @pytest.mark.parametrize("layout", ["separate", "packed"])
 def test_prompting_and_fine_tuning_use_the_same_logits(family: str, layout: str) -> None:
     decoder = draw(family)
-    chosen = Encoded("x", [5, 6, 7], ([8, 9], [10]), 0)
+    example = Encoded("x", [5, 6, 7], ([8, 9], [10]), 0)
     with torch.no_grad():
-        views = [torch.tensor([[5, 6, 7, *ending]]) for ending in chosen.endings]
+        views = [torch.tensor([[5, 6, 7, *ending]]) for ending in example.endings]
         logs = [decoder(input_ids=view).logits[0].log_softmax(-1) for view in views]
         loss = decoder(input_ids=views[1], labels=views[1]).loss
     expected = [float(logs[0][2, 8] + logs[0][3, 9]), float(logs[1][2, 10])]
     with torch.no_grad():
-        found = LanguageModel(optimize_decoder(decoder))(collate([chosen], layout)).logits[0]
-        assert found.tolist() == pytest.approx(expected, rel=1e-5)
+        scores = LanguageModel(optimize_decoder(decoder))(collate([example], layout)).logits[0]
+        assert scores.tolist() == pytest.approx(expected, rel=1e-5)
         model = TaskModel(decoder, build_head(KINDS["classification"].task, 32))
         one = collate([Encoded("x", [5, 6, 7], ([10],), 0)], layout)
         assert float(model(one, lm=True).lm_loss) == pytest.approx(float(loss), rel=1e-5)

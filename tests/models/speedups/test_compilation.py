@@ -11,7 +11,7 @@ from tests.support.samples import KINDS, assert_same
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
