@@ -84,7 +84,7 @@ def new(
         train=quote(os.path.relpath(train, target.parent)),
         evaluate=quote(os.path.relpath(evaluate, target.parent)) if evaluate else "null",
     )
-    parse_recipe(recipe, str(target)).task.build()
+    parse_recipe(recipe, str(target))
     target.write_text(recipe, encoding="utf-8")
     _print_guess(guess, rows=len(rows), columns=len(columns))
     if evaluate is None:
