@@ -32,13 +32,9 @@ def display_comparison(events: Iterable[CellStarted | CellFinished | Event], out
                 case _:
                     progress.add(event)
             if isinstance(event, Step):
-                status.update(_describe_progress(name, progress))
-
-
-def _describe_progress(name: str, progress: RunProgress) -> Text:
-    best = f"  best {format_scores(progress.best.scores)}" if progress.best else ""
-    update = f"update {progress.update}/{progress.updates}"
-    return Text(f" {name}  {update}  {progress.time_left}{best}")
+                best = f"  best {format_scores(progress.best.scores)}" if progress.best else ""
+                update = f"update {progress.update}/{progress.updates}"
+                status.update(Text(f" {name}  {update}  {progress.time_left}{best}"))
 
 
 def _describe_cell(event: CellFinished) -> Text:

@@ -105,14 +105,7 @@ def display_run(events: Iterable[Event], title: str) -> Result | None:
 def display_events(
     events: Iterable[Event], title: str, out: Console, clock: Clock = time.monotonic
 ) -> Result | None:
-    """Displays events as they come and returns the result, if the run finishes.
-
-    Args:
-        events: Events of one run.
-        title: Printed in bold when training starts.
-        out: Where to print; a terminal gets a live display.
-        clock: Seconds.
-    """
+    """Displays events as they come, live in a terminal; returns the result, if the run finishes."""
     progress = RunProgress(clock)
     ready = Spinner("dots", Text(" preparing"), style="cyan")
     live = Live(ready, console=out, refresh_per_second=8, transient=True)

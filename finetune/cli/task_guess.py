@@ -27,7 +27,8 @@ _FIELDS = {
     "similarity": ("first", "second"),
 }
 _NOT_TEXT = re.compile(
-    r"(^|_)(ids?|idx|index|guid|uid|key|no|row)$|^unnamed|id$|date|time|url|author|source|split",
+    r"(^|[_ .])((ids?|idx|index|guid|uid|key|no|row)$|(date|time|url|author|source|split)([_ .]|$))"
+    r"|^unnamed",
     re.IGNORECASE,
 )
 _CHOICES = re.compile(r"choice|option|ending|candidate|answer|quiz|sol", re.IGNORECASE)

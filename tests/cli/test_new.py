@@ -103,6 +103,13 @@ def test_given_options_replace_guesses():
     assert (guess.format, guess.columns["choices"]) == ("multiple_choice", ["y", "x"])
 
 
+def test_dates_and_ids_are_no_texts():
+    rows = table(
+        pair_id=sentence, post_date=sentence, sentiment_text=sentence, label=cycle("a", "b")
+    )
+    assert guess_task(summarize_columns(rows)).columns["text"] == "sentiment_text"
+
+
 def test_labels_such_as_nan_are_no_numbers():
     guess = guess_task(summarize_columns(table(text=sentence, label=cycle("nan", "1", "inf"))))
     assert (guess.labels, guess.range) == ({"1": 13, "inf": 13, "nan": 14}, None)

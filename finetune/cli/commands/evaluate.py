@@ -44,14 +44,7 @@ def evaluate(
 
 
 def load_predictor(run: Path, task: str | None, device: str | None, trust: bool) -> "Predictor":
-    """Loads the model of a run, with a status line.
-
-    Args:
-        run: Run directory.
-        task: module:attribute of a task defined in Python.
-        device: Name of a torch device; the best available by default.
-        trust: Run Python code that comes with the base.
-    """
+    """Loads the model of a run, with a status line; `task` is a module:attribute."""
     silence_libraries()
     with console(stderr=True).status(Text(f" loading {run}")):
         from finetune.cli.task_sources import find_python_task

@@ -70,7 +70,7 @@ def new(
     _check_is_new(target)
     train = file
     if hold_out is not None:
-        train, evaluate = split_file(file, rows, hold_out, target.parent)
+        train, evaluate = _split_file(file, rows, hold_out, target.parent)
     else:
         evaluate = evaluate or find_evaluation_file(file)
         if evaluate is not None:
@@ -141,17 +141,12 @@ def _check_columns(file: Path, used: Sequence[str]) -> None:
             raise UsageError(f"no column {name!r}", where=str(file), cure=suggest(name, columns))
 
 
-def split_file(file: Path, rows: Sequence[Row], fraction: float, folder: Path) -> tuple[Path, Path]:
-    """Writes the rows of a file into two new files, for training and for evaluation.
+def _split_file(
+    file: Path, rows: Sequence[Row], fraction: float, folder: Path
+) -> tuple[Path, Path]:
+    """Writes rows into two new files, for training and for evaluation, and returns their paths.
 
-    Args:
-        file: Gives the names of the new files.
-        rows: The rows of the file.
-        fraction: Share of rows for evaluation; their choice depends only on their positions.
-        folder: Where to write the files.
-
-    Raises:
-        UsageError: A file exists already, or one of them would be empty.
+    Which rows are held out depends only on their positions.
     """
     from finetune.data import write_rows
 
