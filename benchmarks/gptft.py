@@ -10,8 +10,8 @@ from benchmarks.harness import Measurement, Scale, clock
 from finetune.models.speedups.allocator import keep_freed_memory
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
+from finetune.training.finetuning import events
 from finetune.training.loop import Step
-from finetune.training.train import events
 
 BATCH, WIDTH = 32, 128
 """Examples per update, and the maximum sequence length: what run_glue pads to."""

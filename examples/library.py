@@ -6,14 +6,14 @@ Run: python examples/library.py --base gpt2
 import argparse
 
 from finetune.batching.collate import collate
+from finetune.batching.sampler import BatchConfig
 from finetune.distributed.setup import create_accelerator
-from finetune.evaluation.evaluate import BatchConfig, compute_logits, evaluate
+from finetune.evaluation.evaluate import compute_logits, evaluate
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import build_task_model
-from finetune.recipe.schema import BaseConfig, TrainConfig
+from finetune.recipe.schema import BaseConfig
 from finetune.training.loop import LoopSettings, MicroBatches, optimize
-from finetune.training.optimizer import build_optimizer
-from finetune.training.schedule import plan_rates
+from finetune.training.optimizer import build_optimizer, build_schedule
 from task_formats import FORMATS, Classes, Task, ViewEncoder
 
 RAIN = ["It rains again.", "The street is wet.", "Take an umbrella.", "Clouds, and a storm."]
@@ -40,11 +40,9 @@ def main() -> None:
     print(" ".join(base.task_tokens.tokenizer.convert_ids_to_tokens(view)))
 
     accelerator = create_accelerator("fp32")
-    config = TrainConfig(learning_rate=1e-3)
     model = build_task_model(base, TASK).to(accelerator.device)
-    factor = plan_rates(updates=20, warmup=0.1)
-    settings = LoopSettings(lambda update: config.learning_rate * factor(update))
-    optimizer = build_optimizer(model.parameters(), config)
+    settings = LoopSettings(build_schedule(peak=1e-3, updates=20, warmup=0.1))
+    optimizer = build_optimizer(model.parameters(), learning_rate=1e-3)
 
     def make_microbatches(update: int, max_tokens: int | None) -> MicroBatches:
         batch = collate(encoded, "separate", base.task_tokens.pad_id)

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
     from finetune.sklearn import Classifier
     from finetune.training.events import Result
-    from finetune.training.train import events, train
+    from finetune.training.finetuning import events, train
 
 _MODULES = {
     "Classifier": "sklearn",
     "Predictor": "evaluation.predictor",
     "Recipe": "recipe.schema",
     "Result": "training.events",
-    "events": "training.train",
+    "events": "training.finetuning",
     "load": "evaluation.predictor",
     "load_recipe": "recipe.loading",
-    "train": "training.train",
+    "train": "training.finetuning",
 }
 
 __all__ = [

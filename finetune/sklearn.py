@@ -19,7 +19,7 @@ from finetune.evaluation.predictor import Predictor, load
 from finetune.recipe.loading import load_recipe, override_recipe
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from finetune.storage import files
-from finetune.training.train import train
+from finetune.training.finetuning import train
 from task_formats import Classes, Example, Range, RowError, Task, UsageError, named_format
 from task_formats.labels import as_text
 from task_formats.task import LABEL

@@ -2,11 +2,20 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from finetune.batching.collate import Layout
 from finetune.data.token_store import ExampleLengths
+
+
+class BatchConfig(NamedTuple):
+    """How batches are made for a model."""
+
+    layout: Layout
+    pad_id: int
+    max_tokens_per_forward: int
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune.distributed.signals import save_requests_ignored
+from finetune.distributed.signals import ignore_save_requests
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 after Ctrl-C and 143 after SIGTERM.
     """
     # Importing takes a while, during which a scheduler may already ask for a checkpoint.
-    with save_requests_ignored():
+    with ignore_save_requests():
         from finetune.cli.app import run_command
 
         return run_command(arguments)

@@ -14,7 +14,7 @@ import typer
 
 from finetune.cli.console import get_rank, print_line
 from finetune.distributed.memory import is_out_of_memory
-from finetune.distributed.signals import STOPS
+from finetune.distributed.signals import STOP_SIGNALS
 from task_formats import UsageError
 
 USAGE_ERROR, UNEXPECTED_ERROR, INTERRUPTED = 2, 1, 130
@@ -63,7 +63,7 @@ def exit_stopped(message: str, exit_code: int) -> NoReturn:
     """Prints why a signal ended the command and exits with the signal's code."""
     if "WORLD_SIZE" in os.environ:
         # The launcher may forward the signal once more while this process exits.
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     print_line((message, "yellow"))
     raise typer.Exit(exit_code)

@@ -22,14 +22,14 @@ import typer
 
 from finetune.cli.console import console
 from finetune.cli.errors import ERROR_FOLDER, USAGE_ERROR, ErrorReport, print_error
-from finetune.distributed.signals import STOPS
+from finetune.distributed.signals import STOP_SIGNALS
 
 _POLL_SECONDS = 0.05
 _FAILURE_SECONDS = 2.0
 """Time for the other processes to exit after one has failed."""
 _STOP_SECONDS = 60.0
 """The same after a stop, when a checkpoint may be being written."""
-_STOP_CODES = {code for number in STOPS for code in (128 + number, -number)}
+_STOP_CODES = {code for number in STOP_SIGNALS for code in (128 + number, -number)}
 """Exit codes of a process that has handled such a signal, and of one that has not."""
 _PORTS = range(20_000, 32_000)
 """Below the range from which systems assign ports, so that no other program takes one."""
@@ -62,7 +62,7 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
         for child in children:
             child.send_signal(number)
 
-    handlers = {n: signal.signal(n, forward) for n in (*STOPS, signal.SIGUSR1)}
+    handlers = {n: signal.signal(n, forward) for n in (*STOP_SIGNALS, signal.SIGUSR1)}
     command = [sys.executable, "-m", "finetune", *arguments]
     with TemporaryDirectory(prefix="gptft-") as folder:
         shared = {
@@ -89,7 +89,7 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
             (int(path.stem), ErrorReport(**json.loads(path.read_text("utf-8"))))
             for path in Path(folder).glob("*.json")
         ]
-    return _finish(exit_codes, dict(errors), received.intersection(STOPS))
+    return _finish(exit_codes, dict(errors), received.intersection(STOP_SIGNALS))
 
 
 def _find_free_port() -> int:

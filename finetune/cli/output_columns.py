@@ -3,38 +3,43 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from finetune.data import RowLocation, detect_format
+from finetune.data.examples import LocatedExample
 from task_formats import Row, RowError, UsageError
 
 _LOOK_AHEAD = 1000
 """Number of first rows that determine the columns of the output."""
 
-LocatedRows = Iterator[tuple[RowLocation, Row]]
+Located = TypeVar("Located", LocatedExample, tuple[RowLocation, Row])
+"""A location and its row, perhaps with the example made of it."""
 
 
-def find_columns(rows: Iterable[tuple[RowLocation, Row]]) -> tuple[list[str], LocatedRows]:
+def find_columns(
+    items: Iterable[Located],
+) -> tuple[list[str], Iterator[Located]]:
     """Finds the columns of a stream of rows from its first rows.
 
     Returns:
         The columns (empty without rows), and an iterator over all rows, which raises RowError at
         a row with another column.
     """
-    remaining = iter(rows)
+    remaining = iter(items)
     first = list(itertools.islice(remaining, _LOOK_AHEAD))
-    columns = list(dict.fromkeys(name for _, row in first for name in row))
+    columns = list(dict.fromkeys(name for item in first for name in item[1]))
     return columns, _check_columns(itertools.chain(first, remaining), set(columns))
 
 
-def _check_columns(rows: Iterable[tuple[RowLocation, Row]], known: set[str]) -> LocatedRows:
-    for location, row in rows:
-        if unknown := sorted(set(row) - known):
+def _check_columns(items: Iterable[Located], known: set[str]) -> Iterator[Located]:
+    for item in items:
+        if unknown := sorted(set(item[1]) - known):
             raise RowError(
                 f"the column {unknown[0]!r} is in none of the first {_LOOK_AHEAD} rows",
-                where=str(location),
+                where=str(item[0]),
                 cure="Give every row the same columns.",
             )
-        yield location, row
+        yield item
 
 
 def choose_format(output: str, format: str | None = None) -> str:

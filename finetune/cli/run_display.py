@@ -187,15 +187,19 @@ def _describe_start(event: Started, title: str) -> Text:
         model += f", {event.processes} processes"
     model += f", {event.layout} layout"
     data = f"{format_count(event.examples, 'example')}, {format_count(event.updates, 'update')}"
-    data += f", evaluated on {event.evaluated:,}" if event.evaluated else ", no evaluation"
+    data += (
+        f", evaluated on {event.evaluation_examples:,}"
+        if event.evaluation_examples
+        else ", no evaluation"
+    )
     lines = [model, data]
     if event.done:
         lines.append(f"resuming after update {event.done:,}")
-    if event.cut:
-        removed = format_count(event.cut, "token")
+    if event.truncated_tokens:
+        removed = format_count(event.truncated_tokens, "token")
         lines.append(f"{removed} removed from long texts (see --max-tokens)")
-    if event.skipped:
-        lines.append(f"{format_count(event.skipped, 'bad row')} skipped")
+    if event.skipped_rows:
+        lines.append(f"{format_count(event.skipped_rows, 'bad row')} skipped")
     return Text.assemble((title, "bold"), *("\n  " + line for line in lines))
 
 

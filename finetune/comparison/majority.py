@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune.data.examples import read_split
 from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.metrics import score
+from finetune.evaluation.metrics import compute_metrics
 from finetune.recipe.schema import Recipe
 from task_formats import Example, Label, Range, Task
 
@@ -40,7 +40,7 @@ def predict_majority(recipe: Recipe, task: Task) -> MajorityBaseline:
     gold = np.array([task.labels.name(cast(float, label)) for label in evaluate])
 
     def metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-        return score(task.metrics, predicted.tolist(), gold.tolist(), task.positive_class)
+        return compute_metrics(task.metrics, predicted.tolist(), gold.tolist(), task.positive_class)
 
     intervals = bootstrap_interval(metrics, predicted, gold)
     return MajorityBaseline(answer, metrics(predicted, gold), intervals, len(train))

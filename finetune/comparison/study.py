@@ -25,16 +25,16 @@ from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
 from finetune.comparison.majority import predict_majority
 from finetune.comparison.table import CellResult, Table, build_table, write_table
 from finetune.data.sources import open_rows
-from finetune.distributed.calls import connect
+from finetune.distributed.collectives import agree_on_request
 from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
-from finetune.distributed.signals import StopRequest
+from finetune.distributed.signals import SignalListener
 from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.recipe.loading import dump_recipe, resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
-from finetune.training.stops import agree, stopping_at_once
-from finetune.training.train import events as train_events
+from finetune.training.finetuning import events as train_events
+from finetune.training.runner import stop_at_once
 from task_formats import Demonstrations, Task, UsageError
 
 
@@ -107,7 +107,7 @@ def events(
     }
     study.accelerator.wait_for_everyone()
     study.check_shots([cell for cell in selected if not finished.get(cell.name)])
-    with StopRequest(connect(study.accelerator)) as request:
+    with SignalListener() as signals:
         for number, cell in enumerate(selected, 1):
             if result := finished.get(cell.name):
                 if cell.trains and keep_models and not study.has_model(cell):
@@ -115,11 +115,11 @@ def events(
                 yield CellFinished(result, number, len(selected), reused=True)
                 continue
             yield CellStarted(cell, number, len(selected))
-            yield from study.run(cell, request, overwrite=overwrite, keep_model=keep_models)
+            yield from study.run(cell, signals, overwrite=overwrite, keep_model=keep_models)
             yield CellFinished(study.read_result(cell), number, len(selected), reused=False)
             # A signal that came too late for the cell stops the study.
-            wish, code = agree(study.accelerator, request.take(), request.exit_code)
-            if wish == "stop":
+            request, code = agree_on_request(signals.take(), signals.exit_code, study.accelerator)
+            if request == "stop":
                 raise Interrupted(study.folder / cell.name, None, code)
     if study.accelerator.is_main_process:
         write_table(study.folder, read_table(recipe, folder, design))
@@ -198,7 +198,7 @@ class Study:
         return (self.folder / cell.name / MODEL).exists()
 
     def run(
-        self, cell: Cell, request: StopRequest, *, overwrite: bool, keep_model: bool
+        self, cell: Cell, signals: SignalListener, *, overwrite: bool, keep_model: bool
     ) -> Iterator[Event]:
         """Runs a cell, or what is left of it, to its end."""
         folder = self.folder / cell.name
@@ -219,7 +219,7 @@ class Study:
                     files.remove(folder / MODEL)
         else:
             start = time.perf_counter()
-            with stopping_at_once(request, folder):
+            with stop_at_once(signals, folder):
                 values = self._score_untrained(cell)
             if self.accelerator.is_main_process:
                 values["made_with"] = {"data": {"evaluate": self._evaluation_fingerprint}}

@@ -6,9 +6,9 @@ from statistics import fmean, median
 from typing import Any, Literal, NamedTuple
 
 from finetune.comparison.cells import Cell, Kind
+from finetune.evaluation.metrics import selection_value
 from finetune.recipe.schema import Recipe
 from finetune.storage import files, json_files
-from finetune.training.progress import selection_value
 from task_formats import UsageError
 
 NOTES = (
@@ -164,11 +164,12 @@ def _find_collapsed(
 ) -> tuple[int, ...] | None:
     if majority is None:
         return None
-    baseline = selection_value(recipe.task, majority.scores)
+    task = recipe.task
+    baseline = selection_value(majority.scores, task.metrics, task.select)
     return tuple(
         result.cell.seed
         for result in results
-        if selection_value(recipe.task, result.scores) <= baseline
+        if selection_value(result.scores, task.metrics, task.select) <= baseline
     )
 
 

@@ -1,25 +1,26 @@
-"""What an error looks like that says memory is lacking, and what is done about it."""
+"""Detects out-of-memory errors on CPU and CUDA. Does not import torch."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whoever says so: torch on a GPU or on a CPU, or Python. Torch is not imported for it."""
+    """Whether an error of torch (on any device) or of Python says that memory ran out."""
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     return named or "DefaultCPUAllocator" in str(error)
 
 
-def catch_out_of_memory(run: Callable[[], Found], smaller: bool) -> tuple[Found | None, bool]:
-    """What `run` gives, and whether memory was lacking for it.
+def catch_out_of_memory(run: Callable[[], Result], can_retry: bool) -> tuple[Result | None, bool]:
+    """Calls `run`; returns its result, and whether memory ran out.
 
-    The error is raised where nothing `smaller` could be tried instead.
+    Raises:
+        MemoryError, RuntimeError: Memory ran out and the caller has nothing smaller to try.
     """
     try:
         return run(), False
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or not smaller:
+        if not is_out_of_memory(error) or not can_retry:
             raise
     return None, True

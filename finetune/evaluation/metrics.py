@@ -1,93 +1,149 @@
-"""How well predictions agree with the truth: the metrics of GLUE (facts, section 2)."""
+"""The metrics of a task: one table, to which a new metric is added by one entry.
+
+scikit-learn and SciPy are imported when a metric is computed, so that recipes can look up the
+table without loading them.
+"""
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from scipy import stats
-from sklearn import metrics as sk
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from task_formats import UsageError, suggest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Answers = Sequence[str | float]
 """N class names, or N scores."""
 
 
-def score(
-    metrics: Sequence[str], predicted: Answers, gold: Answers, positive: str | None = None
-) -> dict[str, float]:
-    """Each metric by its name; `positive` is the class that f1 counts.
+class Metric(NamedTuple):
+    """One row of the table of metrics."""
 
-    Never undefined: a metric that would divide by zero (a correlation where one side is constant,
-    or has fewer than two values or one that is not finite; F1 of a class nobody names) is 0.
-    Raises UsageError for an unknown metric, for no answers, and for f1 without `positive`.
+    function: Callable[["np.ndarray", "np.ndarray", str | None], float]
+    """From (N,) predictions, (N,) gold labels and the positive class to a value."""
+    labels: Literal["classes", "scores"]
+    """The kind of label that the metric is for."""
+    higher_is_better: bool = True
+
+
+def compute_metrics(
+    names: Sequence[str], predicted: Answers, gold: Answers, positive: str | None = None
+) -> dict[str, float]:
+    """Computes metrics by name.
+
+    No metric is undefined: where one would divide by zero (a correlation of a constant, F1 of a
+    class that does not occur) it is 0.
+
+    Args:
+        names: Keys of METRICS.
+        predicted: N predicted class names or scores.
+        gold: N true class names or scores.
+        positive: The class that f1 counts.
+
+    Returns:
+        Metric name to value.
+
+    Raises:
+        UsageError: Unknown metric, no labelled rows, or f1 without a positive class.
     """
-    for name in metrics:
-        if name not in _METRICS:
-            raise UsageError(f"unknown metric {name!r}", cure=suggest(name, _METRICS))
+    import numpy as np
+
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"unknown metric {name!r}", cure=suggest(name, METRICS))
     if not len(gold):
         raise UsageError("no labelled rows to score", cure="Evaluate on rows that have labels.")
     assert len(predicted) == len(gold), (len(predicted), len(gold))
-    found = {
-        name: _METRICS[name](np.asarray(predicted), np.asarray(gold), positive) for name in metrics
-    }
-    return {name: float(value) for name, value in found.items()}
+    arrays = np.asarray(predicted), np.asarray(gold)
+    return {name: float(METRICS[name].function(*arrays, positive)) for name in names}
 
 
-def _accuracy(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
-    return sk.accuracy_score(gold, predicted)
+def selection_value(
+    scores: Mapping[str, float], names: Sequence[str], select: Literal["first", "mean"]
+) -> float:
+    """Returns the number by which the best model is chosen; more is better.
+
+    Args:
+        scores: Metric name to value.
+        names: The task's metrics.
+        select: By the first metric, or by the mean of all. Metrics where less is better count
+            negatively.
+    """
+    chosen = names if select == "mean" else names[:1]
+    values = [scores[n] if METRICS[n].higher_is_better else -scores[n] for n in chosen]
+    return math.fsum(values) / len(values)
 
 
-def _f1(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
+def _accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(gold, predicted))
+
+
+def _f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    from sklearn.metrics import f1_score
+
     if positive is None:
-        raise UsageError("f1 is about one label", cure="Name it with task.positive.")
-    return sk.f1_score(gold, predicted, labels=[positive], average="macro", zero_division=0.0)
+        raise UsageError("f1 needs a positive class", cure="Name it with task.positive.")
+    return float(f1_score(gold, predicted, labels=[positive], average="macro", zero_division=0.0))
 
 
-def _macro_f1(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
-    """The mean F1 of all classes that occur, as the truth or as an answer."""
-    return sk.f1_score(gold, predicted, average="macro", zero_division=0.0)
+def _macro_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """The mean F1 of all classes that occur in predictions or gold labels."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
 
 
-def _matthews(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
-    if len(np.union1d(gold, predicted)) < 2:
+def _matthews(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    if len({*gold.tolist(), *predicted.tolist()}) < 2:
         return 0.0
-    return sk.matthews_corrcoef(gold, predicted)
+    return float(matthews_corrcoef(gold, predicted))
 
 
-def _pearson(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
-    return _correlate(stats.pearsonr, predicted, gold)
+def _pearson(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlate(pearsonr, predicted, gold)
 
 
-def _spearman(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
-    return _correlate(stats.spearmanr, predicted, gold)
+def _spearman(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlate(spearmanr, predicted, gold)
 
 
-def _mse(predicted: np.ndarray, gold: np.ndarray, positive: str | None) -> float:
-    return sk.mean_squared_error(gold, predicted)
+def _mse(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    from sklearn.metrics import mean_squared_error
+
+    return float(mean_squared_error(gold, predicted))
 
 
 def _correlate(
-    correlation: Callable[[np.ndarray, np.ndarray], tuple[float, float]],
-    predicted: np.ndarray,
-    gold: np.ndarray,
+    correlation: Callable[..., Any], predicted: "np.ndarray", gold: "np.ndarray"
 ) -> float:
+    import numpy as np
+
     if len(gold) < 2 or not np.isfinite((predicted, gold)).all():
         return 0.0
-    # scipy warns of constant and of almost constant input; what it then gives is checked below.
+    # SciPy warns of constant and of nearly constant input; the result is checked below.
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         value = float(correlation(predicted, gold)[0])
     return value if math.isfinite(value) else 0.0
 
 
-_METRICS = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": _macro_f1,
-    "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-    "mse": _mse,
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_accuracy, "classes"),
+    "f1": Metric(_f1, "classes"),
+    "macro_f1": Metric(_macro_f1, "classes"),
+    "matthews": Metric(_matthews, "classes"),
+    "pearson": Metric(_pearson, "scores"),
+    "spearman": Metric(_spearman, "scores"),
+    "mse": Metric(_mse, "scores", higher_is_better=False),
 }
+"""All metrics, by the name that a recipe gives under task.metrics."""

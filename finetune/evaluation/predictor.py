@@ -1,11 +1,10 @@
-"""A finished run put to use: predictions for any rows, and scores for labelled ones."""
+"""Predictions and scores with a finished run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from finetune.checkpointing.model_folder import load_model, save_model
@@ -16,17 +15,14 @@ from finetune.checkpointing.run_folder import (
     load_run_recipe,
     read_result,
 )
+from finetune.data.examples import build_examples
+from finetune.data.rows import locate_rows
 from finetune.data.splits import encode_split
-from finetune.distributed.setup import (
-    choose_layout,
-    choose_max_tokens_per_forward,
-    choose_precision,
-    create_accelerator,
-)
+from finetune.distributed.setup import choose_batch_config, choose_precision, create_accelerator
 from finetune.evaluation.evaluate import (
     WINDOW,
-    BatchConfig,
     compute_logits,
+    decode_logits,
     evaluate,
     gather_logits,
 )
@@ -37,79 +33,81 @@ from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from task_formats import Example, Prediction, Row, Task, UsageError
 
-_STANDS_FOR = {"train": "train", "evaluate": "evaluate", "predict": "predict"}
-
 
 class Predictor:
-    """A trained model with its task: rows in, predictions out."""
+    """A trained model with its task; `finetune.load` makes one from a run folder."""
 
     def __init__(
         self, recipe: Recipe, task: Task, model: TaskModel, base: Base, accelerator: Accelerator
     ) -> None:
-        self.recipe, self.task = recipe, task
-        self.model, self._base, self._accelerator = model, base, accelerator
-        layout = choose_layout(recipe.train, base.decoder, task.format.is_multiple_choice)
-        budget = choose_max_tokens_per_forward(recipe.train, base.decoder, accelerator.device)
-        self._reading = BatchConfig(layout, base.task_tokens.pad_id, budget)
+        self.recipe, self.task, self.model = recipe, task, model
+        self._base, self._accelerator = base, accelerator
+        self._batch_config = choose_batch_config(
+            base.decoder,
+            accelerator.device,
+            base.task_tokens.pad_id,
+            layout=recipe.train.layout,
+            max_tokens=recipe.train.tokens_per_forward,
+        )
         self._encoder = build_encoder(recipe, task, base)
-        self._unlabelled_task = task.without_labels()
 
     def predict(self, rows: Iterable[Row]) -> list[Prediction]:
-        """A prediction per row, in order. RowError where a row lacks a text."""
-        return [prediction for _, prediction in self.stream(rows)]
+        """Predicts rows.
 
-    def stream(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prediction]]:
-        """Each row with its prediction, in order; only a window of rows is held at a time."""
-        rows, at = iter(rows), 0
-        while window := list(islice(rows, WINDOW)):
-            yield from zip(window, self._predict(window, at), strict=True)
-            at += len(window)
+        Args:
+            rows: Mappings with the columns of the task; a label is not needed and not read.
 
-    def _predict(self, window: list[Row], at: int) -> list[Prediction]:
-        return self._predict_window(
-            [
-                self._unlabelled_task.example(row, f"row/{at + n}", labelled=False)
-                for n, row in enumerate(window)
-            ]
-        )
+        Returns:
+            A prediction per row, in order.
 
-    def predict_examples(self, examples: Sequence[Example]) -> list[Prediction]:
-        """A prediction per example, in order; labels are ignored."""
-        starts = range(0, len(examples), WINDOW)
-        return [
-            prediction
-            for start in starts
-            for prediction in self._predict_window(examples[start : start + WINDOW])
-        ]
+        Raises:
+            RowError: A row has no text for a field of the task.
+        """
+        located = locate_rows(rows, "rows")
+        items = build_examples(self.task.without_labels(), located, "rows", labelled=False)
+        return self.predict_examples([item.example for item in items])
+
+    def predict_examples(self, examples: Iterable[Example]) -> list[Prediction]:
+        """Predicts examples; returns a prediction per example, in order."""
+        return list(self.stream(examples))
+
+    def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
+        """Yields a prediction per example, in order; holds one window of examples at a time."""
+        remaining = iter(examples)
+        while window := list(islice(remaining, WINDOW)):
+            yield from self._predict_window(window)
 
     def _predict_window(self, examples: Sequence[Example]) -> list[Prediction]:
         encoded = self._encoder.encode(examples)
-        rounds = compute_logits(self.model, encoded, self._reading, self._accelerator)
-        logits = gather_logits(rounds, len(encoded), self._accelerator)
-        return [
-            self.task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
-            for example, row in zip(encoded, logits, strict=True)
-        ]
-
-    def save(self, folder: Path) -> None:
-        """Writes what `load` reads, without the history of the run."""
-        files.write_atomically(folder / RECIPE, dump_recipe(self.recipe))
-        save_model(folder / MODEL, self.model, self._base)
+        passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
+        logits = gather_logits(passes, len(encoded), self._accelerator)
+        return decode_logits(logits, encoded, self.task)
 
     def evaluate(self, split: str = "evaluate", data: DataConfig | None = None) -> dict[str, float]:
-        """The task's metrics on a labelled split or file of the recipe's data, or of `data`.
+        """Computes the task's metrics on a labelled split.
 
-        `split` is one of the recipe's (train, evaluate, or the name of an extra one) or a split's
-        own name, such as validation.
+        Args:
+            split: A split of the recipe (train, evaluate, predict or the name of an extra one), or
+                the name of a split of the data set, such as validation.
+            data: Replaces the recipe's data.
+
+        Returns:
+            Metric name to value.
         """
         data = data or self.recipe.data
-        name = getattr(data, _STANDS_FOR.get(split, ""), None) or data.extra.get(split, split)
+        of_recipe = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
+        name = of_recipe.get(split) or data.extra.get(split, split)
         tokenizer = self._base.task_tokens.fingerprint
-        found = encode_split(
+        examples = encode_split(
             self.recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer, data=data
-        )
-        rounds = compute_logits(self.model, found.examples, self._reading, self._accelerator)
-        return evaluate(rounds, found.examples, self.task, self._accelerator).scores
+        ).examples
+        passes = compute_logits(self.model, examples, self._batch_config, self._accelerator)
+        return evaluate(passes, examples, self.task, self._accelerator).scores
+
+    def save(self, folder: Path) -> None:
+        """Writes recipe and model, which `load` reads, without the history of the run."""
+        files.write_atomically(folder / RECIPE, dump_recipe(self.recipe))
+        save_model(folder / MODEL, self.model, self._base)
 
 
 def load(
@@ -120,12 +118,18 @@ def load(
     trust_remote_code: bool = False,
     **changes: Any,
 ) -> Predictor:
-    """The best model of a run, ready to predict.
+    """Loads the best model of a run for prediction.
 
-    `task` is needed where the run was trained with one of your own, `trust_remote_code` where its
-    base comes with Python code; `changes` replace fields of the recipe's train part that do not
-    change results (layout, tokens_per_forward, precision).
-    Raises UsageError where the folder holds no finished run.
+    Args:
+        folder: The run folder.
+        device: cpu, cuda or the like. [default: the best available]
+        task: Required if the run was trained with a task defined in Python.
+        trust_remote_code: Allows Python code that comes with the base to run.
+        **changes: Replace settings of the recipe's train section that do not change results
+            (layout, tokens_per_forward, precision).
+
+    Raises:
+        UsageError: The folder holds no finished run.
     """
     folder = Path(folder)
     recipe = load_run_recipe(folder, trust_remote_code)

@@ -51,12 +51,17 @@ class TaskTokens:
     @property
     def fingerprint(self) -> str | None:
         """SHA-256 of the tokenizer; None for one written in Python, which has no serial form."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()
+        return fingerprint_tokenizer(self.tokenizer)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts. Text that spells a special token stays ordinary text."""
         return tokenize(self.tokenizer, texts)
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """SHA-256 of a tokenizer; None for one written in Python, which has no serial form."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.pretraining.job import pretrain
     from finetune.pretraining.plan import Plan, load_plan
-    from finetune.pretraining.train import pretrain
 
 __all__ = ["Plan", "load_plan", "pretrain"]
 
@@ -17,5 +17,5 @@ __all__ = ["Plan", "load_plan", "pretrain"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'finetune.pretraining' has no attribute {name!r}")
-    module = "train" if name == "pretrain" else "plan"
+    module = "job" if name == "pretrain" else "plan"
     return getattr(import_module(f"finetune.pretraining.{module}"), name)

@@ -1,220 +1,334 @@
-"""One pre-training job on this process: decoder, tokenizer, text, and any update's batches."""
+"""Pre-training from a plan to a folder that is a base (GPT-1, section 3.1)."""
 
 import copy
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim import AdamW
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.batching.collate import Batch, UpdateTotals, collate, to_device
-from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
+from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.model_folder import save_decoder
 from finetune.checkpointing.provenance import fingerprint_base
-from finetune.data.token_store import ExampleLengths
-from finetune.evaluation.evaluate import BatchConfig, RowLogits, compute_logits, gather_logits
+from finetune.distributed.fsdp import fsdp_requested
+from finetune.distributed.setup import (
+    choose_batch_config,
+    choose_precision,
+    create_accelerator,
+    deterministic_kernels,
+)
+from finetune.evaluation.evaluate import RowLogits, compute_logits, gather_logits
 from finetune.models.language_model import LanguageModel
-from finetune.models.pretrained import load_language_model
+from finetune.models.pretrained import (
+    DEFAULT_CONTEXT,
+    count_positions,
+    load_base_tokenizer,
+    load_language_model,
+)
+from finetune.models.task_tokens import find_special_token, fingerprint_tokenizer, tokenize
+from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
+from finetune.pretraining.corpus import Corpus, open_corpus
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan, dump_plan, parse_plan
+from finetune.pretraining.token_shards import ShardManifest, write_shards
+from finetune.pretraining.tokenizer import learn_tokenizer
 from finetune.recipe.schema import BaseConfig
-from finetune.training.events import Notice, Started
-from finetune.training.job import EvaluationSchedule, EvaluationScores, SplitSource, Watch
-from finetune.training.loop import LoopSettings, MicroBatches
-from finetune.training.schedule import plan_rates
+from finetune.storage.files import replace_folder, write_atomically
+from finetune.training.events import Event, Notice, Result
+from finetune.training.job import Evaluation, EvaluationSchedule, SplitSource, TrainingJob
+from finetune.training.loop import LoopSettings
+from finetune.training.optimizer import build_optimizer, build_schedule
+from finetune.training.progress import spread_evenly
+from finetune.training.runner import collect_result, run
+from task_formats import UsageError
+
+
+def pretrain(
+    plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
+) -> Result:
+    """Pre-trains a decoder on plain text.
+
+    Args:
+        plan: Corpus, tokenizer, shape and training settings.
+        folder: The run folder; when the run is finished it is a base.
+        resume: Continue the run in the folder from its latest checkpoint.
+        overwrite: Delete the run in the folder first.
+
+    Returns:
+        Perplexity, bits per byte and loss of the best model.
+
+    Raises:
+        UsageError: Something is wrong with plan, corpus or folder.
+        Interrupted: A signal asked the run to stop.
+    """
+    return collect_result(events(plan, folder, resume=resume, overwrite=overwrite))
+
+
+def events(
+    plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[Event]:
+    """Pre-trains as `pretrain` does, and yields every update and evaluation when it is done."""
+    if fsdp_requested():
+        raise UsageError(
+            "pre-training does not support FSDP", cure="Omit --use_fsdp: it runs data-parallel."
+        )
+    accelerator = create_accelerator(choose_precision(plan.train.precision))
+    prepare = partial(prepare_pretraining, plan, Path(folder))
+    options = {"resume": resume, "overwrite": overwrite}
+    with deterministic_kernels(plan.train.deterministic):
+        yield from run(prepare, Path(folder), accelerator, dump_plan(plan), **options)
 
 
 @dataclass(frozen=True)
 class TextSplit:
-    """The blocks of one split, and what bits per byte are counted over."""
+    """The token blocks of one split."""
 
     blocks: TokenBlocks
     text_bytes: int
+    """UTF-8 bytes of the text, for bits per byte."""
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class PretrainingJob:
-    """All parts of a pre-training run, ready for its first update (a `work.Work`)."""
+class PretrainingJob(TrainingJob):
+    """A pre-training run, ready for its first update."""
 
+    model: LanguageModel
     plan: Plan
     decoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    model: LanguageModel
-    parallel_model: nn.Module
-    optimizer: AdamW
-    accelerator: Accelerator
-    batch_config: BatchConfig
-    train: TextSplit
-    evaluated: TextSplit | None
-
-    @cached_property
-    def lengths(self) -> ExampleLengths:
-        """Of the training blocks."""
-        return self.train.blocks.compute_lengths()
-
-    @cached_property
-    def sampler(self) -> EpochSampler:
-        """Which blocks every update reads; the rest of an epoch that fills no batch waits."""
-        part, rows = self.plan.train, len(self.train.blocks)
-        batch_size = min(part.batch_size, rows)
-        per_epoch = rows // batch_size
-        epochs = part.updates / per_epoch if part.updates else part.epochs
-        return EpochSampler(rows, batch_size, epochs, part.seed, drop_incomplete=True)
+    texts: dict[str, TextSplit]
+    """The splits "train" and, if the plan has one, "evaluate"."""
 
     @property
-    def settings(self) -> LoopSettings:
-        """Linear warm-up to the peak rate, then a cosine to 0 (GPT-1, section 4.1)."""
-        part, updates = self.plan.train, self.sampler.updates
-        # A run shorter than the paper's warm-up climbs during its first tenth.
-        warmup = part.warmup_updates / updates if part.warmup_updates < updates else 0.1
-        factor = plan_rates(updates, warmup, "cosine")
-        return LoopSettings(
-            lambda update: part.learning_rate * factor(update),
-            part.epsilon,
-            1.0,
-            part.max_grad_norm,
-            part.seed,
-            self.batch_config.max_tokens_per_forward,
-        )
-
-    @cached_property
-    def schedule(self) -> EvaluationSchedule:
-        """Validations evenly over the run, the last one at its end."""
-        part, updates = self.plan.train, self.sampler.updates
-
-        def due(update: int) -> bool:
-            """With the k-th validation at ⌈updates · k / evaluations⌉: whether one falls here."""
-            return update * part.evaluations // updates > (update - 1) * part.evaluations // updates
-
-        return EvaluationSchedule(
-            due, None, part.checkpoint_minutes, part.checkpoint_updates, part.most_refused
-        )
-
-    def make_microbatches(self, update: int, budget: int | None) -> MicroBatches:
-        """The forward passes of an update on this process, and the size of the whole update."""
-        indices = self.sampler.indices(update)
-        tokens = int(self.lengths.tokens[indices].sum())
-        totals = UpdateTotals(0, 0, tokens - len(indices))
-        own = shard_by_length(indices, self.lengths, self.accelerator.num_processes)
-        mine = own[self.accelerator.process_index]
-        groups = batch_by_tokens(
-            mine,
-            self.lengths,
-            self.batch_config.layout,
-            budget or self.batch_config.max_tokens_per_forward,
-        )
-        batches = [self._collate(rows, totals) for rows in groups]
-        return MicroBatches(batches, len(indices), tokens, partial(self._idle, indices[:1], totals))
-
-    def _idle(self, rows: np.ndarray, totals: UpdateTotals) -> Batch:
-        batch = self._collate(rows, totals)
-        return batch._replace(token_weight=batch.token_weight * 0)
-
-    def _collate(self, rows: np.ndarray, totals: UpdateTotals) -> Batch:
-        examples = [self.train.blocks[n] for n in rows.tolist()]
-        return collate(examples, self.batch_config.layout, self.batch_config.pad_id, totals)
-
-    def find_nonfinite_examples(self, update: int) -> list[str]:
-        """Ids of the update's blocks whose loss is not finite; all of them where none is."""
-        found, scorer = [], TextScorer(self.decoder)
-        examples = [self.train.blocks[n] for n in self.sampler.indices(update).tolist()]
-        for example in examples:
-            batch = collate([example], self.batch_config.layout, self.batch_config.pad_id)
-            with torch.no_grad(), self.accelerator.autocast():
-                nats = scorer(to_device(batch, self.accelerator.device)).logits
-            found += [] if nats.isfinite().all() else [example.id]
-        return found or [example.id for example in examples]
-
-    def started(self, done: int) -> Started:
-        """What there is to say before the first update."""
-        return Started(
-            updates=self.sampler.updates,
-            done=done,
-            examples=len(self.train.blocks),
-            evaluated=len(self.evaluated.blocks) if self.evaluated else 0,
-            parameters=sum(part.numel() for part in self.model.parameters()),
-            device=str(self.accelerator.device),
-            precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
-            layout=self.batch_config.layout,
-            processes=self.accelerator.num_processes,
-            cut=0,
-            skipped=0,
-        )
+    def evaluation_rows(self) -> int:
+        """Blocks of the evaluation split; 0 if there is none."""
+        return len(self.texts["evaluate"].blocks) if "evaluate" in self.texts else 0
 
     def notices(self) -> Iterator[str]:
-        """What a person should know of the corpus."""
-        for name, text in self._texts():
+        """Yields messages for the user about the corpus."""
+        for name, text in self.texts.items():
             yield (
                 f"{name}: {text.blocks.targets:,} tokens in {len(text.blocks):,} blocks, "
-                f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes a token"
+                f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes per token"
             )
         if self.plan.train.warmup_updates >= self.sampler.updates:
             updates, warmup = self.sampler.updates, self.plan.train.warmup_updates
-            yield f"{updates} updates are fewer than {warmup} of warm-up: it takes a tenth of them"
-
-    def _texts(self) -> Iterator[tuple[str, TextSplit]]:
-        yield "train", self.train
-        if self.evaluated:
-            yield "evaluate", self.evaluated
+            yield f"warm-up: a tenth of the {updates} updates, which are fewer than {warmup}"
 
     def config_yaml(self) -> str:
-        """The plan with every value written out."""
+        """Returns the plan as YAML, every value written out."""
         return dump_plan(self.plan)
 
-    def decisions(self, told: str | None = None) -> dict[str, Any]:
-        """Dotted keys of all that decides what a run computes."""
-        plan = self.plan if told is None else parse_plan(told)
+    def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
+        """Returns dotted key to value of all that may not change when the run is resumed."""
+        plan = self.plan if config_yaml is None else parse_plan(config_yaml)
         return plan.fixed_on_resume(("tokenizer", "shape", "train"))
 
     def sources(self) -> dict[str, SplitSource]:
-        """What was read, by split."""
+        """Returns what was read, by split."""
         return {
-            name: SplitSource(text.fingerprint, len(text.blocks)) for name, text in self._texts()
+            name: SplitSource(text.fingerprint, len(text.blocks))
+            for name, text in self.texts.items()
         }
 
-    def origins(self) -> dict[str, str]:
-        """Fingerprints of the parts of the base that is trained on; of a new one there are none."""
+    def base_fingerprints(self) -> dict[str, str]:
+        """Returns a fingerprint of each part of the base; empty for a new decoder."""
         return fingerprint_base(self.plan.base, self.decoder) if self.plan.base else {}
 
-    def rounds(self) -> Iterator[RowLogits] | None:
-        """The validation text, a forward pass at a time."""
-        return self._read(self.decoder) if self.evaluated else None
+    def evaluation(self) -> Evaluation | None:
+        """Returns the evaluation of the current decoder; None without an evaluation split."""
+        return self._evaluation(self.decoder) if "evaluate" in self.texts else None
 
-    def _read(self, decoder: PreTrainedModel) -> Iterator[RowLogits]:
-        blocks = cast(TextSplit, self.evaluated).blocks
-        return compute_logits(TextScorer(decoder), blocks, self.batch_config, self.accelerator)
+    def _evaluation(self, decoder: PreTrainedModel) -> Evaluation:
+        text = self.texts["evaluate"]
 
-    def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
-        """Perplexity per token, bits per byte, and nats per token, which decide."""
-        text = cast(TextSplit, self.evaluated)
-        nats = gather_logits(rounds, len(text.blocks), self.accelerator).sum(dtype=np.float64)
-        found = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
-        return EvaluationScores(found._asdict(), -found.loss)
+        def score(passes: Iterable[RowLogits]) -> dict[str, float]:
+            nats = gather_logits(passes, len(text.blocks), self.accelerator).sum(dtype=np.float64)
+            perplexity = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
+            return perplexity._asdict()
+
+        scorer = TextScorer(decoder)
+        passes = compute_logits(scorer, text.blocks, self.batch_config, self.accelerator)
+        return Evaluation("evaluate", passes, score)
+
+    def selection_value(self, scores: Mapping[str, float]) -> float:
+        """Returns the negative loss: the best decoder has the lowest."""
+        return -scores["loss"]
 
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """A plain transformers folder: decoder and tokenizer, nothing of ours."""
-        halves = self.plan.train.store == "bf16"
-        decoder = copy.deepcopy(self.decoder).bfloat16() if halves else self.decoder
+        """Writes decoder and tokenizer as transformers does."""
+        half = self.plan.train.store == "bf16"
+        decoder = copy.deepcopy(self.decoder).bfloat16() if half else self.decoder
         save_decoder(folder, decoder, self.tokenizer)
 
-    def final_scores(
-        self, folder: Path, watch: Watch
-    ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
-        """The validation text read by the model that was saved."""
-        if self.evaluated is None:
-            yield Notice("no validation text: nothing to score")
+    def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
+        """Yields the evaluation of the saved decoder."""
+        if "evaluate" not in self.texts:
+            yield Notice("there is no evaluation text, so the decoder is not scored")
             return
         trust = self.plan.trust_remote_code
-        part = BaseConfig(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
-        decoder, _ = load_language_model(part)
-        rounds = self._read(decoder.to(self.accelerator.device))
-        yield "evaluate", self.judge(watch(rounds)).scores
+        config = BaseConfig(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
+        decoder, _ = load_language_model(config)
+        yield self._evaluation(decoder.to(self.accelerator.device))
+
+
+def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> PretrainingJob:
+    """Builds decoder and tokenizer, and writes the token shards of the corpus.
+
+    Raises:
+        UsageError: Plan, corpus or base do not fit together.
+    """
+    config = plan.train
+    shards_folder = Path(plan.corpus.shards) if plan.corpus.shards else folder / "corpus"
+    # The main process writes tokenizer and shards; the others then read them.
+    with accelerator.main_process_first():
+        corpora = {
+            name: open_corpus(plan.corpus, paths)
+            for name, paths in (("train", plan.corpus.train), ("evaluate", plan.corpus.evaluate))
+            if paths
+        }
+        decoder, tokenizer = _load(plan, corpora["train"], shards_folder)
+        context = _context(plan, decoder)
+        texts = {
+            name: _encode(plan, corpus, tokenizer, shards_folder, name, context)
+            for name, corpus in corpora.items()
+        }
+    blocks = texts["train"].blocks
+    model = LanguageModel(decoder.to(accelerator.device))
+    batch_size = min(config.batch_size, len(blocks))
+    updates_per_epoch = len(blocks) // batch_size
+    epochs = config.updates / updates_per_epoch if config.updates else config.epochs
+    sampler = EpochSampler(len(blocks), batch_size, epochs, config.seed, drop_incomplete=True)
+    updates = sampler.updates
+    # A run shorter than the paper's warm-up climbs during its first tenth.
+    warmup = config.warmup_updates / updates if config.warmup_updates < updates else 0.1
+    tokens = blocks.compute_lengths().tokens
+    # Blocks of one length are fastest as separate rows; short documents are packed.
+    equal_lengths = tokens.mean() > 0.9 * tokens.max()
+    return PretrainingJob(
+        model=model,
+        optimizer=build_optimizer(
+            model.parameters(),
+            learning_rate=config.learning_rate,
+            betas=config.betas,
+            epsilon=config.epsilon,
+            weight_decay=config.weight_decay,
+        ),
+        accelerator=accelerator,
+        batch_config=choose_batch_config(
+            decoder,
+            accelerator.device,
+            pad_id=0,
+            layout="separate" if equal_lengths else "auto",
+            max_tokens=config.tokens_per_forward,
+        ),
+        examples=blocks,
+        sampler=sampler,
+        settings=LoopSettings(
+            build_schedule(config.learning_rate, updates, warmup, "cosine"),
+            config.epsilon,
+            lm_coefficient=1.0,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+        ),
+        schedule=EvaluationSchedule(
+            spread_evenly(updates, config.evaluations),
+            None,
+            config.checkpoint_minutes,
+            config.checkpoint_updates,
+            config.most_refused,
+        ),
+        plan=plan,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        texts=texts,
+    )
+
+
+def _load(
+    plan: Plan, corpus: Corpus, folder: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The decoder and its tokenizer: those of the plan's base, or new ones."""
+    trust = plan.trust_remote_code
+    if plan.base is not None:
+        config = BaseConfig(path=plan.base, dropout=plan.train.dropout, trust_remote_code=trust)
+        return load_language_model(config)
+    if plan.tokenizer.path is not None:
+        config = BaseConfig(path=plan.tokenizer.path, trust_remote_code=trust)
+        tokenizer = load_base_tokenizer(config)
+    else:
+        tokenizer = _learn_tokenizer(plan, corpus, folder / "tokenizer")
+    decoder = build_decoder(
+        plan.shape,
+        len(tokenizer),
+        _document_separator(tokenizer),
+        dropout=plan.train.dropout,
+        initial_std=plan.train.initial_spread,
+        seed=plan.train.seed,
+    )
+    return decoder, tokenizer
+
+
+def _learn_tokenizer(plan: Plan, corpus: Corpus, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; it is learned from the corpus unless that was done before."""
+    key = f"{corpus.fingerprint()} {plan.tokenizer.vocabulary} {plan.shape.positions}\n"
+    record = folder / "learned_from.txt"
+    if not record.exists() or record.read_text("utf-8") != key:
+        texts = (piece for document in corpus.read() for piece in document.pieces)
+        learned = learn_tokenizer(texts, plan.tokenizer.vocabulary, plan.shape.positions)
+        with replace_folder(folder) as partial_folder:
+            learned.save_pretrained(partial_folder)
+            write_atomically(partial_folder / record.name, key)
+    return load_base_tokenizer(BaseConfig(path=str(folder.absolute())))
+
+
+def _encode(
+    plan: Plan,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    name: str,
+    context: int,
+) -> TextSplit:
+    """The blocks of a split; its shards are written unless they exist."""
+    content = corpus.fingerprint()
+    key = json.dumps([content, fingerprint_tokenizer(tokenizer)])
+    manifest = ShardManifest(key, len(tokenizer), _document_separator(tokenizer))
+    shards = write_shards(
+        corpus.read(), lambda texts: tokenize(tokenizer, texts), folder / name, manifest
+    )
+    blocks = TokenBlocks(shards, context, name, plan.train.mix_documents)
+    return TextSplit(blocks, shards.manifest.text_bytes, content)
+
+
+def _context(plan: Plan, decoder: PreTrainedModel) -> int:
+    """Tokens of a block."""
+    positions = count_positions(decoder)
+    context = plan.train.context or positions or DEFAULT_CONTEXT
+    if positions is not None and context > positions:
+        raise UsageError(
+            f"train.context is {context}, but the base reads at most {positions} tokens",
+            where="train.context",
+            cure=f"Set it to {positions} or less.",
+        )
+    return context
+
+
+def _document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the token between documents: the end of text, or the nearest to it."""
+    token = find_special_token(tokenizer, "eos", "bos", "pad")
+    if token is None:
+        raise UsageError(
+            "the tokenizer has no special token to separate documents",
+            where=tokenizer.name_or_path,
+            cure="Name one of its tokens as eos_token in its tokenizer_config.json.",
+        )
+    return token

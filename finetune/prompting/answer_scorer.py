@@ -9,14 +9,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import collate, to_device
-from finetune.batching.sampler import batch_by_tokens
+from finetune.batching.sampler import BatchConfig, batch_by_tokens
 from finetune.data.token_store import ExampleLengths, compute_lengths
-from finetune.evaluation.evaluate import (
-    BatchConfig,
-    RowLogits,
-    compute_within_memory,
-    gather_logits,
-)
+from finetune.evaluation.evaluate import RowLogits, compute_with_halving, gather_logits
 from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
 from finetune.models.language_model import LanguageModel
 from finetune.prompting.answer_batches import collate_answers, required_inputs
@@ -70,7 +65,7 @@ class AnswerScorer:
             if group is not cached_group:
                 prefix_cache, cached_group = self._fill_cache(requests, group), group
             compute = partial(self._compute, requests, group, prefix_cache)
-            results, self._batch_config = compute_within_memory(
+            results, self._batch_config = compute_with_halving(
                 compute, rows, lengths, self._batch_config
             )
             yield [(int(group.requests[row]), scores) for row, scores in results]

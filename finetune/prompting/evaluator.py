@@ -11,14 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.examples import read_split
 from finetune.distributed.setup import (
     Precision,
-    choose_layout,
-    choose_max_tokens_per_forward,
+    choose_batch_config,
     choose_precision,
     create_accelerator,
 )
-from finetune.evaluation.evaluate import BatchConfig
 from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.metrics import score
+from finetune.evaluation.metrics import compute_metrics
 from finetune.models.pretrained import (
     DEFAULT_CONTEXT,
     count_positions,
@@ -110,9 +108,13 @@ class PromptEvaluator:
         self.questions = read_split(self.task, recipe.data, "evaluate", labelled=False, limit=limit)
         self.answer_tokenizer = build_answer_tokenizer(tokenizer)
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
-        layout = choose_layout(recipe.train, decoder, chooses=True)
-        max_tokens = choose_max_tokens_per_forward(recipe.train, decoder, accelerator.device)
-        batch_config = BatchConfig(layout, tokenizer.pad_token_id or 0, max_tokens)
+        batch_config = choose_batch_config(
+            decoder,
+            accelerator.device,
+            tokenizer.pad_token_id or 0,
+            layout=recipe.train.layout,
+            max_tokens=recipe.train.tokens_per_forward,
+        )
         self._scorer = AnswerScorer(decoder.to(accelerator.device), batch_config, accelerator)
 
     @cached_property
@@ -237,7 +239,9 @@ class PromptEvaluator:
         return np.array(predicted), np.array(gold)
 
     def _metrics(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-        return score(self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class)
+        return compute_metrics(
+            self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class
+        )
 
 
 def evaluate_prompts(

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from finetune.evaluation.metrics import METRICS
 from task_formats import (
     FORMATS,
     Classes,
@@ -32,8 +33,17 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
 Epochs = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 RawLabel = bool | str | int | float
 """A value of a column, as the data has it."""
-Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]
-_FOR_SCORES = ("pearson", "spearman", "mse")
+
+
+def _check_metric(name: str) -> str:
+    if name not in METRICS:
+        raise UsageError(f"unknown metric {name!r}", cure=suggest(name, METRICS))
+    return name
+
+
+MetricName = Annotated[
+    str, AfterValidator(_check_metric), Field(json_schema_extra={"enum": [*METRICS]})
+]
 
 
 class StrictModel(BaseModel):
@@ -104,7 +114,7 @@ class TaskConfig(StrictModel):
     """Raw value to label name, in the order of the head's outputs; or a list of names."""
     range: tuple[Number, Number] | None = None
     """Lowest and highest value of a score."""
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("accuracy",)
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("accuracy",)
     """Metrics to compute. The first one, or `select`, decides which checkpoint is the best."""
     select: Literal["first", "mean"] = "first"
     """Select the best checkpoint by the first metric or by the mean of all."""
@@ -121,11 +131,13 @@ class TaskConfig(StrictModel):
     def _check_labels_and_metrics(self) -> "TaskConfig":
         if (self.labels is None) == (self.range is None):
             raise ValueError("give exactly one of labels and range")
-        for metric in self.metrics:
-            if (metric in _FOR_SCORES) != (self.range is not None):
+        kind = "classes" if self.range is None else "scores"
+        fitting = [name for name, metric in METRICS.items() if metric.labels == kind]
+        for name in self.metrics:
+            if name not in fitting:
                 raise UsageError(
-                    f"the metric {metric} is not for {'a range' if self.range else 'labels'}",
-                    cure=f"With a range: {', '.join(_FOR_SCORES)}; with labels: the others.",
+                    f"the metric {name} is not for {'a range' if self.range else 'labels'}",
+                    cure=f"Use {', '.join(fitting)}.",
                 )
         if self.labels is not None:
             names = Classes.of(self.labels).names

@@ -1,4 +1,4 @@
-"""What a training run tells whoever consumes it."""
+"""Events that a training run yields."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,28 +8,29 @@ from finetune.training.loop import Step
 
 
 class Notice(NamedTuple):
-    """Something worth a line to the person who started the run."""
+    """A message for the user."""
 
     text: str
 
 
 class Started(NamedTuple):
-    """What is about to be trained, and how."""
+    """The run is prepared; the first update comes next."""
 
     updates: int
     done: int
-    """Updates that a resumed run has behind it."""
+    """Updates that were done before the run was resumed."""
     examples: int
-    evaluated: int
+    evaluation_examples: int
     parameters: int
+    """Trainable numbers."""
     device: str
     precision: str
     layout: str
     processes: int
-    cut: int
-    """Training tokens that truncation took away."""
-    skipped: int
-    """Training rows left out, as bad ones or as unlabelled by the data set's convention."""
+    truncated_tokens: int = 0
+    """Tokens that truncation removed from the training examples."""
+    skipped_rows: int = 0
+    """Training rows left out: bad rows, and rows that the data set marks as unlabelled."""
 
 
 class Evaluated(NamedTuple):
@@ -43,34 +44,38 @@ class Evaluated(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run has reached: the best state's scores, by split."""
+    """What a finished run has reached: scores of the best model, by split."""
 
     scores: dict[str, dict[str, float]]
     update: int
-    """The update after which the best state was saved."""
+    """The update after which the best model was saved."""
     updates: int
+    """Updates trained."""
     tokens: int
     seconds: float
     folder: Path
 
 
 class Finished(NamedTuple):
-    """The end."""
+    """The run is finished."""
 
     result: Result
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and a whole state of `update` is on the disk.
+    """A signal asked the run to stop.
 
-    None: it was stopped before its data was ready, with whatever states it had before.
+    Attributes:
+        folder: The run folder.
+        update: The update whose checkpoint was saved; None if the run was still being prepared.
+        exit_code: 128 + the number of the signal.
     """
 
     def __init__(self, folder: Path, update: int | None, exit_code: int) -> None:
-        words = f"stopped after update {update}; go on with: gptft resume {folder}"
+        message = f"stopped after update {update}; resume with: gptft resume {folder}"
         if update is None:
-            words = "stopped while the data was made ready; the same command does it again"
-        super().__init__(words)
+            message = "stopped while preparing data; run the same command again"
+        super().__init__(message)
         self.folder, self.update, self.exit_code = folder, update, exit_code
 
 

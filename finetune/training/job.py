@@ -1,123 +1,192 @@
-"""What the course of a run needs to know of a job, whatever is trained."""
+"""What fine-tuning and pre-training have in common: a prepared model, its data and its schedule."""
 
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.batching.sampler import EpochSampler
-from finetune.evaluation.evaluate import BatchConfig, RowLogits
+from finetune.batching.collate import Batch, UpdateTotals, collate, count_totals, to_device
+from finetune.batching.sampler import BatchConfig, EpochSampler, batch_by_tokens, shard_by_length
+from finetune.data.token_store import ExampleLengths, compute_lengths
+from finetune.distributed.fsdp import is_sharded
+from finetune.evaluation.evaluate import RowLogits
+from finetune.models.losses import objective
 from finetune.training.events import Notice, Started
 from finetune.training.loop import LoopSettings, MicroBatches
-
-Watch = Callable[[Iterable[RowLogits]], Iterator[RowLogits]]
-"""The rounds of an evaluation as they come, left between two when a signal asks for the end."""
+from task_formats import Encoded
 
 
 class EvaluationSchedule(NamedTuple):
-    """When a run pauses between two updates."""
+    """What happens between two updates, and when."""
 
-    due: Callable[[int], bool]
-    """Whether to evaluate after an update."""
+    evaluate_after: Callable[[int], bool]
+    """Whether to evaluate after update 1, 2, ..."""
     patience: int | None
-    """Evaluations without a better score after which to stop."""
+    """Evaluations without improvement after which to stop."""
     checkpoint_minutes: float | None
     checkpoint_updates: int | None
-    most_refused: int
-    """Updates refused in a row after which to stop."""
+    max_nonfinite: int
+    """Updates in a row that are not finite after which to stop."""
 
     @property
-    def keeps_states(self) -> bool:
-        """False where only a signal has a whole state saved."""
+    def saves_checkpoints(self) -> bool:
+        """False if only a signal saves a checkpoint."""
         return bool(self.checkpoint_minutes or self.checkpoint_updates)
 
 
 class SplitSource(NamedTuple):
-    """What was read for a split: its fingerprint, and the number of its examples."""
+    """What was read for a split: a fingerprint of its content, and its number of examples."""
 
     fingerprint: str
     rows: int
 
 
-class EvaluationScores(NamedTuple):
-    """The scores of an evaluation, and the number that decides which is the best: more is."""
+class Evaluation(NamedTuple):
+    """A split to be scored."""
 
-    scores: dict[str, float]
-    value: float
+    name: str
+    passes: Iterator[RowLogits]
+    """Forward passes, computed as they are consumed."""
+    score: Callable[[Iterable[RowLogits]], dict[str, float]]
+    """From all passes to metric name and value."""
 
 
-class TrainingJob(Protocol):
-    """Fine-tuning or pre-training, made ready: a model, its data, and how to judge it."""
+@dataclass(frozen=True)
+class TrainingJob(ABC):
+    """A training run on this process, ready for its first update."""
 
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
+    model: nn.Module
+    optimizer: AdamW
+    accelerator: Accelerator
+    batch_config: BatchConfig
+    examples: Sequence[Encoded]
+    """The N training examples."""
+    sampler: EpochSampler
+    settings: LoopSettings
+    schedule: EvaluationSchedule
 
-    @property
-    def parallel_model(self) -> nn.Module:
-        """The model as its processes share it; the model itself on one process."""
+    @cached_property
+    def lengths(self) -> ExampleLengths:
+        """Token lengths of the training examples."""
+        return compute_lengths(self.examples)
 
-    @property
-    def optimizer(self) -> AdamW:
-        """What changes its weights."""
+    def make_microbatches(self, update: int, max_tokens: int | None) -> MicroBatches:
+        """Makes the forward passes of update 1, 2, ... on this process, sorted by length.
 
-    @property
-    def accelerator(self) -> Accelerator:
-        """This process among its peers."""
+        Args:
+            update: Its number.
+            max_tokens: Limit of tokens per pass, else that of the batch configuration.
+        """
+        rows = self.sampler.indices(update)
+        totals = count_totals([self.examples[n] for n in rows.tolist()])
+        limit = max_tokens or self.batch_config.max_tokens_per_forward
+        rank = self.accelerator.process_index
+        shards = shard_by_length(rows, self.lengths, self.accelerator.num_processes)
+        passes = [
+            batch_by_tokens(shard, self.lengths, self.batch_config.layout, limit)
+            for shard in (shards if is_sharded(self.model) else [shards[rank]])
+        ]
+        own = passes[rank] if is_sharded(self.model) else passes[0]
+        batches = [self._collate(indices, totals) for indices in own]
+        # All processes of a sharded model take part in every pass: some make empty ones.
+        batches += [
+            self._collate_empty(rows[:1]) for _ in range(max(map(len, passes)) - len(batches))
+        ]
+        return MicroBatches(batches, len(rows), int(self.lengths.tokens[rows].sum()))
 
-    @property
-    def batch_config(self) -> BatchConfig:
-        """How batches are made."""
+    def _collate(self, rows: np.ndarray, totals: UpdateTotals | None = None) -> Batch:
+        examples = [self.examples[n] for n in rows.tolist()]
+        return collate(examples, self.batch_config.layout, self.batch_config.pad_id, totals)
 
-    @property
-    def sampler(self) -> EpochSampler:
-        """Which examples every update reads."""
-
-    @property
-    def settings(self) -> LoopSettings:
-        """What the loop needs to know besides batches."""
-
-    @property
-    def schedule(self) -> EvaluationSchedule:
-        """When to evaluate, to save and to give up."""
-
-    def make_microbatches(self, update: int, budget: int | None) -> MicroBatches:
-        """The forward passes of an update on this process, and the size of the whole update."""
+    def _collate_empty(self, rows: np.ndarray) -> Batch:
+        """A batch that adds nothing to losses and gradients."""
+        batch = self._collate(rows)
+        return batch._replace(
+            token_weight=batch.token_weight * 0, example_weight=batch.example_weight * 0
+        )
 
     def find_nonfinite_examples(self, update: int) -> list[str]:
-        """Ids of the update's examples whose loss is not finite; all of them where none is."""
+        """Returns the ids of an update's examples whose loss is not finite, or of all of them.
+
+        All, because a sum of finite losses may have a gradient that is not.
+        """
+        ids, nonfinite = [], []
+        lm_coefficient = self.settings.lm_coefficient
+        for n in self.sampler.indices(update).tolist():
+            example = self.examples[n]
+            batch = collate([example], "separate", self.batch_config.pad_id)
+            batch = to_device(batch, self.accelerator.device)
+            with torch.no_grad(), self.accelerator.autocast():
+                outputs = self.model(batch, lm=lm_coefficient > 0)
+            ids.append(example.id)
+            if not objective(outputs, batch, lm_coefficient).total.isfinite():
+                nonfinite.append(example.id)
+        return nonfinite or ids
 
     def started(self, done: int) -> Started:
-        """What there is to say before the first update."""
+        """Describes the run before its first update; `done` updates came before a resume."""
+        trained = [part for part in self.model.parameters() if part.requires_grad]
+        return Started(
+            updates=self.sampler.updates,
+            done=done,
+            examples=len(self.examples),
+            evaluation_examples=self.evaluation_rows,
+            parameters=sum(part.numel() for part in trained),
+            device=str(self.accelerator.device),
+            precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            layout=self.batch_config.layout,
+            processes=self.accelerator.num_processes,
+        )
 
+    @property
+    @abstractmethod
+    def evaluation_rows(self) -> int:
+        """Rows of the evaluation split; 0 if there is none."""
+
+    @abstractmethod
     def notices(self) -> Iterator[str]:
-        """What a person should know before."""
+        """Yields messages for the user about data and base."""
 
+    @abstractmethod
     def config_yaml(self) -> str:
-        """What the run was told, as YAML with every value written out."""
+        """Returns the recipe or plan as YAML, every value written out."""
 
-    def decisions(self, told: str | None = None) -> dict[str, Any]:
-        """Dotted keys of what decides what is computed, in its own telling or in another."""
+    @abstractmethod
+    def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
+        """Returns dotted key to value of all that may not change when the run is resumed.
 
+        Args:
+            config_yaml: Another recipe or plan to take the values from, instead of this job's.
+        """
+
+    @abstractmethod
     def sources(self) -> dict[str, SplitSource]:
-        """What was read, by split."""
+        """Returns what was read, by split."""
 
-    def origins(self) -> dict[str, str]:
-        """Fingerprints of the base's parts; empty where there is no base."""
+    @abstractmethod
+    def base_fingerprints(self) -> dict[str, str]:
+        """Returns a fingerprint of each part of the base; empty without a base."""
 
-    def rounds(self) -> Iterator[RowLogits] | None:
-        """The evaluation split, a forward pass at a time; None where there is none."""
+    @abstractmethod
+    def evaluation(self) -> Evaluation | None:
+        """Returns the evaluation of the current model; None without an evaluation split."""
 
-    def judge(self, rounds: Iterable[RowLogits]) -> EvaluationScores:
-        """The scores of all rounds."""
+    @abstractmethod
+    def selection_value(self, scores: Mapping[str, float]) -> float:
+        """Returns the number by which the best model is chosen; more is better."""
 
+    @abstractmethod
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
-        """Writes the model as it is now; with `weights`, where it is in shards, those."""
+        """Writes the current model; `weights` are those of a sharded one, gathered."""
 
-    def final_scores(
-        self, folder: Path, watch: Watch
-    ) -> Iterator[Notice | tuple[str, dict[str, float]]]:
-        """The scores, by split, of the model that was saved in a folder."""
+    @abstractmethod
+    def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
+        """Yields the evaluations of the model that was saved in `folder`, split by split."""

@@ -1,10 +1,7 @@
-"""The training loop: a generator of steps, written once for every job."""
+"""The training loop: a generator of steps, shared by fine-tuning and pre-training."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,55 +11,49 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from finetune.batching.collate import Batch, to_device
-from finetune.distributed.collectives import all_reduce_max
+from finetune.distributed.collectives import all_reduce_gradients, all_reduce_max
 from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard
-from finetune.distributed.memory import catch_out_of_memory, is_out_of_memory
-from finetune.distributed.rehearsal import rehearse
+from finetune.distributed.memory import is_out_of_memory
 from finetune.models.losses import Losses, objective
 from finetune.models.speedups.embedding_gradients import accumulate_in_place, clear_gradients
 from finetune.training.optimizer import set_adamw_step
 
 
 class MicroBatches(NamedTuple):
-    """One update: its forward passes on this process, and what all processes read together."""
+    """The forward passes of one update on this process; sizes are those of the whole update."""
 
     batches: Sequence[Batch]
     examples: int
     tokens: int
-    """With every prefix counted once, so that layouts and processes make no difference."""
-    empty_batch: Callable[[], Batch] | None = None
-    """A small batch that weighs nothing, for a process that has none or lacks memory."""
+    """Tokens with every prefix counted once, so that layouts and processes do not change it."""
 
 
-Forwards = Callable[[int, int | None], MicroBatches]
-"""The passes of an update, given its number and a budget of tokens for each of them."""
+MakeMicroBatches = Callable[[int, int | None], MicroBatches]
+"""From an update's number (1, 2, ...) and a limit of tokens per forward pass to its passes."""
 
 
 class LoopSettings(NamedTuple):
-    """What an update needs to know besides its batches."""
+    """What an update needs besides its batches."""
 
     learning_rate: Callable[[int], float]
     """The learning rate of update 1, 2, ..."""
     epsilon: float = 1e-8
     lm_coefficient: float = 0.5
+    """λ of task loss + λ · LM loss (GPT-1, section 3.2)."""
     max_grad_norm: float = 1.0
     seed: int = 0
     max_tokens_per_forward: int | None = None
-    """Most tokens in a forward pass, to begin with."""
-    halts: Callable[[], bool] = bool
-    """Asked before every pass: True ends the loop there, with the weights of the last update. A
-    pass of shards is one of all processes, and there it gives all of them the same answer."""
 
 
 class Step(NamedTuple):
-    """One update, done. Its tensors stay on the device; whoever reads one waits for it."""
+    """One finished update. Its tensors stay on the device; reading one waits for the device."""
 
     number: int
     losses: Losses
     grad_norm: Tensor
     """Global norm before clipping."""
-    skipped: Tensor
-    """1 where a loss or gradient was not finite and the weights were left alone, else 0."""
+    nonfinite: Tensor
+    """1 where a loss or gradient was not finite and the weights were left unchanged, else 0."""
     learning_rate: float
     examples: int
     """Of all processes, as are the tokens."""
@@ -75,199 +66,83 @@ def optimize(
     model: nn.Module,
     optimizer: AdamW,
     updates: Iterable[int],
-    forwards: Forwards,
+    make_microbatches: MakeMicroBatches,
     settings: LoopSettings,
     accelerator: Accelerator,
 ) -> Iterator[Step]:
-    """Yields a Step per update, each with the exact gradient of its whole batch.
+    """Trains; yields a Step per update, each with the exact gradient of its whole batch.
 
-    Dropout's random numbers are a function of (seed, update, process): nothing needs to be
-    remembered for a resume. Out of memory, the budget halves and the update is made again, unless
-    other processes wait in the very pass that failed.
-    Ends early, without a Step, where `settings.halts` says so.
+    Dropout's random numbers are a function of (seed, update, process), so resuming restores no
+    generator. If memory runs out on any process, all halve the tokens per forward pass and repeat
+    the update; the gradient stays the same up to rounding.
+
+    Raises:
+        RuntimeError, MemoryError: Memory ran out and a pass cannot be made smaller: it holds one
+            example, or the model is sharded. A note says what to do.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    room = _Room(settings.max_tokens_per_forward)
+    max_tokens = settings.max_tokens_per_forward
     accumulate_in_place(model, accelerator.num_processes)
     model.train()
     for number in updates:
-        began = time.perf_counter()
-        reshard(model)
-        clear_gradients(model)
-        made = _accumulate(model, forwards, number, room, settings, accelerator)
-        if made is None:
-            return
-        losses, passes = made
-        norm = clip_gradients(parameters, settings.max_grad_norm)
-        refused = (~(norm.isfinite() & losses.total.isfinite())).float()
-        rate = settings.learning_rate(number)
-        set_adamw_step(optimizer, number, rate, settings.epsilon)
-        # The fused kernel leaves weights and moments alone where this flag is 1, without asking
-        # the host.
-        optimizer.found_inf = refused  # type: ignore[attr-defined]
-        fresh = not optimizer.state
+        started = time.perf_counter()
+        while True:
+            reshard(model)
+            clear_gradients(model)
+            work = make_microbatches(number, max_tokens)
+            seed_update(settings.seed, number, accelerator.process_index)
+            sums, smaller = _accumulate(model, work, settings, accelerator)
+            failed, smaller = all_reduce_max([sums is None, -smaller], accelerator)
+            if sums is not None and not failed:
+                break
+            max_tokens = -smaller
+        all_reduce_gradients(() if is_sharded(model) else parameters, accelerator)
+        losses = Losses(*accelerator.reduce(sums, "sum").unbind())
+        grad_norm = clip_gradients(parameters, settings.max_grad_norm)
+        nonfinite = (~(grad_norm.isfinite() & losses.total.isfinite())).float()
+        learning_rate = settings.learning_rate(number)
+        set_adamw_step(optimizer, number, learning_rate, settings.epsilon)
+        # Where this flag is 1 the fused kernel changes nothing; the host does not wait for it.
+        optimizer.found_inf = nonfinite  # type: ignore[attr-defined]
         optimizer.step()
-        if fresh:
-            room.proven = 0  # Moments take memory from now on: what fitted without them may not.
-        seconds = time.perf_counter() - began
-        read = (passes.examples, passes.tokens)
-        yield Step(number, losses, norm, refused, rate, *read, seconds, room.budget)
-
-
-_NO_LIMIT = 2**62
-
-
-@dataclass
-class _Room:
-    """Tokens of a forward pass: how many may be tried, and how many have been seen to fit."""
-
-    budget: int | None
-    proven: int = 0
+        seconds = time.perf_counter() - started
+        size = (work.examples, work.tokens)
+        yield Step(number, losses, grad_norm, nonfinite, learning_rate, *size, seconds, max_tokens)
 
 
 def _accumulate(
-    model: nn.Module,
-    forwards: Forwards,
-    number: int,
-    room: _Room,
-    settings: LoopSettings,
-    accelerator: Accelerator,
-) -> tuple[Losses, MicroBatches] | None:
-    """Gradients of one update, or None where it was left halfway.
-
-    With less memory than needed they are made in smaller and smaller pieces: all processes agree
-    whether one of them lacked memory, and make the same update again.
-    """
-    run = partial(_backward, model, settings, accelerator)
-    while True:
-        passes = forwards(number, room.budget)
-        most = max(map(count_tokens, passes.batches), default=0)
-        new = most > room.proven
-        with _advising(passes, most):
-            lacks = new and is_sharded(model) and _rehearse(run, model, passes)
-            seed_update(settings.seed, number, accelerator.process_index)
-            if is_sharded(model):
-                found = _make_together(run, passes, lacks, accelerator)
-            else:
-                found, lacks = _make_apart(run, passes, new, accelerator.num_processes > 1)
-        smaller = most // 2 if lacks else _NO_LIMIT
-        left = found is None and not lacks
-        one_left, one_lacks, less = all_reduce_max([left, lacks, -smaller], accelerator)
-        if one_left:
-            return None
-        if found is not None and not one_lacks:
-            room.proven = max(room.proven, most)
-            return Losses(*accelerator.reduce(found.sum(0), "sum").unbind()), passes
-        room.budget, room.proven = -less, 0
-        clear_gradients(model)
-
-
-def _make_apart(
-    run: Callable[..., Tensor | None], passes: MicroBatches, new: bool, several: bool
-) -> tuple[Tensor | None, bool]:
-    """The passes of whole models: what each gives (None: some are missing); was memory lacking?
-
-    An exchange of gradients cannot be broken off, and goes with the last pass. So where a pass is
-    larger than any before, all are made without one, and it goes with an idle pass; as it does
-    where passes before the last were left or lacked memory.
-    """
-    last = passes.batches[-1:] if several and not new else []
-    own = passes.batches[: len(passes.batches) - len(last)]
-    found, lacks = catch_out_of_memory(partial(run, own), _can_shrink(passes))
-    final = None
-    if last and found is not None:
-        final = run(last, exchanged=True)
-        found = None if final is None else torch.cat([found, final])
-    if several and final is None:
-        run([_idle(passes)], exchanged=True, heeds=False)
-    return found, lacks
-
-
-def _make_together(
-    run: Callable[..., Tensor | None], passes: MicroBatches, lacks: bool, accelerator: Accelerator
-) -> Tensor | None:
-    """The passes of a model in shards: what each gives, or None where they were left halfway.
-
-    None of them is made where one process lacks memory for its own.
-    """
-    (one_lacks,) = all_reduce_max([lacks], accelerator)
-    return run([] if one_lacks else passes.batches, exchanged=True)
-
-
-def _rehearse(run: Callable[..., Tensor | None], model: nn.Module, passes: MicroBatches) -> bool:
-    """Whether this process lacks memory for its largest pass of a model in shards.
-
-    All processes make each pass together, and whoever fails there cannot tell the others.
-    """
-    largest = [max(passes.batches, key=count_tokens)]
-    with rehearse(model):
-        return catch_out_of_memory(partial(run, largest, heeds=False), _can_shrink(passes))[1]
-
-
-@contextmanager
-def _advising(passes: MicroBatches, most: int) -> Iterator[None]:
-    """An error for want of memory, which ends the run, also says what may fit."""
+    model: nn.Module, work: MicroBatches, settings: LoopSettings, accelerator: Accelerator
+) -> tuple[Tensor | None, int]:
+    """Adds up gradients: the (3,) losses, or None and fewer tokens per pass if memory ran out."""
+    losses = [torch.zeros(3, device=accelerator.device)]
+    # FSDP averages gradients over processes; ours are parts of one sum.
+    scale = accelerator.num_processes if is_sharded(model) else 1
     try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error) and _can_shrink(passes):
-            error.add_note(
-                f"A forward pass of {most} tokens did not fit. To make the same update in smaller "
-                f"ones: --resume --set train.tokens_per_forward={most // 2}"
-            )
-        raise
-
-
-def _can_shrink(passes: MicroBatches) -> bool:
-    """Whether a pass has several examples: one alone is not cut."""
-    return len(passes.batches) < sum(len(batch.last_index) for batch in passes.batches)
-
-
-def _backward(
-    model: nn.Module,
-    settings: LoopSettings,
-    accelerator: Accelerator,
-    batches: Sequence[Batch],
-    exchanged: bool = False,
-    heeds: bool = True,
-) -> Tensor | None:
-    """Runs forward passes: (n, 3) losses of each. Gradients are exchanged with the last, if at all.
-
-    Shards exchange theirs with every pass: whole gradients would not fit. None where the passes
-    were left halfway, as one that `heeds` what `settings.halts` says may do.
-    """
-    found = [torch.zeros(0, 3, device=accelerator.device)]
-    for k, batch in enumerate(batches):
-        if heeds and settings.halts():
-            return None
-        waits = not is_sharded(model) and not (exchanged and k + 1 == len(batches))
-        with accelerator.no_sync(model) if waits else nullcontext():
-            here = to_device(batch, accelerator.device)
+        for batch in (to_device(batch, accelerator.device) for batch in work.batches):
             with accelerator.autocast():
-                outputs = model(here, lm=settings.lm_coefficient > 0)
-            losses = objective(outputs, here, settings.lm_coefficient)
-            # Data parallelism averages over processes; ours are parts of one sum.
-            accelerator.backward(losses.total * accelerator.num_processes)
-        found.append(torch.stack([part.detach() for part in losses])[None])
-    return torch.cat(found)
-
-
-def _idle(passes: MicroBatches) -> Batch:
-    """A batch that weighs nothing: every process must take part in the exchange of gradients."""
-    if passes.empty_batch is not None:
-        return passes.empty_batch()
-    batch = passes.batches[-1]
-    return batch._replace(
-        token_weight=batch.token_weight * 0, example_weight=batch.example_weight * 0
-    )
+                outputs = model(batch, lm=settings.lm_coefficient > 0)
+            parts = objective(outputs, batch, settings.lm_coefficient)
+            accelerator.backward(parts.total * scale)
+            losses.append(torch.stack([part.detach() for part in parts]))
+    except (MemoryError, RuntimeError) as error:
+        smaller = max(map(count_tokens, work.batches)) // 2
+        one_example_each = len(work.batches) >= sum(len(b.last_index) for b in work.batches)
+        if not is_out_of_memory(error) or one_example_each:
+            raise
+        if is_sharded(model):
+            advice = f"--resume --set train.tokens_per_forward={smaller}"
+            error.add_note(f"Sharded processes cannot repeat a pass. Resume with {advice}")
+            raise
+        return None, smaller
+    return torch.stack(losses).sum(0), 2**62
 
 
 def seed_update(seed: int, update: int, process: int) -> None:
-    """Makes every generator's state a function of the seed, the update and the process."""
-    # numpy's seed sequence mixes the three well; torch's own seeding of one number does not.
+    """Makes the state of every random generator a function of seed, update and process."""
+    # NumPy's seed sequence mixes the three well; torch's seeding with one number does not.
     torch.manual_seed(int(np.random.SeedSequence([seed, update, process]).generate_state(1)[0]))
 
 
 def count_tokens(batch: Batch) -> int:
-    """Real tokens of a batch."""
+    """Counts the tokens of a batch without padding."""
     return sum(span.stop - span.start for span in batch.spans)

@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint remembers besides tensors."""
+"""Counters of a run, and the schedule of evaluations and checkpoints."""
 
 import math
 import time
@@ -7,93 +7,92 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.batching.sampler import EpochSampler
-from finetune.recipe.schema import TaskConfig
-from finetune.training.job import EvaluationSchedule
 from finetune.training.loop import Step
-
-_LOWER_IS_BETTER = {"mse", "loss"}
 
 
 @dataclass
 class TrainingProgress:
-    """Counters of a run. Everything but `seconds` is the same however often it was resumed."""
+    """What a checkpoint stores besides tensors.
+
+    Everything but `seconds` is the same however often the run was resumed.
+    """
 
     update: int = 0
-    evaluated: int = 0
-    """The last update whose evaluation is done."""
-    best: float = -math.inf
+    evaluated_update: int = 0
+    """The last update whose evaluation is finished."""
+    best_value: float = -math.inf
     best_update: int = 0
-    stale: int = 0
-    """Evaluations since the best one."""
+    evaluations_since_best: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    refused: int = 0
-    """Updates refused in a row, for numbers that are not finite."""
-    budget: int | None = None
-    """Tokens in a forward pass, after any halving for want of memory."""
+    nonfinite_in_a_row: int = 0
+    """Updates without finite loss and gradients, up to the last one."""
+    max_tokens_per_forward: int | None = None
+    """After any halving because memory ran out."""
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "TrainingProgress":
-        """What a checkpoint remembered. ValueError or TypeError where that makes no sense."""
-        if not all(value is None or isinstance(value, int | float) for value in facts.values()):
-            raise ValueError("its progress holds something else than numbers")
-        found = cls(**facts)
-        if not all(type(n) is int and n >= 0 for n in (found.update, found.tokens, found.refused)):
-            raise ValueError("its progress counts backwards")
-        return found
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingProgress":
+        """Restores what `to_dict` gave. Raises ValueError or TypeError for anything else."""
+        if not all(value is None or isinstance(value, int | float) for value in values.values()):
+            raise ValueError("its progress is not numeric")
+        progress = cls(**values)
+        counts = (progress.update, progress.tokens, progress.nonfinite_in_a_row)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("its progress has a negative count")
+        return progress
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint shall remember."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the counters by name."""
         return asdict(self)
 
-    def advance(self, step: Step) -> None:
-        """Counts one more update."""
-        self.update, self.budget = step.number, step.max_tokens_per_forward
+    def record_step(self, step: Step) -> None:
+        """Counts an update."""
+        self.update, self.max_tokens_per_forward = step.number, step.max_tokens_per_forward
         self.tokens += step.tokens
         self.seconds += step.seconds
 
-    def note(self, update: int, value: float) -> bool:
-        """Counts an evaluation; True where it is the best so far (the first wins a tie)."""
-        self.evaluated = update
-        # Nothing is more than a NaN: as the best it would stay for ever.
+    def record_evaluation(self, update: int, value: float) -> bool:
+        """Counts an evaluation; returns whether it is the best so far (the first of equals)."""
+        self.evaluated_update = update
+        # NaN counts as worse than every score.
         value = -math.inf if math.isnan(value) else value
-        better = value > self.best or self.best_update == 0
-        self.best, self.best_update = (value, update) if better else (self.best, self.best_update)
-        self.stale = 0 if better else self.stale + 1
-        return better
+        is_best = value > self.best_value or self.best_update == 0
+        if is_best:
+            self.best_value, self.best_update, self.evaluations_since_best = value, update, 0
+        else:
+            self.evaluations_since_best += 1
+        return is_best
 
     def forget_best(self) -> None:
-        """As if nothing had been evaluated: the next evaluation is the best so far."""
-        self.best, self.best_update = -math.inf, 0
+        """Makes the next evaluation the best so far."""
+        self.best_value, self.best_update = -math.inf, 0
 
 
 class CheckpointTimer:
-    """Says when the next checkpoint is due, in minutes or updates."""
+    """Says when the next checkpoint is due."""
 
-    def __init__(self, rhythm: EvaluationSchedule) -> None:
-        self._minutes, self._updates = rhythm.checkpoint_minutes, rhythm.checkpoint_updates
-        self._saved = time.monotonic()
+    def __init__(self, minutes: float | None, updates: int | None) -> None:
+        self._minutes, self._updates = minutes, updates
+        self._last = time.monotonic()
 
-    def due(self, update: int) -> bool:
-        """True when an interval is over; it then begins anew."""
-        late = self._minutes and time.monotonic() - self._saved >= 60 * self._minutes
+    def is_due(self, update: int) -> bool:
+        """Whether an interval of time or of updates has ended; a new one then begins."""
+        late = self._minutes and time.monotonic() - self._last >= 60 * self._minutes
         turn = self._updates and update % self._updates == 0
         if late or turn:
-            self._saved = time.monotonic()
+            self._last = time.monotonic()
         return bool(late or turn)
 
 
-def plan_evaluations(order: EpochSampler, evaluations: int) -> Callable[[int], bool]:
-    """Whether to evaluate after an update: evenly within each epoch, and after the last."""
-    per_epoch = order.updates_per_epoch
-    count = min(evaluations, per_epoch)
-    steps = {max(1, round(per_epoch * k / count)) for k in range(1, count + 1)}
-    return lambda update: update == order.updates or (update - 1) % per_epoch + 1 in steps
+def plan_evaluations(sampler: EpochSampler, per_epoch: int) -> Callable[[int], bool]:
+    """Returns whether to evaluate after an update: evenly in each epoch, and after the last."""
+    updates = sampler.updates_per_epoch
+    count = min(per_epoch, updates)
+    due = {max(1, round(updates * k / count)) for k in range(1, count + 1)}
+    return lambda update: update == sampler.updates or (update - 1) % updates + 1 in due
 
 
-def selection_value(part: TaskConfig, scores: Mapping[str, float]) -> float:
-    """What decides which state is the best: the first metric or the mean of all; more is better."""
-    chosen = part.metrics if part.select == "mean" else part.metrics[:1]
-    signs = [-1.0 if metric in _LOWER_IS_BETTER else 1.0 for metric in chosen]
-    values = [sign * scores[metric] for sign, metric in zip(signs, chosen, strict=True)]
-    return math.fsum(values) / len(values)
+def spread_evenly(updates: int, evaluations: int) -> Callable[[int], bool]:
+    """Returns whether to evaluate after an update: the k-th time after ⌈updates · k / count⌉."""
+    count = evaluations
+    return lambda update: update * count // updates > (update - 1) * count // updates

@@ -1,27 +1,21 @@
-"""The course of a run from its first update to its result, written once for every job."""
+"""Runs a training job: updates, evaluations, checkpoints, and the final scores."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from finetune.checkpointing.run_folder import read_recipe
-from finetune.distributed.calls import connect
-from finetune.distributed.collectives import barrier
-from finetune.distributed.fsdp import is_sharded
-from finetune.distributed.memory import is_out_of_memory
-from finetune.distributed.signals import StopRequest
+from finetune.distributed.collectives import agree_on_request, barrier
+from finetune.distributed.signals import Request, SignalListener
 from finetune.evaluation.evaluate import RowLogits
 from finetune.recipe.yaml_documents import compare_documents
 from finetune.training.events import Evaluated, Event, Finished, Interrupted, Notice, Result
-from finetune.training.job import TrainingJob, Watch
+from finetune.training.job import Evaluation, TrainingJob
 from finetune.training.loop import optimize
 from finetune.training.progress import CheckpointTimer, TrainingProgress
 from finetune.training.recorder import RunRecorder
-from finetune.training.stops import agree, stopping_at_once
-from finetune.training.verdict import finalize
 from task_formats import UsageError
 
 
@@ -29,184 +23,192 @@ def run(
     prepare: Callable[[Accelerator], TrainingJob],
     folder: Path,
     accelerator: Accelerator,
-    told: str,
+    config_yaml: str,
     *,
     resume: bool,
     overwrite: bool,
 ) -> Iterator[Event]:
-    """Trains, evaluates and saves; yields every update and evaluation as it is done.
+    """Trains, evaluates and saves; yields every update and evaluation when it is done.
 
-    `prepare` makes the job when the folder is taken; `told` is what it is told, as YAML. Closing
-    the generator ends the run with its folder in order. Interrupted is raised when a signal asked
-    for the end, after a whole state was saved.
+    Args:
+        prepare: Builds the job, once this process owns the folder.
+        folder: The run folder.
+        accelerator: The processes of the job.
+        config_yaml: The recipe or plan as YAML, every value written out.
+        resume: Continue from the latest checkpoint in the folder.
+        overwrite: Delete the run in the folder first.
+
+    Raises:
+        Interrupted: A signal asked the run to stop; a checkpoint was saved if training had begun.
+        UsageError: Something is wrong with configuration, data, base or folder.
     """
-    with ExitStack() as stack:
-        # To the very end: what the ledger still writes then is not to be killed by an echo.
-        request = stack.enter_context(StopRequest(connect(accelerator)))
-        ledger = stack.enter_context(
-            RunRecorder.open(folder, accelerator, resume=resume, overwrite=overwrite)
-        )
-        if finished := ledger.finished():
-            yield Notice(f"{folder} is finished already: nothing was trained")
-            if changes := compare_documents(read_recipe(folder), told):
-                yield Notice(f"ignored, since the run is finished: {'; '.join(changes)}")
-            yield Finished(finished)
+    with (
+        SignalListener() as signals,
+        RunRecorder.open(folder, accelerator, resume=resume, overwrite=overwrite) as recorder,
+    ):
+        if result := recorder.finished_result():
+            yield Notice(f"{folder} is already finished: nothing was trained")
+            if changes := compare_documents(read_recipe(folder), config_yaml):
+                yield Notice(f"ignored, because the run is finished: {'; '.join(changes)}")
+            yield Finished(result)
             return
-        with stopping_at_once(request, folder):
+        with stop_at_once(signals, folder):
             job = prepare(accelerator)
-            # All leave together: who is further would wait for one that stops here.
             barrier(accelerator)
-        progress, notices = ledger.begin(job)
+        progress, notices = recorder.begin(job)
         yield from map(Notice, notices)
         yield job.started(progress.update)
-        watch = partial(_watch, job=job, ledger=ledger, request=request, progress=progress)
-        yield from _train(job, ledger, request, progress, watch)
-        yield from finalize(job, ledger, progress, watch)
+        runner = _Runner(job, recorder, signals, progress)
+        yield from runner.train()
+        yield from runner.finalize()
 
 
-def finish_run(events: Iterable[Event]) -> Result:
-    """The result of a run, when all its events have come."""
+@contextmanager
+def stop_at_once(signals: SignalListener, folder: Path) -> Iterator[None]:
+    """Within the block a signal to stop raises Interrupted at once: there is nothing to save."""
+    try:
+        with signals.raise_on_stop():
+            yield
+    except BaseException:
+        # Whatever the error is: a stopped process makes its peers fail in other ways.
+        if signals.exit_code:
+            raise Interrupted(folder, None, signals.exit_code) from None
+        raise
+
+
+def collect_result(events: Iterable[Event]) -> Result:
+    """Consumes the events of a run and returns its result."""
     for event in events:
         if isinstance(event, Finished):
             return event.result
     raise RuntimeError("the run ended without a result")
 
 
-def _train(
-    job: TrainingJob,
-    ledger: RunRecorder,
-    request: StopRequest,
-    progress: TrainingProgress,
-    watch: Watch,
-) -> Iterator[Event]:
-    """Updates, and evaluations and checkpoints when they are due."""
-    due = job.schedule.due
-    clock = CheckpointTimer(job.schedule)
-    # A run that was stopped between an update and its evaluation begins with that evaluation.
-    if due(progress.update) and progress.evaluated < progress.update:
-        yield from _evaluate(job, ledger, progress, watch)
-    rest = range(progress.update + 1, job.sampler.updates + 1)
-    # A budget that was halved is remembered; one that was lowered for the rest of the run counts.
-    settings = job.settings._replace(
-        max_tokens_per_forward=min(
-            progress.budget or job.batch_config.max_tokens_per_forward,
-            job.batch_config.max_tokens_per_forward,
-        ),
-        halts=partial(_pause, job, ledger, request, progress),
-    )
-    steps = optimize(
-        job.parallel_model, job.optimizer, rest, job.make_microbatches, settings, job.accelerator
-    )
-    for step in () if _worn_out(job, progress) else steps:
-        progress.advance(step)
-        ledger.log_step(step)
-        yield step
-        yield from _explain(job, ledger, progress)
-        own = request.take() or ("save" if clock.due(step.number) else None)
-        wish, code = agree(job.accelerator, own, request.exit_code)
-        if wish == "stop":
-            yield from _save(job, ledger, progress)
-            raise Interrupted(ledger.folder, progress.update, code)
-        if due(step.number):
-            yield from _evaluate(job, ledger, progress, watch)
-        at_epoch = job.schedule.keeps_states and step.number % job.sampler.updates_per_epoch == 0
-        if wish == "save" or at_epoch:
-            yield from _save(job, ledger, progress)
-        if _worn_out(job, progress):
-            yield Notice(f"no better score for {progress.stale} evaluations: stopping early")
-            return
-    if progress.update < job.sampler.updates and not _worn_out(job, progress):
-        # Left between two passes of an update: the weights are still those of the one before.
-        _, code = agree(job.accelerator, "stop", request.exit_code)
-        yield from _save(job, ledger, progress)
-        raise Interrupted(ledger.folder, progress.update, code)
+class _Runner:
+    """The course of one run. All processes execute it together."""
 
+    def __init__(
+        self,
+        job: TrainingJob,
+        recorder: RunRecorder,
+        signals: SignalListener,
+        progress: TrainingProgress,
+    ) -> None:
+        self.job, self.recorder, self.signals, self.progress = job, recorder, signals, progress
+        schedule = job.schedule
+        self.timer = CheckpointTimer(schedule.checkpoint_minutes, schedule.checkpoint_updates)
 
-def _pause(
-    job: TrainingJob, ledger: RunRecorder, request: StopRequest, progress: TrainingProgress
-) -> bool:
-    """Between two passes of an update: whether to leave it there, once a wish to save is done.
-
-    Weights and moments are still those of the update before, and a state holds nothing else. Shards
-    are saved by all processes, and these make each pass together: before it they agree on what one
-    of them was told. A whole model is written by the first process, which hears what any of them
-    was told; none waits for another.
-    """
-    together = is_sharded(job.model)
-    wish = request.wanted
-    if together:
-        wish, _ = agree(job.accelerator, wish, 0)
-    if wish == "save" and ledger.can_write(together):
-        request.take()
-        progress.refused = ledger.refused_in_a_row
-        try:
-            ledger.save(job, progress)
-        except RuntimeError as error:
-            if together or not is_out_of_memory(error):
-                raise
-            request.repeat()  # There may be room for the copy of a state after the update.
-    return wish == "stop"
-
-
-def _save(job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress) -> Iterator[Event]:
-    """Writes a whole state, once everything before it is in the log."""
-    ledger.flush()
-    yield from _explain(job, ledger, progress)
-    ledger.save(job, progress)
-
-
-def _explain(job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress) -> Iterator[Event]:
-    """Names the rows behind updates that were refused; too many in a row end the run."""
-    for number in ledger.refused():
-        rows = ", ".join(job.find_nonfinite_examples(number))
-        ledger.log("refused", {"update": number, "rows": rows})
-        yield Notice(f"update {number} was refused: not finite, in rows {rows}")
-    progress.refused = ledger.refused_in_a_row
-    if progress.refused >= job.schedule.most_refused:
-        raise UsageError(
-            f"{progress.refused} updates in a row had a loss or gradient that is not finite",
-            where=str(ledger.folder),
-            cure="Lower --learning-rate, or look at the rows named in metrics.jsonl.",
+    def train(self) -> Iterator[Event]:
+        """Makes the remaining updates, with evaluations and checkpoints when they are due."""
+        job, progress, schedule = self.job, self.progress, self.job.schedule
+        # A run may have been stopped between an update and its evaluation.
+        if schedule.evaluate_after(progress.update) and progress.evaluated_update < progress.update:
+            yield from self.evaluate()
+        limits = (progress.max_tokens_per_forward, job.batch_config.max_tokens_per_forward)
+        settings = job.settings._replace(max_tokens_per_forward=min(filter(None, limits)))
+        remaining = range(progress.update + 1, job.sampler.updates + 1)
+        steps = optimize(
+            job.model, job.optimizer, remaining, job.make_microbatches, settings, job.accelerator
         )
+        for step in () if self.patience_is_exhausted() else steps:
+            progress.record_step(step)
+            self.recorder.log_step(step)
+            yield step
+            yield from self.report_nonfinite()
+            request = self.next_request("save" if self.timer.is_due(step.number) else None)
+            if request == "stop":
+                yield from self.save_checkpoint()
+                raise self.interrupted()
+            if schedule.evaluate_after(step.number):
+                yield from self.evaluate()
+            at_epoch_end = step.number % job.sampler.updates_per_epoch == 0
+            if request == "save" or (at_epoch_end and schedule.saves_checkpoints):
+                yield from self.save_checkpoint()
+            if self.patience_is_exhausted():
+                count = progress.evaluations_since_best
+                yield Notice(f"stopping early: no improvement for {count} evaluations")
+                return
 
+    def evaluate(self) -> Iterator[Event]:
+        """Scores the evaluation split; the best model so far is saved."""
+        self.recorder.flush()
+        yield from self.report_nonfinite()
+        update = self.progress.update
+        evaluation = self.job.evaluation()
+        if evaluation is None:
+            self.progress.evaluated_update = update
+            return
+        scores = self.score(evaluation)
+        is_best = self.progress.record_evaluation(update, self.job.selection_value(scores))
+        if is_best:
+            self.recorder.save_model(self.job)
+        event = Evaluated(update, self.job.sampler.epoch(update), scores, is_best)
+        self.recorder.log("evaluate", event._asdict())
+        yield event
 
-def _evaluate(
-    job: TrainingJob, ledger: RunRecorder, progress: TrainingProgress, watch: Watch
-) -> Iterator[Event]:
-    """Scores the evaluation split; the best state so far is saved as the run's model."""
-    ledger.flush()
-    yield from _explain(job, ledger, progress)
-    rounds = job.rounds()
-    if rounds is None:
-        progress.evaluated = progress.update
-        return
-    judgement = job.judge(watch(rounds))
-    best = progress.note(progress.update, judgement.value)
-    if best:
-        ledger.save_model(job)
-    epoch = job.sampler.epoch(progress.update)
-    event = Evaluated(progress.update, epoch, judgement.scores, best)
-    ledger.log("evaluate", event._asdict())
-    yield event
+    def score(self, evaluation: Evaluation) -> dict[str, float]:
+        """Computes an evaluation; signals are handled between its forward passes."""
+        passes: list[RowLogits] = []
+        for logits in evaluation.passes:
+            passes.append(logits)
+            if request := self.next_request(None):
+                self.recorder.save(self.job, self.progress)
+                if request == "stop":
+                    raise self.interrupted()
+        return evaluation.score(passes)
 
+    def finalize(self) -> Iterator[Event]:
+        """Scores the saved model, which is the one that is used later, and writes the result."""
+        progress = self.progress
+        if progress.best_update == 0:
+            self.recorder.save_model(self.job)
+            progress.best_update = progress.update
+        scores: dict[str, dict[str, float]] = {}
+        for evaluation in self.job.final_evaluations(self.recorder.model_folder):
+            if isinstance(evaluation, Notice):
+                yield evaluation
+            else:
+                scores[evaluation.name] = self.score(evaluation)
+        if self.job.schedule.saves_checkpoints:
+            self.recorder.save(self.job, progress)
+        counts = (progress.best_update, progress.update, progress.tokens, progress.seconds)
+        result = Result(scores, *counts, self.recorder.folder)
+        self.recorder.write_result(result)
+        yield Finished(result)
 
-def _watch(
-    rounds: Iterable[RowLogits],
-    job: TrainingJob,
-    ledger: RunRecorder,
-    request: StopRequest,
-    progress: TrainingProgress,
-) -> Iterator[RowLogits]:
-    """The rounds of an evaluation; between two of them a signal's wish is done."""
-    for found in rounds:
-        yield found
-        wish, code = agree(job.accelerator, request.take(), request.exit_code)
-        if wish:
-            ledger.save(job, progress)
-        if wish == "stop":
-            raise Interrupted(ledger.folder, progress.update, code)
+    def next_request(self, own: Request | None) -> Request | None:
+        """What signals, or a timer, of any process ask for: "save", "stop" or nothing."""
+        request = self.signals.take() or own
+        request, self.exit_code = agree_on_request(
+            request, self.signals.exit_code, self.job.accelerator
+        )
+        return request
 
+    def interrupted(self) -> Interrupted:
+        """The exception for a run that was stopped after saving a checkpoint."""
+        return Interrupted(self.recorder.folder, self.progress.update, self.exit_code)
 
-def _worn_out(job: TrainingJob, progress: TrainingProgress) -> bool:
-    patience = job.schedule.patience
-    return patience is not None and progress.stale >= patience
+    def save_checkpoint(self) -> Iterator[Event]:
+        """Saves a checkpoint, once everything before it is in the log."""
+        self.recorder.flush()
+        yield from self.report_nonfinite()
+        self.recorder.save(self.job, self.progress)
+
+    def report_nonfinite(self) -> Iterator[Event]:
+        """Names the rows behind updates that were not finite; too many in a row end the run."""
+        for number in self.recorder.take_nonfinite():
+            rows = ", ".join(self.job.find_nonfinite_examples(number))
+            self.recorder.log("refused", {"update": number, "rows": rows})
+            yield Notice(f"update {number} skipped: loss or gradient not finite, in rows {rows}")
+        count = self.progress.nonfinite_in_a_row = self.recorder.nonfinite_in_a_row
+        if count >= self.job.schedule.max_nonfinite:
+            raise UsageError(
+                f"the loss or gradient of {count} updates in a row was not finite",
+                where=str(self.recorder.folder),
+                cure="Lower --learning-rate, or look at the rows named in metrics.jsonl.",
+            )
+
+    def patience_is_exhausted(self) -> bool:
+        """Whether to stop early."""
+        patience = self.job.schedule.patience
+        return patience is not None and self.progress.evaluations_since_best >= patience

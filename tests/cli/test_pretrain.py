@@ -16,7 +16,7 @@ def test_a_plan_and_a_folder_of_texts_make_a_base(base):
 
 def test_resume_recognizes_a_plan_and_a_finished_run(base, capsys):
     assert main(["resume", str(base)]) == 0
-    assert "is finished already" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     assert is_plan((base / "recipe.yaml").read_text())
 
 

@@ -34,14 +34,14 @@ STARTED = Started(
     updates=40,
     done=0,
     examples=1280,
-    evaluated=277,
+    evaluation_examples=277,
     parameters=124_439_808,
     device="cpu",
     precision="fp32",
     layout="packed",
     processes=1,
-    cut=12,
-    skipped=3,
+    truncated_tokens=12,
+    skipped_rows=3,
 )
 
 

@@ -21,7 +21,7 @@ from finetune.comparison import (
 from finetune.comparison.cells import select_cells
 from finetune.comparison.majority import predict_majority
 from finetune.comparison.table import NOTES, CellResult, build_table, format_row, write_markdown
-from finetune.evaluation.metrics import score
+from finetune.evaluation.metrics import compute_metrics
 from finetune.recipe.schema import PromptConfig, Recipe
 from finetune.training.loop import Step
 from task_formats import UsageError
@@ -260,7 +260,9 @@ def test_the_majority_class_is_the_most_frequent_training_label(bases, tmp_path,
     assert baseline.answer == (pytest.approx(expected) if kind == "score" else expected)
     names = [task.labels.name(label) for label in gold]
     positive = recipe.task.positive or "same"
-    assert baseline.scores == score(recipe.task.metrics, [baseline.answer] * 9, names, positive)
+    assert baseline.scores == compute_metrics(
+        recipe.task.metrics, [baseline.answer] * 9, names, positive
+    )
     assert baseline.train_rows == 20
     for name, (low, high) in baseline.intervals.items():
         assert low <= baseline.scores[name] <= high

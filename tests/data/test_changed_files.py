@@ -9,8 +9,8 @@ import pytest
 import finetune.data.splits
 from finetune.checkpointing import checkpoint
 from finetune.training.events import Interrupted, Notice
+from finetune.training.finetuning import events
 from finetune.training.loop import Step
-from finetune.training.train import events
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -119,7 +119,7 @@ def test_a_finished_run_ignores_other_values_and_says_so(job, tmp_path) -> None:
     before = jobs.result(run)
     other = jobs.change(job, "train", epochs=9, learning_rate=0.5)
     assert notices(other, run, resume=True) == [
-        f"{run} is finished already: nothing was trained",
+        f"{run} is already finished: nothing was trained",
         "ignored, since the run is finished: train.learning_rate was 0.001, is 0.5; "
         "train.epochs was 2.0, is 9",
     ]

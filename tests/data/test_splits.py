@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.splits import bin_scores, draw_fraction
-from finetune.training.train import events
+from finetune.training.finetuning import events
 from tests.support import jobs
 
 LABELS = st.lists(st.integers(0, 2), min_size=1, max_size=60).map(np.array)

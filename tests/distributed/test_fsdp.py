@@ -10,7 +10,7 @@ import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.distributed.fsdp import fsdp_requested
 from finetune.training.events import Started
-from finetune.training.train import events
+from finetune.training.finetuning import events
 from task_formats import UsageError
 from tests.support import jobs
 from tests.support.together import (
@@ -70,9 +70,7 @@ def test_shards_go_on_to_the_same_bits(bases, tmp_path):
 def train_declining(recipe, run, stop=None):
     """As `train`, with every evaluation worse than the one before: none but the first is saved."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            finetune.training.finetuning, "selection_value", lambda part, scores: next(falling)
-        )
+        patch.setattr(finetune.training.finetuning, "selection_value", lambda *_: next(falling))
         falling = itertools.count(0, -1)
         return train(recipe, run, stop)
 
@@ -105,16 +103,16 @@ def test_shards_go_on_after_an_evaluation_that_saved_no_model(bases, tmp_path):
 
 def count_numbers(recipe, run, stop):
     """Fails unless this process holds but a part of weights and moments."""
-    from finetune.training.train import train as training
+    from finetune.training import finetuning
 
     found = {}
-    prepare = training.prepare_job
+    prepare = finetuning.prepare_finetuning
 
-    def keep(*arguments):
-        found["job"] = prepare(*arguments)
+    def keep(*arguments, **options):
+        found["job"] = prepare(*arguments, **options)
         return found["job"]
 
-    training.prepare_job = keep
+    finetuning.prepare_finetuning = keep
     for _ in events(recipe, run):
         pass
     job = found["job"]
@@ -122,7 +120,7 @@ def count_numbers(recipe, run, stop):
     whole = sum(part.numel() for part in parts)
     here = sum(part.to_local().numel() for part in parts)
     moments = [state["exp_avg"].to_local().numel() for state in job.optimizer.state.values()]
-    notice = any("cut into 2 shards" in text for text in job.notices())
+    notice = any("sharded over 2 processes" in text for text in job.notices())
     return 0 if here < 0.6 * whole and sum(moments) == here and notice else 1
 
 

@@ -1,6 +1,7 @@
 """Memory that is not there: on several processes at once, and while reading."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -8,10 +9,9 @@ import torch
 import finetune
 from finetune.checkpointing import checkpoint
 from finetune.models.task_model import TaskModel
-from finetune.training.finetuning import FinetuningJob
 from finetune.training.loop import count_tokens
 from tests.support import jobs
-from tests.support.together import SHARDS, train, train_together
+from tests.support.together import SHARDS, assert_everywhere, train, train_together
 
 ODD = {"train": 22, "held_out": 10, "batch_size": 10, "epsilon": 1e-3}
 
@@ -77,51 +77,36 @@ def lack_it_after_an_update(recipe, run, stop=None):
         return train(recipe, run, stop)
 
 
-@pytest.mark.parametrize("environment", [{}, SHARDS], ids=["whole", "shards"])
 @pytest.mark.parametrize("how", [train_in_little, lose_memory_backwards, lack_it_after_an_update])
-def test_processes_make_an_update_again_together(how, environment, bases, tmp_path) -> None:
+def test_processes_make_an_update_again_together(how, bases, tmp_path) -> None:
     """With the same result, however few of them lacked memory; the budget is remembered."""
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
-    two = train_together(2, recipe, tmp_path / "two", environment=environment, how=how)
+    two = train_together(2, recipe, tmp_path / "two", how=how)
     assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(two), rel=1e-4)
     state, _ = checkpoint.load_latest_checkpoint(two / "checkpoints")
     alone, _ = checkpoint.load_latest_checkpoint(one / "checkpoints")
-    assert state.metadata["progress"]["budget"] < alone.metadata["progress"]["budget"]
+    assert (
+        state.metadata["progress"]["max_tokens_per_forward"]
+        < alone.metadata["progress"]["max_tokens_per_forward"]
+    )
 
 
-def lose_memory_late(recipe, run, stop=None):
-    """The second process once lacks memory for a pass that is neither the largest nor the last."""
-    forward, forwards, passes, sizes = TaskModel.forward, FinetuningJob.make_microbatches, [], []
-
-    def begin(self, update, budget):
-        found = forwards(self, update, budget)
-        size = max(map(count_tokens, found.batches))
-        passes[:] = ["late" if budget == 60 and size <= max(sizes[1:], default=0) else "early"]
-        sizes.append(size)
-        return found
-
-    def forward_or_fail(self, batch, lm=False):
-        passes.append(len(batch.last_index))
-        if self.training and passes[0] == "late" and len(passes) == 3:
-            raise torch.OutOfMemoryError("out of memory")
-        return forward(self, batch, lm)
-
-    if os.environ["RANK"] == "1":
-        TaskModel.forward, FinetuningJob.make_microbatches = forward_or_fail, begin
-    return train(recipe, run, stop)
+def expect_advice(recipe, run, stop=None):
+    """Every process runs out of memory in its first pass, and says how to continue."""
+    with pytest.MonkeyPatch.context() as patch:
+        lack_memory(patch, 70, lambda model: model.training)
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            train(recipe, run)
+    (note,) = caught.value.__notes__
+    assert re.search(r"Resume with --resume --set train.tokens_per_forward=\d+$", note)
+    return 0
 
 
-def test_a_pass_that_fitted_before_may_fail(bases, tmp_path) -> None:
-    """As long as it is not the one that gradients are exchanged with."""
-    many = {**ODD, "train": 40, "batch_size": 20, "epochs": 3, "tokens_per_forward": 60}
-    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **many, evaluations=1)
-    one = jobs.train(recipe, tmp_path / "one")
-    two = train_together(2, recipe, tmp_path / "two", how=lose_memory_late)
-    assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
-    state, _ = checkpoint.load_latest_checkpoint(two / "checkpoints")
-    assert state.metadata["progress"]["budget"] <= 30
+def test_shards_without_memory_end_with_a_cure(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
+    assert_everywhere(2, expect_advice, recipe, tmp_path / "run", SHARDS)
 
 
 def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:

@@ -13,8 +13,9 @@ import torch
 
 import finetune
 import finetune.training.finetuning
+from finetune.batching.sampler import BatchConfig
 from finetune.checkpointing import checkpoint
-from finetune.evaluation.evaluate import BatchConfig, compute_logits
+from finetune.evaluation.evaluate import compute_logits
 from finetune.recipe.schema import Recipe
 from tests.support import jobs
 from tests.support.together import ODD, assert_same, train, train_together

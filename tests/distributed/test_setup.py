@@ -10,7 +10,7 @@ import finetune
 from finetune.distributed.setup import choose_precision, create_accelerator
 from finetune.models.heads import LinearHead
 from finetune.training.events import Started
-from finetune.training.train import events
+from finetune.training.finetuning import events
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -55,7 +55,7 @@ def test_the_head_computes_in_float32() -> None:
 
 
 def test_a_device_that_is_not_there_is_a_mistake() -> None:
-    with pytest.raises(UsageError, match="no device 'tpu' here"):
+    with pytest.raises(UsageError, match="no device 'tpu'"):
         create_accelerator("fp32", "tpu")
 
 
@@ -93,17 +93,17 @@ def test_the_device_is_the_one_that_was_named() -> None:
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("name", ["cuda:2", "gpu", "mps", "cuda:x", ""])
 def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
-    with pytest.raises(UsageError, match=f"no device '{name}' here") as caught:
+    with pytest.raises(UsageError, match=f"no device '{name}'") as caught:
         create_accelerator("fp32", name)
-    assert caught.value.cure == "Leave the device out, or say cpu or cuda:0 or cuda:1."
+    assert caught.value.cure == "Omit the device, or use cpu or cuda:0 or cuda:1."
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_several_processes_do_not_share_one_device(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="cannot all compute on cuda:1") as caught:
+    with pytest.raises(UsageError, match="cannot share cuda:1") as caught:
         create_accelerator("fp32", "cuda:1")
-    assert "Say cuda:" in caught.value.cure
+    assert "Use cuda:" in caught.value.cure
 
 
 def switches() -> tuple[object, ...]:

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from finetune.batching.collate import collate
-from finetune.evaluation.evaluate import BatchConfig, compute_logits, evaluate, gather_logits
+from finetune.batching.sampler import BatchConfig
+from finetune.evaluation.evaluate import compute_logits, evaluate, gather_logits
 from task_formats import Task
 from tests.support import samples
 from tests.support.samples import KINDS

@@ -1,15 +1,13 @@
 """Every metric against its formula, written out in numpy; defined where that divides by zero."""
 
 import warnings
-from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.evaluation.metrics import score
-from finetune.recipe.schema import Metric
+from finetune.evaluation.metrics import METRICS, compute_metrics
 from task_formats import UsageError
 
 NAMES = ("no", "maybe", "yes")
@@ -52,7 +50,7 @@ def ranks(values):
 @given(classes())
 def test_accuracy_and_f1(drawn):
     predicted, gold = drawn
-    found = score(["accuracy", "f1", "macro_f1"], predicted, gold, "yes")
+    found = compute_metrics(["accuracy", "f1", "macro_f1"], predicted, gold, "yes")
     occurring = sorted(set(predicted) | set(gold))
     expected = {
         "accuracy": np.mean(predicted == gold),
@@ -69,7 +67,9 @@ def test_matthews_of_two_classes(drawn):
     (tn, fn), (fp, tp) = table
     product = float(tp + fp) * float(tp + fn) * float(tn + fp) * float(tn + fn)
     expected = (tp * tn - fp * fn) / np.sqrt(product) if product else 0.0
-    assert score(["matthews"], predicted, gold)["matthews"] == pytest.approx(expected, abs=1e-12)
+    assert compute_metrics(["matthews"], predicted, gold)["matthews"] == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @given(classes())
@@ -79,18 +79,20 @@ def test_matthews_of_more_is_a_correlation_of_indicators(drawn):
     x, y = x - x.mean(0), y - y.mean(0)
     scale = np.sqrt(np.sum(x * x)) * np.sqrt(np.sum(y * y))
     expected = np.sum(x * y) / scale if scale else 0.0
-    assert score(["matthews"], predicted, gold)["matthews"] == pytest.approx(expected, abs=1e-9)
+    assert compute_metrics(["matthews"], predicted, gold)["matthews"] == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 @given(scores())
 def test_correlations_and_squared_error(drawn):
     predicted, gold = drawn
-    found = score(["spearman", "mse"], predicted, gold)
+    found = compute_metrics(["spearman", "mse"], predicted, gold)
     assert found["spearman"] == pytest.approx(correlation(ranks(predicted), ranks(gold)), abs=1e-9)
     assert found["mse"] == pytest.approx(np.mean((predicted - gold) ** 2), rel=1e-9)
     # Where the spread drowns in rounding, no two formulas agree.
     if min(np.ptp(predicted), np.ptp(gold)) > 1e-6 or not np.ptp(predicted) * np.ptp(gold):
-        pearson = score(["pearson"], predicted, gold)["pearson"]
+        pearson = compute_metrics(["pearson"], predicted, gold)["pearson"]
         assert pearson == pytest.approx(correlation(predicted, gold), abs=1e-6)
 
 
@@ -99,7 +101,7 @@ def test_a_correlation_ignores_scale_and_offset(drawn, scale, offset):
     predicted, gold = drawn
     if np.ptp(predicted) > 1e-3 and np.ptp(gold) > 1e-3:
         before, after = (
-            score(["pearson"], values, gold)["pearson"]
+            compute_metrics(["pearson"], values, gold)["pearson"]
             for values in (predicted, predicted * scale + offset)
         )
         assert after == pytest.approx(before, abs=1e-6)
@@ -123,26 +125,28 @@ def test_a_correlation_ignores_scale_and_offset(drawn, scale, offset):
 def test_what_would_divide_by_zero_is_zero_without_a_warning(metric, predicted, gold):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert score([metric], predicted, gold, "b") == {metric: 0.0}
+        assert compute_metrics([metric], predicted, gold, "b") == {metric: 0.0}
 
 
 def test_an_almost_constant_answer_warns_of_nothing():
     predicted = [1.0, 1.0 + 1e-15, 1.0]
-    assert -1 <= score(["pearson"], predicted, [1.0, 2.0, 3.0])["pearson"] <= 1
+    assert -1 <= compute_metrics(["pearson"], predicted, [1.0, 2.0, 3.0])["pearson"] <= 1
 
 
-def test_every_metric_of_a_recipe_is_known_and_a_plain_float():
-    words = {"accuracy", "f1", "macro_f1", "matthews"}
-    for metric in get_args(Metric):
-        answers = ["a", "b"] if metric in words else [1.0, 2.0]
-        found = score([metric], answers, answers, "b")
-        assert type(found[metric]) is float
-        assert found == {metric: 0.0 if metric == "mse" else pytest.approx(1.0)}
+def test_every_metric_is_a_plain_float_and_best_for_perfect_predictions():
+    for name, metric in METRICS.items():
+        answers = ["a", "b"] if metric.labels == "classes" else [1.0, 2.0]
+        scores = compute_metrics([name], answers, answers, "b")
+        assert type(scores[name]) is float
+        assert scores == {name: pytest.approx(1.0 if metric.higher_is_better else 0.0)}
 
 
 def test_metrics_keep_their_order():
     answers = ["a", "b"]
-    assert list(score(["matthews", "accuracy"], answers, answers)) == ["matthews", "accuracy"]
+    assert list(compute_metrics(["matthews", "accuracy"], answers, answers)) == [
+        "matthews",
+        "accuracy",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,9 +154,9 @@ def test_metrics_keep_their_order():
     [
         (["acuracy"], ["a"], r"unknown metric 'acuracy'\nDid you mean 'accuracy'\?"),
         (["accuracy"], [], "no labelled rows to score"),
-        (["f1"], ["a"], r"f1 is about one label\n.*task\.positive"),
+        (["f1"], ["a"], r"f1 needs a positive class\n.*task\.positive"),
     ],
 )
 def test_a_wrong_question_is_refused(metrics, gold, what):
     with pytest.raises(UsageError, match=what):
-        score(metrics, gold, gold)
+        compute_metrics(metrics, gold, gold)

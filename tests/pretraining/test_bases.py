@@ -11,8 +11,8 @@ import transformers
 from finetune.checkpointing.run_folder import read_result
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.blocks import TokenBlocks
+from finetune.pretraining.job import events
 from finetune.pretraining.token_shards import open_shards
-from finetune.pretraining.train import events
 from finetune.training.loop import Step
 from task_formats import UsageError
 from tests.support import families

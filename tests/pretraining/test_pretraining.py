@@ -17,8 +17,8 @@ from finetune.models.pretrained import load_decoder, load_language_model
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
+from finetune.pretraining.job import events
 from finetune.pretraining.token_shards import open_shards
-from finetune.pretraining.train import events
 from finetune.recipe.schema import BaseConfig
 from finetune.training.events import Evaluated, Notice, Started
 from finetune.training.loop import Step
@@ -208,7 +208,7 @@ def test_notices_describe_the_corpus_and_a_short_warm_up(books, tmp_path):
         if isinstance(event, Notice)
     ]
     assert any("bytes a token" in text for text in texts)
-    assert any("2 updates are fewer than 2000 of warm-up" in text for text in texts)
+    assert any("2 updates, which are fewer than 2000" in text for text in texts)
 
 
 @pytest.mark.parametrize(

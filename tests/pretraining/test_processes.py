@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from finetune.checkpointing.run_folder import read_log, read_result
 from finetune.models.language_model import LanguageModel
 from finetune.pretraining import Plan, pretrain
-from finetune.pretraining.train import events
+from finetune.pretraining.job import events
 from finetune.training.loop import count_tokens
 from task_formats import UsageError
 from tests.pretraining.test_pretraining import books, plan  # noqa: F401  (a fixture)

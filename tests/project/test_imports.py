@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 LAYERS = (
     ("task_formats",),
     ("storage",),
+    # The table of metrics: recipes look it up, and it imports scikit-learn when it is used.
+    ("evaluation.metrics",),
     ("recipe",),
     ("data",),
     ("batching",),
@@ -71,6 +73,8 @@ MODULES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path
 def package_of(module: str) -> str:
     """The name under which a module stands in LAYERS: `data` for finetune.data.hub."""
     parts = module.split(".")
+    if ".".join(parts[1:3]) in LAYER:
+        return ".".join(parts[1:3])
     return parts[1] if parts[0] == "finetune" and len(parts) > 1 else parts[0]
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from finetune.batching.sampler import BatchConfig
 from finetune.distributed.setup import create_accelerator
-from finetune.evaluation.evaluate import BatchConfig
 from finetune.models.attention.interface import ATTENTION_NAME
 from finetune.models.decoder import DecoderWrapper
 from finetune.models.pretrained import load_language_model

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.metrics import score
+from finetune.evaluation.metrics import compute_metrics
 from finetune.prompting import PromptEvaluator, PromptOptions, evaluate_prompts, normalization
 from finetune.prompting.evaluator import build_answer_tokenizer
 from finetune.recipe.schema import Recipe
@@ -96,7 +96,7 @@ def test_zero_shot_predictions_match_transformers(bases, data, kind):
         expected.append(("no", "yes")[int(np.argmax(weights))])
     assert [prediction.label for prediction in result.predictions] == expected
     gold = [label for _, _, label in FACTS[1:6]]
-    assert result.scores == score(("accuracy", "f1"), expected, gold, "yes")
+    assert result.scores == compute_metrics(("accuracy", "f1"), expected, gold, "yes")
     assert result.predictions[2].id == f"{data / 'dev.jsonl'}/2"
     assert (result.mean_shots, result.truncated) == (0, 0)
 

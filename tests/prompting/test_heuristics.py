@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.cli import main
-from finetune.evaluation.metrics import score
+from finetune.evaluation.metrics import compute_metrics
 from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.prompting.normalization import best_threshold
 from finetune.recipe.loading import load_recipe, parse_recipe
@@ -61,7 +61,7 @@ def test_the_median_threshold_accepts_half_of_the_sentences(bases, tmp_path):
     names = ["acceptable" if log > np.median(logs) else "unacceptable" for log in logs]
     assert [one.label for one in result.predictions] == names
     gold = ["acceptable" if label else "unacceptable" for _, label in DEV]
-    assert result.scores == score(("matthews",), names, gold)
+    assert result.scores == compute_metrics(("matthews",), names, gold)
 
 
 def test_the_train_threshold_is_the_best_on_the_training_split(bases, tmp_path):
@@ -70,7 +70,9 @@ def test_the_train_threshold_is_the_best_on_the_training_split(bases, tmp_path):
     labels = [label for _, label in TRAIN]
 
     def metric(threshold: float) -> float:
-        return score(("matthews",), (known > threshold).astype(int).tolist(), labels)["matthews"]
+        return compute_metrics(("matthews",), (known > threshold).astype(int).tolist(), labels)[
+            "matthews"
+        ]
 
     candidates = [-np.inf, *sorted(known)]
     best = max(candidates, key=metric)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Interrupted
-from finetune.training.train import events
+from finetune.training.finetuning import events
 from tests.support import warm
 
 NO_CHECKPOINT = 99

@@ -18,8 +18,8 @@ from finetune.checkpointing.run_folder import RECIPE, read_log, read_result
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
 from finetune.training.events import Interrupted, Notice, Started
+from finetune.training.finetuning import events
 from finetune.training.loop import Step
-from finetune.training.train import events
 from task_formats import Example
 from tests.support.samples import WORDS
 

@@ -10,8 +10,8 @@ import pytest
 import finetune
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Event, Interrupted
+from finetune.training.finetuning import events
 from finetune.training.loop import Step
-from finetune.training.train import events
 from tests.support import jobs, warm
 
 ODD = {"train": 22, "held_out": 10, "batch_size": 7, "epsilon": 1e-3}

@@ -14,7 +14,7 @@ from typing import Any
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
-        "finetune.training.train",
+        "finetune.training.finetuning",
         "finetune.evaluation.predictor",
         "finetune.comparison",
         "jobs",

@@ -11,10 +11,9 @@ import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.models.task_model import TaskModel
 from finetune.training.events import Evaluated, Notice
-from finetune.training.finetuning import FinetuningJob
+from finetune.training.finetuning import FinetuningJob, events
 from finetune.training.loop import Step, count_tokens
 from finetune.training.progress import TrainingProgress
-from finetune.training.train import events
 from task_formats import UsageError
 from tests.support import jobs
 from tests.support.disks import small_disk
@@ -50,7 +49,9 @@ def test_an_update_that_is_not_finite_leaves_the_weights_alone(bases, tmp_path, 
     assert len(bad) == 2  # once an epoch
     notices = [event.text for event in events(job, run) if isinstance(event, Notice)]
     row = "train.jsonl/7"
-    assert notices == [f"update {u} was refused: not finite, in rows {row}" for u in bad]
+    assert notices == [
+        f"update {u} skipped: loss or gradient not finite, in rows {row}" for u in bad
+    ]
     log = jobs.log(run)
     assert [e for e in log if e["event"] == "refused"] == [
         {"event": "refused", "update": update, "rows": row} for update in bad
@@ -92,7 +93,7 @@ def test_a_gradient_that_is_not_finite_is_refused(bases, tmp_path, monkeypatch) 
     monkeypatch.setattr(TaskModel, "forward", spoilt)
     job = jobs.recipe("classification", bases("gpt2"), tmp_path / "data")
     seen = list(events(job, tmp_path / "run"))
-    assert [bool(event.skipped) for event in seen if isinstance(event, Step)] == [True] * 6
+    assert [bool(event.nonfinite) for event in seen if isinstance(event, Step)] == [True] * 6
     notices = [event.text for event in seen if isinstance(event, Notice)]
     assert notices[0].count("train.jsonl/") == 8  # all of the update's rows: none alone is at fault
 
@@ -103,7 +104,7 @@ def test_a_run_that_is_refused_again_and_again_stops(
 ) -> None:
     job = recipe(bases("gpt2"), tmp_path / "data", tuple(range(20)), epochs=9, **said)
     run, seen = tmp_path / "run", []
-    with pytest.raises(UsageError, match=rf"{most} updates in a row .* not finite"):
+    with pytest.raises(UsageError, match=rf"{most} updates in a row was not finite"):
         seen.extend(events(job, run))
     state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert (warnings, state.metadata["progress"]["update"]) == ([], kept)  # the end of an epoch
@@ -116,9 +117,13 @@ def test_a_run_that_is_refused_again_and_again_stops(
 
 def test_a_score_that_is_no_number_is_never_the_best() -> None:
     progress = TrainingProgress()
-    better = [progress.note(k + 1, score) for k, score in enumerate([np.nan, np.nan, -3.0, np.nan])]
+    better = [
+        progress.record_evaluation(k + 1, score)
+        for k, score in enumerate([np.nan, np.nan, -3.0, np.nan])
+    ]
     assert better == [True, False, True, False]  # of the first two, one must be saved
-    assert (progress.best, progress.best_update, progress.stale) == (-3.0, 3, 1)
+    assert (progress.best_value, progress.best_update) == (-3.0, 3)
+    assert progress.evaluations_since_best == 1
 
 
 # -- out of memory -----------------------------------------------------------------------------
@@ -151,7 +156,9 @@ def test_out_of_memory_an_update_is_made_in_pieces(bases, tmp_path, small_memory
     assert budgets == sorted(budgets, reverse=True)
     assert 0 < max(small_memory) <= 100
     assert (
-        checkpoint.load_latest_checkpoint(run / "checkpoints")[0].metadata["progress"]["budget"]
+        checkpoint.load_latest_checkpoint(run / "checkpoints")[0].metadata["progress"][
+            "max_tokens_per_forward"
+        ]
         == budgets[-1]
     )
     assert sum(small_memory) >= jobs.result(run)["tokens"]
@@ -194,7 +201,7 @@ def test_one_example_that_does_not_fit_is_an_error(bases, tmp_path, monkeypatch)
 
 
 def test_other_errors_are_not_taken_for_it(bases, tmp_path, monkeypatch) -> None:
-    def fail(self: FinetuningJob, update: int, budget: int | None):
+    def fail(self: FinetuningJob, update: int, max_tokens: int | None):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(FinetuningJob, "make_microbatches", fail)

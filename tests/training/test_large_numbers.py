@@ -1,16 +1,13 @@
 """The largest numbers that a recipe allows cost no more than usual ones; larger ones are errors."""
 
 import time
-from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from finetune.batching.sampler import EpochSampler
-from finetune.pretraining.job import PretrainingJob
 from finetune.pretraining.plan import Plan
-from finetune.training.finetuning import FinetuningJob
-from finetune.training.progress import plan_evaluations
+from finetune.training.progress import plan_evaluations, spread_evenly
 
 MANY = 2**31 - 1
 
@@ -38,20 +35,11 @@ def test_a_million_epochs_cost_nothing_in_advance():
 @pytest.mark.parametrize(
     ("updates", "evaluations"), [(22, 1), (22, 10), (7, 7), (5, 12), (1000, 3), (9, MANY)]
 )
-def test_validations_are_spread_evenly_over_a_pre_training_run(updates, evaluations):
-    part = Plan(corpus={"train": "x"}).train.model_copy(update={"evaluations": evaluations})
-    job = SimpleNamespace(
-        plan=SimpleNamespace(train=part), sampler=SimpleNamespace(updates=updates)
-    )
-    due = PretrainingJob.schedule.func(job).due
+def test_evaluations_of_pretraining_are_spread_evenly(updates, evaluations):
+    due = spread_evenly(updates, evaluations)
     expected = {-(-updates * k // evaluations) for k in range(1, min(evaluations, 1000) + 1)}
     found = {update for update in range(1, updates + 1) if due(update)}
     assert found == (expected if evaluations < MANY else set(range(1, updates + 1)))
-
-
-@pytest.mark.parametrize("job", [FinetuningJob, PretrainingJob])
-def test_the_schedule_of_a_run_is_computed_once(job):
-    assert job.schedule.__class__.__name__ == "cached_property"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def paper_weights(job: FinetuningJob) -> dict[str, np.ndarray]:
 def paper_gradients(job: FinetuningJob, weights: dict[str, np.ndarray], update: int):
     """The reference's loss and gradients for the rows of an update."""
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in weights.items()}
-    many = [job.train.examples[n] for n in job.sampler.indices(update)]
+    many = [job.examples[n] for n in job.sampler.indices(update)]
     views = [[[*example.prefix, *ending] for ending in example.endings] for example in many]
     head = reference.Head(tensors["head.weight"], tensors["head.bias"])
     family = job.base.decoder.config.model_type
@@ -50,7 +50,7 @@ def test_several_updates_are_the_papers(kind: str, family: str, bases, tmp_path)
     updates = range(1, job.sampler.updates + 1)
     clipped = 0
     for step in optimize(
-        job.parallel_model,
+        job.model,
         job.optimizer,
         updates,
         job.make_microbatches,

@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from finetune.batching.collate import collate, count_totals
 from finetune.recipe.schema import TrainConfig
 from finetune.training.loop import LoopSettings, MicroBatches, optimize
-from finetune.training.optimizer import build_optimizer
-from finetune.training.schedule import plan_rates
+from finetune.training.optimizer import build_optimizer, build_schedule
 from tests.support import reference, samples
 from tests.support.reference import Head, Moments, Shape
 from tests.support.samples import KINDS
@@ -20,8 +19,8 @@ UPDATES, RATE = 3, 0.01
 def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[float], list[float]]:
     """Three updates over the same examples, each in two forward passes of unequal size."""
     part = TrainConfig(learning_rate=RATE)
-    factor = plan_rates(UPDATES, part.warmup)
-    settings = LoopSettings(lambda update: RATE * factor(update), part.epsilon, part.lm_coefficient)
+    rates = build_schedule(RATE, UPDATES, part.warmup)
+    settings = LoopSettings(rates, part.epsilon, part.lm_coefficient)
     totals = count_totals(many)
 
     def forwards(update: int, budget: int | None):
@@ -29,7 +28,13 @@ def ours(model, many, base, layout: str) -> tuple[dict[str, np.ndarray], list[fl
         batches = [collate(group, layout, base.task_tokens.pad_id, totals) for group in groups]
         return MicroBatches(batches, len(many), sum(example.tokens for example in many))
 
-    optimizer = build_optimizer(model.parameters(), part)
+    optimizer = build_optimizer(
+        model.parameters(),
+        learning_rate=RATE,
+        betas=part.betas,
+        epsilon=part.epsilon,
+        weight_decay=part.weight_decay,
+    )
     numbers = range(1, UPDATES + 1)
     steps = list(optimize(model, optimizer, numbers, forwards, settings, Accelerator(cpu=True)))
     weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}

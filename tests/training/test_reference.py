@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.recipe.schema import TrainConfig
-from finetune.training.optimizer import build_optimizer, set_adamw_step
-from finetune.training.schedule import rate_factor
+from finetune.training.optimizer import build_optimizer, learning_rate_factor, set_adamw_step
 from tests.support import reference
 from tests.support.reference import Head, Moments, Shape
 
@@ -89,7 +88,7 @@ def test_the_reference_schedule_climbs_for_a_fifth_of_a_percent_and_falls(x, fac
 def test_our_schedule_is_the_papers(case: tuple[int, int]) -> None:
     update, updates = case
     expected = reference.rate_factor(update / updates)
-    assert rate_factor(update, updates, 0.002) == pytest.approx(expected, abs=1e-15)
+    assert learning_rate_factor(update, updates, 0.002) == pytest.approx(expected, abs=1e-15)
 
 
 def test_our_update_is_the_papers_adam() -> None:
@@ -98,7 +97,13 @@ def test_our_update_is_the_papers_adam() -> None:
     part = TrainConfig(epsilon=0.03, weight_decay=0.1, learning_rate=0.05)
     shapes = [(4, 3), (5,), (2, 3, 2), (1,)]
     ours = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
-    optimizer = build_optimizer(ours, part)
+    optimizer = build_optimizer(
+        ours,
+        learning_rate=part.learning_rate,
+        betas=part.betas,
+        epsilon=part.epsilon,
+        weight_decay=part.weight_decay,
+    )
     theirs = [weight.detach().numpy().copy() for weight in ours]
     moments = [Moments(np.zeros_like(weight), np.zeros_like(weight)) for weight in theirs]
     for step in range(1, 8):

@@ -11,8 +11,8 @@ import finetune.data.splits
 import finetune.training.finetuning
 from finetune.models.task_model import TaskModel
 from finetune.training.events import Evaluated, Finished, Notice, Started
+from finetune.training.finetuning import events
 from finetune.training.loop import Step, count_tokens
-from finetune.training.train import events
 from task_formats import UsageError
 from tests.support import interruptions, jobs
 
@@ -63,7 +63,7 @@ def test_closing_the_generator_leaves_a_run_that_goes_on(job, undisturbed, tmp_p
 def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
     seen = list(events(job, undisturbed, resume=True))
     assert [type(event) for event in seen] == [Notice, Finished]
-    assert seen[0].text.endswith("is finished already: nothing was trained")
+    assert seen[0].text.endswith("is already finished: nothing was trained")
     assert seen[-1].result.scores == jobs.result(undisturbed)["scores"]
 
 

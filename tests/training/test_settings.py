@@ -8,8 +8,8 @@ import finetune
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.training.events import Evaluated, Finished, Notice, Started
+from finetune.training.finetuning import events
 from finetune.training.loop import Step
-from finetune.training.train import events
 from tests.support import jobs
 
 
@@ -19,10 +19,10 @@ def test_patience_stops_a_run_that_does_not_improve(bases, tmp_path) -> None:
     seen = list(events(recipe, tmp_path / "run"))
     assert [event.number for event in seen if isinstance(event, Step)] == [*range(1, 10)]
     assert [e.best for e in seen if isinstance(e, Evaluated)] == [True, False, False]
-    assert "no better score for 2 evaluations: stopping early" in [
+    assert "stopping early: no improvement for 2 evaluations" in [
         event.text for event in seen if isinstance(event, Notice)
     ]
-    assert (seen[-1].result.update, seen[-1].result.updates) == (3, 15)
+    assert (seen[-1].result.update, seen[-1].result.updates) == (3, 9)
 
 
 def test_the_best_model_is_saved_not_the_last(bases, tmp_path, monkeypatch) -> None:
@@ -64,7 +64,7 @@ def test_extra_splits_are_scored_at_the_end(bases, tmp_path) -> None:
     assert len(scores) == 2
     assert finetune.load(tmp_path / "run").evaluate("hard") == scores["hard"]
     notices = [event.text for event in seen if isinstance(event, Notice)]
-    assert "blank has no labels: nothing to score" in notices
+    assert "blank has no labels, so it is not scored" in notices
 
 
 def test_without_an_evaluation_split_the_last_model_is_saved(bases, tmp_path) -> None:

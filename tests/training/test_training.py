@@ -16,7 +16,7 @@ import finetune
 import finetune.training.finetuning
 from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.evaluate import compute_logits, gather_logits
-from finetune.evaluation.metrics import score
+from finetune.evaluation.metrics import compute_metrics
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.training.finetuning import prepare_finetuning
 from task_formats import UsageError
@@ -47,7 +47,7 @@ def logits(run: Path) -> str:
     recipe = finetune.load(run).recipe
     job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
     predictor = finetune.load(run)
-    many = job.evaluated.examples
+    many = job.evaluation_split.examples
     rounds = compute_logits(predictor.model, many, job.batch_config, job.accelerator)
     return hashlib.sha256(gather_logits(rounds, len(many), job.accelerator).tobytes()).hexdigest()
 
@@ -65,7 +65,7 @@ def test_a_run_evaluates_and_predicts_what_its_result_says(kind: str, finished) 
     predictions = predictor.predict(rows)
     task = jobs.TASKS[kind]
     gold = [task.build().labels.name(task.build().labels.parse(row["label"])) for row in rows]
-    again = score(task.metrics, [p.label for p in predictions], gold, task.positive)
+    again = compute_metrics(task.metrics, [p.label for p in predictions], gold, task.positive)
     assert again == {name: found[name] for name in task.metrics}
 
 
@@ -76,13 +76,12 @@ def test_rows_alone_and_in_any_order_get_the_same_answer(kind: str, finished) ->
     for k in (5, 0, 3):
         (alone,) = predictor.predict([rows[k]])
         np.testing.assert_allclose(alone.scores, together[k].scores, rtol=1e-5)
-    assert [row for row, _ in predictor.stream(rows)] == rows
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_are_one_per_class_or_choice(kind: str, finished) -> None:
     rows = jobs.rows(kind, 6, seed=3)
-    for row, prediction in finetune.load(finished(kind)).stream(rows):
+    for row, prediction in zip(rows, finetune.load(finished(kind)).predict(rows), strict=True):
         if kind == "score":
             assert prediction.scores == (prediction.label,)
             continue
@@ -206,8 +205,8 @@ def test_every_row_is_trained_on_once_an_epoch(bases, tmp_path, monkeypatch) -> 
         read.extend(example.id for example in examples)
         return collate(examples, *rest)
 
-    collate = finetune.training.finetuning.collate
-    monkeypatch.setattr(finetune.training.finetuning, "collate", note)
+    collate = finetune.training.job.collate
+    monkeypatch.setattr(finetune.training.job, "collate", note)
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", tokens_per_forward=50)
     jobs.train(recipe, tmp_path / "run")
     every = sorted(f"train.jsonl/{n}" for n in range(20))
@@ -221,5 +220,5 @@ def test_incomplete_batches_can_be_dropped(bases, tmp_path) -> None:
     run = jobs.train(recipe, tmp_path / "run")
     assert jobs.result(run)["updates"] == 20 // 8 * 2
     small = jobs.change(recipe, "train", batch_size=21)
-    with pytest.raises(UsageError, match="make no update of 21"):
+    with pytest.raises(UsageError, match="are too few for an update of 21"):
         finetune.train(small, tmp_path / "none")

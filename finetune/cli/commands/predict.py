@@ -43,8 +43,8 @@ def predict(
     predictor = load_predictor(run, task, device, trust_remote_code)
     from finetune.cli.label_rows import label_rows
 
-    count = label_rows(predictor, rows, output, output_format, skip=on_bad_row == "skip")
+    report = label_rows(predictor, rows, output, output_format, on_bad_row=on_bad_row)
     target = "standard output" if output == "-" else output
-    print_line(f"Labelled {format_count(count.labelled, 'row')} into {target}.", stderr=True)
-    for location, message in count.skipped:
-        print_line(("skipped: ", "yellow"), f"{location}: {message}", stderr=True)
+    print_line(f"Labelled {format_count(report.examples, 'row')} into {target}.", stderr=True)
+    for bad in report.skipped:
+        print_line(("skipped: ", "yellow"), f"{bad.location}: {bad.reason}", stderr=True)

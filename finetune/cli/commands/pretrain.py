@@ -75,7 +75,7 @@ def pretrain_with_display(
     """Pre-trains with a live progress display, then prints the scores and the next command."""
     silence_libraries()
     from finetune.cli.run_display import display_run, make_score_table
-    from finetune.pretraining.train import events
+    from finetune.pretraining.job import events
 
     run = events(plan, folder, resume=resume, overwrite=overwrite)
     result = display_run(run, f"Pre-training {folder.name}")

@@ -58,7 +58,7 @@ def train_with_display(
     """Trains with a live progress display, then prints the scores and the next commands."""
     silence_libraries()
     from finetune.cli.run_display import display_run, print_result
-    from finetune.training.train import events
+    from finetune.training.finetuning import events
 
     run = events(recipe, folder, resume=resume, overwrite=overwrite, task=task)
     result = display_run(run, f"Training {folder.name} from {recipe.base.path}")

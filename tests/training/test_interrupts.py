@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import finetune
 import finetune.data.splits
@@ -17,43 +16,13 @@ import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.checkpointing.run_folder import RunFolder
 from finetune.distributed import signals
-from finetune.models.task_model import TaskModel
 from finetune.training.events import Interrupted
+from finetune.training.finetuning import events
 from finetune.training.loop import Step
-from finetune.training.train import events
 from tests.support import jobs
 
 JOB = ("multiple_choice", jobs.NOISY)
 """Two epochs of 8, 8 and 4 rows, evaluated after updates 2, 3, 5 and 6."""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("left", [1, 3, 7])
-def test_a_signal_ends_an_update_between_two_passes(left, number, bases, tmp_path, monkeypatch):
-    """The state is that of the update before, or of none; the passes made so far are forgotten."""
-    small = {"tokens_per_forward": 60, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
-    recipe = jobs.recipe("multiple_choice", bases("gpt2"), tmp_path / "data", **small)
-    whole, run = jobs.train(recipe, tmp_path / "whole"), tmp_path / "run"
-    forward, count = TaskModel.forward, itertools.count(1)
-    passes: list[int] = []
-
-    def interrupt(self, batch, lm=False):
-        if self.training:
-            passes.append(next(count))
-            if passes[-1] == left:
-                os.kill(os.getpid(), number)
-        return forward(self, batch, lm)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskModel, "forward", interrupt)
-        with pytest.raises(Interrupted) as stop:
-            list(events(recipe, run))
-    assert stop.value.exit_code == 128 + number
-    assert passes == [*range(1, left + 1)]  # not one pass more
-    state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
-    assert (state.metadata["progress"]["update"], warnings) == (stop.value.update, [])
-    jobs.train(recipe, run, resume=True)
-    jobs.assert_same(run, whole)
 
 
 @pytest.mark.parametrize("evaluation", [1, 4, 5])
@@ -96,7 +65,7 @@ def test_a_signal_ends_a_run_whose_data_is_made_ready(
         seen.clear()
         with monkeypatch.context() as patch:
             patch.setattr(finetune.data.splits, "read_examples", jobs.watch_examples(note))
-            with pytest.raises(Interrupted, match="made ready") as stop:
+            with pytest.raises(Interrupted, match="preparing data") as stop:
                 list(events(job, run, **options))
         assert (stop.value.update, stop.value.exit_code) == (None, 128 + number)
         assert len(seen) == 3
@@ -123,67 +92,6 @@ def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
     jobs.assert_same(run, undisturbed)
 
 
-def test_a_state_is_saved_between_two_passes(job, tmp_path, monkeypatch) -> None:
-    """That of the update before; the update goes on with the gradients that it has."""
-    little = jobs.change(job, "train", tokens_per_forward=60)
-    undisturbed, run, other = (tmp_path / name for name in ("undisturbed", "run", "other"))
-    jobs.train(little, undisturbed)
-    forward, save, passes, saved = TaskModel.forward, RunFolder.save, [], []
-
-    def watched(self, batch, lm=False):
-        if self.training:
-            passes.append(batch)
-            if len(passes) == 2 and len(steps) == 4:
-                os.kill(os.getpid(), signal.SIGUSR1)
-        return forward(self, batch, lm)
-
-    def save_and_copy(self, update, tensors, facts):
-        saved.append((update, len(passes)))
-        save(self, update, tensors, facts)
-        if update == 4:
-            self._writer.wait()
-            shutil.copytree(run, other)
-
-    monkeypatch.setattr(TaskModel, "forward", watched)
-    monkeypatch.setattr(RunFolder, "save", save_and_copy)
-    steps = []
-    for event in events(little, run):
-        if isinstance(event, Step):
-            steps.append(event)
-            passes.clear()
-    # At the end of the first epoch, and after two passes of update 5.
-    assert saved[:2] == [(3, 0), (4, 2)]
-    jobs.assert_same(run, undisturbed)
-    jobs.train(little, other, resume=True)
-    jobs.assert_same(other, undisturbed)
-
-
-def test_a_save_without_memory_is_made_after_the_update(job, tmp_path, monkeypatch) -> None:
-    """It is no pass that was too large: the budget stays, and so do the bits."""
-    little = jobs.change(job, "train", tokens_per_forward=60)
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    jobs.train(little, whole)
-    forward, save, passes, tried = TaskModel.forward, RunFolder.save, itertools.count(1), []
-
-    def watched(self, batch, lm=False):
-        if self.training and next(passes) == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return forward(self, batch, lm)
-
-    def save_or_fail(self, update, tensors, facts):
-        tried.append(update)
-        if update == 0:
-            raise torch.OutOfMemoryError("no memory for a copy")
-        save(self, update, tensors, facts)
-
-    monkeypatch.setattr(TaskModel, "forward", watched)
-    monkeypatch.setattr(RunFolder, "save", save_or_fail)
-    jobs.train(little, run)
-    assert tried[0] == 0
-    assert 1 in tried
-    jobs.assert_same(run, whole)
-
-
 def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:
     run, saved = tmp_path / "run", []
     read, save = finetune.training.finetuning.compute_logits, RunFolder.save
@@ -195,7 +103,7 @@ def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monke
             yield found
 
     def note(self, update, tensors, facts):
-        saved.append((update, facts["progress"]["evaluated"]))
+        saved.append((update, facts["progress"]["evaluated_update"]))
         save(self, update, tensors, facts)
 
     monkeypatch.setattr(finetune.training.finetuning, "compute_logits", disturb)
@@ -241,7 +149,7 @@ def stop_with_slow_saves(job, run: Path, monkeypatch, number: int, second: int) 
 def test_a_second_interrupt_waits_for_no_save(job, undisturbed, tmp_path, monkeypatch) -> None:
     """The checkpoint that is being written may be lost; the one before it is not."""
     run = tmp_path / "run"
-    monkeypatch.setattr(signals, "GRACE", -1)
+    monkeypatch.setattr(signals, "ECHO_SECONDS", -1)
     with pytest.raises(KeyboardInterrupt):
         stop_with_slow_saves(job, run, monkeypatch, signal.SIGINT, signal.SIGINT)
     for thread in threading.enumerate():
@@ -255,7 +163,7 @@ def test_a_second_interrupt_waits_for_no_save(job, undisturbed, tmp_path, monkey
 def test_an_echo_does_not_end_a_save(number, job, undisturbed, tmp_path, monkeypatch) -> None:
     """A launcher may pass on what the process has had already."""
     run, first = tmp_path / "run", signal.SIGTERM if number == signal.SIGUSR1 else number
-    monkeypatch.setattr(signals, "GRACE", 1e9)
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 1e9)
     stop_with_slow_saves(job, run, monkeypatch, first, number)
     state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert (state.metadata["progress"]["update"], warnings) == (3, [])
