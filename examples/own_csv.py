@@ -41,11 +41,11 @@ def main() -> None:
     print(f"trained {result.updates} updates; scores: {result.scores}")
 
     predictor = finetune.load(args.run)
-    rows = (row for _, row in read_rows(args.new))
+    rows = [row for _, row in read_rows(args.new)]
     with open(args.out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([args.text, args.label, "probability"])
-        for row, prediction in predictor.stream(rows):  # a window of rows at a time
+        for row, prediction in zip(rows, predictor.predict(rows), strict=True):
             writer.writerow([row[args.text], prediction.label, max(prediction.scores)])
     print(f"labelled: {args.out}")
 

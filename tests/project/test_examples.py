@@ -113,7 +113,7 @@ def test_custom_task(example, bases, tmp_path) -> None:
     (tmp_path / "threads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in threads))
     out = example("custom_task", "threads.jsonl", "--base", bases("gpt2"))
     assert "on the training rows: {'accuracy': " in out
-    assert "Prediction(id='row/0', label=" in out
+    assert "Prediction(id='rows/0', label=" in out
     assert read_result(tmp_path / "runs" / "threads")["updates"] == 3
     saved = finetune.load_recipe(tmp_path / "runs" / "threads" / "recipe.yaml")
     assert saved.task.format.views == (("{question}", "{answer}"),)
