@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -123,9 +122,7 @@ def display_events(
                 case Notice():
                     out.print(make_note(event.text), soft_wrap=True)
                 case Finished():
-                    # Early stopping ends before the planned number of updates.
-                    updates = progress.update or event.result.updates
-                    return replace(event.result, updates=updates)
+                    return event.result
     return None
 
 
@@ -187,11 +184,8 @@ def _describe_start(event: Started, title: str) -> Text:
         model += f", {event.processes} processes"
     model += f", {event.layout} layout"
     data = f"{format_count(event.examples, 'example')}, {format_count(event.updates, 'update')}"
-    data += (
-        f", evaluated on {event.evaluation_examples:,}"
-        if event.evaluation_examples
-        else ", no evaluation"
-    )
+    evaluated = event.evaluation_examples
+    data += f", evaluated on {evaluated:,}" if evaluated else ", no evaluation"
     lines = [model, data]
     if event.done:
         lines.append(f"resuming after update {event.done:,}")

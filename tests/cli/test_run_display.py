@@ -82,7 +82,10 @@ def test_model_and_data_are_printed_first():
                   "40 updates", "evaluated on 277", "12 tokens removed",
                   "3 bad rows skipped"):  # fmt: skip
         assert words in text
-    _, text = display([STARTED._replace(evaluated=0, cut=0, skipped=0, processes=2)], screen())
+    _, text = display(
+        [STARTED._replace(evaluation_examples=0, truncated_tokens=0, skipped_rows=0, processes=2)],
+        screen(),
+    )
     assert "no evaluation" in text
     assert "2 processes" in text
     assert "removed" not in text
