@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -36,7 +35,7 @@ from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Corpus, open_corpus
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
-from finetune.pretraining.plan import Plan, dump_plan, parse_plan
+from finetune.pretraining.plan import Plan, dump_plan
 from finetune.pretraining.token_shards import ShardManifest, write_shards
 from finetune.pretraining.tokenizer import learn_tokenizer
 from finetune.recipe.schema import BaseConfig
@@ -96,60 +95,23 @@ class TextSplit:
     fingerprint: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainingJob(TrainingJob):
     """A pre-training run, ready for its first update."""
 
+    config: Plan
     model: LanguageModel
-    plan: Plan
     decoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    texts: dict[str, TextSplit]
-    """The splits "train" and, if the plan has one, "evaluate"."""
-
-    @property
-    def evaluation_rows(self) -> int:
-        """Blocks of the evaluation split; 0 if there is none."""
-        return len(self.texts["evaluate"].blocks) if "evaluate" in self.texts else 0
-
-    def notices(self) -> Iterator[str]:
-        """Yields messages for the user about the corpus."""
-        for name, text in self.texts.items():
-            yield (
-                f"{name}: {text.blocks.targets:,} tokens in {len(text.blocks):,} blocks, "
-                f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes per token"
-            )
-        if self.plan.train.warmup_updates >= self.sampler.updates:
-            updates, warmup = self.sampler.updates, self.plan.train.warmup_updates
-            yield f"warm-up: a tenth of the {updates} updates, which are fewer than {warmup}"
-
-    def config_yaml(self) -> str:
-        """Returns the plan as YAML, every value written out."""
-        return dump_plan(self.plan)
-
-    def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
-        """Returns dotted key to value of all that may not change when the run is resumed."""
-        plan = self.plan if config_yaml is None else parse_plan(config_yaml)
-        return plan.fixed_on_resume(("tokenizer", "shape", "train"))
-
-    def sources(self) -> dict[str, SplitSource]:
-        """Returns what was read, by split."""
-        return {
-            name: SplitSource(text.fingerprint, len(text.blocks))
-            for name, text in self.texts.items()
-        }
-
-    def base_fingerprints(self) -> dict[str, str]:
-        """Returns a fingerprint of each part of the base; empty for a new decoder."""
-        return fingerprint_base(self.plan.base, self.decoder) if self.plan.base else {}
+    evaluation_text: TextSplit | None
 
     def evaluation(self) -> Evaluation | None:
         """Returns the evaluation of the current decoder; None without an evaluation split."""
-        return self._evaluation(self.decoder) if "evaluate" in self.texts else None
+        return (
+            self._evaluation(self.decoder, self.evaluation_text) if self.evaluation_text else None
+        )
 
-    def _evaluation(self, decoder: PreTrainedModel) -> Evaluation:
-        text = self.texts["evaluate"]
-
+    def _evaluation(self, decoder: PreTrainedModel, text: TextSplit) -> Evaluation:
         def score(passes: Iterable[RowLogits]) -> dict[str, float]:
             nats = gather_logits(passes, len(text.blocks), self.accelerator).sum(dtype=np.float64)
             perplexity = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
@@ -165,19 +127,19 @@ class PretrainingJob(TrainingJob):
 
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Writes decoder and tokenizer as transformers does."""
-        half = self.plan.train.store == "bf16"
+        half = self.config.train.store == "bf16"
         decoder = copy.deepcopy(self.decoder).bfloat16() if half else self.decoder
         save_decoder(folder, decoder, self.tokenizer)
 
     def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
         """Yields the evaluation of the saved decoder."""
-        if "evaluate" not in self.texts:
+        if self.evaluation_text is None:
             yield Notice("there is no evaluation text, so the decoder is not scored")
             return
-        trust = self.plan.trust_remote_code
+        trust = self.config.trust_remote_code
         config = BaseConfig(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
         decoder, _ = load_language_model(config)
-        yield self._evaluation(decoder.to(self.accelerator.device))
+        yield self._evaluation(decoder.to(self.accelerator.device), self.evaluation_text)
 
 
 def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> PretrainingJob:
@@ -213,7 +175,17 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
     tokens = blocks.compute_lengths().tokens
     # Blocks of one length are fastest as separate rows; short documents are packed.
     equal_lengths = tokens.mean() > 0.9 * tokens.max()
+    notices = [
+        f"{name}: {text.blocks.targets:,} tokens in {len(text.blocks):,} blocks, "
+        f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes per token"
+        for name, text in texts.items()
+    ]
+    if config.warmup_updates >= updates:
+        few = f"{updates} updates, which are fewer than {config.warmup_updates}"
+        notices.append(f"warm-up: a tenth of the {few}")
     return PretrainingJob(
+        config=plan,
+        fixed_sections=("tokenizer", "shape", "train"),
         model=model,
         optimizer=build_optimizer(
             model.parameters(),
@@ -246,10 +218,14 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
             config.checkpoint_updates,
             config.most_refused,
         ),
-        plan=plan,
+        sources={
+            name: SplitSource(text.fingerprint, len(text.blocks)) for name, text in texts.items()
+        },
+        base_fingerprints=fingerprint_base(plan.base, decoder) if plan.base else {},
+        notices=tuple(notices),
         decoder=decoder,
         tokenizer=tokenizer,
-        texts=texts,
+        evaluation_text=texts.get("evaluate"),
     )
 
 

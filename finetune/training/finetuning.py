@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,9 +27,9 @@ from finetune.evaluation.metrics import selection_value
 from finetune.models.pretrained import Base, build_encoder, load_decoder
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel, build_task_model
-from finetune.recipe.loading import dump_recipe, parse_recipe, resolve_paths
+from finetune.recipe.loading import dump_recipe, resolve_paths
 from finetune.recipe.schema import Recipe
-from finetune.training.events import Event, Notice, Result, Started
+from finetune.training.events import Event, Notice, Result
 from finetune.training.job import Evaluation, EvaluationSchedule, SplitSource, TrainingJob
 from finetune.training.loop import LoopSettings
 from finetune.training.optimizer import build_optimizer, build_schedule
@@ -103,76 +102,17 @@ def events(
         yield from run(prepare, Path(folder), accelerator, dump_recipe(recipe), **options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuningJob(TrainingJob):
     """A fine-tuning run, ready for its first update."""
 
+    config: Recipe
     model: TaskModel
-    recipe: Recipe
     task: Task
     base: Base
-    train_split: Split
     evaluation_split: Split | None
     extra_splits: dict[str, Split]
     """Scored once, at the end; they may have no labels."""
-
-    @property
-    def evaluation_rows(self) -> int:
-        """Rows of the evaluation split; 0 if there is none."""
-        return len(self.evaluation_split.examples) if self.evaluation_split else 0
-
-    def started(self, done: int) -> Started:
-        """Describes the run before its first update; `done` updates came before a resume."""
-        report = self.train_split.report
-        return (
-            super()
-            .started(done)
-            ._replace(
-                truncated_tokens=int(self.train_split.examples.arrays.truncated_tokens.sum()),
-                skipped_rows=len(report.skipped) + report.unlabelled,
-            )
-        )
-
-    def notices(self) -> Iterator[str]:
-        """Yields messages for the user about data and base."""
-        for split in self._splits().values():
-            if split.report.unlabelled:
-                yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
-            for row in split.report.skipped:
-                yield f"left out {row.id} ({row.location}): {row.reason}"
-        if is_sharded(self.model):
-            count = self.accelerator.num_processes
-            yield f"FSDP2: model and optimizer state are sharded over {count} processes"
-        if self.batch_config.layout == "separate" and self.recipe.train.layout == "auto":
-            family = self.base.decoder.config.model_type
-            yield f"{family} needs its own attention: every view is a padded row (layout separate)"
-
-    def config_yaml(self) -> str:
-        """Returns the recipe as YAML, every value written out."""
-        return dump_recipe(self.recipe)
-
-    def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
-        """Returns dotted key to value of all that may not change when the run is resumed."""
-        recipe = self.recipe if config_yaml is None else parse_recipe(config_yaml)
-        return recipe.fixed_on_resume(("task", "base", "train"))
-
-    def sources(self) -> dict[str, SplitSource]:
-        """Returns what was read, by split."""
-        return {
-            name: SplitSource(split.fingerprint, len(split.examples))
-            for name, split in self._splits().items()
-        }
-
-    def _splits(self) -> dict[str, Split]:
-        evaluated = {"evaluate": self.evaluation_split} if self.evaluation_split else {}
-        return {**self.extra_splits, "train": self.train_split, **evaluated}
-
-    def base_fingerprints(self) -> dict[str, str]:
-        """Returns a fingerprint of each part of the base."""
-        config = self.recipe.base
-        fingerprints = fingerprint_base(config.path, self.base.decoder)
-        unused = {WEIGHTS} if config.from_scratch else set()
-        return {name: value for name, value in fingerprints.items() if name not in unused}
 
     def evaluation(self) -> Evaluation | None:
         """Returns the evaluation of the current model; None without an evaluation split."""
@@ -180,34 +120,14 @@ class FinetuningJob(TrainingJob):
             return None
         return self._evaluation("evaluate", self.evaluation_split.examples, self.model)
 
-    def selection_value(self, scores: Mapping[str, float]) -> float:
-        """Returns the number by which the best model is chosen; more is better."""
-        return selection_value(scores, self.recipe.task.metrics, self.recipe.task.select)
-
-    def _evaluation(self, name: str, examples: TokenStore, model: TaskModel) -> Evaluation:
-        def score(passes: Iterable[RowLogits]) -> dict[str, float]:
-            return evaluate(passes, examples, self.task, self.accelerator).scores
-
-        passes = compute_logits(model, examples, self.batch_config, self.accelerator)
-        return Evaluation(name, passes, score)
-
-    def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Writes decoder, tokenizer and head."""
-        model = self.model
-        if weights is not None:
-            base = load_decoder(self.recipe.base, self.recipe.train.seed)
-            model = build_task_model(base, self.task)
-            model.load_state_dict(weights)
-        save_model(folder, model, self.base)
-
     def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
         """Yields the evaluations of the saved model: the evaluation split and the extra ones."""
-        trust = self.recipe.base.trust_remote_code
+        trust = self.config.base.trust_remote_code
         model, _ = load_model(folder, self.task, trust_remote_code=trust)
         prepare_model(model, self.accelerator)
         splits = dict(self.extra_splits)
         if self.evaluation_split is not None:
-            data = self.recipe.data
+            data = self.config.data
             # The split of a data set is shown by its name, a file as "evaluate".
             name = (data.path and data.evaluate) or "evaluate"
             splits = {name: self.evaluation_split, **splits}
@@ -216,6 +136,26 @@ class FinetuningJob(TrainingJob):
                 yield Notice(f"{name} has no labels, so it is not scored")
             else:
                 yield self._evaluation(name, split.examples, model)
+
+    def _evaluation(self, name: str, examples: TokenStore, model: TaskModel) -> Evaluation:
+        def score(passes: Iterable[RowLogits]) -> dict[str, float]:
+            return evaluate(passes, examples, self.task, self.accelerator).scores
+
+        passes = compute_logits(model, examples, self.batch_config, self.accelerator)
+        return Evaluation(name, passes, score)
+
+    def selection_value(self, scores: Mapping[str, float]) -> float:
+        """Returns the number by which the best model is chosen; more is better."""
+        return selection_value(scores, self.config.task.metrics, self.config.task.select)
+
+    def save_model(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Writes decoder, tokenizer and head."""
+        model = self.model
+        if weights is not None:
+            base = load_decoder(self.config.base, self.config.train.seed)
+            model = build_task_model(base, self.task)
+            model.load_state_dict(weights)
+        save_model(folder, model, self.base)
 
 
 def prepare_finetuning(
@@ -260,7 +200,28 @@ def prepare_finetuning(
     if config.lm_coefficient == 0:
         _freeze_output_layer(model)
     prepare_model(model, accelerator)
+    batch_config = choose_batch_config(
+        base.decoder,
+        accelerator.device,
+        base.task_tokens.pad_id,
+        layout=config.layout,
+        max_tokens=config.tokens_per_forward,
+    )
+    splits = {**extra, "train": train_split}
+    splits |= {"evaluate": evaluation_split} if evaluation_split else {}
+    fingerprints = fingerprint_base(recipe.base.path, base.decoder)
+    if recipe.base.from_scratch:
+        fingerprints.pop(WEIGHTS, None)
+    notices = [notice for split in splits.values() for notice in _describe_left_out(split)]
+    if is_sharded(model):
+        count = accelerator.num_processes
+        notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
+    if batch_config.layout == "separate" and config.layout == "auto":
+        family = base.decoder.config.model_type
+        notices.append(f"{family} needs its own attention: every view is a padded row")
     return FinetuningJob(
+        config=recipe,
+        fixed_sections=("task", "base", "train"),
         model=model,
         # After prepare_model, which may replace weights by shards.
         optimizer=build_optimizer(
@@ -271,13 +232,7 @@ def prepare_finetuning(
             weight_decay=config.weight_decay,
         ),
         accelerator=accelerator,
-        batch_config=choose_batch_config(
-            base.decoder,
-            accelerator.device,
-            base.task_tokens.pad_id,
-            layout=config.layout,
-            max_tokens=config.tokens_per_forward,
-        ),
+        batch_config=batch_config,
         examples=train_split.examples,
         sampler=sampler,
         settings=LoopSettings(
@@ -294,13 +249,26 @@ def prepare_finetuning(
             config.checkpoint_updates,
             config.most_refused,
         ),
-        recipe=recipe,
+        sources={
+            name: SplitSource(split.fingerprint, len(split.examples))
+            for name, split in splits.items()
+        },
+        base_fingerprints=fingerprints,
+        notices=tuple(notices),
+        truncated_tokens=int(train_split.examples.arrays.truncated_tokens.sum()),
+        skipped_rows=len(train_split.report.skipped) + train_split.report.unlabelled,
         task=task,
         base=base,
-        train_split=train_split,
         evaluation_split=evaluation_split,
         extra_splits=extra,
     )
+
+
+def _describe_left_out(split: Split) -> Iterator[str]:
+    if split.report.unlabelled:
+        yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
+    for row in split.report.skipped:
+        yield f"left out {row.id} ({row.location}): {row.reason}"
 
 
 def _freeze_output_layer(model: TaskModel) -> None:

@@ -19,6 +19,8 @@ from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import is_sharded
 from finetune.evaluation.evaluate import RowLogits
 from finetune.models.losses import objective
+from finetune.recipe.schema import StrictModel
+from finetune.recipe.yaml_documents import parse_document, write_document
 from finetune.training.events import Notice, Started
 from finetune.training.loop import LoopSettings, MicroBatches
 from task_formats import Encoded
@@ -59,10 +61,14 @@ class Evaluation(NamedTuple):
     """From all passes to metric name and value."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingJob(ABC):
     """A training run on this process, ready for its first update."""
 
+    config: StrictModel
+    """The recipe or plan."""
+    fixed_sections: tuple[str, ...]
+    """Sections of it whose settings may not change on resume, unless they are `resume_safe`."""
     model: nn.Module
     optimizer: AdamW
     accelerator: Accelerator
@@ -72,6 +78,45 @@ class TrainingJob(ABC):
     sampler: EpochSampler
     settings: LoopSettings
     schedule: EvaluationSchedule
+    sources: dict[str, SplitSource]
+    """What was read, by split: "train", perhaps "evaluate", and further ones."""
+    base_fingerprints: dict[str, str]
+    """A fingerprint of each part of the base; empty without a base."""
+    notices: tuple[str, ...] = ()
+    """Messages for the user about data and base."""
+    truncated_tokens: int = 0
+    skipped_rows: int = 0
+
+    @abstractmethod
+    def evaluation(self) -> Evaluation | None:
+        """Returns the evaluation of the current model; None without an evaluation split."""
+
+    @abstractmethod
+    def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
+        """Yields the evaluations of the model that was saved in `folder`, split by split."""
+
+    @abstractmethod
+    def selection_value(self, scores: Mapping[str, float]) -> float:
+        """Returns the number by which the best model is chosen; more is better."""
+
+    @abstractmethod
+    def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        """Writes the current model; `weights` are those of a sharded one, gathered."""
+
+    def config_yaml(self) -> str:
+        """Returns the recipe or plan as YAML, every value written out."""
+        return write_document(self.config.model_dump())
+
+    def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
+        """Returns dotted key to value of all settings that may not change on resume.
+
+        Args:
+            config_yaml: Another recipe or plan to take the values from, instead of this job's.
+        """
+        config = self.config
+        if config_yaml is not None:
+            config = type(config).model_validate(parse_document(config_yaml, "").data)
+        return config.fixed_on_resume(self.fixed_sections)
 
     @cached_property
     def lengths(self) -> ExampleLengths:
@@ -81,9 +126,7 @@ class TrainingJob(ABC):
     def make_microbatches(self, update: int, max_tokens: int | None) -> MicroBatches:
         """Makes the forward passes of update 1, 2, ... on this process, sorted by length.
 
-        Args:
-            update: Its number.
-            max_tokens: Limit of tokens per pass, else that of the batch configuration.
+        `max_tokens` limits the tokens per pass instead of the batch configuration.
         """
         rows = self.sampler.indices(update)
         totals = count_totals([self.examples[n] for n in rows.tolist()])
@@ -114,9 +157,9 @@ class TrainingJob(ABC):
         )
 
     def find_nonfinite_examples(self, update: int) -> list[str]:
-        """Returns the ids of an update's examples whose loss is not finite, or of all of them.
+        """Returns the ids of an update's examples whose loss is not finite.
 
-        All, because a sum of finite losses may have a gradient that is not.
+        Returns all ids if every loss is finite: then only the gradient is not.
         """
         ids, nonfinite = [], []
         lm_coefficient = self.settings.lm_coefficient
@@ -133,60 +176,16 @@ class TrainingJob(ABC):
 
     def started(self, done: int) -> Started:
         """Describes the run before its first update; `done` updates came before a resume."""
-        trained = [part for part in self.model.parameters() if part.requires_grad]
         return Started(
             updates=self.sampler.updates,
             done=done,
             examples=len(self.examples),
-            evaluation_examples=self.evaluation_rows,
-            parameters=sum(part.numel() for part in trained),
+            evaluation_examples=self.sources["evaluate"].rows if "evaluate" in self.sources else 0,
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             device=str(self.accelerator.device),
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             layout=self.batch_config.layout,
             processes=self.accelerator.num_processes,
+            truncated_tokens=self.truncated_tokens,
+            skipped_rows=self.skipped_rows,
         )
-
-    @property
-    @abstractmethod
-    def evaluation_rows(self) -> int:
-        """Rows of the evaluation split; 0 if there is none."""
-
-    @abstractmethod
-    def notices(self) -> Iterator[str]:
-        """Yields messages for the user about data and base."""
-
-    @abstractmethod
-    def config_yaml(self) -> str:
-        """Returns the recipe or plan as YAML, every value written out."""
-
-    @abstractmethod
-    def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
-        """Returns dotted key to value of all that may not change when the run is resumed.
-
-        Args:
-            config_yaml: Another recipe or plan to take the values from, instead of this job's.
-        """
-
-    @abstractmethod
-    def sources(self) -> dict[str, SplitSource]:
-        """Returns what was read, by split."""
-
-    @abstractmethod
-    def base_fingerprints(self) -> dict[str, str]:
-        """Returns a fingerprint of each part of the base; empty without a base."""
-
-    @abstractmethod
-    def evaluation(self) -> Evaluation | None:
-        """Returns the evaluation of the current model; None without an evaluation split."""
-
-    @abstractmethod
-    def selection_value(self, scores: Mapping[str, float]) -> float:
-        """Returns the number by which the best model is chosen; more is better."""
-
-    @abstractmethod
-    def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
-        """Writes the current model; `weights` are those of a sharded one, gathered."""
-
-    @abstractmethod
-    def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
-        """Yields the evaluations of the model that was saved in `folder`, split by split."""

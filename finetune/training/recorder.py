@@ -106,12 +106,11 @@ class RunRecorder:
         Raises:
             UsageError: The checkpoint belongs to another configuration or base.
         """
-        notices = list(job.notices())
-        sources = job.sources()
+        notices = list(job.notices)
         self._provenance = collect_provenance(
-            job.base_fingerprints(),
-            {name: source.fingerprint for name, source in sources.items()},
-            {name: source.rows for name, source in sources.items()},
+            job.base_fingerprints,
+            {name: source.fingerprint for name, source in job.sources.items()},
+            {name: source.rows for name, source in job.sources.items()},
         )
         if self._run:
             checkpoint = self._run.resume()

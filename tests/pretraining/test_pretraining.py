@@ -207,7 +207,7 @@ def test_notices_describe_the_corpus_and_a_short_warm_up(books, tmp_path):
         for event in events(plan(books, updates=2, warmup_updates=2000), tmp_path / "run")
         if isinstance(event, Notice)
     ]
-    assert any("bytes a token" in text for text in texts)
+    assert any("bytes per token" in text for text in texts)
     assert any("2 updates, which are fewer than 2000" in text for text in texts)
 
 
