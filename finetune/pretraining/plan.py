@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetune.recipe.errors import validate
 from finetune.recipe.loading import check_code_trust, find_yaml_file, shipped_folder
-from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.schema import (
     Epochs,
     Fraction,
@@ -20,6 +18,7 @@ from finetune.recipe.schema import (
     StrictModel,
     resume_safe,
 )
+from finetune.recipe.validation import apply_overrides, validate
 from finetune.recipe.yaml_documents import Document, parse_document, read_document, write_document
 from task_formats import UsageError
 
@@ -81,14 +80,14 @@ class ShapeConfig(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "ShapeConfig":
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}")
         groups = self.key_value_heads or self.heads
         if self.heads % groups:
-            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {groups}")
+            raise UsageError(f"heads {self.heads} is not a multiple of key_value_heads {groups}")
         if self.style != "llama" and (groups != self.heads or not self.tied):
-            raise ValueError("key_value_heads and tied: false are for style: llama")
+            raise UsageError("key_value_heads and tied: false are for style: llama")
         if self.style == "llama" and self.width // self.heads % 2:
-            raise ValueError("llama's rotary positions need an even width / heads")
+            raise UsageError("llama's rotary positions need an even width / heads")
         return self
 
 
@@ -156,7 +155,7 @@ class Plan(StrictModel):
     def _context_fits(self) -> "Plan":
         context = self.train.context
         if self.base is None and context is not None and context > self.shape.positions:
-            raise ValueError(
+            raise UsageError(
                 f"train.context {context} is more than shape.positions {self.shape.positions}"
             )
         return self

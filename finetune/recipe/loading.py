@@ -5,20 +5,13 @@ from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.errors import validate
-from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.schema import Recipe
-from finetune.recipe.yaml_documents import (
-    Document,
-    parse_document,
-    read_document,
-    write_document,
-)
+from finetune.recipe.validation import apply_overrides, validate
+from finetune.recipe.yaml_documents import Document, parse_document, read_document, write_document
 from task_formats import UsageError, suggest
 
 TRUST_VARIABLE = "GPTFT_TRUST_REMOTE_CODE"
 """Environment variable that replaces --trust-remote-code."""
-_SPLITS = ("train", "evaluate", "predict")
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Recipe:
@@ -29,17 +22,13 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> 
         overrides: Dotted key to value, as in {"train.epochs": 5}. Files in them are relative to the
             current folder.
 
-    Returns:
-        The recipe, its data files with absolute paths.
-
     Raises:
         UsageError: There is no such recipe, or it is not valid; the message names the line.
     """
     path = find_yaml_file(name_or_path, shipped_recipes(), "task")
-    document = apply_overrides(Recipe, read_document(path), overrides)
-    recipe = _validate(document)
-    trusted = recipe.base.trust_remote_code
-    check_code_trust("base.trust_remote_code", trusted, overrides, str(path))
+    recipe = _validate(apply_overrides(Recipe, read_document(path), overrides))
+    trust = recipe.base.trust_remote_code
+    check_code_trust("base.trust_remote_code", trust, overrides, str(path))
     return resolve_paths(recipe, path.resolve().parent, overrides)
 
 
@@ -57,10 +46,8 @@ def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ()) -> Recipe:
     """Returns the recipe with absolute paths for the data files and folders that it names.
 
-    Args:
-        recipe: The recipe.
-        folder: The folder that paths of data are relative to.
-        overrides: Keys whose paths are relative to the current folder, as `base.path` always is.
+    Paths of data are relative to `folder`. `base.path` and the keys in `overrides` are relative to
+    the current folder.
     """
 
     def resolve(key: str, path: str | None) -> str | None:
@@ -69,21 +56,21 @@ def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ())
         is_override = any(f"{key}.".startswith(f"{override}.") for override in overrides)
         return str((Path.cwd() if is_override else folder) / os.path.expanduser(str(path)))
 
-    data, changes = recipe.data, dict[str, Any]()
-    if data.path is not None:
+    data, base = recipe.data, recipe.base
+    paths: dict[str, Any] = {}
+    if data.path is None:
+        splits = {name: getattr(data, name) for name in ("train", "evaluate", "predict")}
+        paths = {name: resolve(f"data.{name}", file) for name, file in splits.items()}
+        extra = {name: resolve(f"data.extra.{name}", file) for name, file in data.extra.items()}
+        paths["extra"] = extra
+    else:
         source = Path(str(resolve("data.path", data.path)))
         # `nyu-mll/glue` is a data set of the hub, unless there is such a folder.
         if data.path.startswith((".", "~")) or source.is_dir():
-            changes["path"] = str(source.resolve())
-    else:
-        changes = {name: resolve(f"data.{name}", getattr(data, name)) for name in _SPLITS}
-        extra = {name: resolve(f"data.extra.{name}", file) for name, file in data.extra.items()}
-        changes["extra"] = extra
-    updates: dict[str, Any] = {"data": data.model_copy(update=changes)}
-    base = Path(recipe.base.path).expanduser()
-    if base.is_dir():  # not a hub id or a name
-        updates["base"] = recipe.base.model_copy(update={"path": str(base.resolve())})
-    return recipe.model_copy(update=updates)
+            paths["path"] = str(source.resolve())
+    if (local := Path(base.path).expanduser()).is_dir():  # not a hub id or a name
+        base = base.model_copy(update={"path": str(local.resolve())})
+    return recipe.model_copy(update={"data": data.model_copy(update=paths), "base": base})
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -94,11 +81,9 @@ def dump_recipe(recipe: Recipe) -> str:
 def check_code_trust(key: str, wanted: bool, overrides: Container[str], where: str) -> None:
     """UsageError if only the file itself says that the Python code of a base can be trusted."""
     if wanted and key not in overrides and os.environ.get(TRUST_VARIABLE) != "1":
-        raise UsageError(
-            f"{key}: true would run Python code that comes with the base",
-            where=where,
-            cure=f"If you trust its source, pass --trust-remote-code or set {TRUST_VARIABLE}=1.",
-        )
+        what = f"{key}: true would run Python code that comes with the base"
+        cure = f"If you trust its source, pass --trust-remote-code or set {TRUST_VARIABLE}=1."
+        raise UsageError(what, where=where, cure=cure)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -113,16 +98,10 @@ def shipped_folder() -> Path:
 
 
 def find_yaml_file(name: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
-    """Returns a shipped file by its name, or the path itself.
-
-    Raises:
-        UsageError: There is no such file; `kind` is the word for it.
-    """
+    """Returns a shipped file by its name, or the path itself; UsageError if there is no file."""
     path = shipped.get(str(name), Path(name))
     if path.is_file():
         return path
-    if str(name) and path.is_dir():
-        raise UsageError(f"{name} is a folder", cure=f"Name a YAML file, or a shipped {kind}.")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UsageError(f"no such file: {name}", cure="Check the path.")
     cure = f"{suggest(str(name), shipped)} For a file of yours give its path, with .yaml."
@@ -137,9 +116,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def _validate(document: Document) -> Recipe:
     if "corpus" in document.data and "task" not in document.data:
-        raise UsageError(
-            "this is a pre-training plan, not a recipe",
-            where=document.where,
-            cure="Use gptft pretrain with it, and its result as --base of gptft train.",
-        )
+        cure = "Use gptft pretrain with it, and its result as --base of gptft train."
+        what = "this is a pre-training plan, not a recipe"
+        raise UsageError(what, where=document.where, cure=cure)
     return validate(Recipe, document)

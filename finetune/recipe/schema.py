@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from finetune.evaluation.metrics import METRICS
 from task_formats import (
@@ -33,17 +33,8 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
 Epochs = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 RawLabel = bool | str | int | float
 """A value of a column, as the data has it."""
-
-
-def _check_metric(name: str) -> str:
-    if name not in METRICS:
-        raise UsageError(f"unknown metric {name!r}", cure=suggest(name, METRICS))
-    return name
-
-
-MetricName = Annotated[
-    str, AfterValidator(_check_metric), Field(json_schema_extra={"enum": [*METRICS]})
-]
+MetricName = Annotated[str, Field(json_schema_extra={"enum": [*METRICS]})]
+_RESUME_SAFE: dict[str, Any] = {"resume_safe": True}
 
 
 class StrictModel(BaseModel):
@@ -54,26 +45,18 @@ class StrictModel(BaseModel):
     )
 
     def fixed_on_resume(self, sections: Iterable[str]) -> dict[str, Any]:
-        """Returns dotted key to value of all fields in these sections that are not `resume_safe`.
-
-        A run may only be resumed by a configuration that agrees on these.
-        """
+        """Returns dotted key to value of the fields that must not change when a run is resumed."""
         return {
             f"{section}.{name}": value
             for section in sections
             for name, value in getattr(self, section).model_dump().items()
-            if not _is_resume_safe(getattr(self, section), name)
+            if type(getattr(self, section)).model_fields[name].json_schema_extra != _RESUME_SAFE
         }
 
 
 def resume_safe(default: Any, **constraints: Any) -> Any:
     """Declares a field that may change when a run is resumed: it does not affect results."""
-    return Field(default, json_schema_extra={"resume_safe": True}, **constraints)
-
-
-def _is_resume_safe(section: BaseModel, name: str) -> bool:
-    extra = type(section).model_fields[name].json_schema_extra
-    return isinstance(extra, dict) and extra.get("resume_safe") is True
+    return Field(default, json_schema_extra=_RESUME_SAFE, **constraints)
 
 
 class CustomFormatConfig(StrictModel):
@@ -97,8 +80,7 @@ class PromptConfig(StrictModel):
     prior: str = "Answer: "
     """Context of the unconditional probability, for `normalization: prior`."""
     threshold: Literal["train", "median"] | None = None
-    """With two labels and one answer such as "{text}": predict the second label if the answer's
-    log-likelihood exceeds the best threshold on the training split, or the median."""
+    """The log-likelihood of the one answer above which the second of two labels is predicted."""
 
 
 class TaskConfig(StrictModel):
@@ -128,33 +110,24 @@ class TaskConfig(StrictModel):
     """Further prompts by name, for `gptft prompt --prompt NAME`."""
 
     @model_validator(mode="after")
-    def _check_labels_and_metrics(self) -> "TaskConfig":
+    def _check(self) -> "TaskConfig":
         if (self.labels is None) == (self.range is None):
-            raise ValueError("give exactly one of labels and range")
+            raise UsageError("give exactly one of labels and range")
         kind = "classes" if self.range is None else "scores"
-        fitting = [name for name, metric in METRICS.items() if metric.labels == kind]
+        metrics = [name for name, metric in METRICS.items() if metric.labels == kind]
         for name in self.metrics:
-            if name not in fitting:
+            if name not in metrics:
                 raise UsageError(
-                    f"the metric {name} is not for {'a range' if self.range else 'labels'}",
-                    cure=f"Use {', '.join(fitting)}.",
+                    f"{name!r} is not a metric for {kind}", cure=suggest(name, metrics)
                 )
         if self.labels is not None:
             names = Classes.of(self.labels).names
             if self.positive is not None and self.positive not in names:
-                raise UsageError(
-                    f"positive is not a label (got {self.positive!r})",
-                    cure=suggest(self.positive, names),
-                )
+                what = f"positive is not a label (got {self.positive!r})"
+                raise UsageError(what, cure=suggest(self.positive, names))
             if "f1" in self.metrics and self.positive is None and len(names) > 2:
-                raise UsageError(
-                    "f1 needs one positive label, and there are more than two labels",
-                    cure="Set task.positive, or use macro_f1.",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_task(self) -> "TaskConfig":
+                what = "f1 needs one positive label, and there are more than two labels"
+                raise UsageError(what, cure="Set task.positive, or use macro_f1.")
         self.build()
         for name in self.prompts:
             self.with_prompt(name).build()
@@ -167,14 +140,11 @@ class TaskConfig(StrictModel):
         bounds = (task.labels.low, task.labels.high) if isinstance(task.labels, Range) else None
         return cls(
             format=named or CustomFormatConfig(views=task.format.views),
-            columns={
-                name: column if isinstance(column, str) else tuple(column)
-                for name, column in task.columns.items()
-            },
-            values={column: dict(words) for column, words in task.values.items()},
+            columns=cast(Any, task.columns),
+            values=cast(Any, task.values),
             labels=dict(task.labels.raw) if isinstance(task.labels, Classes) else None,
             range=bounds,
-            metrics=cast(Any, task.metrics) or (("pearson",) if bounds else ("accuracy",)),
+            metrics=task.metrics or (("pearson",) if bounds else ("accuracy",)),
             positive=task.positive,
             unlabelled=tuple(sorted(task.unlabelled)),
         )
@@ -275,10 +245,8 @@ class DataConfig(StrictModel):
     @model_validator(mode="after")
     def _check_names(self) -> "DataConfig":
         if taken := {"train", "evaluate", self.evaluate} & self.extra.keys():
-            raise UsageError(
-                f"data.extra uses the name of another split: {max(map(str, taken))!r}",
-                cure="Rename it: scores are saved by the name of the split.",
-            )
+            what = f"data.extra uses the name of another split: {max(map(str, taken))!r}"
+            raise UsageError(what, cure="Rename it: scores are saved by the name of the split.")
         return self
 
 
@@ -292,8 +260,7 @@ class TrainConfig(StrictModel):
     epochs: Epochs = 3
     """Number of epochs; may be fractional."""
     fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
-    """Fraction of the labelled training rows to use, stratified by label and drawn by the seed. For
-    one seed, a smaller fraction is a subset of a larger one."""
+    """Fraction of the labelled training rows to use, stratified by label and drawn by the seed."""
     lm_coefficient: NonNegativeFloat = 0.5
     """λ of L3 = L2 + λ · L1; 0 computes no language-model loss."""
     warmup: Fraction = 0.002
@@ -321,8 +288,7 @@ class TrainConfig(StrictModel):
     layout: Literal["auto", "separate", "shared", "packed"] = resume_safe("auto")
     """How views are arranged in batches. Results are equal; auto takes the fastest possible."""
     tokens_per_forward: Positive | None = resume_safe(None)
-    """Maximum number of tokens in one forward pass [default: by available memory]. Updates are
-    split as needed, with the same gradient."""
+    """Maximum number of tokens in a forward pass [default: by memory]; the gradient is the same."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with fp32 weights; auto uses it where hardware supports it."""
     deterministic: bool = False
@@ -332,10 +298,9 @@ class TrainConfig(StrictModel):
     most_refused: Positive = resume_safe(10)
     """Stop after this many consecutive updates with non-finite gradients."""
     checkpoint_minutes: PositiveFloat | None = resume_safe(10)
-    """Minutes between checkpoints, in addition to one per epoch. If this and checkpoint_updates are
-    null, checkpoints are only written on a signal."""
+    """Minutes between checkpoints, in addition to one per epoch."""
     checkpoint_updates: Positive | None = resume_safe(None)
-    """Updates between checkpoints."""
+    """Updates between checkpoints. If it and the minutes are null, only a signal causes one."""
 
 
 class Recipe(StrictModel):

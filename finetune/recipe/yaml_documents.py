@@ -1,12 +1,8 @@
-"""YAML files as plain values with line numbers, and back.
-
-ruamel.yaml parses and writes. Scalars are those of YAML 1.2's core schema; tags, anchors and
-aliases are refused.
-"""
+"""YAML 1.2 files as plain values with line numbers, and back; tags and aliases are refused."""
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +21,12 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 _MAX_LINE = 80
 _SCALARS = (  # YAML 1.2.2, section 10.3.2
-    (re.compile(r"|~|null|Null|NULL"), lambda text: None),
-    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text[0] in "tT"),
+    (re.compile(r"|~|null|Null|NULL"), lambda s: None),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda s: s[0] in "tT"),
     (re.compile(r"[-+]?[0-9]+"), int),
-    (re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+"), lambda text: int(text, 0)),
+    (re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+"), lambda s: int(s, 0)),
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
-    (
-        re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-        lambda text: float(text.replace(".", "")),
-    ),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda s: float(s.replace(".", ""))),
 )
 _PLAIN = re.compile(r"[A-Za-z/]([\w ./+-]*[\w./])?")
 """Text that is written without quotes."""
@@ -51,11 +44,7 @@ class Document(NamedTuple):
 
 
 def read_document(path: Path) -> Document:
-    """Reads a YAML file whose content is a mapping.
-
-    Raises:
-        UsageError: The file cannot be read, is larger than 256 KiB, or is not valid.
-    """
+    """Reads a YAML file whose content is a mapping; UsageError if it is not valid or too large."""
     with explain_os_errors(path), path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -98,131 +87,87 @@ def write_document(data: Mapping[str, Any]) -> str:
     """Returns YAML that `parse_document` reads back equal, with a line for every key."""
     yaml, stream = YAML(), io.StringIO()
     yaml.width = MAX_BYTES  # folded lines do not always read back equal
-    yaml.representer.add_representer(type(None), _represent_null)
+    null = ("tag:yaml.org,2002:null", "null")
+    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(*null))
     yaml.dump(_to_ruamel(data, depth=0), stream)
     return stream.getvalue()
 
 
-def compare_documents(old: str, new: str) -> list[str]:
-    """Lists the differences of two YAML texts.
-
-    >>> compare_documents("train: {seed: 1, epochs: 3}", "train: {seed: 1, epochs: 5}")
-    ['train.epochs was 3, is 5']
-    """
-    before, after = (dict(_flatten(parse_document(text).data, "")) for text in (old, new))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed]
-
-
-def _flatten(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _flatten(inner, f"{key}.{name}" if key else str(name))
-
-
 def _parse(text: str, where: str) -> Document:
     try:
-        return _Parser(text, where).parse()
-    except MarkedYAMLError as error:
-        what, cure = (
-            error.problem or "not valid YAML",
-            "Check the YAML: indentation, colons, quotes.",
-        )
-        place = _format_place(where, error.problem_mark or error.context_mark)
-    except UsageError:
-        raise
-    except (YAMLError, ValueError, OverflowError) as error:  # a character that is not allowed
-        what, place, cure = str(error).splitlines()[0], where, "Check the characters and escapes."
-    raise UsageError(what, where=place, cure=cure)
+        parser = _Parser(text)
+        return Document(parser.parse(), parser.lines, where)
+    # A number of more than 4300 digits is a ValueError, an escape beyond Unicode an OverflowError.
+    except (YAMLError, ValueError, OverflowError) as error:
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    cure = "Use plain YAML, and quotes around text with special characters."
+    raise UsageError(what, where=", ".join(filter(None, (where, place))), cure=cure)
 
 
 class _Parser:
     """Builds plain values from the events of ruamel's parser."""
 
-    def __init__(self, text: str, where: str) -> None:
+    def __init__(self, text: str) -> None:
+        self.lines: dict[KeyPath, int | None] = {}
         self._events: Iterator[Any] = YAML(typ="safe", pure=True).parse(text)
-        self._where = where
-        self._lines: dict[KeyPath, int | None] = {}
 
-    def parse(self) -> Document:
-        data = None
+    def parse(self) -> Any:
         next(self._events)  # the start of the stream
-        if isinstance(next(self._events), events.DocumentStartEvent):
-            data = self._value(next(self._events), ())
-            next(self._events)  # the end of the document
-            if not isinstance(event := next(self._events), events.StreamEndEvent):
-                raise self._error(event, "another document", "Keep one document.")
-        return Document(data, self._lines, self._where)
+        if not isinstance(next(self._events), events.DocumentStartEvent):
+            return None
+        data = self._value(next(self._events), ())
+        next(self._events)  # the end of the document
+        event = next(self._events)
+        _refuse(not isinstance(event, events.StreamEndEvent), event, "another document")
+        return data
 
     def _value(self, event: Any, path: KeyPath) -> Any:
-        if isinstance(event, events.AliasEvent) or event.anchor:
-            raise self._error(event, "an anchor or alias (& or *)", "Write the value, or quote it.")
-        if event.tag not in (None, "!"):
-            raise self._error(event, f"the tag {event.tag!r}", "Recipes contain plain values only.")
-        if len(path) >= MAX_DEPTH:
-            raise self._error(event, f"more than {MAX_DEPTH} levels", "Remove nested brackets.")
+        is_alias = isinstance(event, events.AliasEvent) or event.anchor
+        _refuse(is_alias, event, "an anchor or alias (& or *)")
+        _refuse(event.tag not in (None, "!"), event, f"the tag {event.tag!r}")
+        _refuse(len(path) >= MAX_DEPTH, event, f"more than {MAX_DEPTH} levels")
         if isinstance(event, events.ScalarEvent):
-            return self._scalar(event)
-        return self._collection(path, isinstance(event, events.MappingStartEvent))
-
-    def _scalar(self, event: events.ScalarEvent) -> Any:
-        text: str = event.value
-        if not event.implicit[0]:  # quoted
-            return text
-        try:
-            return _parse_scalar(text)
-        except ValueError:  # Python reads no integer of more than 4300 digits
-            raise self._error(event, f"a number of {len(text)} digits", "Quote text.") from None
-
-    def _collection(self, path: KeyPath, is_mapping: bool) -> dict[Any, Any] | list[Any]:
+            return _parse_scalar(event.value) if event.implicit[0] else event.value
+        is_mapping = isinstance(event, events.MappingStartEvent)
         items: dict[Any, Any] = {}
         while not isinstance(event := next(self._events), _END):
             key = self._value(event, path) if is_mapping else len(items)
-            if is_mapping and not isinstance(event, events.ScalarEvent):
-                raise self._error(event, "a key that is not a scalar", "Write key: value.")
-            if key in items:
-                raise self._error(event, f"the key {key!r} twice", "Keep one of them.")
+            is_nested = is_mapping and not isinstance(event, events.ScalarEvent)
+            _refuse(is_nested, event, "a key that is not a scalar")
+            _refuse(key in items, event, f"the key {key!r} twice")
             inner = (*path, key)
-            self._lines[inner] = event.start_mark.line + 1
+            self.lines[inner] = event.start_mark.line + 1
             items[key] = self._value(next(self._events) if is_mapping else event, inner)
         return items if is_mapping else list(items.values())
 
-    def _error(self, event: Any, what: str, cure: str) -> UsageError:
-        place = _format_place(self._where, event.start_mark)
-        return UsageError(f"found {what}", where=place, cure=cure)
+
+def _refuse(condition: Any, event: Any, what: str) -> None:
+    if condition:
+        raise MarkedYAMLError(problem=f"found {what}", problem_mark=event.start_mark)
 
 
 def _parse_scalar(text: str) -> Any:
     return next((convert(text) for form, convert in _SCALARS if form.fullmatch(text)), text)
 
 
-def _format_place(where: str, mark: Any) -> str:
-    line = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return ", ".join(filter(None, (where, line)))
-
-
-def _represent_null(representer: Any, value: None) -> Any:
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
-
-
 def _to_ruamel(value: Any, depth: int) -> Any:
     """Values with their style: short inner collections of scalars stand in one line."""
     if isinstance(value, str):
-        is_plain = _PLAIN.fullmatch(value) and not any(
-            form.fullmatch(value) for form, _ in _SCALARS
-        )
+        is_plain = _PLAIN.fullmatch(value) and _parse_scalar(value) == value
         return value if is_plain else DoubleQuotedScalarString(value)
     if not isinstance(value, Mapping | list | tuple):
         return value
     result: CommentedMap | CommentedSeq
     if isinstance(value, Mapping):
-        result, inner = CommentedMap(), list(value.values())
-        result.update({_to_ruamel(k, depth): _to_ruamel(v, depth + 1) for k, v in value.items()})
+        inner: Iterable[Any] = value.values()
+        result = CommentedMap(
+            (_to_ruamel(key, depth), _to_ruamel(item, depth + 1)) for key, item in value.items()
+        )
     else:
-        result, inner = CommentedSeq(_to_ruamel(item, depth + 1) for item in value), list(value)
-    is_nested = any(isinstance(item, Mapping | list | tuple) for item in inner)
-    if not value or (depth > 1 and not is_nested and len(repr(value)) <= _MAX_LINE):
+        inner, result = value, CommentedSeq(_to_ruamel(item, depth + 1) for item in value)
+    is_flat = not any(isinstance(item, Mapping | list | tuple) for item in inner)
+    if not value or (depth > 1 and is_flat and len(repr(value)) <= _MAX_LINE):
         result.fa.set_flow_style()
     return result

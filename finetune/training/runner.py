@@ -10,7 +10,6 @@ from finetune.checkpointing.run_folder import read_recipe
 from finetune.distributed.collectives import agree_on_request, barrier
 from finetune.distributed.signals import Request, SignalListener
 from finetune.evaluation.evaluate import RowLogits
-from finetune.recipe.yaml_documents import compare_documents
 from finetune.training.events import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.training.job import Evaluation, TrainingJob
 from finetune.training.loop import optimize
@@ -48,7 +47,8 @@ def run(
     ):
         if result := recorder.finished_result():
             yield Notice(f"{folder} is already finished: nothing was trained")
-            if changes := compare_documents(read_recipe(folder), config_yaml):
+            saved = read_recipe(folder).splitlines()
+            if changes := [line.strip() for line in config_yaml.splitlines() if line not in saved]:
                 yield Notice(f"ignored, because the run is finished: {'; '.join(changes)}")
             yield Finished(result)
             return
