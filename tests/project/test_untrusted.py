@@ -189,10 +189,10 @@ def test_a_head_of_another_shape_is_refused(change, run):
         ("moment", lambda t, m: t.update({"exp_avg.head.bias": torch.zeros(9)}), "exp_avg.head"),
         ("names", lambda t, m: t.pop("weight.head.bias"), "weight.head.bias"),
         ("more", lambda t, m: t.update({"weight.evil": torch.zeros(1)}), "other weights"),
-        ("no metadata", lambda t, m: m.clear(), "provenance"),
+        ("no metadata", lambda t, m: m.clear(), "config"),
         ("metadata", lambda t, m: m.update(provenance=[]), "does not fit the run"),
-        ("progress", lambda t, m: m["progress"].update(update=-5), "counts backwards"),
-        ("text", lambda t, m: m["progress"].update(budget="x"), "something else than numbers"),
+        ("progress", lambda t, m: m["progress"].update(update=-5), "negative count"),
+        ("text", lambda t, m: m["progress"].update(budget="x"), "not numeric"),
         ("key", lambda t, m: m["progress"].update(evil=1), "evil"),
     ],
 )
