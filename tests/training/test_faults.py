@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and memory that is not there."""
+"""Numbers that are not finite, missing memory, and a full disk."""
 
 import shutil
 
@@ -42,7 +42,7 @@ def recipe(base, folder, bad: tuple[int, ...], **settings):
     return made
 
 
-def test_an_update_that_is_not_finite_leaves_the_weights_alone(bases, tmp_path, poisoned) -> None:
+def test_an_update_that_is_not_finite_changes_no_weight(bases, tmp_path, poisoned) -> None:
     job, run = recipe(bases("gpt2"), tmp_path / "d", (7,), checkpoint_updates=1), tmp_path / "run"
     order = finetune.training.finetuning.EpochSampler(20, 8, 2, 42)
     bad = [update for update in range(1, 7) if 7 in order.indices(update)]
@@ -115,7 +115,7 @@ def test_a_run_that_is_refused_again_and_again_stops(
     assert last["update"] == most
 
 
-def test_a_score_that_is_no_number_is_never_the_best() -> None:
+def test_nan_is_never_the_best_score() -> None:
     progress = TrainingProgress()
     better = [
         progress.record_evaluation(k + 1, score)
@@ -214,7 +214,7 @@ def test_other_errors_are_not_taken_for_it(bases, tmp_path, monkeypatch) -> None
 
 
 @pytest.mark.parametrize("size", ["30k", "150k"])
-def test_a_disk_that_has_no_room_for_the_best_model_is_told(size, bases, tmp_path) -> None:
+def test_a_full_disk_is_reported_when_the_best_model_is_saved(size, bases, tmp_path) -> None:
     """Evaluated before the first state is due: the model is what does not fit."""
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", evaluations=3)
     with small_disk(tmp_path / "disk", size) as disk:

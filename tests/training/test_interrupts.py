@@ -1,4 +1,4 @@
-"""Signals to a run: what is under way is finished, a whole state saved, and nothing is lost."""
+"""Signals to a run: a checkpoint is saved and nothing is lost."""
 
 import itertools
 import os
@@ -48,10 +48,10 @@ def test_a_signal_ends_an_evaluation(evaluation, job, undisturbed, tmp_path, mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_whose_data_is_made_ready(
+def test_a_signal_stops_the_preparation_of_data(
     number, job, undisturbed, tmp_path, monkeypatch
 ) -> None:
-    """After not one row more; the same command begins anew, and leaves earlier states be."""
+    """At once; the same command starts over, and keeps earlier checkpoints."""
     run, seen = tmp_path / "run", []
 
     def note(example):
@@ -79,7 +79,7 @@ def test_a_signal_ends_a_run_whose_data_is_made_ready(
     jobs.assert_same(run, undisturbed)
 
 
-def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
+def test_a_request_to_save_saves_and_continues(job, undisturbed, tmp_path) -> None:
     run = tmp_path / "run"
     saved = []
     for event in events(job, run):
@@ -92,7 +92,9 @@ def test_a_wish_to_save_saves_and_goes_on(job, undisturbed, tmp_path) -> None:
     jobs.assert_same(run, undisturbed)
 
 
-def test_a_state_is_saved_during_an_evaluation(job, undisturbed, tmp_path, monkeypatch) -> None:
+def test_a_checkpoint_is_saved_during_an_evaluation(
+    job, undisturbed, tmp_path, monkeypatch
+) -> None:
     run, saved = tmp_path / "run", []
     read, save = finetune.training.finetuning.compute_logits, RunFolder.save
 
@@ -146,7 +148,9 @@ def stop_with_slow_saves(job, run: Path, monkeypatch, number: int, second: int) 
             helper.join()
 
 
-def test_a_second_interrupt_waits_for_no_save(job, undisturbed, tmp_path, monkeypatch) -> None:
+def test_a_second_interrupt_does_not_wait_for_a_save(
+    job, undisturbed, tmp_path, monkeypatch
+) -> None:
     """The checkpoint that is being written may be lost; the one before it is not."""
     run = tmp_path / "run"
     monkeypatch.setattr(signals, "ECHO_SECONDS", -1)
@@ -161,7 +165,7 @@ def test_a_second_interrupt_waits_for_no_save(job, undisturbed, tmp_path, monkey
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_an_echo_does_not_end_a_save(number, job, undisturbed, tmp_path, monkeypatch) -> None:
-    """A launcher may pass on what the process has had already."""
+    """A launcher may forward a signal that the process has received already."""
     run, first = tmp_path / "run", signal.SIGTERM if number == signal.SIGUSR1 else number
     monkeypatch.setattr(signals, "ECHO_SECONDS", 1e9)
     stop_with_slow_saves(job, run, monkeypatch, first, number)

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the very same bits, wherever it was stopped."""
+"""A stopped run continues to the same bits, wherever it was stopped."""
 
 import itertools
 import random
@@ -100,8 +100,10 @@ def test_another_recipe_is_refused(job, tmp_path) -> None:
             finetune.train(jobs.change(job, part, **values), run, resume=True)
 
 
-def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path, monkeypatch) -> None:
-    """And takes effect: who resumes with smaller passes, for want of memory, gets them."""
+def test_settings_that_do_not_change_results_may_change_on_resume(
+    job, bases, tmp_path, monkeypatch
+) -> None:
+    """And they take effect, such as smaller passes when memory ran out."""
     quiet = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epsilon=1e-3)
     whole = jobs.train(quiet, tmp_path / "whole")
     run = tmp_path / "run"
@@ -119,7 +121,7 @@ def test_what_does_not_change_the_result_may_differ(job, bases, tmp_path, monkey
     assert jobs.distance(jobs.weights(whole), jobs.weights(run)) < 1e-5
 
 
-def test_changed_data_is_told(job, tmp_path) -> None:
+def test_changed_data_is_reported(job, tmp_path) -> None:
     run, copy = tmp_path / "run", tmp_path / "held-out.jsonl"
     rows = jobs.rows("multiple_choice", 9, seed=1)
     mine = jobs.change(job, "data", evaluate=jobs.write_rows(copy, rows))
@@ -132,7 +134,7 @@ def test_changed_data_is_told(job, tmp_path) -> None:
     ]
 
 
-def test_other_versions_are_told(job, tmp_path, monkeypatch) -> None:
+def test_other_versions_are_reported(job, tmp_path, monkeypatch) -> None:
     run = tmp_path / "run"
     jobs.stop_at(job, run, 2)
     monkeypatch.setattr(finetune.checkpointing.provenance, "_version", lambda _: "0.0")
@@ -141,13 +143,13 @@ def test_other_versions_are_told(job, tmp_path, monkeypatch) -> None:
     assert all(text.endswith("is 0.0") for text in notices)
 
 
-def test_nothing_to_resume_is_told(job, tmp_path) -> None:
+def test_nothing_to_resume_is_reported(job, tmp_path) -> None:
     first = next(iter(events(job, tmp_path / "run", resume=True)))
     assert "nothing to resume" in first.text
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "metadata.json", "manifest.json"])
-def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path) -> None:
     run = tmp_path / "run"
     jobs.stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
     broken = run / "checkpoints" / "update-00000005" / name
@@ -162,7 +164,7 @@ def test_the_state_before_a_damaged_one_is_used(name, job, undisturbed, tmp_path
     jobs.assert_same(run, undisturbed)
 
 
-def test_with_every_state_damaged_the_run_starts_anew(job, undisturbed, tmp_path) -> None:
+def test_without_a_usable_checkpoint_the_run_starts_over(job, undisturbed, tmp_path) -> None:
     run = tmp_path / "run"
     jobs.stop_at(jobs.change(job, "train", checkpoint_updates=1), run, 5)
     for path in run.glob("checkpoints/*/tensors.safetensors"):

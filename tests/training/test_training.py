@@ -92,7 +92,7 @@ def test_probabilities_are_one_per_class_or_choice(kind: str, finished) -> None:
         assert prediction.label == names[int(np.argmax(prediction.scores))]
 
 
-def test_the_log_tells_every_update_and_evaluation(finished) -> None:
+def test_the_log_has_every_update_and_evaluation(finished) -> None:
     run = finished("entailment")
     events = jobs.log(run)
     assert [event["update"] for event in events if event["event"] == "train"] == [*range(1, 7)]
