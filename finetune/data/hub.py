@@ -8,13 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from finetune.data.rows import LocatedRow, RowLocation, raise_bad_rows
-from task_formats import Row, UsageError, suggest
+from finetune.data.readers.text import first_line
+from finetune.data.rows import LocatedRow, RowLocation, Rows
+from task_formats import UsageError, suggest
 
 _BATCH = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT = 5.0
-"""Seconds to wait for the hub's first answer."""
 
 
 @cache
@@ -27,27 +26,29 @@ def is_hub_reachable() -> bool:
     from huggingface_hub import constants, get_session
 
     try:
-        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
+        get_session().head(constants.ENDPOINT, timeout=5.0)
     except Exception:  # The types depend on the HTTP library of huggingface_hub.
         return False
     return True
 
 
 @dataclass(frozen=True)
-class HubRows:
+class HubRows(Rows):
     """The rows of one split, memory-mapped from the cache of `datasets`."""
 
-    origin: str
+    name: str
     table: Any
     """A datasets.Dataset."""
+
+    @property
+    def origin(self) -> str:
+        """The data set and the split."""
+        return self.name
 
     def read(self) -> Iterator[LocatedRow]:
         """Yields all rows in order."""
         for number, row in enumerate(self._rows(), start=1):
-            yield RowLocation(self.origin, number, "row"), row
-
-    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        return raise_bad_rows(self.read())
+            yield RowLocation(self.name, number, "row"), row
 
     def fingerprint(self) -> str:
         """SHA-256 over columns and rows, however they are split into files."""
@@ -78,35 +79,24 @@ def open_hub(path: str, name: str | None, split: str, revision: str | None) -> H
     from huggingface_hub import constants
 
     origin = f"{path} ({name}), {split}" if name else f"{path}, {split}"
-    online = is_hub_reachable()
-    if not online:
+    cure = "Check data.path, data.name, data.revision and the split, or give --data DIR."
+    if not is_hub_reachable():
         datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+        cure = (
+            "The hub is unreachable and the cache does not have the data set. Give a local copy "
+            "with --data DIR, or set HF_HOME to a cache that has it."
+        )
     try:
         table = datasets.load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # Of many types, from several libraries.
-        missing = "" if Path(path).exists() else f"there is no folder {path!r} here, and "
-        what = f"{missing}the data set cannot be loaded: {_first_line(error)}"
-        raise UsageError(what, where=origin, cure=_cure(online)) from error
-    if not online and revision and not _is_commit(table, revision):
+        what = f"there is no folder {path!r} here, and the data set cannot be loaded"
+        raise UsageError(f"{what}: {first_line(error)}", where=origin, cure=cure) from error
+    # Offline, `datasets` takes any revision that is in the cache, in a folder named by the commit.
+    commits = {Path(file["filename"]).parent.name for file in table.cache_files}
+    if not is_hub_reachable() and _COMMIT.fullmatch(revision or "") and commits != {revision}:
         what = f"the cache holds another revision than {revision}"
-        raise UsageError(what, where=origin, cure=_cure(online))
+        raise UsageError(what, where=origin, cure=cure)
     return HubRows(origin, table)
-
-
-def _is_commit(table: Any, revision: str) -> bool:
-    """False if the revision is a commit and the cached files are those of another commit."""
-    # The cache names folders after commits.
-    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
-    return not _COMMIT.fullmatch(revision) or folders == {revision}
-
-
-def _cure(online: bool) -> str:
-    if online:
-        return "Check data.path, data.name, data.revision and the split, or give --data DIR."
-    return (
-        "The hub is unreachable and the cache does not have the data set. Give a local copy with "
-        "--data DIR, or set HF_HOME to a cache that has it."
-    )
 
 
 def is_saved(folder: Path) -> bool:
@@ -121,14 +111,10 @@ def open_saved(folder: Path, split: str) -> HubRows:
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:
-        what = f"the saved data set cannot be read: {_first_line(error)}"
+        what = f"the saved data set cannot be read: {first_line(error)}"
         raise UsageError(what, where=str(folder), cure="Save it again.") from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise UsageError(f"no split {split!r}", where=str(folder), cure=suggest(split, saved))
         saved = saved[split]
     return HubRows(f"{folder}, {split}", saved)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

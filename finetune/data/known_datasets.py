@@ -5,11 +5,12 @@ write its recipe (a YAML file) and add one KnownDataset below.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.data.rows import ReadOptions
 
 ANY_SPLIT = "*"
+_Patterns = tuple[str, ...]
 
 SPLITS = {"validation": ("validation", "dev", "val", "valid"), "train": ("train", "training")}
 """First word of a split's name on the hub to the words that file names use for it."""
@@ -28,7 +29,7 @@ class KnownDataset:
     folders: tuple[str, ...]
     """Normalized names of its folder."""
     options: ReadOptions
-    files: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, _Patterns]
     """Split, or ANY_SPLIT, to patterns of paths below the folder; the first that exists is used."""
     sharded: bool = False
     """Whether a split is all files that match a pattern, not a single one."""
@@ -39,23 +40,50 @@ def normalize_name(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
 
 
+def _known(
+    title: str, names: str, folders: str, options: ReadOptions, pattern: str, **files: _Patterns
+) -> KnownDataset:
+    """One entry; names and folders are words, and the pattern is of all splits not in `files`."""
+    patterns = {**files, ANY_SPLIT: (pattern,)}
+    return KnownDataset(title, tuple(names.split()), tuple(folders.split()), options, patterns)
+
+
 def _glue(
     title: str,
-    *names: str,
-    rename: Mapping[str, str] | None = None,
+    name: str = "",
+    folders: str = "",
     columns: tuple[str, ...] = (),
-    files: Mapping[str, tuple[str, ...]] | None = None,
+    rename: Mapping[str, str] | None = None,
+    **files: _Patterns,
 ) -> KnownDataset:
+    name = name or normalize_name(title)
     options = ReadOptions("tsv", columns, {"index": "idx", **(rename or {})})
-    by_split = {**(files or {}), ANY_SPLIT: ("{split}.tsv",)}
-    return KnownDataset(f"GLUE's {title}", names[:1], names, options, by_split)
+    return _known(f"GLUE's {title}", name, folders or name, options, "{split}.tsv", **files)
 
 
-def _pairs(label: str) -> dict[str, str]:
-    return {"sentence1": "premise", "sentence2": "hypothesis", label: "label"}
+def _mnli(genre: str) -> KnownDataset:
+    validation, test = (f"dev_{genre}.tsv",), (f"test_{genre}.tsv",)
+    return _glue("MNLI", f"mnli{genre}", "mnli", rename=_MNLI, validation=validation, test=test)
 
 
-_MNLI = {"index": "idx", **_pairs("gold_label")}
+def _race(names: str, level: str) -> KnownDataset:
+    entry = _known("RACE", names, "race", ReadOptions("race"), f"{{split}}/{level}/*.txt")
+    return replace(entry, sharded=True)
+
+
+def _arc(level: str) -> KnownDataset:
+    options, folders = ReadOptions("jsonl", nested=_ARC), f"arc{level} arc"
+    return _known(f"ARC {level}", f"arc{level}", folders, options, f"arc-{level}-{{split}}.jsonl")
+
+
+def _story_cloze(name: str, pattern: str) -> KnownDataset:
+    options = ReadOptions("csv", rename=_STORIES)
+    return _known("Story Cloze", name, "storycloze rocstories", options, pattern)
+
+
+_PAIR = {"sentence1": "premise", "sentence2": "hypothesis"}
+_MNLI = {"index": "idx", **_PAIR, "gold_label": "label"}
+_AX = {**_PAIR, "label": "label"}
 _ARC = {
     "question": "question.stem",
     "choices": {"text": "question.choices.text", "label": "question.choices.label"},
@@ -67,92 +95,37 @@ _STORIES = {
     "RandomFifthSentenceQuiz2": "sentence_quiz2",
     "AnswerRightEnding": "answer_right_ending",
 }
-
-
-def _mnli(genre: str) -> KnownDataset:
-    name = f"mnli{genre}"
-    files = {
-        "validation": (f"dev_{genre}.tsv",),
-        "test": (f"test_{genre}.tsv",),
-        "train": ("train.tsv",),
-    }
-    return KnownDataset("GLUE's MNLI", (name,), ("mnli",), ReadOptions("tsv", rename=_MNLI), files)
-
-
-def _arc(level: str) -> KnownDataset:
-    return KnownDataset(
-        f"ARC {level}",
-        (f"arc{level}",),
-        (f"arc{level}", "arc"),
-        ReadOptions("jsonl", nested=_ARC),
-        {ANY_SPLIT: (f"arc-{level}-{{split}}.jsonl",)},
-    )
-
-
-def _race(level: str, *names: str) -> KnownDataset:
-    files = {ANY_SPLIT: (f"{{split}}/{level}/*.txt",)}
-    return KnownDataset("RACE", names, ("race",), ReadOptions("race"), files, sharded=True)
-
-
-def _story_cloze(year: str) -> KnownDataset:
-    return KnownDataset(
-        "Story Cloze",
-        (year,) if year else ("storycloze",),
-        ("storycloze", "rocstories"),
-        ReadOptions("csv", rename=_STORIES),
-        {ANY_SPLIT: (f"cloze_test_{{split}}__*{year}*.csv",)},
-    )
-
+_MRPC = {"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"}
+_SNLI = ReadOptions("tsv", rename=_MNLI, min_fields=10)
+_ORIGINAL_SNLI = ReadOptions("jsonl", rename={**_PAIR, "gold_label": "label"})
+_SCITAIL = ReadOptions("tsv", columns=("premise", "hypothesis", "label"))
 
 KNOWN_DATASETS = (
-    _glue("RTE", "rte"),
-    _glue("WNLI", "wnli"),
-    _glue("QNLI", "qnli"),
-    _glue("SST-2", "sst2"),
-    _glue("CoLA", "cola", columns=("source", "label", "mark", "sentence")),
-    _glue("STS-B", "stsb", rename={"score": "label"}),
-    _glue("QQP", "qqp", rename={"id": "idx", "is_duplicate": "label"}),
-    _glue(
-        "MRPC",
-        "mrpc",
-        rename={"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"},
-        # The hub's test rows have labels; among GLUE's own files only this one has them.
-        files={"test": ("msr_paraphrase_test.txt", "test.tsv")},
-    ),
-    _glue("MNLI", "mnli", rename=_MNLI),
+    _glue("RTE"),
+    _glue("WNLI"),
+    _glue("QNLI"),
+    _glue("SST-2"),
+    _glue("CoLA", columns=("source", "label", "mark", "sentence")),
+    _glue("STS-B", rename={"score": "label"}),
+    _glue("QQP", rename={"id": "idx", "is_duplicate": "label"}),
+    # The hub's test rows have labels; among GLUE's own files only the first of these has them.
+    _glue("MRPC", rename=_MRPC, test=("msr_paraphrase_test.txt", "test.tsv")),
+    _glue("MNLI", rename=_MNLI),
     _mnli("matched"),
     _mnli("mismatched"),
-    _glue("AX", "ax", "diagnostic", rename=_pairs("label"), files={"test": ("diagnostic.tsv",)}),
-    KnownDataset(
-        "SNLI",
-        ("snli", "plaintext"),
-        ("snli", "snli10"),
-        ReadOptions("tsv", rename=_MNLI, min_fields=10),
-        {ANY_SPLIT: ("{split}.tsv",)},
+    _glue("AX", folders="ax diagnostic", rename=_AX, test=("diagnostic.tsv",)),
+    _known("SNLI", "snli plaintext", "snli snli10", _SNLI, "{split}.tsv"),
+    _known("SNLI", "snli plaintext", "snli snli10", _ORIGINAL_SNLI, "snli_1.0_{split}.jsonl"),
+    _known(
+        "SciTail", "scitail tsvformat", "scitail tsvformat", _SCITAIL, "scitail_1.0_{split}.tsv"
     ),
-    KnownDataset(
-        "SNLI",
-        ("snli", "plaintext"),
-        ("snli", "snli10"),
-        ReadOptions("jsonl", rename=_pairs("gold_label")),
-        {ANY_SPLIT: ("snli_1.0_{split}.jsonl",)},
-    ),
-    KnownDataset(
-        "SciTail",
-        ("scitail", "tsvformat"),
-        ("scitail", "tsvformat"),
-        ReadOptions("tsv", columns=("premise", "hypothesis", "label")),
-        {ANY_SPLIT: ("scitail_1.0_{split}.tsv",)},
-    ),
-    _race("*", "all", "race"),
+    _race("all race", "*"),
     _race("middle", "middle"),
     _race("high", "high"),
-    _story_cloze("2016"),
-    _story_cloze("2018"),
-    _story_cloze(""),
-    KnownDataset(
-        "COPA", ("copa",), ("copa",), ReadOptions("jsonl"), {ANY_SPLIT: ("{split}.jsonl",)}
-    ),
+    _story_cloze("2016", "cloze_test_{split}__*2016*.csv"),
+    _story_cloze("2018", "cloze_test_{split}__*2018*.csv"),
+    _story_cloze("storycloze", "cloze_test_{split}__**.csv"),
+    _known("COPA", "copa", "copa", ReadOptions("jsonl"), "{split}.jsonl"),
     _arc("challenge"),
     _arc("easy"),
 )

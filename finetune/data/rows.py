@@ -1,8 +1,9 @@
 """Located rows: what every reader yields, and the limits that hold for every file."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from task_formats import Row, RowError
 
@@ -42,33 +43,28 @@ def locate_rows(rows: Iterable[Row], source: str) -> Iterator[LocatedRow]:
         yield RowLocation(source, index, "index"), row
 
 
-class Rows(Protocol):
+class Rows(ABC):
     """The rows of one split; every iteration starts from the first row."""
 
     @property
+    @abstractmethod
     def origin(self) -> str:
         """Where the rows come from, for messages."""
-        ...
 
+    @abstractmethod
     def read(self) -> Iterator[LocatedRow]:
         """Yields all rows in order; a row that cannot be used is a RowError."""
-        ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents, in hexadecimal."""
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         """Yields all rows in order; raises RowError at the first that cannot be used."""
-        ...
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the contents, in hexadecimal."""
-        ...
-
-
-def raise_bad_rows(rows: Iterator[LocatedRow]) -> Iterator[tuple[RowLocation, Row]]:
-    """Yields the rows; raises the RowError of the first that cannot be used."""
-    for location, row in rows:
-        if isinstance(row, RowError):
-            raise row
-        yield location, row
+        for location, row in self.read():
+            if isinstance(row, RowError):
+                raise row
+            yield location, row
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from finetune.data.readers.files import FORMATS, FileRows, detect_format, open_f
 from finetune.data.readers.text import describe_folder
 from finetune.data.rows import ReadOptions, Rows
 from finetune.recipe.schema import DataConfig
+from finetune.storage.files import explain_os_errors
 from task_formats import UsageError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_SHARDS = "{split}-*-of-*.parquet"
 
 
 def open_rows(data: DataConfig, split: str) -> Rows:
@@ -31,8 +31,7 @@ def open_rows(data: DataConfig, split: str) -> Rows:
     Args:
         data: `data.path` is a local folder or a data set of the hub; without it the split is a
             file.
-        split: The split as in the recipe (`data.train`, a value of `data.extra`). A split of
-            another configuration is written `ax/test`.
+        split: The split as in the recipe; one of another configuration is written `ax/test`.
 
     Raises:
         UsageError: There is no such split; the message lists what there is.
@@ -43,16 +42,14 @@ def open_rows(data: DataConfig, split: str) -> Rows:
     name = configuration or data.name
     folder = Path(data.path).expanduser()
     if folder.is_dir():
-        saved = [path for path in (folder / (name or ""), folder) if is_saved(path)]
-        if saved:
-            return open_saved(saved[0], split)
+        for path in (folder / (name or ""), folder):
+            if is_saved(path):
+                return open_saved(path, split)
         return _find_split_files(folder, name, split, subfolders_only=bool(configuration))
     if folder.exists():
-        raise UsageError(
-            "is a file, and data.path (--data) must be a folder or a data set of the hub",
-            where=data.path,
-            cure="Without data.path, the splits themselves can be files.",
-        )
+        what = "is a file, and data.path (--data) must be a folder or a data set of the hub"
+        cure = "Without data.path, the splits themselves can be files."
+        raise UsageError(what, where=data.path, cure=cure)
     if not _HUB_ID.fullmatch(data.path):
         raise UsageError("no such folder", where=data.path, cure="Correct data.path or --data.")
     return open_hub(data.path, name, split, data.revision)
@@ -65,10 +62,9 @@ def _find_split_files(
 
     The configuration's name selects a known layout; without one the folder's name does.
     """
-    layouts = _known_layouts(folder, name, subfolders_only)
     known = [
         (layout, home)
-        for layout in layouts
+        for layout in _known_layouts(folder, name, subfolders_only)
         for home in _find_homes(folder, layout.folders, subfolders_only)
     ]
     for layout, home in known:
@@ -81,7 +77,7 @@ def _find_split_files(
             return FileRows(files, ReadOptions(detect_format(files[0])))
     nearest = next(iter([*(home for _, home in known), *plain]), folder)
     what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
-    raise UsageError(what, where=str(folder), cure=describe_folder(nearest, _listed(nearest)))
+    raise UsageError(what, where=str(folder), cure=describe_folder(nearest))
 
 
 def _known_layouts(folder: Path, name: str | None, subfolders_only: bool) -> list[KnownDataset]:
@@ -91,14 +87,10 @@ def _known_layouts(folder: Path, name: str | None, subfolders_only: bool) -> lis
     if name is None:
         return own
     wanted = [layout for layout in KNOWN_DATASETS if normalize_name(name) in layout.names]
-    titles = {layout.title for layout in wanted}
-    is_other = own and wanted and titles.isdisjoint(layout.title for layout in own)
-    if is_other and not subfolders_only:
-        raise UsageError(
-            f"this folder holds {own[0].title}, and the recipe reads {wanted[0].title}",
-            where=str(folder),
-            cure="Give the folder of the recipe's data set, or the one that holds both.",
-        )
+    if own and wanted and not subfolders_only and not any(layout in own for layout in wanted):
+        what = f"this folder holds {own[0].title}, and the recipe reads {wanted[0].title}"
+        cure = "Give the folder of the recipe's data set, or the one that holds both."
+        raise UsageError(what, where=str(folder), cure=cure)
     return wanted
 
 
@@ -110,9 +102,8 @@ def _find_homes(folder: Path, names: Sequence[str], subfolders_only: bool) -> li
 
 
 def _subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [
-        path for path in _listed(folder) if normalize_name(path.name) in names and path.is_dir()
-    ]
+    paths = [path for path in _listed(folder) if normalize_name(path.name) in names]
+    return [path for path in paths if path.is_dir()]
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -121,33 +112,26 @@ def _listed(folder: Path) -> list[Path]:
     def natural(path: Path) -> tuple[int, str]:
         return (int(path.stem) if path.stem.isdecimal() else -1, path.name)
 
-    try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(folder)) from None
-    return sorted(paths, key=natural)
+    with explain_os_errors(folder):
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural)
 
 
 def _layout_files(home: Path, layout: KnownDataset, split: str) -> tuple[Path, ...]:
     for pattern in layout.files.get(split, layout.files.get(ANY_SPLIT, ())):
         for word in _split_words(split):
-            files = _match(home, pattern.format(split=glob.escape(word)))
-            if files:
+            if files := _match(home, pattern.format(split=glob.escape(word))):
                 return files if layout.sharded else _single(files, home)
-    return tuple(path for path in _match(home, glob.escape(split)) if path.is_file())
+    return _match(home, glob.escape(split))
 
 
 def _plain_files(home: Path, split: str) -> tuple[Path, ...]:
     """The file that is named by the split or after it, or the shards of a hub's Parquet copy."""
-    files = [path for path in _match(home, glob.escape(split)) if path.is_file()]
-    if not files:
-        endings = [ending + compressed for ending in FORMATS for compressed in ("", ".gz")]
-        words = _split_words(split)
-        patterns = [glob.escape(word) + ending for word in words for ending in endings]
-        files = [path for pattern in patterns for path in _match(home, pattern)]
-    if files:
-        return _single(files, home)
-    return _match(home, _SHARDS.format(split=glob.escape(split)))
+    endings = [ending + compressed for ending in FORMATS for compressed in ("", ".gz")]
+    names = [split], [word + ending for word in _split_words(split) for ending in endings]
+    for candidates in names:
+        if files := [path for name in candidates for path in _match(home, glob.escape(name))]:
+            return _single(files, home)
+    return _match(home, f"{glob.escape(split)}-*-of-*.parquet")
 
 
 def _split_words(split: str) -> tuple[str, ...]:
@@ -163,19 +147,17 @@ def _split_words(split: str) -> tuple[str, ...]:
 
 
 def _match(home: Path, pattern: str) -> tuple[Path, ...]:
-    """Paths below a folder that match a pattern, part by part, in any case of letters."""
+    """Files below a folder that match a pattern, part by part, in any case of letters."""
     paths = [home]
     for part in pattern.lower().split("/"):
         children = [path for folder in paths if folder.is_dir() for path in _listed(folder)]
         paths = [path for path in children if fnmatch(path.name.lower(), part)]
-    return tuple(paths)
+    return tuple(path for path in paths if path.is_file())
 
 
 def _single(files: Sequence[Path], home: Path) -> tuple[Path, ...]:
     if len(files) > 1:
-        raise UsageError(
-            f"several files for one split: {', '.join(path.name for path in files)}",
-            where=str(home),
-            cure="Keep one of them there, or name the file in the recipe's data.",
-        )
+        what = f"several files for one split: {', '.join(path.name for path in files)}"
+        cure = "Keep one of them there, or name the file in the recipe's data."
+        raise UsageError(what, where=str(home), cure=cure)
     return tuple(files)

@@ -12,12 +12,12 @@ from finetune.data import (
     LocatedRow,
     ReadReport,
     RowLocation,
+    Rows,
     build_examples,
     locate_rows,
     open_file,
     read_examples,
 )
-from finetune.data.rows import raise_bad_rows
 from finetune.recipe.schema import TaskConfig
 from task_formats import Example, Row, RowError, Task, UsageError
 
@@ -29,7 +29,7 @@ TASK = TaskConfig(
 ).build()
 
 
-class ListedRows:
+class ListedRows(Rows):
     """Rows from a list: a text and a raw label, or None for a row that cannot be read."""
 
     origin = "list"
@@ -42,9 +42,6 @@ class ListedRows:
             location = RowLocation("list", number)
             error = RowError("torn", where=str(location))
             yield location, error if row is None else {"text": row[0], "label": row[1]}
-
-    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        return raise_bad_rows(self.read())
 
     def fingerprint(self) -> str:
         return ""

@@ -74,7 +74,7 @@ def test_what_the_hubs_loader_gives(tmp_path: Path) -> None:
     found = open_hub(str(tmp_path), None, "train", None)
     assert [row for _, row in found] == rows(5)
     assert found.origin == f"{tmp_path}, train"
-    with pytest.raises(UsageError, match=r"^[^:]*: the data set cannot be loaded: Unknown split"):
+    with pytest.raises(UsageError, match="the data set cannot be loaded: Unknown split"):
         open_hub(str(tmp_path), None, "test", None)
     with pytest.raises(UsageError, match="BuilderConfig 'rte' not found"):
         open_hub(str(tmp_path), "rte", "train", None)

@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 from finetune.data.readers.text import Line, read_lines, row_too_long
@@ -28,11 +28,6 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     """Yields rows as {column: text}; `n/a`, `NA`, `null` and `None` are ordinary text.
 
     Empty lines are skipped, but in a TSV file of one column they are rows with an empty text.
-
-    Args:
-        stream: The bytes of the file.
-        file: Name of the file in locations.
-        options: Format csv or tsv, and the columns.
 
     Raises:
         UsageError: The header is wrong, or a quote is never closed.
@@ -61,9 +56,6 @@ def _columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str
         [(twice, _)] = Counter(columns).most_common(1)
         what = f"the header has {twice!r} twice"
         raise UsageError(what, where=f"{file}, line 1", cure="Rename one of the two columns.")
-    if options.format == "tsv" and any("\r" in name for name in columns):
-        what = "a carriage return inside the header"
-        raise UsageError(what, where=file, cure=r"Save the file with \n as its line end.")
     return columns
 
 
@@ -79,19 +71,17 @@ def _rows(
             yield location, dict(zip(columns, fields, strict=True))
         elif options.min_fields and options.min_fields <= len(fields):
             # Extra or missing fields are those just before the last one.
-            inner = dict(zip_longest(columns[:-1], fields[: width - 1][: len(fields) - 1]))
-            filled = {name: text or "" for name, text in inner.items()}
-            yield location, {**filled, columns[-1]: fields[-1]}
+            inner = [*fields[:-1], *[""] * width][: width - 1]
+            yield location, dict(zip(columns, [*inner, fields[-1]], strict=True))
         elif fields and not (fields == [""] and width > 1):
-            count = f"more than {MAX_COLUMNS}" if len(fields) > MAX_COLUMNS else len(fields)
-            what = f"{count} fields under a header of {width}"
+            what = f"{len(fields)} fields under a header of {width}"
             yield location, RowError(what, where=str(location), cure=_CURES[options.format])
 
 
 def _split_at_tabs(lines: Iterator[Line]) -> Iterator[_Record]:
     for number, text, error in lines:
-        line = text.removesuffix("\n").removesuffix("\r")
-        yield _Record(number, line.split("\t", MAX_COLUMNS), error)
+        fields = text.removesuffix("\n").removesuffix("\r").split("\t")
+        yield _Record(number, fields, error)
 
 
 def _parse_csv(lines: Iterator[Line], file: str) -> Iterator[_Record]:

@@ -11,7 +11,7 @@ from finetune.data.readers.json import read_json, read_json_lines
 from finetune.data.readers.parquet import read_parquet
 from finetune.data.readers.race import read_race
 from finetune.data.readers.text import open_stream
-from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, raise_bad_rows
+from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, Rows
 from task_formats import Row, RowError, UsageError
 from task_formats.templates import look_up
 
@@ -26,34 +26,28 @@ FORMATS = {
 """File ending to format. Text formats may be compressed: .csv.gz."""
 
 
-def detect_format(path: Path | str, format: str | None = None) -> str:
-    """Returns the format of a file, from its name or as given.
+_READERS = {"jsonl": read_json_lines, "json": read_json, "parquet": read_parquet, "race": read_race}
 
-    Args:
-        path: The file; `-` is standard input.
-        format: A file ending such as csv, with or without the dot.
+
+def detect_format(path: Path | str, format: str | None = None) -> str:
+    """Returns the format of a file: as given (a file ending such as csv), or from its name.
 
     Raises:
-        UsageError: The format is not known.
+        UsageError: The format is not known, or the path is `-` and no format is given.
     """
     known = ", ".join(FORMATS)
     if format is not None:
-        name = format.removeprefix(".")
-        if f".{name}" not in FORMATS:
-            raise UsageError(f"unknown format {format!r}", cure=f"Known: {known}.")
-        return FORMATS[f".{name}"]
+        if detected := FORMATS.get(f".{format.removeprefix('.')}"):
+            return detected
+        raise UsageError(f"unknown format {format!r}", cure=f"Known: {known}.")
     if str(path) == "-":
         what = "standard input has no name that shows its format"
         raise UsageError(what, cure=f"Give one of {known}.")
-    name = str(path).lower().removesuffix(".gz")
-    detected = FORMATS.get(Path(name).suffix)
-    if detected is None:
-        raise UsageError(
-            f"unknown kind of file {Path(name).suffix!r}",
-            where=str(path),
-            cure=f"Give the file one of these endings: {known}.",
-        )
-    return detected
+    ending = Path(str(path).lower().removesuffix(".gz")).suffix
+    if ending not in FORMATS:
+        cure = f"Give the file one of these endings: {known}."
+        raise UsageError(f"unknown kind of file {ending!r}", where=str(path), cure=cure)
+    return FORMATS[ending]
 
 
 def read_rows(
@@ -81,7 +75,7 @@ def open_file(
 
 
 @dataclass(frozen=True)
-class FileRows:
+class FileRows(Rows):
     """The rows of files of one kind, one file after another."""
 
     files: tuple[Path | str, ...]
@@ -91,18 +85,13 @@ class FileRows:
     def origin(self) -> str:
         """The first file and the number of others."""
         more = len(self.files) - 1
-        name = "standard input" if self.files[0] == "-" else str(self.files[0])
-        return f"{name} and {more} more" if more else name
+        return f"{_name(self.files[0])} and {more} more" if more else _name(self.files[0])
 
     def read(self) -> Iterator[LocatedRow]:
         """Yields all rows in order; a row that cannot be used is a RowError."""
         for path in self.files:
             with open_stream(path) as stream:
-                name = "standard input" if path == "-" else str(path)
-                yield from read_stream(stream, name, self.options)
-
-    def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
-        return raise_bad_rows(self.read())
+                yield from read_stream(stream, _name(path), self.options)
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files and over the options."""
@@ -122,21 +111,15 @@ class FileRows:
         return digest.hexdigest()
 
 
+def _name(path: Path | str) -> str:
+    return "standard input" if path == "-" else str(path)
+
+
 def read_stream(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[LocatedRow]:
     """Yields the rows of an open stream; locations name it `file`."""
-    match options.format:
-        case "csv" | "tsv":
-            return read_delimited(stream, file, options)
-        case "jsonl":
-            rows = read_json_lines(stream, file)
-        case "json":
-            rows = read_json(stream, file)
-        case "parquet":
-            rows = read_parquet(stream, file)
-        case "race":
-            return read_race(stream, file)
-        case other:
-            raise AssertionError(other)
+    if options.format in ("csv", "tsv"):
+        return read_delimited(stream, file, options)
+    rows = _READERS[options.format](stream, file)
     return _adapt(rows, options) if options.rename or options.nested else rows
 
 
@@ -144,9 +127,9 @@ def _adapt(rows: Iterator[LocatedRow], options: ReadOptions) -> Iterator[Located
     for location, row in rows:
         if isinstance(row, RowError):
             yield location, row
-            continue
-        renamed = {options.rename.get(name, name): value for name, value in row.items()}
-        yield location, {**renamed, **_select_nested(renamed, options.nested)}
+        else:
+            renamed = {options.rename.get(name, name): value for name, value in row.items()}
+            yield location, {**renamed, **_select_nested(renamed, options.nested)}
 
 
 def _select_nested(row: Row, paths: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,19 @@
 """Rows of Parquet files, read and written with pyarrow."""
 
-import shutil
-import tempfile
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow
 from pyarrow import parquet
 
-from finetune.data.readers.text import find_invalid_character, row_too_long
+from finetune.data.readers.text import find_invalid_character, first_line, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
 from task_formats import RowError, UsageError
 
-_BATCH = 1000
-_MAX_BATCH_BYTES = 2**28
+_READ_BATCH = 100
+"""Rows in memory: a file of some hundred bytes can hold a long text a million times."""
+_WRITE_BATCH = 1000
 
 
 def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
@@ -22,48 +22,29 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
     Raises:
         UsageError: It is not a complete Parquet file, or has too many or equal columns.
     """
-    if not stream.seekable():
-        # The index is at the end of the file, so a pipe is copied first.
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(stream, copy)
-            copy.seek(0)
-            yield from read_parquet(copy, file)
-        return
     try:
-        table = parquet.ParquetFile(stream)
-        if len(table.schema_arrow) > MAX_COLUMNS:
+        # The index is at the end of the file, so a pipe is read whole.
+        table = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        names = table.schema_arrow.names
+        if len(names) > MAX_COLUMNS:
             raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file)
-        if len(set(table.schema_arrow.names)) < len(table.schema_arrow):
+        if len(set(names)) < len(names):
             raise UsageError("two columns of one name", where=file, cure="Rename one of them.")
-        before = 0
-        for k in range(table.num_row_groups):
-            size = _batch_size(table.metadata.row_group(k))
-            for batch in table.iter_batches(batch_size=size, row_groups=[k]):
-                yield from _rows(batch, file, before)
-                before += batch.num_rows
+        number = 0
+        for batch in table.iter_batches(_READ_BATCH):
+            is_large = batch.nbytes > MAX_ROW_BYTES
+            for k, row in enumerate(batch.to_pylist()):
+                number += 1
+                location = RowLocation(file, number, "row")
+                if is_large and batch.slice(k, 1).nbytes > MAX_ROW_BYTES:
+                    raise row_too_long(str(location))
+                if find_invalid_character(row):
+                    yield location, RowError("a NUL", where=str(location), cure="Remove it.")
+                else:
+                    yield location, row
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        what = f"not a complete Parquet file: {_first_line(error)}"
-        cure = "Check that it is the right file and complete."
-        raise UsageError(what, where=file, cure=cure) from None
-
-
-def _batch_size(group: Any) -> int:
-    """Rows per batch: a compressed group of some hundred bytes can hold a text a million times."""
-    # The size of the whole group bounds every value. Sizes of single columns are not read:
-    # pyarrow 26 crashes on files where they are invalid.
-    return int(min(max(_MAX_BATCH_BYTES // max(group.total_byte_size, 1), 1), _BATCH))
-
-
-def _rows(batch: Any, file: str, before: int) -> Iterator[LocatedRow]:
-    for k in range(batch.num_rows) if batch.nbytes > MAX_ROW_BYTES else ():
-        if batch.slice(k, 1).nbytes > MAX_ROW_BYTES:
-            raise row_too_long(f"{file}, row {before + k + 1}")
-    for number, row in enumerate(batch.to_pylist(), start=before + 1):
-        location = RowLocation(file, number, "row")
-        if find_invalid_character(row):
-            yield location, RowError("a NUL", where=str(location), cure="Remove the character.")
-        else:
-            yield location, row
+        what = f"not a complete Parquet file: {first_line(error)}"
+        raise UsageError(what, where=file, cure="Check that it is the right file.") from None
 
 
 class ParquetSink:
@@ -77,7 +58,7 @@ class ParquetSink:
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""
         self._pending.append(row)
-        if len(self._pending) == _BATCH:
+        if len(self._pending) == _WRITE_BATCH:
             self._flush()
 
     def close(self, complete: bool) -> None:
@@ -99,7 +80,7 @@ class ParquetSink:
                 for name in self._columns
             ]
         except (pyarrow.ArrowException, UnicodeEncodeError) as error:
-            what = f"a column holds values of several types: {_first_line(error)}"
+            what = f"a column holds values of several types: {first_line(error)}"
             raise UsageError(what, where=self._where, cure="Write .jsonl instead.") from None
         table = pyarrow.table([_typed(array) for array in arrays], self._columns)
         if self._writer is None:
@@ -110,7 +91,3 @@ class ParquetSink:
 def _typed(array: Any) -> Any:
     """A column of nulls becomes text."""
     return array.cast(pyarrow.string()) if array.type == pyarrow.null() else array
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

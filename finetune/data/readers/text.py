@@ -1,11 +1,12 @@
 """Byte streams of files, and their lines as text of limited length."""
 
+import codecs
 import gzip
 import lzma
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -14,7 +15,6 @@ from finetune.data.rows import MAX_ROW_BYTES
 from finetune.storage.files import open_input_file, undecodable
 from task_formats import RowError, UsageError
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -40,9 +40,8 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
             with open_input_file(path) as stream:
                 yield _decompress(stream, Path(path).suffix.lower())
     except FileNotFoundError:
-        raise UsageError("no such file", where=str(path), cure=_neighbours(Path(path))) from None
-    except IsADirectoryError:
-        raise UsageError("is a folder, not a file", where=str(path)) from None
+        cure = describe_folder(Path(path).parent)
+        raise UsageError("no such file", where=str(path), cure=cure) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UsageError(what, where=str(path), cure="Check that the file is complete.") from error
@@ -54,15 +53,11 @@ def _decompress(stream: BinaryIO, suffix: str) -> BinaryIO:
     return cast(BinaryIO, lzma.LZMAFile(stream)) if suffix == ".xz" else stream
 
 
-def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"There is no folder {str(path.parent)!r} either."
-    return describe_folder(path.parent, sorted(path.parent.iterdir()))
-
-
-def describe_folder(folder: Path, paths: Sequence[Path]) -> str:
+def describe_folder(folder: Path) -> str:
     """Says what is in a folder, for messages; hidden files are left out."""
-    visible = [path for path in paths if not path.name.startswith(".")]
+    if not folder.is_dir():
+        return f"There is no folder {str(folder)!r} either."
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     names = [f"{path.name}/" if path.is_dir() else path.name for path in visible]
     listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
     return f"In {str(folder)!r} there is {listed or 'nothing'}."
@@ -77,21 +72,21 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[Line]:
     Raises:
         UsageError: A line is longer than MAX_ROW_BYTES.
     """
-    number = 0
-    while raw := stream.readline(MAX_ROW_BYTES + 1):
-        number += 1
+    lines = iter(lambda: stream.readline(MAX_ROW_BYTES + 1), b"")
+    for number, raw in enumerate(lines, start=1):
         if len(raw) > MAX_ROW_BYTES:
             raise row_too_long(f"{file}, line {number}")
-        if number == 1 and raw.startswith(_BYTE_ORDER_MARK):
-            raw = raw[len(_BYTE_ORDER_MARK) :]
+        content = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        fault = None
         try:
-            text = raw.decode()
+            text = content.decode()
         except UnicodeDecodeError as error:
-            found = undecodable(error, file, number)
+            text, found = content.decode(errors="replace"), undecodable(error, file, number)
             fault = RowError(found.what, where=found.where, cure=found.cure)
-            yield Line(number, raw.decode(errors="replace"), fault)
-            continue
-        yield Line(number, text, _nul_byte(raw, file, number) if "\0" in text else None)
+        if "\0" in text and not fault:
+            where = f"{file}, line {number}, byte {content.index(0) + 1}"
+            fault = RowError("a NUL byte", where=where, cure="Remove it, or save as UTF-8.")
+        yield Line(number, text, fault)
 
 
 def row_too_long(where: str) -> UsageError:
@@ -103,12 +98,9 @@ def row_too_long(where: str) -> UsageError:
     )
 
 
-def _nul_byte(raw: bytes, file: str, number: int) -> RowError:
-    return RowError(
-        "a NUL byte",
-        where=f"{file}, line {number}, byte {raw.index(0) + 1}",
-        cure="Remove the byte, or save the file as UTF-8.",
-    )
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, or the error's type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def find_invalid_character(value: Any) -> str | None:
