@@ -103,7 +103,8 @@ def find_yaml_file(name: str | Path, shipped: Mapping[str, Path], kind: str) -> 
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise UsageError(f"no such file: {name}", cure="Check the path.")
+        what = "this is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{what}: {name}", cure="Check the path.")
     cure = f"{suggest(str(name), shipped)} For a file of yours give its path, with .yaml."
     raise UsageError(f"unknown {kind} {str(name)!r}", cure=cure)
 

@@ -102,7 +102,7 @@ def _parse(text: str, where: str) -> Document:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    cure = "Use plain YAML, and quotes around text with special characters."
+    cure = "Use plain YAML: each key once, no tags or aliases, quotes around special characters."
     raise UsageError(what, where=", ".join(filter(None, (where, place))), cure=cure)
 
 

@@ -93,7 +93,7 @@ def refuses(folder, made, capsys):
     [
         ("epochs", "epoch", "mine.yaml, line 7: unknown key 'train.epoch'", "'train.epochs'?"),
         ("[bad, good]", "[bad, good", "mine.yaml, line", "YAML"),
-        ("train: {", "data: {}\ntrain: {", "'data'", "Keep one"),
+        ("train: {", "data: {}\ntrain: {", "'data'", "each key once"),
         ("epochs: 1", "epochs: many", "train.epochs", ""),
         ("labels:", "range: [0, 1]\n  labels:", "labels and range", ""),
         ("classification", "classify", "'classify'", "Did you mean 'classification'?"),
@@ -101,7 +101,7 @@ def refuses(folder, made, capsys):
         ("classification", "entailment", "'hypothesis' is missing in", "premise"),
         ("{text: text", "{txet: a, text: text", "txet", "Did you mean 'text'?"),
         ("[bad, good]", "[bad]", "at least two", "labels:"),
-        ("[bad, good]", "!!python/object/apply:os.system [x]", "tag", "plain values"),
+        ("[bad, good]", "!!python/object/apply:os.system [x]", "tag", "no tags"),
         ("train: rows.csv", "train: rows.txt", "'.txt'", ".csv"),
     ],
 )
