@@ -91,8 +91,7 @@ def build_examples(
                     continue
                 example = task.example(converted, name, labelled=labelled)
             except RowError as error:
-                where = str(location) if location.unit == "index" else f"{location} ({name})"
-                raise error.located(where) from None
+                raise error.located(str(location)) from None
         except RowError as error:
             if on_bad_row == "stop":
                 raise

@@ -176,13 +176,14 @@ class TrainingJob(ABC):
 
     def started(self, done: int) -> Started:
         """Describes the run before its first update; `done` updates came before a resume."""
+        device = self.accelerator.device
         return Started(
             updates=self.sampler.updates,
             done=done,
             examples=len(self.examples),
             evaluation_examples=self.sources["evaluate"].rows if "evaluate" in self.sources else 0,
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            device=str(self.accelerator.device),
+            device="cpu" if device.type == "cpu" else str(device),
             precision="bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             layout=self.batch_config.layout,
             processes=self.accelerator.num_processes,

@@ -89,7 +89,7 @@ def test_unusable_rows_stop_the_command_or_are_skipped(trained, tmp_path, capsys
     )
     words = ["predict", str(trained.run), "new.jsonl", "-o", "out.jsonl"]
     assert main(words) == 2
-    assert capsys.readouterr().err.startswith("error: new.jsonl, line 4 (row/3): empty text")
+    assert capsys.readouterr().err.startswith("error: new.jsonl, line 4: empty text")
     assert not (tmp_path / "out.jsonl").exists()
     assert main([*words, "--on-bad-row", "skip"]) == 0
     error = capsys.readouterr().err

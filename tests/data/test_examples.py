@@ -140,7 +140,7 @@ def test_an_error_names_file_line_row_and_cure(tmp_path: Path) -> None:
     examples, _ = read_examples(TASK, open_file(path), "train")
     with pytest.raises(RowError) as caught:
         list(examples)
-    assert caught.value.headline == f"{path}, line 3 (train/1): unknown label 'ye'"
+    assert caught.value.headline == f"{path}, line 3: unknown label 'ye'"
     assert caught.value.cure.startswith("Did you mean 'yes'?")
 
 
