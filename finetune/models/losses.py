@@ -25,8 +25,8 @@ from finetune.models.speedups.embedding_gradients import accumulates_in_place
 CHUNK = 1024
 """Targets whose V logits exist at one time."""
 _COLUMN_MULTIPLE = 32
-"""Chunks of logits have a multiple of this many columns: rows that start at multiples of 64 bytes
-are computed a third faster than rows of GPT-2's 50,257 columns."""
+"""V is rounded up to V′, a multiple of this: matrix rows that start at multiples of 64 bytes are
+computed a third faster than rows of GPT-2's 50,257 columns."""
 
 
 class Outputs(NamedTuple):
@@ -47,13 +47,7 @@ class Losses(NamedTuple):
 
 
 def objective(outputs: Outputs, batch: Batch, lm_coefficient: float) -> Losses:
-    """Computes the loss L3 = L2 + λ · L1 of a batch (GPT-1, section 3.2, equation 5).
-
-    Args:
-        outputs: Of the model for the batch.
-        batch: Its labels and the weights of its examples.
-        lm_coefficient: λ.
-    """
+    """Computes the loss L3 = L2 + λ · L1 of a batch (GPT-1, section 3.2, equation 5)."""
     task = (batch.example_weight * task_loss(outputs.logits, batch.label)).sum()
     return Losses(task + lm_coefficient * outputs.lm_loss, task, outputs.lm_loss)
 
@@ -75,11 +69,7 @@ def task_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def token_losses(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    cap: float | None = None,
+    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, cap: float | None = None
 ) -> Tensor:
     """Computes the negative log-likelihood of each of M targets, without a gradient.
 
@@ -87,13 +77,8 @@ def token_losses(
     """
     table = weight.to(_compute_dtype(states))
     with torch.no_grad(), _without_autocast(states):
-        chunks = _LogitChunks.allocate(states, table)
-        losses = []
-        for rows, tokens in chunks.split(states, target):
-            logits = chunks.logits(rows.to(table.dtype), table, bias)
-            _apply_cap(logits[:, : len(table)], cap)
-            losses.append(_nll_and_softmax(logits, tokens))
-        return torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
+        chunks = _logit_chunks(states, table, bias, cap, target)
+        return torch.cat([_nll_and_softmax(logits, tokens) for logits, _, tokens in chunks])
 
 
 def lm_loss(
@@ -141,36 +126,28 @@ class _LmLoss(torch.autograd.Function):
         dtype: torch.dtype,
         cap: float | None,
     ) -> Tensor:
-        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         table = weight.to(dtype)
-        chunks = _LogitChunks.allocate(states, table)
-        d_states = torch.empty_like(states) if needs_states else None
-        d_weight = torch.empty_like(weight) if needs_weight else None
-        d_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
-        token_weight = token_weight.to(chunks.exact.dtype)[:, None]
-        loss, start = token_weight.new_zeros(()), 0
-        for rows, tokens, factors in chunks.split(states, target, token_weight):
-            padded = chunks.logits(rows.to(table.dtype), table, bias)  # (m, V′)
-            logits = padded[:, : len(table)]  # (m, V)
-            _apply_cap(logits, cap)
-            cap_slope = None if cap is None else _cap_slope(logits, cap)
+        d_states = torch.empty_like(states)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_bias = None if bias is None else torch.zeros_like(bias)
+        token_weight = token_weight.to(torch.promote_types(dtype, torch.float32))[:, None]
+        loss = token_weight.new_zeros(())
+        chunks = _logit_chunks(states, table, bias, cap, target, token_weight, d_states)
+        for padded, rows, tokens, factors, d_rows in chunks:
+            logits = padded[:, : len(table)]  # (m, V) of (m, V′)
+            cap_slope = None if cap is None else 1 - (logits / cap).square()  # 1 − tanh²
             nll = _nll_and_softmax(padded, tokens)
             loss += factors[:, 0].dot(nll)
             # Now padded holds probabilities p. At the target the gradient is p - 1.
             padded.scatter_(1, tokens[:, None], torch.expm1(-nll)[:, None])
             if cap_slope is not None:
                 logits *= cap_slope
-            gradient = chunks.to_product_dtype(padded)[:, : len(table)]
-            if d_states is not None:
-                d_states[start : start + len(rows)] = (gradient @ table) * factors
+            gradient = padded.to(dtype)[:, : len(table)]
+            d_rows.copy_((gradient @ table) * factors)
             if d_weight is not None:
-                scaled_rows = (rows * factors).to(table.dtype)
-                _add_product(d_weight, gradient.t(), scaled_rows, first=start == 0)
+                _add_product(d_weight, gradient.t(), (rows * factors).to(dtype))
             if d_bias is not None:
                 d_bias += logits.t() @ factors[:, 0]
-            start += len(rows)
-        if start == 0 and d_weight is not None:
-            d_weight.zero_()
         ctx.save_for_backward(d_states, d_weight, d_bias)
         ctx.weight = weight
         return loss
@@ -187,50 +164,29 @@ class _LmLoss(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-class _LogitChunks(NamedTuple):
-    """Memory in which one chunk of logits after the other is computed."""
+def _logit_chunks(
+    states: Tensor, table: Tensor, bias: Tensor | None, cap: float | None, *others: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the (m, V′) logits of every chunk of (M, D) states, in memory that is used again.
 
-    product: Tensor
-    """(m, V′) in the type of the matrix product; -inf in the columns beyond the vocabulary."""
-    exact: Tensor
-    """(m, V′) in float32 or float64; the same memory where the product has that type."""
-
-    @classmethod
-    def allocate(cls, states: Tensor, table: Tensor) -> "_LogitChunks":
-        """For (M, D) states in chunks of equal size, none larger than CHUNK."""
-        chunks = max(math.ceil(len(states) / CHUNK), 1)
-        columns = math.ceil(len(table) / _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
-        shape = (max(math.ceil(len(states) / chunks), 1), columns)
-        product = states.new_empty(shape, dtype=table.dtype)
-        return cls(product, to_float(product))
-
-    def split(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Chunks of tensors of M rows each, side by side."""
-        return zip(*(x.split(len(self.product)) for x in tensors if len(x)), strict=True)
-
-    def logits(self, rows: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-        """(m, D) states to (m, V′) logits."""
-        product = self.product[: len(rows)]
-        product[:, len(table) :] = -torch.inf
-        logits = torch.mm(rows, table.t(), out=product[:, : len(table)])
+    Logits are float32 or float64, and -inf in the columns beyond V. With them come the chunk's
+    rows of the states and of the other tensors. Chunks have equal sizes.
+    """
+    size = max(math.ceil(len(states) / max(math.ceil(len(states) / CHUNK), 1)), 1)
+    columns = math.ceil(len(table) / _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
+    products = states.new_empty(min(size, len(states)), columns, dtype=table.dtype)
+    exact = to_float(products)
+    for rows, *parts in zip(*(x.split(size) for x in (states, *others)), strict=True):
+        padded = products[: len(rows)]
+        padded[:, len(table) :] = -torch.inf
+        logits = torch.mm(rows.to(table.dtype), table.t(), out=padded[:, : len(table)])
         if bias is not None:
             logits += bias
-        return product if self.exact is self.product else self.exact[: len(rows)].copy_(product)
-
-    def to_product_dtype(self, values: Tensor) -> Tensor:
-        """(m, V′) values in the type of the matrix products."""
-        return values if self.exact is self.product else self.product[: len(values)].copy_(values)
-
-
-def _apply_cap(logits: Tensor, cap: float | None) -> None:
-    """Turns (m, V) logits z into cap · tanh(z / cap), in place."""
-    if cap is not None:
-        logits.div_(cap).tanh_().mul_(cap)
-
-
-def _cap_slope(capped: Tensor, cap: float) -> Tensor:
-    """(m, V) derivatives of capped logits by the logits: 1 − tanh²."""
-    return (capped / cap).square_().neg_().add_(1)
+        if exact is not products:
+            padded = exact[: len(rows)].copy_(padded)
+        if cap is not None:
+            padded[:, : len(table)].div_(cap).tanh_().mul_(cap)
+        yield padded, rows, *parts
 
 
 def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
@@ -241,12 +197,10 @@ def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
     return top - logits.amax(-1).log() - picked
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
-    """Adds left @ right to the total, which may have a wider type; the first replaces it."""
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right to the total, which may have a wider type."""
     if total.dtype == left.dtype:
-        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
-    elif first:
-        total.copy_(left @ right)
+        total.addmm_(left, right)
     else:
         total += left @ right
 
