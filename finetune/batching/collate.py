@@ -27,9 +27,14 @@ class Span(NamedTuple):
     """Tokens of each ending."""
 
     @property
+    def length(self) -> int:
+        """Number of columns."""
+        return self.prefix + sum(self.endings)
+
+    @property
     def stop(self) -> int:
         """The column after the last."""
-        return self.start + self.prefix + sum(self.endings)
+        return self.start + self.length
 
     @property
     def longest(self) -> int:

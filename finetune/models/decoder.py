@@ -1,6 +1,6 @@
 """A pretrained decoder that reads batches in any layout."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -76,14 +76,16 @@ class DecoderWrapper(nn.Module):
             ValueError: The decoder does not support packed attention, and a row holds more than
                 one view.
         """
-        body = unwrap_adapters(self.decoder).base_model
-        inputs = {"input_ids": batch.tokens, "position_ids": batch.position_ids}
-        if self.decoder.config._attn_implementation == ATTENTION_NAME:
-            layout = AttentionLayout(batch, last_tokens_only)
-            cached = {"prefix_cache": prefix_cache} if prefix_cache else {}
-            outputs = body(**inputs, attention_layout=layout, use_cache=False, **cached)
-        else:
-            outputs = body(**inputs, **_padding_mask(batch))
+        # Adapters wrap the model of transformers.
+        decoder = getattr(self.decoder, "get_base_model", lambda: self.decoder)()
+        inputs: dict[str, Any] = {"input_ids": batch.tokens, "position_ids": batch.position_ids}
+        layout = AttentionLayout(batch, last_tokens_only)
+        if decoder.config._attn_implementation == ATTENTION_NAME:
+            inputs |= {"attention_layout": layout, "use_cache": False}
+            inputs |= {"prefix_cache": prefix_cache} if prefix_cache else {}
+        elif not layout.one_view_per_row:
+            raise ValueError("this decoder supports only the layout 'separate' (one view a row)")
+        outputs = decoder.base_model(**inputs)
         return cast(Tensor, outputs.last_hidden_state).flatten(0, 1)
 
     def output_layer(self) -> tuple[Tensor, Tensor | None]:
@@ -106,17 +108,3 @@ class DecoderWrapper(nn.Module):
         if scale == 1:
             return states, weight, bias
         return states * scale, weight, None if bias is None else bias * scale
-
-
-def unwrap_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
-    """Returns the transformers model inside a peft wrapper, or the decoder itself."""
-    return cast(PreTrainedModel, getattr(decoder, "get_base_model", lambda: decoder)())
-
-
-def _padding_mask(batch: Batch) -> dict[str, Tensor]:
-    """Rows padded on the right need no mask under causal attention; rows padded on the left do."""
-    if len(batch.spans) > len(batch.tokens) or any(len(s.endings) > 1 for s in batch.spans):
-        raise ValueError("this decoder supports only the layout 'separate' (one view a row)")
-    if all(span.start == 0 for span in batch.spans):
-        return {}
-    return {"attention_mask": (batch.example >= 0).long()}

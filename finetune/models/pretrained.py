@@ -1,8 +1,8 @@
 """Loads any pretrained decoder of transformers, ready for the tokens of the input transforms."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,6 @@ from finetune.models.task_tokens import TaskTokens, add_embedding_rows
 from finetune.recipe.schema import BaseConfig, Recipe
 from task_formats import Task, UsageError, ViewEncoder
 
-SHIPPED_BASES = ("tiny",)
 DEFAULT_CONTEXT = 2048
 """Tokens that are read at once by a decoder that sets no limit."""
 
@@ -38,11 +37,6 @@ class Base:
     decoder: PreTrainedModel
     task_tokens: TaskTokens
 
-    @property
-    def max_positions(self) -> int | None:
-        """The longest view in tokens that the decoder can read; None without a limit."""
-        return count_positions(self.decoder)
-
 
 def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
     """Builds the encoder of a task's views over the tokens of a base.
@@ -50,7 +44,7 @@ def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
     Raises:
         UsageError: `train.max_tokens` exceeds the decoder's positions.
     """
-    max_tokens, positions = recipe.train.max_tokens, base.max_positions
+    max_tokens, positions = recipe.train.max_tokens, count_positions(base.decoder)
     if positions is not None and max_tokens > positions:
         raise UsageError(
             f"max_tokens {max_tokens} is more than the base's {positions} positions",
@@ -74,9 +68,7 @@ def load_decoder(config: BaseConfig, seed: int = 0) -> Base:
     New embedding rows start at the mean of the old rows plus small noise; for GPT-1's own base and
     with `from_scratch` they are drawn from N(0, 0.02), as in the paper. Only safetensors are read.
 
-    Args:
-        config: The `base` section of a recipe.
-        seed: Decides new rows, weights drawn `from_scratch`, and adapters.
+    The seed decides new rows, weights drawn `from_scratch`, and adapters.
 
     Raises:
         UsageError: The base does not exist, is no causal decoder, or cannot be read safely.
@@ -114,31 +106,18 @@ def load_task_tokens(config: BaseConfig) -> TaskTokens:
 
 
 def find_base(path: str) -> str:
-    """Resolves the name of a base.
-
-    Args:
-        path: A shipped base, a folder made by `save_pretrained`, a run directory, or a hub id.
-
-    Returns:
-        The folder that holds the model, or the hub id.
+    """Returns the folder of a shipped base, a saved model or a run; or the hub id.
 
     Raises:
-        UsageError: The path is empty or a file, the folder does not exist or holds adapters only.
+        UsageError: The folder does not exist or holds adapters only.
     """
-    if path in SHIPPED_BASES and not Path(path).exists():
+    if path == "tiny" and not Path(path).exists():
         return str(files("finetune") / "shipped" / path)
     folder = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or os.sep * 2 in path
-    problem = None
-    if not path:
-        problem = "no base is named"
-    elif folder.is_file():
-        problem = f"{path} is a file"
-    elif looks_local and not folder.is_dir():
-        problem = f"no such folder: {path}"
-    if problem:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if not path or folder.is_file() or (looks_local and not folder.is_dir()):
         raise UsageError(
-            problem,
+            f"no such folder: {path}",
             where="base.path",
             cure="Give a folder made by save_pretrained, a hub id such as gpt2, or tiny.",
         )
@@ -178,43 +157,37 @@ class _Source:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """As the base has it."""
-        loaded = self._load(AutoTokenizer.from_pretrained, **self.options)
-        return cast(PreTrainedTokenizerBase, loaded)
+        return cast(PreTrainedTokenizerBase, self._load(AutoTokenizer.from_pretrained))
 
     def architecture(self) -> PreTrainedConfig:
         """The configuration of a causal decoder, with the recipe's dropout."""
-        loaded = self._load(AutoConfig.from_pretrained, **self.options)
-        architecture = cast(PreTrainedConfig, loaded)
+        config = cast(PreTrainedConfig, self._load(AutoConfig.from_pretrained))
         # An attention implementation owner/kernel is code that transformers would fetch and run.
-        both = (architecture, architecture.get_text_config())
-        attention = [str(config._attn_implementation) for config in both]
-        if not self.config.trust_remote_code and any("/" in name for name in attention):
+        attention = f"{config._attn_implementation} {config.get_text_config()._attn_implementation}"
+        if "/" in attention and not self.config.trust_remote_code:
             raise self._error(
-                f"the base {self.config.path!r} asks for attention code from the hub: "
-                f"{attention[0]}",
+                f"it asks for attention code from the hub ({attention})",
                 "Remove attn_implementation from its config.json, or pass --trust-remote-code.",
             )
         # transformers loads BERT and its relatives as decoders, but they learned to look both ways.
-        encoder_only = type(architecture) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
-            architecture, "is_decoder", False
+        encoder_only = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+            config, "is_decoder", False
         )
-        if encoder_only or getattr(architecture, "is_encoder_decoder", False):
+        if encoder_only or config.is_encoder_decoder:
             raise self._error(
-                f"{self.config.path!r} ({architecture.model_type}) has an encoder, it is no causal "
-                "decoder",
+                f"{config.model_type} has an encoder, it is no causal decoder",
                 "Use a decoder such as gpt2.",
             )
         if self.config.dropout is not None:
-            set_dropout(architecture, self.config.dropout)
-        return architecture
+            set_dropout(config, self.config.dropout)
+        return config
 
     def decoder(self, architecture: PreTrainedConfig) -> PreTrainedModel:
         """Weights in float32: loaded, or drawn from scratch."""
         if self.config.from_scratch:
             trust = self.config.trust_remote_code
-            drawn = self._load(
-                lambda _: AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust)
-            )
+            draw = partial(AutoModelForCausalLM.from_config, trust_remote_code=trust)
+            drawn = self._load(lambda _, **options: draw(architecture))
             return optimize_decoder(cast(PreTrainedModel, drawn.float()))
         decoder, info = self._load(
             AutoModelForCausalLM.from_pretrained,
@@ -222,47 +195,36 @@ class _Source:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            **self.options,
         )
         # transformers only warns of missing weights, and draws them at random.
         if missing := sorted(info["missing_keys"]):
             raise self._error(
-                f"{len(missing)} weights of the base {self.config.path!r} are missing, including "
-                f"{missing[0]}",
+                f"{len(missing)} weights are missing, including {missing[0]}",
                 "Save the whole model with its language-model head, or train it --from-scratch.",
             )
         return optimize_decoder(cast(PreTrainedModel, decoder))
 
     def _load(self, loader: Callable[..., Any], **options: Any) -> Any:
         """Calls a loader of transformers without its progress bar."""
+        options |= {name: value for name, value in self.options.items() if value is not None}
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            return loader(self.path, **{k: v for k, v in options.items() if v is not None})
+            return loader(self.path, **options)
         except Exception as error:  # Damaged files raise exceptions of every kind in its parsers.
-            raise self._loading_error(str(error).strip() or type(error).__name__) from error
+            text = str(error).strip() or type(error).__name__
+            reason, cure = text.splitlines()[0], "Check the folder's files."
+            if "trust_remote_code" in text:
+                reason = "it needs Python code that comes with it"
+                cure = "If you trust its source, pass --trust-remote-code."
+            elif not self.is_folder:
+                reason = f"no such folder, and the hub failed: {reason}"
+                cure = "Without a network, give a folder made by save_pretrained, or --base tiny."
+            raise self._error(reason, cure) from error
         finally:
             if shown:
                 logging.enable_progress_bar()
 
-    def _loading_error(self, text: str) -> UsageError:
-        if "trust_remote_code" in text:
-            return self._error(
-                f"the base {self.config.path!r} needs Python code that comes with it",
-                "If you trust its source, pass --trust-remote-code.",
-            )
-        weights = list(Path(self.path).glob("*.safetensors"))
-        if "safetensors" in text and self.is_folder and not weights:
-            return self._error(
-                f"the base {self.config.path!r} has no model.safetensors",
-                "Only safetensors are read. Load it with transformers and save_pretrained it.",
-            )
-        reason = next(line for line in text.splitlines() if line.strip())
-        cure = "Check the folder's files."
-        if not self.is_folder:
-            reason = f"no such folder, and the hub failed: {reason}"
-            cure = "Without a network, give a local folder made by save_pretrained, or --base tiny."
-        return self._error(f"cannot load the base {self.config.path!r}: {reason}", cure)
-
-    def _error(self, what: str, cure: str) -> UsageError:
+    def _error(self, reason: str, cure: str) -> UsageError:
+        what = f"cannot load the base {self.config.path!r}: {reason}"
         return UsageError(what, where="base.path", cure=cure)

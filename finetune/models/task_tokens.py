@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
 import torch
@@ -31,11 +32,7 @@ class TaskTokens:
 
     @classmethod
     def add_to(cls, tokenizer: PreTrainedTokenizerBase) -> tuple["TaskTokens", list[str]]:
-        """Adds the missing tokens to a tokenizer.
-
-        Returns:
-            The tokens, and the names of those that are new.
-        """
+        """Adds the missing tokens to a tokenizer. Returns also the names of those that are new."""
         known = tokenizer.get_vocab()
         new = [token for token in (START, DELIMITER, EXTRACT) if token not in known]
         if new:
@@ -94,33 +91,21 @@ def add_embedding_rows(
 ) -> None:
     """Resizes the embeddings to the tokenizer and initializes the rows of new tokens, in place.
 
-    With `random` rows are drawn from N(0, 0.02) as in GPT-1; otherwise they are the mean of the old
-    rows plus small noise.
+    With `random` they are drawn from N(0, 0.02); else they are the old rows' mean plus small noise.
     """
     rows = cast(nn.Embedding, decoder.get_input_embeddings()).weight.shape[0]
     ids = cast(list[int], tokenizer.convert_tokens_to_ids(new_tokens))
     old_rows = min(ids, default=rows)
     if len(tokenizer) > rows:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for table in _vocabulary_tensors(decoder):
-        _initialize_rows(table.data, ids, old_rows, random)
-
-
-def _vocabulary_tensors(decoder: PreTrainedModel) -> list[Tensor]:
-    """The input embeddings and, where it is not the same tensor, the output layer with its bias."""
-    embedding = cast(nn.Embedding, decoder.get_input_embeddings()).weight
-    output = decoder.get_output_embeddings()
-    if output is None or output.weight is embedding:
-        return [embedding]
-    bias = getattr(output, "bias", None)
-    return [embedding, cast(Tensor, output.weight)] + ([] if bias is None else [bias])
-
-
-def _initialize_rows(table: Tensor, ids: list[int], old_rows: int, random: bool) -> None:
-    """Initializes rows `ids` of a (V, D) or (V,) table, from its first `old_rows` or at random."""
-    for row in ids:
-        if random and table.dim() > 1:
-            table[row] = 0.02 * torch.randn_like(table[row])
+    embedding, output = decoder.get_input_embeddings(), decoder.get_output_embeddings()
+    tables = [embedding.weight]  # (V, D)
+    if output.weight is not embedding.weight:
+        tables += [output.weight] if output.bias is None else [output.weight, output.bias]
+    for table, row in product(tables, ids):
+        values = cast(Tensor, table).data
+        if random and values.dim() > 1:
+            values[row] = 0.02 * torch.randn_like(values[row])
         else:
-            mean, deviation = table[:old_rows].mean(0), table[:old_rows].std(0)
-            table[row] = mean + _NOISE * deviation * torch.randn_like(mean)
+            mean, deviation = values[:old_rows].mean(0), values[:old_rows].std(0)
+            values[row] = mean + _NOISE * deviation * torch.randn_like(mean)

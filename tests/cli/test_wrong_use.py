@@ -245,8 +245,8 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         # Generation
         ("generate --base BASE", "no prompt given", "--file"),
         ("generate x -f texts.jsonl", "both texts and a file of prompts", ""),
-        ("generate x --base ", "no base is named", ""),
-        ("generate x --base BASE/config.json", "config.json is a file", ""),
+        ("generate x --base ", "no such folder", ""),
+        ("generate x --base BASE/config.json", "no such folder", ""),
         ("generate x -o no/out.csv", "there is no folder 'no'", ""),
         ("generate x -o out.txt", "unknown kind of file '.txt'", ""),
         ("generate x --seed 18446744073709551616", "--seed", ""),

@@ -52,7 +52,7 @@ def test_damaged_and_incomplete_weights(bases, tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"], weights["lm_head.weight"]
     save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
     error = load_error(tmp_path / "half")
-    assert error.what.startswith("2 weights of the base")
+    assert "2 weights are missing" in error.what
     assert load(tmp_path / "half", from_scratch=True)
     (tmp_path / "half" / "model.safetensors").write_bytes(b"\0" * 100)
     assert "cannot load" in load_error(tmp_path / "half").what

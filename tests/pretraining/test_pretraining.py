@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.run_folder import read_log, read_result
-from finetune.models.pretrained import load_decoder, load_language_model
+from finetune.models.pretrained import count_positions, load_decoder, load_language_model
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
@@ -167,7 +167,7 @@ def test_every_style_gives_a_base_for_fine_tuning(books, tmp_path, style):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert not any(tensor.isnan().any() for tensor in tensors.values())
     base = load_decoder(BaseConfig(path=str(tmp_path / "run")))
-    assert base.max_positions == 48
+    assert count_positions(base.decoder) == 48
     assert len(base.task_tokens.tokenizer) == 300 + 4
     # The result is that of the saved, rounded weights, not of those in memory.
     last = [event for event in read_log(tmp_path / "run") if event["event"] == "evaluate"][-1]

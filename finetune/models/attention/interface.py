@@ -12,9 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from finetune.models.attention.kernels import block_attention
-from finetune.models.attention.masks import AttentionLayout, Segments, causal_mask
+from finetune.models.attention.masks import AttentionLayout, causal_mask
 from finetune.models.attention.padded_groups import AttentionKernel, padded_attention
-from finetune.models.speedups.last_token import LastTokens
 from task_formats import UsageError
 
 ATTENTION_NAME = "gptft"
@@ -34,11 +33,7 @@ _IGNORED_ARGUMENTS = {
 
 
 class PrefixCache:
-    """Keys and values of a text that is read once, for batches that continue it.
-
-    The first batch that is read with it is stored: one row, one span. Tokens of later batches
-    attend to all of it, and their positions continue where it ended.
-    """
+    """Keys and values of a text that is read once; later batches attend to it and continue it."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -85,39 +80,38 @@ def packed_attention(
             where="base.path",
             cure="Use another base.",
         )
+    layout, window = attention_layout, sliding_window
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_layout.last_tokens is not None and attention_layout.last_tokens.running:
-        return _attend_last_tokens(
-            query, key, value, attention_layout, dropout, scaling, sliding_window, softcap
-        )
-    prefix = None
+    kernel = _attention_kernel(dropout, scaling, softcap)
+    supports_blocks = softcap is None and query.device.type == "cpu"
+    block_dtype = torch.promote_types(query.dtype, torch.float32)
+    if layout.last_tokens is not None and layout.last_tokens.running:
+        keys, values = layout.last_tokens.collect(key, value)
+        if supports_blocks:
+            blocks = layout.last_token_blocks(window, block_dtype)
+            return block_attention(query, keys, values, blocks, dropout, scaling), None
+        outputs = [
+            kernel(query[:, :, own], keys[row, :, seen][None], values[row, :, seen][None], mask)
+            for (row, seen), (_, own), mask in layout.last_token_blocks(window, query.dtype)
+        ]
+        return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
     if prefix_cache:
         prefix = prefix_cache.store_or_get(cast(int, module.layer_idx), key, value)
-    causal_rows = attention_layout.one_view_per_row and (
-        sliding_window is None or attention_layout.longest <= sliding_window
-    )
-    use_blocks = _supports_blocks(query, softcap) and (
-        dropout or (attention_layout.longest <= _SHORT and not causal_rows)
-    )
-    if prefix is None and use_blocks:
-        blocks = attention_layout.blocks(sliding_window, _block_dtype(query.dtype))
+        if prefix is not None:
+            return _attend_spans(kernel, layout, (query, key, value), window, prefix), None
+    causal_rows = layout.one_view_per_row and (window is None or layout.longest <= window)
+    if supports_blocks and (dropout or (layout.longest <= _SHORT and not causal_rows)):
+        blocks = layout.blocks(window, block_dtype)
         return block_attention(query, key, value, blocks, dropout, scaling), None
-    kernel = _attention_kernel(dropout, scaling, softcap)
-    if prefix is None and causal_rows:
+    if causal_rows:
         return kernel(query, key, value, None).transpose(1, 2).contiguous(), None
-    if prefix is None and prefers_padded_groups(query.device):
-        groups_with_masks = attention_layout.padded_groups(sliding_window, query.dtype)
-        return padded_attention(query, key, value, groups_with_masks, kernel), None
-    rows = [
-        _attend_row(kernel, attention_layout, segments, sliding_window, row, prefix)
-        for segments, *row in zip(
-            attention_layout.segments, *(x.split(1) for x in (query, key, value)), strict=True
-        )
-    ]
-    return torch.cat(rows).transpose(1, 2).contiguous(), None
+    if prefers_padded_groups(query.device):
+        padded_groups = layout.padded_groups(window, query.dtype)
+        return padded_attention(query, key, value, padded_groups, kernel), None
+    return _attend_spans(kernel, layout, (query, key, value), window), None
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
@@ -140,10 +134,7 @@ def _attention_arguments(decoder: PreTrainedModel) -> set[str]:
     """Keywords with which a decoder's layers call the attention interface, from their source."""
     names: set[str] = set()
     for layer in {type(module) for module in decoder.modules()}:
-        try:
-            source = inspect.getsource(layer.forward)
-        except (OSError, TypeError):  # Written in C, or not in a file.
-            continue
+        source = inspect.getsource(layer.forward)
         if "attention_interface(" in source:
             for node in ast.walk(ast.parse(textwrap.dedent(source))):
                 if isinstance(node, ast.Call) and "attention_interface" in ast.dump(node.func):
@@ -156,65 +147,36 @@ def prefers_padded_groups(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _supports_blocks(query: Tensor, softcap: float | None) -> bool:
-    return softcap is None and query.device.type == "cpu"
-
-
-def _block_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that our own kernel computes in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _attend_last_tokens(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_layout: AttentionLayout,
-    dropout: float,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, None]:
-    """(1, H, M, d) queries of the last tokens to (1, M, H, d), after all keys were collected."""
-    last_tokens = cast(LastTokens, attention_layout.last_tokens)
-    if last_tokens.keys_values is None:
-        last_tokens.collect(key, value)
-    keys, values = cast(tuple[Tensor, Tensor], last_tokens.keys_values)
-    if _supports_blocks(query, softcap):
-        blocks = attention_layout.last_token_blocks(window, _block_dtype(query.dtype))
-        return block_attention(query, keys, values, blocks, dropout, scaling), None
-    blocks = attention_layout.last_token_blocks(window, query.dtype)
-    kernel = _attention_kernel(dropout, scaling, softcap)
-    outputs = [
-        kernel(query[:, :, own], keys[row, :, seen][None], values[row, :, seen][None], mask)
-        for (row, seen), (_, own), mask in blocks
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _attend_row(
+def _attend_spans(
     kernel: AttentionKernel,
-    attention_layout: AttentionLayout,
-    segments: Segments,
+    layout: AttentionLayout,
+    inputs: tuple[Tensor, Tensor, Tensor],
     window: int | None,
-    row: list[Tensor],
-    prefix: tuple[Tensor, Tensor] | None,
+    prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(1, H, T, d) of one row. One split and one concatenation are cheap to differentiate."""
-    lengths = [length for _, length in segments]
+    """(R, H, T, d) queries, keys and values to (R, T, H, d), with one call of the kernel per span.
+
+    One split and one concatenation are cheap to differentiate.
+    """
+    rows, _, columns, _ = inputs[0].shape
+    lengths = [length for _, length in layout.segments]
+    flat = (x.transpose(0, 1).flatten(1, 2)[None] for x in inputs)  # (1, H, R·T, d)
     outputs = []
-    for (span, _), q, k, v in zip(segments, *(x.split(lengths, dim=2) for x in row), strict=True):
+    for (span, _), *qkv in zip(
+        layout.segments, *(x.split(lengths, dim=2) for x in flat), strict=True
+    ):
+        q, k, v = qkv
         if span is None:
             outputs.append(torch.zeros_like(v))
         elif prefix is not None:
-            mask = attention_layout.mask(span, window, q.dtype, prefix[0].shape[2])
+            mask = layout.mask(span, window, q.dtype, prefix[0].shape[2])
             keys, values = torch.cat([prefix[0], k], dim=2), torch.cat([prefix[1], v], dim=2)
             outputs.append(kernel(q, keys, values, mask))
-        elif attention_layout.is_causal(span, window):
+        elif layout.is_causal(span, window):
             outputs.append(kernel(q, k, v, None))
         else:
-            outputs.append(kernel(q, k, v, attention_layout.mask(span, window, q.dtype)))
-    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+            outputs.append(kernel(q, k, v, layout.mask(span, window, q.dtype)))
+    return torch.cat(outputs, dim=2)[0].transpose(0, 1).unflatten(0, (rows, columns)).contiguous()
 
 
 def _attention_kernel(dropout: float, scaling: float, softcap: float | None) -> AttentionKernel:

@@ -5,6 +5,7 @@ With a graph node for every step of every sequence, autograd would cost as much 
 This kernel keeps only the attention weights and the dropout mask for its backward pass.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -49,26 +50,12 @@ def block_attention(
         (Q, S, H, d) in the type of the queries, zeros in columns of no block.
     """
     with torch.autocast(query.device.type, enabled=False):
-        if dropout == 0 and not torch.is_grad_enabled():
-            return _attend_without_gradient(query, key, value, blocks, scaling)
-        return _BlockAttention.apply(query, key, value, blocks, dropout, scaling)
-
-
-def _attend_without_gradient(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[AttentionBlock], scaling: float
-) -> Tensor:
-    """The same with the weights of one block in memory at a time, up to a fifth faster."""
-    rows, heads, columns, width = query.shape
-    q, k, v = (x.to(blocks[0].mask.dtype) for x in (query, key, value))
-    out = query.new_zeros(rows, columns, heads, width)
-    for (row, seen), (query_row, own), mask in blocks:
-        p = _attention_weights(q[query_row, :, own], k[row, :, seen], mask, scaling)
-        out[query_row, own] = torch.bmm(p, v[row, :, seen]).transpose(0, 1)
-    return out
+        keep_weights = torch.is_grad_enabled()
+        return _BlockAttention.apply(query, key, value, blocks, dropout, scaling, keep_weights)
 
 
 def _attention_weights(
-    queries: Tensor, keys: Tensor, mask: Tensor, scaling: float, out: Tensor | None = None
+    queries: Tensor, keys: Tensor, mask: Tensor, scaling: float, out: Tensor | None
 ) -> Tensor:
     """(H, Q, d) queries and (H, K, d) keys to (H, Q, K) weights, in `out` if it is given."""
     scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scaling, out=out)
@@ -85,18 +72,19 @@ class _BlockAttention(torch.autograd.Function):
         blocks: Sequence[AttentionBlock],
         dropout: float,
         scaling: float,
+        keep_weights: bool,
     ) -> Tensor:
         rows, heads, columns, width = query.shape
         q, k, v = (x.to(blocks[0].mask.dtype) for x in (query, key, value))
         count = heads * sum(block.mask.numel() for block in blocks)
-        weights = q.new_empty(count)
+        weights = q.new_empty(count) if keep_weights else None
         kept, factor = draw_mask(count, dropout) if dropout else (None, 1.0)
         # Dropout's factor is applied once, to the values, and in the backward pass likewise.
         v = v * factor if dropout else v
         out = query.new_zeros(rows, columns, heads, width)
-        for block, p, keep in _with_weights(blocks, heads, weights, kept):
+        for block, part, keep in _with_weights(blocks, heads, weights, kept):
             (row, seen), (query_row, own), mask = block
-            _attention_weights(q[query_row, :, own], k[row, :, seen], mask, scaling, p)
+            p = _attention_weights(q[query_row, :, own], k[row, :, seen], mask, scaling, part)
             out[query_row, own] = torch.bmm(_drop(p, keep), v[row, :, seen]).transpose(0, 1)
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.constants = blocks, factor, scaling
@@ -120,7 +108,7 @@ class _BlockAttention(torch.autograd.Function):
             dk[row, :, seen].add_(torch.bmm(ds.transpose(1, 2), q[query_row, :, own]))
         dtype = query.dtype
         dq, dk = dq.mul_(scaling), dk.mul_(scaling)
-        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None, None
 
 
 def _zeros_like(values: Tensor) -> Tensor:
@@ -134,12 +122,11 @@ def _drop(weights: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def _with_weights(
-    blocks: Sequence[AttentionBlock], heads: int, weights: Tensor, kept: Tensor | None
-) -> Iterator[tuple[AttentionBlock, Tensor, Tensor | None]]:
-    """Every block with its (H, Q, K) parts of two flat tensors: weights, and what is kept."""
+    blocks: Sequence[AttentionBlock], heads: int, *flat: Tensor | None
+) -> Iterator[tuple[Any, ...]]:
+    """Every block with its (H, Q, K) part of each flat tensor: weights, and what is kept."""
     stop = 0
     for block in blocks:
         shape = (heads, *block.mask.shape)
-        start, stop = stop, stop + heads * block.mask.numel()
-        keep = None if kept is None else kept[start:stop].view(shape)
-        yield block, weights[start:stop].view(shape), keep
+        start, stop = stop, stop + math.prod(shape)
+        yield block, *(None if x is None else x[start:stop].view(shape) for x in flat)

@@ -5,7 +5,7 @@ a packed row is mostly waiting. Here sequences of similar length are padded into
 this one operation. Everything else computes real tokens only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,12 @@ class PaddedGroup(NamedTuple):
 
 def group_by_length(spans: Sequence[Span], columns: int, device: torch.device) -> list[PaddedGroup]:
     """Groups spans of rows of T `columns`; each is longer than half the longest of its group."""
-    return [_padded_group(group, columns, device) for group in _groups(spans)]
+    groups: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: span.length, reverse=True):
+        if not groups or 2 * span.length <= groups[-1][0].length:
+            groups.append([])
+        groups[-1].append(span)
+    return [_padded_group(group, columns, device) for group in groups]
 
 
 def padded_attention(
@@ -76,27 +81,11 @@ def _pad(values: Tensor, group: PaddedGroup) -> Tensor:
     return padded.view(count, length, *values.shape[1:]).transpose(1, 2)
 
 
-def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    group: list[Span] = []
-    for span in sorted(spans, key=_length, reverse=True):
-        if group and 2 * _length(span) <= _length(group[0]):
-            yield group
-            group = []
-        group.append(span)
-    yield group
-
-
 def _padded_group(spans: Sequence[Span], columns: int, device: torch.device) -> PaddedGroup:
-    length = _length(spans[0])
-    padded = [row * length + n for row, span in enumerate(spans) for n in range(_length(span))]
-    packed = [
-        span.row * columns + column for span in spans for column in range(span.start, span.stop)
-    ]
+    length = spans[0].length
+    padded = [row * length + n for row, span in enumerate(spans) for n in range(span.length)]
+    packed = [span.row * columns + span.start + n for span in spans for n in range(span.length)]
     indices = torch.tensor([padded, packed])
     if device.type == "cuda":
         indices = indices.pin_memory()
     return PaddedGroup(tuple(spans), length, *indices.to(device, non_blocking=True))
-
-
-def _length(span: Span) -> int:
-    return span.stop - span.start

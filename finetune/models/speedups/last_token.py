@@ -7,6 +7,7 @@ quarter of the work of a decoder of four layers.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,27 +16,26 @@ from transformers import PreTrainedModel
 
 from finetune.batching.collate import Span
 
-_PER_COLUMN = ("position_ids", "position_embeddings")
+_PER_COLUMN = {"position_ids", "position_embeddings"}
 """Arguments of a block that hold something for each column."""
 
 
 class LastTokens:
-    """The last tokens of all views.
+    """The last tokens of all views of a batch of (R, T) tokens.
 
     The last block runs twice: for all columns until its attention has their keys and values, then
     for the last tokens only.
-
-    Args:
-        spans: Of a batch of (R, T) tokens.
-        columns: T.
     """
 
     def __init__(self, spans: Sequence[Span], columns: int) -> None:
-        self.in_spans = [(span, _last_tokens(span)) for span in spans]
-        """Every span, with the columns of its last tokens counted from its start."""
+        self.in_spans = [
+            [stop - 1 for stop in accumulate(span.endings, initial=span.prefix)][1:]
+            for span in spans
+        ]
+        """For every span the columns of its last tokens, counted from its start."""
         self.flat_index = [
             span.row * columns + span.start + column
-            for span, last in self.in_spans
+            for span, last in zip(spans, self.in_spans, strict=True)
             for column in last
         ]
         """Flat indices into (R, T)."""
@@ -44,22 +44,16 @@ class LastTokens:
         self.keys_values: tuple[Tensor, Tensor] | None = None
         """(R, H, T, d) keys and values of the last block, once they are computed."""
 
-    def collect(self, key: Tensor, value: Tensor) -> None:
-        """Stores keys and values and leaves the block by raising KeysCollected."""
-        self.keys_values = key, value
-        raise KeysCollected
+    def collect(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores all keys and values and leaves the block by KeysCollected; then returns them."""
+        if self.keys_values is None:
+            self.keys_values = key, value
+            raise KeysCollected
+        return self.keys_values
 
 
 class KeysCollected(Exception):
     """The attention of the last block has computed its keys and values."""
-
-
-def _last_tokens(span: Span) -> list[int]:
-    last, stop = [], span.prefix
-    for length in span.endings:
-        stop += length
-        last.append(stop - 1)
-    return last
 
 
 def enable_last_token_shortcut(decoder: PreTrainedModel) -> None:
@@ -84,21 +78,19 @@ def _with_shortcut(block_class: type[nn.Module]) -> type[nn.Module]:
     full_forward = block_class.forward
 
     def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        attention_layout = kwargs.get("attention_layout")
-        last_tokens = attention_layout.last_tokens if attention_layout is not None else None
-        if last_tokens is None or not _is_supported(hidden_states, args, kwargs):
+        layout = kwargs.get("attention_layout")
+        # An unknown tensor might hold something for each column.
+        unknown = [*args, *(kwargs[name] for name in kwargs if name not in _PER_COLUMN)]
+        if (
+            layout is None
+            or layout.last_tokens is None
+            or any(isinstance(value, Tensor) for value in unknown)
+        ):
             return full_forward(self, hidden_states, *args, **kwargs)
-        run = partial(full_forward, self)
-        return _run(run, last_tokens, hidden_states, args, kwargs)
+        return _run(partial(full_forward, self), layout.last_tokens, hidden_states, args, kwargs)
 
     namespace = {"forward": forward, "__module__": block_class.__module__}
     return type(block_class.__name__, (block_class,), namespace)
-
-
-def _is_supported(hidden: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """False where an unknown argument might hold something for each column."""
-    unknown = [*args, *(kwargs[name] for name in kwargs if name not in _PER_COLUMN)]
-    return hidden.dim() == 3 and not any(isinstance(value, Tensor) for value in unknown)
 
 
 def _run(
@@ -106,23 +98,21 @@ def _run(
     last_tokens: LastTokens,
     hidden: Tensor,
     args: Sequence[Any],
-    kwargs: dict[str, Any],
+    kwargs: Mapping[str, Any],
 ) -> Any:
     """(R, T, D) states of the last block, zero for all but the last tokens."""
-    rows, columns, width = hidden.shape
     last_tokens.running, last_tokens.keys_values = True, None
     try:
         return block(hidden, *args, **kwargs)  # A block without attention runs to its end.
     except KeysCollected:
         index = torch.tensor(last_tokens.flat_index, device=hidden.device)
-        kwargs = {
-            name: _select(value, index, rows) if name in _PER_COLUMN else value
-            for name, value in kwargs.items()
+        selected = {
+            name: _select(kwargs[name], index, len(hidden)) for name in _PER_COLUMN & kwargs.keys()
         }
-        outputs = block(hidden.flatten(0, 1)[index][None], *args, **kwargs)
+        outputs = block(hidden.flatten(0, 1)[index][None], *args, **{**kwargs, **selected})
         states = outputs[0] if isinstance(outputs, tuple) else outputs
-        full = states.new_zeros(rows * columns, width).index_copy(0, index, states[0])
-        full = full.view(rows, columns, width)
+        full = torch.zeros_like(hidden, dtype=states.dtype).flatten(0, 1)
+        full = full.index_copy(0, index, states[0]).view(hidden.shape)
         return (full, *outputs[1:]) if isinstance(outputs, tuple) else full
     finally:
         last_tokens.running = False
