@@ -28,6 +28,8 @@ class MicroBatches(NamedTuple):
     """Tokens with every prefix counted once, so that layouts and processes do not change it."""
 
 
+NO_LIMIT = 2**62
+
 MakeMicroBatches = Callable[[int, int | None], MicroBatches]
 """From an update's number (1, 2, ...) and a limit of tokens per forward pass to its passes."""
 
@@ -35,8 +37,7 @@ MakeMicroBatches = Callable[[int, int | None], MicroBatches]
 class LoopSettings(NamedTuple):
     """What an update needs besides its batches."""
 
-    learning_rate: Callable[[int], float]
-    """The learning rate of update 1, 2, ..."""
+    learning_rate: Callable[[int], float]  # of update 1, 2, ...
     epsilon: float = 1e-8
     lm_coefficient: float = 0.5
     """λ of task loss + λ · LM loss (GPT-1, section 3.2)."""
@@ -50,13 +51,12 @@ class Step(NamedTuple):
 
     number: int
     losses: Losses
-    grad_norm: Tensor
-    """Global norm before clipping."""
+    grad_norm: Tensor  # before clipping
     nonfinite: Tensor
     """1 where a loss or gradient was not finite and the weights were left unchanged, else 0."""
     learning_rate: float
     examples: int
-    """Of all processes, as are the tokens."""
+    """Summed over all processes, like `tokens`."""
     tokens: int
     seconds: float
     max_tokens_per_forward: int | None
@@ -74,7 +74,7 @@ def optimize(
 
     Dropout's random numbers are a function of (seed, update, process), so resuming restores no
     generator. If memory runs out on any process, all halve the tokens per forward pass and repeat
-    the update; the gradient stays the same up to rounding.
+    the update; apart from dropout and rounding the gradient stays the same.
 
     Raises:
         RuntimeError, MemoryError: Memory ran out and a pass cannot be made smaller: it holds one
@@ -87,54 +87,55 @@ def optimize(
     for number in updates:
         started = time.perf_counter()
         while True:
-            reshard(model)
+            reshard(model)  # An evaluation leaves the outermost FSDP weights gathered.
             clear_gradients(model)
-            work = make_microbatches(number, max_tokens)
+            microbatches = make_microbatches(number, max_tokens)
             seed_update(settings.seed, number, accelerator.process_index)
-            sums, smaller = _accumulate(model, work, settings, accelerator)
-            failed, smaller = all_reduce_max([sums is None, -smaller], accelerator)
+            sums, limit = _accumulate_gradients(model, microbatches, settings, accelerator)
+            failed, lowest = all_reduce_max([sums is None, -limit], accelerator)
             if sums is not None and not failed:
                 break
-            max_tokens = -smaller
+            max_tokens = -lowest
         all_reduce_gradients(() if is_sharded(model) else parameters, accelerator)
         losses = Losses(*accelerator.reduce(sums, "sum").unbind())
         grad_norm = clip_gradients(parameters, settings.max_grad_norm)
         nonfinite = (~(grad_norm.isfinite() & losses.total.isfinite())).float()
         learning_rate = settings.learning_rate(number)
         set_adamw_step(optimizer, number, learning_rate, settings.epsilon)
-        # Where this flag is 1 the fused kernel changes nothing; the host does not wait for it.
+        # Fused AdamW skips the step where found_inf is 1, without a device synchronization.
         optimizer.found_inf = nonfinite  # type: ignore[attr-defined]
         optimizer.step()
         seconds = time.perf_counter() - started
-        size = (work.examples, work.tokens)
+        size = (microbatches.examples, microbatches.tokens)
         yield Step(number, losses, grad_norm, nonfinite, learning_rate, *size, seconds, max_tokens)
 
 
-def _accumulate(
-    model: nn.Module, work: MicroBatches, settings: LoopSettings, accelerator: Accelerator
+def _accumulate_gradients(
+    model: nn.Module, microbatches: MicroBatches, settings: LoopSettings, accelerator: Accelerator
 ) -> tuple[Tensor | None, int]:
-    """Adds up gradients: the (3,) losses, or None and fewer tokens per pass if memory ran out."""
+    """Returns the (3,) losses, or None and a lower limit of tokens per pass if memory ran out."""
     losses = [torch.zeros(3, device=accelerator.device)]
     # FSDP averages gradients over processes; ours are parts of one sum.
     scale = accelerator.num_processes if is_sharded(model) else 1
     try:
-        for batch in (to_device(batch, accelerator.device) for batch in work.batches):
+        for batch in (to_device(batch, accelerator.device) for batch in microbatches.batches):
             with accelerator.autocast():
                 outputs = model(batch, lm=settings.lm_coefficient > 0)
             parts = objective(outputs, batch, settings.lm_coefficient)
             accelerator.backward(parts.total * scale)
             losses.append(torch.stack([part.detach() for part in parts]))
     except (MemoryError, RuntimeError) as error:
-        smaller = max(map(count_tokens, work.batches)) // 2
-        one_example_each = len(work.batches) >= sum(len(b.last_index) for b in work.batches)
-        if not is_out_of_memory(error) or one_example_each:
+        batches = microbatches.batches
+        limit = max(map(count_tokens, batches)) // 2
+        can_shrink = len(batches) < sum(len(batch.last_index) for batch in batches)
+        if not (is_out_of_memory(error) and can_shrink):
             raise
         if is_sharded(model):
-            advice = f"--resume --set train.tokens_per_forward={smaller}"
+            advice = f"--resume --set train.tokens_per_forward={limit}"
             error.add_note(f"Sharded processes cannot repeat a pass. Resume with {advice}")
             raise
-        return None, smaller
-    return torch.stack(losses).sum(0), 2**62
+        return None, limit
+    return torch.stack(losses).sum(0), NO_LIMIT
 
 
 def seed_update(seed: int, update: int, process: int) -> None:

@@ -22,10 +22,11 @@ class TrainingProgress:
     """The last update whose evaluation is finished."""
     best_value: float = -math.inf
     best_update: int = 0
+    """0 before the first evaluation."""
     evaluations_since_best: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    nonfinite_in_a_row: int = 0
+    consecutive_nonfinite: int = 0
     """Updates without finite loss and gradients, up to the last one."""
     max_tokens_per_forward: int | None = None
     """After any halving because memory ran out."""
@@ -36,7 +37,7 @@ class TrainingProgress:
         if not all(value is None or isinstance(value, int | float) for value in values.values()):
             raise ValueError("its progress is not numeric")
         progress = cls(**values)
-        counts = (progress.update, progress.tokens, progress.nonfinite_in_a_row)
+        counts = (progress.update, progress.tokens, progress.consecutive_nonfinite)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("its progress has a negative count")
         return progress

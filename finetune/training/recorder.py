@@ -44,7 +44,7 @@ class RunRecorder:
     def __init__(self, folder: Path, accelerator: Accelerator, run: RunFolder | None) -> None:
         self.folder, self._accelerator, self._run = folder, accelerator, run
         self.model_folder = folder / MODEL
-        self.nonfinite_in_a_row = 0
+        self.consecutive_nonfinite = 0
         self._provenance: dict[str, Any] = {}
         self._pending: list[Step] = []
         self._written = 0
@@ -126,7 +126,7 @@ class RunRecorder:
                 notices += list_changes(metadata["provenance"], self._provenance)
                 check_frozen(job.model, metadata["provenance"], self._provenance)
                 progress = TrainingProgress.from_dict(metadata["progress"])
-        self.nonfinite_in_a_row = progress.nonfinite_in_a_row
+        self.consecutive_nonfinite = progress.consecutive_nonfinite
         if progress.best_update and not has_model(self.model_folder):
             notices.append(f"{self.model_folder}: no model; the next evaluation saves one")
             progress.forget_best()
@@ -169,7 +169,7 @@ class RunRecorder:
         self._write_pending()
         for step in self._pending:
             nonfinite = bool(step.nonfinite)
-            self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if nonfinite else 0
+            self.consecutive_nonfinite = self.consecutive_nonfinite + 1 if nonfinite else 0
             self._nonfinite += [step.number] if nonfinite else []
         self._pending, self._written = [], 0
 
@@ -184,7 +184,7 @@ class RunRecorder:
         numbers, self._nonfinite = self._nonfinite, []
         return numbers
 
-    def save(self, job: TrainingJob, progress: TrainingProgress) -> None:
+    def save_checkpoint(self, job: TrainingJob, progress: TrainingProgress) -> None:
         """Saves a checkpoint in the background, with everything before it in the log."""
         self._write_pending()
         tensors = capture_state(job.model, job.optimizer, keep=self._run is not None)

@@ -33,7 +33,7 @@ def run(
         prepare: Builds the job, once this process owns the folder.
         folder: The run folder.
         accelerator: The processes of the job.
-        config_yaml: The recipe or plan as YAML, every value written out.
+        config_yaml: The recipe or pre-training plan as YAML, every value written out.
         resume: Continue from the latest checkpoint in the folder.
         overwrite: Delete the run in the folder first.
 
@@ -96,6 +96,7 @@ class _Runner:
     ) -> None:
         self.job, self.recorder, self.signals, self.progress = job, recorder, signals, progress
         schedule = job.schedule
+        self.exit_code = 0
         self.timer = CheckpointTimer(schedule.checkpoint_minutes, schedule.checkpoint_updates)
 
     def train(self) -> Iterator[Event]:
@@ -138,7 +139,7 @@ class _Runner:
         if evaluation is None:
             self.progress.evaluated_update = update
             return
-        scores = self.score(evaluation)
+        scores = self.run_evaluation(evaluation)
         is_best = self.progress.record_evaluation(update, self.job.selection_value(scores))
         if is_best:
             self.recorder.save_model(self.job)
@@ -146,19 +147,19 @@ class _Runner:
         self.recorder.log("evaluate", event._asdict())
         yield event
 
-    def score(self, evaluation: Evaluation) -> dict[str, float]:
+    def run_evaluation(self, evaluation: Evaluation) -> dict[str, float]:
         """Computes an evaluation; signals are handled between its forward passes."""
         passes: list[RowLogits] = []
         for logits in evaluation.passes:
             passes.append(logits)
             if request := self.next_request(None):
-                self.recorder.save(self.job, self.progress)
+                self.recorder.save_checkpoint(self.job, self.progress)
                 if request == "stop":
                     raise self.interrupted()
         return evaluation.score(passes)
 
     def finalize(self) -> Iterator[Event]:
-        """Scores the saved model, which is the one that is used later, and writes the result."""
+        """Scores the best model, reloaded from disk, and writes the result."""
         progress = self.progress
         if progress.best_update == 0:
             self.recorder.save_model(self.job)
@@ -168,17 +169,17 @@ class _Runner:
             if isinstance(evaluation, Notice):
                 yield evaluation
             else:
-                scores[evaluation.name] = self.score(evaluation)
+                scores[evaluation.name] = self.run_evaluation(evaluation)
         if self.job.schedule.saves_checkpoints:
-            self.recorder.save(self.job, progress)
+            self.recorder.save_checkpoint(self.job, progress)
         counts = (progress.best_update, progress.update, progress.tokens, progress.seconds)
         result = Result(scores, *counts, self.recorder.folder)
         self.recorder.write_result(result)
         yield Finished(result)
 
-    def next_request(self, own: Request | None) -> Request | None:
-        """What signals, or a timer, of any process ask for: "save", "stop" or nothing."""
-        request = self.signals.take() or own
+    def next_request(self, local_request: Request | None) -> Request | None:
+        """The request of any process's signal or timer. Also updates `exit_code`."""
+        request = self.signals.take() or local_request
         request, self.exit_code = agree_on_request(
             request, self.signals.exit_code, self.job.accelerator
         )
@@ -192,15 +193,16 @@ class _Runner:
         """Saves a checkpoint, once everything before it is in the log."""
         self.recorder.flush()
         yield from self.report_nonfinite()
-        self.recorder.save(self.job, self.progress)
+        self.recorder.save_checkpoint(self.job, self.progress)
 
     def report_nonfinite(self) -> Iterator[Event]:
-        """Names the rows behind updates that were not finite; too many in a row end the run."""
+        """Names the examples of updates that were not finite; too many such updates end the run."""
         for number in self.recorder.take_nonfinite():
             rows = ", ".join(self.job.find_nonfinite_examples(number))
+            # The name of this event, and of train.most_refused, is older than "nonfinite".
             self.recorder.log("refused", {"update": number, "rows": rows})
             yield Notice(f"update {number} skipped: loss or gradient not finite, in rows {rows}")
-        count = self.progress.nonfinite_in_a_row = self.recorder.nonfinite_in_a_row
+        count = self.progress.consecutive_nonfinite = self.recorder.consecutive_nonfinite
         if count >= self.job.schedule.max_nonfinite:
             raise UsageError(
                 f"the loss or gradient of {count} updates in a row was not finite",
