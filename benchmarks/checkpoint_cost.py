@@ -16,8 +16,11 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune.checkpointing.checkpoint import CheckpointWriter, load_latest_checkpoint
-from finetune.checkpointing.training_state import capture_state
+from finetune.checkpointing.checkpoint import (
+    CheckpointWriter,
+    capture_state,
+    load_latest_checkpoint,
+)
 from finetune.models.speedups.allocator import keep_freed_memory
 
 
@@ -50,7 +53,6 @@ def main() -> None:
             print(
                 f"update {alone:.2f} s; save: copy {copied:.2f} s, updates beside {beside:+.2f} s"
             )
-        saver.close()
         read = clock(lambda: load_latest_checkpoint(Path(folder)))
     cost = statistics.median(costs)
     print(f"{size / 1e9:.2f} GB on {device}; checked and read in {read:.1f} s")

@@ -9,15 +9,17 @@ A checkpoint is written under a temporary name and renamed when it is on the dis
 are kept: should one be damaged, there is the one before it.
 """
 
-import re
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import AdamW
 
+from finetune.distributed.fsdp import gather_tensor, reshard, shard_tensor
 from finetune.storage import files, json_files
 from finetune.storage.manifest import (
     Manifest,
@@ -33,8 +35,8 @@ TENSORS, METADATA, MANIFEST = "tensors.safetensors", "metadata.json", "manifest.
 FORMAT = "gptft checkpoint, version 2"
 KEEP = 2
 
-_OLD_FORMAT = "gptft checkpoint, version 1"
-_NAME = re.compile(r"update-(\d{1,18})")
+_NAMES = "update-" + 8 * "[0-9]"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Checkpoint(NamedTuple):
@@ -57,23 +59,29 @@ def save_checkpoint(
     Raises:
         UsageError: The disk is full, read-only or forbidden; earlier checkpoints are unharmed.
     """
-    _write(folder, update, tensors, json_files.encode(metadata, exact=True))
+    path = folder / f"update-{update:08d}"
+    with files.replace_folder(path) as partial:
+        save_tensors(partial / TENSORS, tensors)
+        files.write_atomically(partial / METADATA, json_files.encode(metadata, exact=True))
+        records = {name: record_file(partial / name) for name in (TENSORS, METADATA)}
+        write_manifest(partial / MANIFEST, Manifest(FORMAT, records))
+    saved = sorted(folder.glob(_NAMES))
+    kept = [other for other in saved if other <= path][-KEEP:]
+    for other in [*saved, *folder.glob(f"{_NAMES}.*")]:
+        if other not in kept:
+            files.remove(other)
 
 
 def load_latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest undamaged checkpoint, and a warning for every newer, damaged one.
 
     Changes nothing on disk: any number of processes may call it at once.
-
-    Raises:
-        UsageError: The newest one was written by an older version of gptft.
     """
     warnings: list[str] = []
-    for path in reversed(_list_checkpoints(folder)):
+    for path in sorted(folder.glob(_NAMES), reverse=True):
         try:
             return load_checkpoint(path), warnings
         except UsageError as error:
-            _refuse_old_format(path)
             warnings.append(f"{error.headline}; this checkpoint is not used")
     return None, warnings
 
@@ -86,29 +94,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     verify_files(path, manifest)
     content = files.read_regular_file(path / METADATA)
     metadata = json_files.decode(content, str(path / METADATA))
-    if not isinstance(metadata, dict):
-        raise UsageError("damaged: it is not an object", where=str(path / METADATA))
     return Checkpoint(read_tensors(path / TENSORS), metadata, path)
-
-
-def _refuse_old_format(path: Path) -> None:
-    try:
-        manifest = files.read_regular_file(path / MANIFEST)
-    except UsageError:
-        return
-    if _OLD_FORMAT.encode() in manifest:
-        raise UsageError(
-            "this checkpoint was saved by an older version of gptft",
-            where=str(path),
-            cure="Finish the run with that version, or start it again with --overwrite.",
-        )
 
 
 def finish_interrupted_saves(folder: Path) -> None:
     """Puts a checkpoint back that was being replaced when its process was killed."""
-    with files.explain_os_errors(folder):
-        for replaced in list(folder.glob("update-*.old")):
-            files.finish_replacement(replaced.with_suffix(""))
+    for replaced in list(folder.glob("update-*.old")):
+        files.finish_replacement(replaced.with_suffix(""))
 
 
 class CheckpointWriter:
@@ -128,24 +120,21 @@ class CheckpointWriter:
     def save(self, update: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """As `save_checkpoint`, after waiting for the save before this one."""
         self.wait()
-        encoded = json_files.encode(metadata, exact=True)
-        _check_disk_space(self.folder, tensors, encoded)
         self._copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
+        arguments = (update, self._copies, copy.deepcopy(metadata))
         # A daemon: when the user interrupts the program twice, it does not wait for a slow disk.
-        self._thread = Thread(
-            target=self._run, args=(update, self._copies, encoded), name="checkpoint", daemon=True
-        )
+        self._thread = Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        copy = self._copies.get(name)
-        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return copy.copy_(tensor.detach())
+        reused = self._copies.get(name)
+        if reused is None or reused.shape != tensor.shape or reused.dtype != tensor.dtype:
+            reused = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return reused.copy_(tensor.detach())
 
-    def _run(self, update: int, tensors: Mapping[str, Tensor], metadata: bytes) -> None:
+    def _run(self, *arguments: Any) -> None:
         try:
-            _write(self.folder, update, tensors, metadata)
+            save_checkpoint(self.folder, *arguments)
         except Exception as error:
             self._error = error
 
@@ -162,46 +151,53 @@ class CheckpointWriter:
         if error:
             raise error
 
-    def close(self, wait: bool = True) -> None:
-        """Waits for the last save and frees the copies.
 
-        Without `wait` the save goes on until the process ends; if that is too early, the
-        checkpoint before it stays the newest.
-        """
-        try:
-            if wait:
-                self.wait()
-        finally:
-            self._copies = {}
+# The tensors of a checkpoint.
 
 
-def _check_disk_space(folder: Path, tensors: Mapping[str, Tensor], metadata: bytes) -> None:
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    files.check_disk_space(folder, size + len(metadata) + 500 * len(tensors) + 2**16)
+def capture_state(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, Tensor]:
+    """Returns every trained weight with its moments. Frozen weights are read from the base again.
+
+    All processes call it together.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer.
+        keep: Whether this process needs the tensors; sharded ones are gathered where it is True.
+
+    Returns:
+        "weight.NAME", "exp_avg.NAME", "exp_avg_sq.NAME" and "step.NAME" for each parameter.
+    """
+    reshard(model)
+    tensors = {}
+    for name, parameter in _trained_parameters(model).items():
+        state = {"weight": parameter.detach(), **optimizer.state.get(parameter, {})}
+        for kind in ("weight", *_MOMENTS):
+            if kind in state:
+                tensors[f"{kind}.{name}"] = gather_tensor(state[kind], keep)
+    return tensors
 
 
-def _write(folder: Path, update: int, tensors: Mapping[str, Tensor], metadata: bytes) -> None:
-    path = folder / f"update-{update:08d}"
-    _check_disk_space(folder, tensors, metadata)
-    with files.replace_folder(path) as partial:
-        save_tensors(partial / TENSORS, tensors)
-        files.write_atomically(partial / METADATA, metadata)
-        records = {name: record_file(partial / name) for name in (TENSORS, METADATA)}
-        write_manifest(partial / MANIFEST, Manifest(FORMAT, records))
-    _delete_all_but(_list_checkpoints(folder, update)[-KEEP:], folder)
+@torch.no_grad()
+def restore_state(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+    """Restores captured tensors, bit for bit. Raises ValueError where they are another model's."""
+    parameters = _trained_parameters(model)
+    saved = {name for name in tensors if name.startswith("weight.")}
+    if different := sorted(saved.symmetric_difference(f"weight.{name}" for name in parameters)):
+        raise ValueError(f"the checkpoint holds other weights: {different[:3]}")
+    for name, tensor in tensors.items():
+        kind, _, parameter_name = name.partition(".")
+        parameter = parameters[parameter_name]
+        expected = torch.Size() if kind == "step" else parameter.shape
+        # `copy_` would broadcast a smaller tensor, and AdamW does not check its moments.
+        if tensor.shape != expected or not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected)}")
+        if kind == "weight":
+            parameter.copy_(shard_tensor(tensor, parameter))
+        else:
+            moment = shard_tensor(tensor, parameter) if tensor.dim() else tensor
+            optimizer.state[parameter][kind] = moment.to(parameter.device)
 
 
-def _list_checkpoints(folder: Path, last: int | None = None) -> list[Path]:
-    """Checkpoints up to an update, from the oldest to the newest."""
-    with files.explain_os_errors(folder):
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    updates = {int(match[1]): match[0] for match in map(_NAME.fullmatch, names) if match}
-    return [folder / updates[n] for n in sorted(updates) if last is None or n <= last]
-
-
-def _delete_all_but(kept: list[Path], folder: Path) -> None:
-    """Deletes other checkpoints, and what interrupted saves left."""
-    with files.explain_os_errors(folder):
-        for path in list(folder.iterdir()):
-            if path not in kept and _NAME.fullmatch(path.name.partition(".")[0]):
-                files.remove(path)
+def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

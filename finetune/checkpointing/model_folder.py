@@ -22,14 +22,6 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
     """Writes decoder, tokenizer and head; the model that is read back computes equal numbers.
 
     Adapters are merged into the weights, so the folder can be the base of another run.
-
-    Args:
-        folder: Where to write.
-        model: A TaskModel, or what wraps one.
-        base: Gives the tokenizer.
-
-    Raises:
-        UsageError: The disk is full, read-only or forbidden.
     """
     task_model = cast(TaskModel, model)
     save_decoder(folder, merge_adapters(task_model.backbone.decoder), base.task_tokens.tokenizer)
@@ -39,12 +31,7 @@ def save_model(folder: Path, model: nn.Module, base: Base) -> None:
 def save_decoder(
     folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Writes a decoder and its tokenizer with transformers, without its progress bar.
-
-    Raises:
-        UsageError: The disk is full, read-only or forbidden.
-    """
-    files.check_disk_space(folder, sum(weight.nbytes for weight in decoder.parameters()))
+    """Writes a decoder and its tokenizer with transformers, without its progress bar."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -64,12 +51,7 @@ def has_model(folder: Path) -> bool:
 def load_model(
     folder: Path, task: Task, *, trust_remote_code: bool = False
 ) -> tuple[TaskModel, Base]:
-    """Reads decoder and head for evaluation (no dropout).
-
-    Args:
-        folder: What `save_model` wrote.
-        task: Determines the shape of the head.
-        trust_remote_code: Allow Python code in the folder to run.
+    """Reads decoder and head, as `save_model` wrote them, for evaluation (no dropout).
 
     Raises:
         UsageError: There is no head, or it has another shape than the task needs.
@@ -80,23 +62,17 @@ def load_model(
             where=str(folder),
             cure="Give the directory of a finished run, such as runs/rte.",
         )
-    config = BaseConfig(
-        path=str(folder.absolute()), dropout=None, trust_remote_code=trust_remote_code
-    )
-    base = load_decoder(config)
+    path = str(folder.absolute())
+    base = load_decoder(BaseConfig(path=path, dropout=None, trust_remote_code=trust_remote_code))
     model = build_task_model(base, task)
-    _load_head(model, folder / HEAD_FILE)
-    return model.eval(), base
-
-
-def _load_head(model: TaskModel, path: Path) -> None:
-    tensors = read_tensors(path)
+    tensors = read_tensors(folder / HEAD_FILE)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     needed = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
     if found != needed:
         raise UsageError(
             f"the head has the shapes {found}, and the task needs {needed}",
-            where=str(path),
+            where=str(folder / HEAD_FILE),
             cure="Use the model with the recipe that it was trained with.",
         )
     model.head.load_state_dict(tensors)
+    return model.eval(), base

@@ -21,23 +21,14 @@ _BASE_FILES = {
     WEIGHTS: ("*.safetensors",),
     "config": ("config.json",),
     "tokenizer": (
-        "token*.json",
-        "vocab*",
-        "merges.txt",
-        "special_*.json",
-        "added_*.json",
-        "*.model",
+        "token*.json", "vocab*", "merges.txt", "special_*.json", "added_*.json", "*.model",
     ),
-}
+}  # fmt: skip
 """Patterns of the files that make up each part of a base."""
 
 
 def fingerprint_base(path: str, decoder: nn.Module) -> dict[str, str]:
-    """Identifies the base of a run.
-
-    Args:
-        path: The base as the recipe names it.
-        decoder: The decoder that was loaded from it.
+    """Identifies the base of a run, which the recipe names `path`.
 
     Returns:
         SHA-256 of the weights, configuration and tokenizer of a local base; the commit of one from
@@ -59,7 +50,7 @@ def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
 def collect_provenance(
     base: Mapping[str, str], data: Mapping[str, str], rows: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Returns what results and checkpoints record of a run, as plain values for JSON.
+    """Returns what results and checkpoints record of a run.
 
     Args:
         base: Fingerprints of the base's weights, config and tokenizer.
@@ -94,13 +85,7 @@ def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_frozen(model: nn.Module, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises UsageError where frozen weights, which no checkpoint holds, have changed.
-
-    Args:
-        model: The model to train.
-        old: Provenance in the checkpoint.
-        new: Provenance now.
-    """
+    """Raises UsageError where frozen weights, which no checkpoint holds, have changed."""
     frozen = any(not parameter.requires_grad for parameter in model.parameters())
     before, now = (provenance.get("base", {}).get(WEIGHTS) for provenance in (old, new))
     if frozen and before and before != now:

@@ -9,11 +9,10 @@ checkpoints/     see finetune.checkpointing.checkpoint
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from io import BufferedReader, FileIO
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -29,16 +28,11 @@ from finetune.recipe.schema import Recipe
 from finetune.storage import files, json_files
 from task_formats import UsageError
 
-RECIPE, LOG, RESULT, MODEL, CHECKPOINTS = (
+RECIPE, LOG, RESULT, MODEL, CHECKPOINTS = _RUN_FILES = (
     "recipe.yaml", "metrics.jsonl", "result.json", "model", "checkpoints",
 )  # fmt: skip
-_RUN_FILES = (RECIPE, LOG, RESULT, MODEL, CHECKPOINTS, "run.json")  # the last of older versions
 _LOCK = ".lock"
 _LOG_BYTES = "log_bytes"
-_MAX_LINE = 2**24
-
-SECONDS = "seconds"
-"""The key of an event for what a clock measured; all else is equal when a run is repeated."""
 
 
 class RunFolder:
@@ -64,7 +58,7 @@ class RunFolder:
         self.checkpoints = files.safe_join(folder, CHECKPOINTS)
         self._lock = lock
         self._writer = CheckpointWriter(self.checkpoints)
-        self._log: FileIO | None = None
+        self._log: BinaryIO | None = None
 
     @classmethod
     def open(
@@ -114,10 +108,12 @@ class RunFolder:
     def close(self, wait: bool = True) -> None:
         """Waits for the last save, raises its error if it failed, and unlocks the folder.
 
-        Without `wait` a save that is not finished is given up with the process.
+        Without `wait` the save goes on until the process ends; if that is too early, the
+        checkpoint before it stays the newest.
         """
         try:
-            self._writer.close(wait)
+            if wait:
+                self._writer.wait()
         finally:
             if self._log:
                 self._log.close()
@@ -135,25 +131,19 @@ class RunFolder:
         """
         checkpoint, warnings = load_latest_checkpoint(self.checkpoints)
         self.warnings += warnings
-        size = checkpoint.metadata.get(_LOG_BYTES) if checkpoint else 0
-        self._truncate_log(size if type(size) is int and size > 0 else 0)
+        size = checkpoint.metadata.get(_LOG_BYTES, 0) if checkpoint else 0
+        log = self._open_log()
+        if size > os.fstat(log.fileno()).st_size:
+            self.warnings.append(f"{self.folder / LOG}: events before the checkpoint are lost")
+        else:
+            log.truncate(size)
         return checkpoint
 
-    def _truncate_log(self, size: int) -> None:
-        """Cuts the log to `size` bytes, or to the last complete line before."""
-        with files.explain_os_errors(self.folder / LOG):
-            log = self._open_log()
-            end = min(size, os.fstat(log.fileno()).st_size)
-            start = max(0, end - _MAX_LINE)
-            complete = start + os.pread(log.fileno(), end - start, start).rfind(b"\n") + 1
-            if complete < size:
-                self.warnings.append(f"{self.folder / LOG}: events before the checkpoint are lost")
-            log.truncate(complete)
-
-    def _open_log(self) -> FileIO:
+    def _open_log(self) -> BinaryIO:
         if self._log is None:
             path = files.safe_join(self.folder, LOG)
-            self._log = files.open_regular_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            with files.explain_os_errors(path):
+                self._log = files.open_regular_file(path, "ab+", buffering=0)
         return self._log
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -161,22 +151,22 @@ class RunFolder:
 
         Args:
             kind: Becomes the event's "event".
-            values: The rest of it; what a clock measured is under "seconds".
+            values: The rest of it; what a clock measured is under "seconds", and all else is equal
+                when the run is repeated.
         """
-        line = json_files.encode({"event": kind, **values}) + b"\n"
+        log, remaining = self._open_log(), json_files.encode({"event": kind, **values}) + b"\n"
         with files.explain_os_errors(self.folder / LOG):
-            log, remaining = self._open_log(), memoryview(line)
             while remaining:
                 remaining = remaining[log.write(remaining) :]
         self._writer.poll()
 
     def save(self, update: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Saves the checkpoint of an update in the background."""
+        log = self._open_log()
         with files.explain_os_errors(self.folder / LOG):
-            log = self._open_log()
             # On the disk before the checkpoint: after a power cut the log must not be the older.
             os.fsync(log.fileno())
-            size = os.fstat(log.fileno()).st_size
+        size = os.fstat(log.fileno()).st_size
         self._writer.save(update, tensors, {**metadata, _LOG_BYTES: size})
 
     def write_recipe(self, text: str) -> None:
@@ -193,7 +183,7 @@ class RunFolder:
 def read_recipe(folder: Path | str) -> str:
     """Returns the text of a run's recipe. Raises UsageError where the folder holds no run."""
     path = _run_file(folder, RECIPE)
-    return files.decode_utf8(files.read_regular_file(path, limit=2**20), str(path))
+    return files.decode_utf8(files.read_regular_file(path), str(path))
 
 
 def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
@@ -220,25 +210,6 @@ def read_result(folder: Path | str) -> dict[str, Any]:
     return content
 
 
-def read_log(folder: Path | str, *, seconds: bool = True) -> Iterator[dict[str, Any]]:
-    """Yields the events of a run in order, without a last line that is not complete.
-
-    Args:
-        folder: The run folder.
-        seconds: Include what a clock measured. Without it, runs of one recipe on one machine give
-            equal events, interrupted or not.
-    """
-    path = _run_file(folder, LOG)
-    with files.explain_os_errors(path), BufferedReader(files.open_regular_file(path)) as file:
-        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
-            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
-                return
-            event = json_files.decode(line, f"{path}, line {number}")
-            if not isinstance(event, dict):
-                raise UsageError("not an event", where=f"{path}, line {number}")
-            yield {key: event[key] for key in event if seconds or key != SECONDS}
-
-
 def _run_file(folder: Path | str, name: str) -> Path:
     """The path of a file of a run; UsageError where it is missing."""
     path = files.safe_join(folder, name)
@@ -258,12 +229,9 @@ def _acquire_lock(folder: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        holder = path.read_text(encoding="utf-8", errors="replace")[:100]
-        raise UsageError(
-            f"in use by {holder if holder.isprintable() and holder else 'another process'}",
-            where=str(folder),
-            cure="Wait until it ends, or choose another directory.",
-        ) from None
+        what = f"in use by {path.read_text(encoding='utf-8') or 'another process'}"
+        cure = "Wait until it ends, or choose another directory."
+        raise UsageError(what, where=str(folder), cure=cure) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
 
@@ -294,10 +262,7 @@ def _existing_run(folder: Path) -> UsageError:
 def _clean_up(folder: Path, unwanted: list[str]) -> None:
     """Deletes files of a run, and what a kill left in the middle of a write."""
     with files.explain_os_errors(folder):
-        for name in unwanted:
-            files.remove(folder / name)
-        for path in list(folder.glob(".*.partial")):
+        for path in [*(folder / name for name in unwanted), *folder.glob(".*.partial")]:
             files.remove(path)
         files.finish_replacement(folder / MODEL)
-    if (folder / CHECKPOINTS).is_dir():
         finish_interrupted_saves(files.safe_join(folder, CHECKPOINTS))

@@ -22,7 +22,7 @@ from finetune.data.sources import open_rows
 from finetune.pretraining.line_unwrapping import unwrap_lines
 from finetune.pretraining.plan import CorpusConfig
 from finetune.recipe.schema import DataConfig
-from finetune.storage.files import explain_os_errors, open_input_file, undecodable
+from finetune.storage.files import hash_file, undecodable
 from task_formats import RowError, UsageError
 from task_formats.templates import look_up
 
@@ -138,11 +138,7 @@ def fingerprint(paths: Iterable[str | Path]) -> str:
     """Returns a SHA-256 of the contents of files, in order and without their names."""
     digest = sha256()
     for path in paths:
-        file_digest = sha256()
-        with explain_os_errors(path), open_input_file(path) as file:
-            while block := file.read(BLOCK):
-                file_digest.update(block)
-        digest.update(file_digest.digest())
+        digest.update(bytes.fromhex(hash_file(Path(path).resolve())))
     return digest.hexdigest()
 
 

@@ -7,12 +7,8 @@ The manifest is written last, so a folder that has one is complete:
 
     manifest = read_manifest(folder / "manifest.json", FORMAT)
     verify_files(folder, manifest)
-
-Used by checkpoints, the cache of encoded examples and the token shards of pre-training; what else
-they record (counts, keys, a report) is metadata.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +17,6 @@ from finetune.storage import json_files
 from finetune.storage.files import (
     explain_os_errors,
     hash_file,
-    open_regular_file,
     read_regular_file,
     safe_join,
     write_atomically,
@@ -48,26 +43,15 @@ class Manifest(NamedTuple):
 def record_file(path: Path) -> FileRecord:
     """Returns size and hash of a file. Raises UsageError where it cannot be read."""
     with explain_os_errors(path):
-        size = os.lstat(path).st_size
-    return FileRecord(size, hash_file(path))
-
-
-def verify_file(path: Path, expected: FileRecord) -> None:
-    """Raises UsageError unless the file has the size and the hash it was written with."""
-    # The size first: it costs nothing, and a cut file is the most common damage.
-    with explain_os_errors(path), open_regular_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if size != expected.size:
-        what = f"damaged: it has {size:,} bytes and was written with {expected.size:,}"
-        raise UsageError(what, where=str(path))
-    if hash_file(path) != expected.sha256:
-        raise UsageError("damaged: its SHA-256 differs from the manifest", where=str(path))
+        return FileRecord(path.lstat().st_size, hash_file(path))
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Raises UsageError unless every listed file is in the folder as it was written."""
-    for name, record in manifest.files.items():
-        verify_file(safe_join(folder, name), record)
+    for name, written in manifest.files.items():
+        path = safe_join(folder, name)
+        if record_file(path) != written:
+            raise UsageError("damaged: its size or SHA-256 is not the written one", where=str(path))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -76,24 +60,12 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path, expected_format: str) -> Manifest:
-    """Reads a manifest.
-
-    Args:
-        path: The JSON file.
-        expected_format: Name and version, such as "gptft checkpoint, version 2".
-
-    Raises:
-        UsageError: It is missing, damaged or of another format.
-    """
+    """Reads a manifest. Raises UsageError where it is missing, damaged or of another format."""
     content = json_files.decode(read_regular_file(path), str(path))
     if not isinstance(content, dict) or content.get("format") != expected_format:
         raise UsageError(f"the format is not {expected_format!r}", where=str(path))
     try:
         records = {name: FileRecord(**record) for name, record in content["files"].items()}
-        metadata = content["metadata"]
+        return Manifest(expected_format, records, {**content["metadata"]})
     except (KeyError, TypeError, AttributeError):
-        records, metadata = {}, None
-    sound = all(type(size) is int and type(sha) is str for size, sha in records.values())
-    if not sound or not isinstance(metadata, dict):
-        raise UsageError("damaged: it does not list files", where=str(path))
-    return Manifest(expected_format, records, metadata)
+        raise UsageError("damaged: it does not list files", where=str(path)) from None

@@ -12,21 +12,13 @@ from task_formats import UsageError
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes dense tensors, none of which may share memory with another.
-
-    Raises:
-        UsageError: The disk is full, read-only or forbidden.
-    """
+    """Writes dense tensors, none of which may share memory with another."""
     with explain_os_errors(path):
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns all tensors of a file, on the CPU and in their own memory.
-
-    Raises:
-        UsageError: It is not a safetensors file.
-    """
+    """Returns all tensors, on the CPU. Raises UsageError where it is not a safetensors file."""
     try:
         # Cloned: load_file maps the file, which may be deleted while its tensors are in use.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}

@@ -8,7 +8,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from finetune.checkpointing.checkpoint import load_latest_checkpoint
+from finetune.checkpointing.checkpoint import (
+    capture_state,
+    load_latest_checkpoint,
+    restore_state,
+)
 from finetune.checkpointing.model_folder import has_model
 from finetune.checkpointing.provenance import check_frozen, collect_provenance, list_changes
 from finetune.checkpointing.run_folder import (
@@ -20,7 +24,6 @@ from finetune.checkpointing.run_folder import (
     read_recipe,
     read_result,
 )
-from finetune.checkpointing.training_state import capture_state, restore_state
 from finetune.distributed.collectives import barrier
 from finetune.distributed.fsdp import gather_state_dict
 from finetune.storage import files

@@ -1,6 +1,5 @@
 """Checkpoints: what is saved comes back, from the foreground and the background."""
 
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def test_the_writer_saves_what_was_and_not_what_becomes(
     writer.poll()
     assert load_latest_checkpoint(tmp_path) == (None, [])
     go.set()
-    writer.close()
+    writer.wait()
     assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 1)
 
 
@@ -113,12 +112,12 @@ def test_the_writer_keeps_the_memory_of_its_copies(tmp_path: Path) -> None:
         addresses.append({name: copy.data_ptr() for name, copy in writer._copies.items()})
     writer.save(4, {"weight": torch.ones(2), "new": torch.ones(3)}, {})
     assert addresses[0] == addresses[1] == addresses[2]
-    writer.close()
+    writer.wait()
     assert_checkpoint(load_checkpoint(tmp_path / "update-00000003"), 3)
     assert load_checkpoint(tmp_path / "update-00000004").tensors.keys() == {"weight", "new"}
 
 
-@pytest.mark.parametrize("call", ["poll", "wait", "close", "save"])
+@pytest.mark.parametrize("call", ["poll", "wait", "save"])
 def test_the_writer_raises_the_error_of_a_save_at_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -134,17 +133,6 @@ def test_the_writer_raises_the_error_of_a_save_at_the_next_call(
     writer._thread.join()
     with pytest.raises(UsageError, match="No space left"):
         getattr(writer, call)(*((3, {}, {}) if call == "save" else ()))
-    writer.close()  # It is raised once.
+    writer.wait()  # It is raised once.
     assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 1)
     assert names(tmp_path) == ["update-00000001"]
-
-
-def test_the_writer_checks_the_disk_space_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
-    writer = CheckpointWriter(tmp_path)
-    with pytest.raises(UsageError, match="0 are free"):
-        writer.save(1, tensors_of(1), metadata_of(1))
-    writer.close()
-    assert names(tmp_path) == []

@@ -1,8 +1,9 @@
 """`gptft pretrain`."""
 
-from finetune.checkpointing.run_folder import read_log, read_result
+from finetune.checkpointing.run_folder import read_result
 from finetune.cli import main
 from finetune.pretraining.plan import is_plan, parse_plan
+from tests.support import jobs
 
 
 def test_a_plan_and_a_folder_of_texts_make_a_base(base):
@@ -11,7 +12,7 @@ def test_a_plan_and_a_folder_of_texts_make_a_base(base):
     assert plan.corpus.evaluate == (str(base.parent / "books" / "valid"),)
     assert (plan.train.updates, plan.train.learning_rate) == (4, 1e-2)
     assert read_result(base)["scores"]["evaluate"]["bits_per_byte"] > 0
-    assert sum(event["event"] == "train" for event in read_log(base)) == 4
+    assert sum(event["event"] == "train" for event in jobs.log(base)) == 4
 
 
 def test_resume_recognizes_a_plan_and_a_finished_run(base, capsys):

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.checkpointing.run_folder import read_log
 from finetune.comparison import (
     CellFinished,
     CellStarted,
@@ -196,11 +195,11 @@ def test_overwrite_repeats_selected_cells(study, tmp_path):
     recipe, _, design, _ = study
     only = ["scratch-seed-0", "majority"]
     compare(recipe, tmp_path, design, only=only)
-    first = read_log(tmp_path / "scratch-seed-0")
+    first = jobs.log(tmp_path / "scratch-seed-0")
     run = list(events(recipe, tmp_path, design, only=only, overwrite=True))
     assert not any(event.reused for event in run if isinstance(event, CellFinished))
     assert sum(isinstance(event, Step) for event in run) == 2
-    assert len(list(read_log(tmp_path / "scratch-seed-0"))) == len(list(first))
+    assert jobs.log(tmp_path / "scratch-seed-0") == first
 
 
 def test_too_few_rows_for_the_shots_are_refused_before_the_first_cell(study, tmp_path):

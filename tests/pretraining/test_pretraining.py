@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.batching.sampler import EpochSampler
-from finetune.checkpointing.run_folder import read_log, read_result
+from finetune.checkpointing.run_folder import read_result
 from finetune.models.pretrained import count_positions, load_decoder, load_language_model
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.architectures import build_decoder
@@ -23,6 +23,7 @@ from finetune.recipe.schema import BaseConfig
 from finetune.training.events import Evaluated, Notice, Started
 from finetune.training.loop import Step
 from task_formats import UsageError
+from tests.support import jobs
 
 SENTENCE = "The {} of the {} was {}, and nobody could say why it had come to that.\n"
 WORDS = ("house", "river", "letter", "queen", "garden", "winter", "captain", "promise")
@@ -75,7 +76,7 @@ def run(books, tmp_path_factory) -> Path:
 
 
 def test_the_loss_falls_and_is_logged(books, run):
-    log = list(read_log(run))
+    log = jobs.log(run)
     losses = [event["loss"] for event in log if event["event"] == "train"]
     scores = [event["scores"] for event in log if event["event"] == "evaluate"]
     assert len(losses) == 12
@@ -88,7 +89,7 @@ def test_the_loss_falls_and_is_logged(books, run):
 
 
 def test_the_learning_rate_warms_up_and_decays_along_a_cosine(run):
-    rates = [event["learning_rate"] for event in read_log(run) if event["event"] == "train"]
+    rates = [event["learning_rate"] for event in jobs.log(run) if event["event"] == "train"]
     warmup = [1e-2 * n / 3 for n in (1, 2, 3)]
     decay = [1e-2 * (1 + math.cos(math.pi * n / 9)) / 2 for n in range(1, 10)]
     assert rates == pytest.approx([*warmup, *decay], abs=1e-12)
@@ -153,7 +154,7 @@ def test_an_interrupted_run_resumes_bit_equal(books, run, tmp_path, stop):
     assert not (folder / "result.json").exists()
     pretrain(plan(books), folder, resume=True)
     assert _bytes(folder) == _bytes(run)
-    assert list(read_log(folder, seconds=False)) == list(read_log(run, seconds=False))
+    assert jobs.log(folder) == jobs.log(run)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -170,7 +171,7 @@ def test_every_style_gives_a_base_for_fine_tuning(books, tmp_path, style):
     assert count_positions(base.decoder) == 48
     assert len(base.task_tokens.tokenizer) == 300 + 4
     # The result is that of the saved, rounded weights, not of those in memory.
-    last = [event for event in read_log(tmp_path / "run") if event["event"] == "evaluate"][-1]
+    last = [event for event in jobs.log(tmp_path / "run") if event["event"] == "evaluate"][-1]
     assert result.scores["evaluate"]["loss"] == pytest.approx(last["scores"]["loss"], rel=1e-2)
     assert result.scores["evaluate"] != last["scores"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.checkpointing.run_folder import read_log, read_result
+from finetune.checkpointing.run_folder import read_result
 from finetune.models.language_model import LanguageModel
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.job import events
@@ -41,7 +41,7 @@ def test_two_processes_train_as_one(books, alone, tmp_path):  # noqa: F811
     run = train_together(2, plan(books, **CALM), tmp_path / "two", how=pretrain_here)
     assert jobs.distance(weights(alone), weights(run)) < 1e-4
     losses, others = (
-        [event["loss"] for event in read_log(path) if event["event"] == "train"]
+        [event["loss"] for event in jobs.log(path) if event["event"] == "train"]
         for path in (alone, run)
     )
     assert losses == pytest.approx(others, rel=1e-5)
@@ -55,7 +55,7 @@ def test_two_interrupted_processes_resume_bit_equal(books, tmp_path):  # noqa: F
     train_together(2, with_dropout, tmp_path / "run", stop=3, how=pretrain_here)
     train_together(2, with_dropout, tmp_path / "run", how=pretrain_here)
     assert jobs.distance(weights(tmp_path / "whole"), weights(tmp_path / "run")) == 0
-    logs = [list(read_log(tmp_path / run, seconds=False)) for run in ("whole", "run")]
+    logs = [jobs.log(tmp_path / run) for run in ("whole", "run")]
     assert logs[0] == logs[1]
 
 

@@ -1,7 +1,7 @@
 """Records of files: what was written is verified, and every damage is found."""
 
 import hashlib
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ from finetune.storage.manifest import (
     Manifest,
     read_manifest,
     record_file,
-    verify_file,
     verify_files,
     write_manifest,
 )
@@ -41,30 +40,23 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("damage", "what"),
     [
-        (b"firs", "4 bytes and was written with 5"),
-        (b"First", "SHA-256 differs"),
-        (None, "No such file"),
+        (lambda path: path.write_bytes(b"firs"), "damaged"),
+        (lambda path: path.write_bytes(b"First"), "damaged"),
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.rename(f"{path}x") and path.symlink_to(f"{path}x"), "Links are not"),
     ],
+    ids=["cut", "changed", "missing", "link"],
 )
-def test_a_damaged_file_is_reported(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_a_damaged_file_is_reported(
+    tmp_path: Path, damage: Callable[[Path], object], what: str
+) -> None:
     manifest = write_folder(tmp_path)
-    if content is None:
-        (tmp_path / "a").unlink()
-    else:
-        (tmp_path / "a").write_bytes(content)
+    damage(tmp_path / "a")
     with pytest.raises(UsageError, match=what) as caught:
         verify_files(tmp_path, manifest)
     assert caught.value.where == str(tmp_path / "a")
-
-
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    manifest = write_folder(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "elsewhere")
-    (tmp_path / "a").symlink_to("elsewhere")
-    with pytest.raises(UsageError, match="Links are not followed"):
-        verify_file(tmp_path / "a", manifest.files["a"])
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd"])
@@ -79,8 +71,6 @@ def test_a_name_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None
         {"files": None},
         {"files": {"a": 1}},
         {"files": {"a": {"size": 5}}},
-        {"files": {"a": {"size": "5", "sha256": "0"}}},
-        {"files": {"a": {"size": True, "sha256": "0"}}},
         {"files": {"a": {"size": 5, "sha256": "0", "more": 1}}},
         {"metadata": None},
     ],
@@ -97,11 +87,4 @@ def test_a_damaged_manifest_is_reported(tmp_path: Path, changes: dict[str, objec
 def test_another_format_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UsageError, match="the format is not 'a test, version 1'"):
-        read_manifest(tmp_path / "manifest.json", FORMAT)
-
-
-def test_a_cut_manifest_is_reported(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    os.truncate(tmp_path / "manifest.json", 50)
-    with pytest.raises(UsageError, match="not valid JSON"):
         read_manifest(tmp_path / "manifest.json", FORMAT)

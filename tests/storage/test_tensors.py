@@ -10,7 +10,6 @@ from torch import Tensor
 
 from finetune.storage.tensors import read_tensors, save_tensors
 from task_formats import UsageError
-from tests.support.disks import small_disk
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -56,25 +55,12 @@ def test_the_file_may_be_deleted_while_its_tensors_are_in_use(tmp_path: Path) ->
     assert torch.equal(read["a"], torch.ones(1000))
 
 
-def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    """The library reports it in the text of its own exception."""
-    with (
-        small_disk(tmp_path / "disk", "1m") as disk,
-        pytest.raises(UsageError, match="No space left on device") as caught,
-    ):
-        save_tensors(disk / "file", {"large": torch.ones(1_000_000)})
-    assert caught.value.where == str(disk / "file")
-    assert "Free some space" in caught.value.cure
-
-
 @pytest.mark.parametrize(
     "content",
     [
         b"",
         b"\xff" * 8,
-        b"\x02" + bytes(7) + b"{}x",
         b"\x02" + bytes(7) + b"[]",
-        bytes(100),
         (80).to_bytes(8, "little")
         + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'.ljust(80)
         + bytes(4),

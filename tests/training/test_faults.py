@@ -218,7 +218,7 @@ def test_a_full_disk_is_reported_when_the_best_model_is_saved(size, bases, tmp_p
     """Evaluated before the first state is due: the model is what does not fit."""
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", evaluations=3)
     with small_disk(tmp_path / "disk", size) as disk:
-        with pytest.raises(UsageError, match=r"are free|No space left") as caught:
+        with pytest.raises(UsageError, match="No space left") as caught:
             finetune.train(job, disk / "run")
         assert caught.value.cure == "Free some space, or choose a folder on another disk."
         assert not list(disk.glob("run/model*"))
@@ -229,7 +229,7 @@ def test_the_best_model_and_the_states_survive_a_disk_that_fills(bases, tmp_path
         "entailment", bases("gpt2"), tmp_path / "data", evaluations=3, checkpoint_updates=1
     )
     with small_disk(tmp_path / "disk", "2m") as disk:
-        with pytest.raises(UsageError, match=r"are free|No space left"):  # noqa: PT012
+        with pytest.raises(UsageError, match="No space left"):  # noqa: PT012
             for event in events(job, disk / "run"):
                 if isinstance(event, Evaluated) and event.update == 2:
                     rest = shutil.disk_usage(disk).free

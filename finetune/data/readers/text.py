@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from finetune.data.rows import MAX_ROW_BYTES
-from finetune.storage.files import open_input_file, undecodable
+from finetune.storage.files import open_regular_file, undecodable
 from task_formats import RowError, UsageError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -37,7 +37,7 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
         if str(path) == "-":
             yield sys.stdin.buffer
         else:
-            with open_input_file(path) as stream:
+            with open_regular_file(path, follow_links=True) as stream:
                 yield _decompress(stream, Path(path).suffix.lower())
     except FileNotFoundError:
         cure = describe_folder(Path(path).parent)
