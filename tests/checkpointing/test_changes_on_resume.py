@@ -55,7 +55,7 @@ def test_an_edited_recipe_is_refused(old, new, named, job, undisturbed, tmp_path
     with pytest.raises(UsageError, match=f"another {named}") as caught:
         jobs.resume(run)
     assert caught.value.where == str(run / RECIPE)
-    assert "set that value back" in str(caught.value)
+    assert "restore that value" in str(caught.value)
     edit(run, new, old)
     assert jobs.resume(run) == ([], [2])
     jobs.assert_same(run, undisturbed)
