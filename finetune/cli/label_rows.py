@@ -9,7 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from finetune.cli.console import console
 from finetune.cli.output_columns import find_columns
-from finetune.data import PredictionColumns, ReadReport, Rows, name_columns, write_rows
+from finetune.data import ReadReport, Rows, name_columns, write_rows
 from finetune.data.examples import LocatedExample, build_examples
 from finetune.evaluation.predictor import Predictor
 from task_formats import Classes, Prediction, Row, UsageError
@@ -50,12 +50,14 @@ def label_rows(
     classes = predictor.task.labels.names if isinstance(predictor.task.labels, Classes) else ()
     added = name_columns(columns, classes)
     with (
-        write_rows(output, [*columns, added.label, *added.scores], format=format) as sink,
+        write_rows(output, [*columns, *added], format=format) as sink,
         _progress() as progress,
     ):
         bar = progress.add_task("labelling", total=None) if progress else None
         for row, prediction in _predict(predictor, items):
-            sink.write({**row, **_added_values(prediction, added)})
+            values = (prediction.label, *prediction.scores)[: len(added)]
+            # Choices that a row does not have stay empty.
+            sink.write({**row, **dict(itertools.zip_longest(added, values))})
             if progress and bar is not None:
                 progress.advance(bar)
     return report
@@ -69,12 +71,6 @@ def _predict(
     predictions = predictor.stream(item.example for item in examples)
     for prediction, item in zip(predictions, located, strict=True):
         yield item.row, prediction
-
-
-def _added_values(prediction: Prediction, added: PredictionColumns) -> dict[str, Any]:
-    """The added columns; choices that a row does not have stay empty."""
-    scores = itertools.zip_longest(added.scores, prediction.scores[: len(added.scores)])
-    return {added.label: prediction.label, **dict(scores)}
 
 
 def _progress() -> Any:

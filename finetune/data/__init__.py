@@ -11,17 +11,15 @@ from finetune.data.readers.files import FileRows, detect_format, open_file, read
 from finetune.data.rows import LocatedRow, RowLocation, Rows, locate_rows
 from finetune.data.sources import open_rows
 from finetune.data.token_store import TokenStore, encode_examples
-from finetune.data.writers import PredictionColumns, RowSink, name_columns, write_rows
+from finetune.data.writers import name_columns, write_rows
 
 __all__ = [
     "BadRow",
     "FileRows",
     "LocatedExample",
     "LocatedRow",
-    "PredictionColumns",
     "ReadReport",
     "RowLocation",
-    "RowSink",
     "Rows",
     "TokenStore",
     "build_examples",

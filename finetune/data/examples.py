@@ -84,18 +84,18 @@ def build_examples(
         try:
             if isinstance(row, RowError):
                 raise row
-            try:
-                converted = convert(row) if convert else row
-                if labelled and task.unlabelled and _means_unlabelled(task, converted):
-                    report.unlabelled += 1
-                    continue
-                example = task.example(converted, name, labelled=labelled)
-            except RowError as error:
-                raise error.located(str(location)) from None
+            converted = convert(row) if convert else row
+            if labelled and task.unlabelled and _means_unlabelled(task, converted):
+                report.unlabelled += 1
+                continue
+            example = task.example(converted, name, labelled=labelled)
         except RowError as error:
-            if on_bad_row == "stop":
+            if on_bad_row == "skip":
+                report.skipped.append(BadRow(location, name, error.what))
+            elif error is row:  # It names its location.
                 raise
-            report.skipped.append(BadRow(location, name, error.what))
+            else:
+                raise error.located(str(location)) from None
         else:
             yield LocatedExample(location, row, example)
 
@@ -120,30 +120,18 @@ def read_examples(
     on_bad_row: Literal["stop", "skip"] = "stop",
     limit: int | None = None,
 ) -> tuple[Iterator[Example], ReadReport]:
-    """Streams the examples of a split, as `build_examples` makes them.
-
-    Args:
-        task: Says how a row is read.
-        rows: The rows of the split.
-        split: Beginning of the examples' ids.
-        labelled: Whether every example needs a label.
-        on_bad_row: What happens at a row that cannot become an example.
-        limit: Number of rows that are read.
+    """Streams the examples of at most `limit` rows; the other arguments are of `build_examples`.
 
     Returns:
         The examples, and the report that is filled while they are read. The iterator raises
         RowError as `build_examples` does, and UsageError at its end if there was no example.
     """
     report = ReadReport()
+    located = islice(rows.read(), limit)
 
     def examples() -> Iterator[Example]:
         for item in build_examples(
-            task,
-            islice(rows.read(), limit),
-            split,
-            labelled=labelled,
-            on_bad_row=on_bad_row,
-            report=report,
+            task, located, split, labelled=labelled, on_bad_row=on_bad_row, report=report
         ):
             yield item.example
         if not report.examples:
@@ -154,18 +142,18 @@ def read_examples(
 
 def read_split(
     task: Task,
-    config: DataConfig,
+    data: DataConfig,
     role: Literal["train", "evaluate"],
     *,
     labelled: bool = True,
     limit: int | None = None,
 ) -> list[Example]:
     """Returns the examples of a split that the recipe names; UsageError if it names none."""
-    split = config.train if role == "train" else config.evaluate
+    split = data.train if role == "train" else data.evaluate
     if split is None:
         cure = "Name a split or a file."
         raise UsageError(f"data.{role} is not set", where=f"data.{role}", cure=cure)
-    rows, on_bad_row = open_rows(config, split), config.on_bad_row
+    rows, on_bad_row = open_rows(data, split), data.on_bad_row
     examples, _ = read_examples(
         task, rows, split, labelled=labelled, on_bad_row=on_bad_row, limit=limit
     )
@@ -175,12 +163,9 @@ def read_split(
 def _no_examples(report: ReadReport, origin: str) -> UsageError:
     if not report.rows:
         return UsageError("no rows", where=origin, cure="The file has at most a header.")
+    none = f"none of {report.rows} rows"
     if not report.skipped:
-        what = f"none of {report.rows} rows has a label"
-        return UsageError(what, where=origin, cure="Check task.unlabelled.")
-    first = report.skipped[0]
-    return UsageError(
-        f"none of {report.rows} rows can be used; the first: {first.reason}",
-        where=str(first.location),
-        cure="Check task.columns and task.labels against this file.",
-    )
+        return UsageError(f"{none} has a label", where=origin, cure="Check task.unlabelled.")
+    location, _, reason = report.skipped[0]
+    cure = "Check task.columns and task.labels against this file."
+    return UsageError(f"{none} can be used; the first: {reason}", where=str(location), cure=cure)

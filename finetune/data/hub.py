@@ -65,11 +65,7 @@ class HubRows(Rows):
 def open_hub(path: str, name: str | None, split: str, revision: str | None) -> HubRows:
     """Opens a split of a data set of the hub; downloads it unless it is in the cache.
 
-    Args:
-        path: Its id, such as nyu-mll/glue.
-        name: The configuration, such as rte.
-        split: The split, such as train.
-        revision: A branch, a tag or a commit; None is the main branch.
+    The revision is a branch, a tag or a commit; None is the main branch.
 
     Raises:
         UsageError: It cannot be loaded, or the hub is unreachable and the cache does not have it.

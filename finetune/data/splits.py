@@ -3,19 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from finetune.data.encoding_cache import cache_folder, load_or_encode
 from finetune.data.examples import ReadReport, read_examples
-from finetune.data.readers.files import FileRows
-from finetune.data.rows import Rows
 from finetune.data.sources import open_rows
-from finetune.data.token_store import Array, TokenStore, encode_examples
-from finetune.recipe.schema import DataConfig, Recipe
+from finetune.data.token_store import Array, TokenStore, encode_examples, load_or_encode
+from finetune.recipe.schema import Recipe
 from task_formats import Example, Task, UsageError, ViewEncoder
 
 _SCORE_BINS = 10
@@ -43,72 +40,36 @@ def encode_split(
     name: str,
     *,
     tokenizer_hash: str | None = None,
-    data: DataConfig | None = None,
     labelled: bool = True,
 ) -> Split:
     """Reads, checks and encodes a split; encoded rows are kept in the user's cache.
 
-    Args:
-        recipe: Says where the rows are and how many of them are read.
-        task: Turns a row into an example.
-        encoder: Turns examples into token sequences.
-        name: The split, as in the recipe (`data.train`).
-        tokenizer_hash: Identifies the encoder's tokenizer; without it nothing is cached.
-        data: Replaces the recipe's data part.
-        labelled: Whether every row must have a label.
+    The split is named as in the recipe (`data.train`). Without `tokenizer_hash`, which identifies
+    the encoder's tokenizer, nothing is cached. `labelled` says whether every row needs a label.
 
     Raises:
-        UsageError: There is no such split, or no usable row, or the file changed meanwhile.
+        UsageError: There is no such split, or no usable row.
         RowError: A row cannot be used, and `data.on_bad_row` is "stop".
     """
-    data = data or recipe.data
+    data = recipe.data
     rows = open_rows(data, name)
-    state, fingerprint = _file_state(rows), rows.fingerprint()
+    fingerprint = rows.fingerprint()
     # Ids contain a file's name without its folder, which is the same for all rows.
     split = name if data.path else Path(name).name
     examples, report = read_examples(
         task, rows, split, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
     )
-    examples = _check_unchanged(examples, rows, state)
     if tokenizer_hash is None or task.read is not None:
-        store = encode_examples(examples, encoder)
-    else:
-        key = _cache_key(recipe, encoder, [fingerprint, name, labelled, tokenizer_hash])
-        store = load_or_encode(examples, encoder, cache_folder(), key, report)
+        return Split(encode_examples(examples, encoder), report, rows.origin, fingerprint)
+    # The key holds everything that the encoded rows depend on.
+    unused = {"prompt", "prompts", "metrics", "select", "positive"}
+    content = [fingerprint, name, labelled, tokenizer_hash]
+    content += [recipe.task.model_dump_json(exclude=unused), list(encoder.specials)]
+    key = json.dumps([*content, encoder.max_tokens, data.limit, data.on_bad_row])
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
+    cache = Path(os.environ.get("GPTFT_CACHE", default))
+    store = load_or_encode(examples, encoder, cache, key, report)
     return Split(store, report, rows.origin, fingerprint)
-
-
-def _cache_key(recipe: Recipe, encoder: ViewEncoder, content: list[object]) -> str:
-    """Everything that the encoded rows depend on, as JSON."""
-    parts = [
-        *content,
-        recipe.task.model_dump_json(exclude={"prompt", "prompts", "metrics", "select", "positive"}),
-        list(encoder.specials),
-        encoder.max_tokens,
-        recipe.data.limit,
-        recipe.data.on_bad_row,
-    ]
-    return json.dumps(parts)
-
-
-def _file_state(rows: Rows) -> list[tuple[int, ...]] | None:
-    """Inode, size and time of the rows' files; None if one is missing."""
-    files = rows.files if isinstance(rows, FileRows) else ()
-    try:
-        stats = [os.stat(file) for file in files if file != "-"]
-    except OSError:
-        return None
-    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
-
-
-def _check_unchanged(
-    examples: Iterable[Example], rows: Rows, state: list[tuple[int, ...]] | None
-) -> Iterator[Example]:
-    """Yields the examples; UsageError if their files changed before the last one was read."""
-    yield from examples
-    if _file_state(rows) != state:
-        cure = "Start again when no other program writes to it."
-        raise UsageError("changed while it was read", where=rows.origin, cure=cure)
 
 
 def encode_training_split(

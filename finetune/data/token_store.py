@@ -1,14 +1,31 @@
-"""Encoded examples as a few flat arrays, in memory or mapped from files."""
+"""Encoded examples as a few flat arrays, in memory or mapped from files of a cache."""
 
+import hashlib
 import io
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from itertools import chain, islice, pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from task_formats import Encoded, Example, Label, ViewEncoder
+from finetune.data.examples import BadRow, ReadReport
+from finetune.data.rows import RowLocation
+from finetune.storage.manifest import (
+    Manifest,
+    read_manifest,
+    record_file,
+    verify_files,
+    write_manifest,
+)
+from task_formats import Encoded, Example, Label, UsageError, ViewEncoder
+
+FORMAT = "gptft encoded examples, version 2"
+"""The version is raised whenever the files of an entry of the cache change."""
 
 Array = NDArray[Any]
 _Item = TypeVar("_Item")
@@ -37,13 +54,10 @@ class Arrays(NamedTuple):
 
 
 DTYPES: dict[str, np.dtype[Any]] = {
+    **dict.fromkeys(Arrays._fields, np.dtype("<i8")),
     "tokens": np.dtype("<u4"),
-    "segments": np.dtype("<i8"),
-    "examples": np.dtype("<i8"),
     "labels": np.dtype("<f8"),
-    "truncated_tokens": np.dtype("<i8"),
     "ids": np.dtype("u1"),
-    "id_bounds": np.dtype("<i8"),
 }
 """Type of every array, in memory and in a file."""
 
@@ -71,15 +85,11 @@ def compute_lengths(examples: Sequence[Encoded]) -> ExampleLengths:
 
 
 class TokenStore(Sequence[Encoded]):
-    """N encoded examples; an item is an Encoded whose token sequences are views of one array.
-
-    Args:
-        arrays: The tokens and where segments, examples and ids begin.
-        integer_labels: Whether labels are classes or choices, not scores.
-    """
+    """N encoded examples; an item is an Encoded whose token sequences are views of one array."""
 
     def __init__(self, arrays: Arrays, *, integer_labels: bool) -> None:
-        self.arrays, self.integer_labels = arrays, integer_labels
+        self.arrays = arrays
+        self.integer_labels = integer_labels  # Labels are classes or choices, not scores.
 
     def __len__(self) -> int:
         return len(self.arrays.labels)
@@ -141,13 +151,6 @@ def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenS
     return _store(map(encoder.encode, _batches(examples)))
 
 
-def write_examples(
-    examples: Iterable[Example], encoder: ViewEncoder, streams: Mapping[str, BinaryIO]
-) -> bool:
-    """Encodes examples into binary streams, one for each array; returns `integer_labels`."""
-    return _write(map(encoder.encode, _batches(examples)), streams)
-
-
 def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
     remaining = iter(items)
     while batch := list(islice(remaining, _BATCH)):
@@ -189,3 +192,69 @@ def _write(batches: Iterable[Sequence[Encoded]], streams: Mapping[str, BinaryIO]
         write("ids", np.frombuffer(b"".join(ids), np.uint8))
         write_ends("id_bounds", list(map(len, ids)))
     return integer_labels
+
+
+def load_or_encode(
+    examples: Iterable[Example], encoder: ViewEncoder, cache: Path, key: str, report: ReadReport
+) -> TokenStore:
+    """Returns encoded examples, mapped from files in the cache.
+
+    The first call encodes the examples; the next call with the same key reads none of them. A
+    damaged entry is replaced. An entry is a folder: a file for each array, and a manifest with
+    their hashes, the kind of label and the read report.
+
+    The key names everything the result depends on: contents, task, tokenizer and limits. Reading
+    the examples fills the report; when they are not read, it is filled as at the first call.
+
+    Raises:
+        UsageError: The cache cannot be written.
+    """
+    folder = cache / hashlib.sha256(f"{FORMAT}\n{key}".encode()).hexdigest()[:32]
+    try:
+        return _load(folder, report)
+    except (OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(folder, ignore_errors=True)  # It is damaged, or does not exist.
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=cache) as partial:
+            _save(Path(partial, "entry"), examples, encoder, report)
+            with suppress(OSError):  # Another process may have been faster.
+                Path(partial, "entry").rename(folder)
+    except OSError as error:
+        what = f"cannot write prepared data: {error.strerror}"
+        cure = "Free some space there, or set GPTFT_CACHE to another folder."
+        raise UsageError(what, where=str(cache), cure=cure) from error
+    return _load(folder, report)
+
+
+def _save(
+    folder: Path, examples: Iterable[Example], encoder: ViewEncoder, report: ReadReport
+) -> None:
+    folder.mkdir()
+    with ExitStack() as stack:
+        streams = {name: stack.enter_context(open(folder / name, "wb")) for name in DTYPES}
+        integer_labels = _write(map(encoder.encode, _batches(examples)), streams)
+    # Not flushed to the disk: what a power failure damages, the hashes find.
+    records = {name: record_file(folder / name) for name in DTYPES}
+    skipped = [[*bad.location, bad.id, bad.reason] for bad in report.skipped]
+    saved = {"rows": report.rows, "unlabelled": report.unlabelled, "skipped": skipped}
+    metadata = {"integer_labels": integer_labels, "report": saved}
+    write_manifest(folder / "manifest.json", Manifest(FORMAT, records, metadata))
+
+
+def _load(folder: Path, report: ReadReport) -> TokenStore:
+    """Maps an entry and fills the report; an error if any part is missing or damaged."""
+    manifest = read_manifest(folder / "manifest.json", FORMAT)
+    verify_files(folder, manifest)
+    arrays = {name: _map(folder / name, DTYPES[name]) for name in DTYPES}
+    saved = manifest.metadata["report"]
+    skipped = [BadRow(RowLocation(*place), name, why) for *place, name, why in saved["skipped"]]
+    report.rows, report.unlabelled, report.skipped[:] = saved["rows"], saved["unlabelled"], skipped
+    return TokenStore(Arrays(**arrays), integer_labels=bool(manifest.metadata["integer_labels"]))
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> Array:
+    if not path.stat().st_size:
+        return np.empty(0, dtype)
+    # A plain array over the map: slices of np.memmap itself are several times slower.
+    return np.asarray(np.memmap(path, dtype, mode="r"))

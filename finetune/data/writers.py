@@ -7,41 +7,27 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from finetune.data.readers.files import detect_format
 from finetune.data.readers.parquet import ParquetSink
 from task_formats import RowError, UsageError
 
 
-class PredictionColumns(NamedTuple):
-    """Names of the columns that prediction adds: the label's, and one for each class."""
-
-    label: str
-    scores: tuple[str, ...]
-
-
-def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> PredictionColumns:
-    """Names the added columns so that they differ from the original ones.
-
-    Raises UsageError if the longer name of one is taken, too.
+def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
+    """Names the columns that prediction adds so that they differ from the original ones.
 
     >>> name_columns(["text", "label"], ["no", "yes"])
-    PredictionColumns(label='predicted_label', scores=('probability_no', 'probability_yes'))
+    ['predicted_label', 'probability_no', 'probability_yes']
     """
-    taken = set(original)
-
-    def choose(*names: str) -> str:
-        free = next((name for name in names if name not in taken), None)
-        if free is None:
-            what = f"the rows already have columns {' and '.join(map(repr, names))}"
+    added: list[str] = []
+    for name in ("label", *(f"probability_{name}" for name in classes)):
+        longer = f"predicted_{name}"
+        if name in original and longer in original:
+            what = f"the rows already have columns {name!r} and {longer!r}"
             raise UsageError(what, cure="Rename one of them in the input.")
-        taken.add(free)
-        return free
-
-    label = choose("label", "predicted_label")
-    scores = [choose(f"probability_{name}", f"predicted_probability_{name}") for name in classes]
-    return PredictionColumns(label, tuple(scores))
+        added.append(longer if name in original else name)
+    return added
 
 
 class RowSink(Protocol):
@@ -49,11 +35,9 @@ class RowSink(Protocol):
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row."""
-        ...
 
     def close(self, complete: bool) -> None:
         """Writes the end of the file if the rows are complete; the stream stays open."""
-        ...
 
 
 @contextmanager
@@ -64,9 +48,6 @@ def write_rows(
 
     A regular file appears at the end of the block, complete, or not at all. Missing values are
     empty; in CSV and TSV, values other than text are written as JSON.
-
-        with write_rows("out.csv", ("text", "label")) as sink:
-            sink.write({"text": "fine", "label": "yes"})
 
     Args:
         path: The file, compressed if it ends in .gz; `-` is standard output, which needs a format.
@@ -140,18 +121,18 @@ class _TextSink:
         pass
 
     def _join_tsv(self, fields: Sequence[str]) -> bytes:
-        line = "\t".join(fields)
-        if line.count("\t") >= len(fields) or "\n" in line or "\r" in line:
-            bad = next(k for k, text in enumerate(fields) if set(text) & set("\t\n\r"))
-            what = f"the column {self._columns[bad]!r} holds a tab or a line end"
-            raise RowError(what, where=self._where, cure="Write .csv or .jsonl instead of .tsv.")
-        return f"{line}\n".encode()
+        for name, text in zip(self._columns, fields, strict=True):
+            if "\t" in text or "\n" in text or "\r" in text:
+                what = f"the column {name!r} holds a tab or a line end"
+                cure = "Write .csv or .jsonl instead of .tsv."
+                raise RowError(what, where=self._where, cure=cure)
+        return ("\t".join(fields) + "\n").encode()
 
 
 def _join_csv(fields: Sequence[str]) -> bytes:
-    if len(fields) == 1 and not fields[0]:
-        return b'""\n'
-    return f"{','.join(map(_quote, fields))}\n".encode()
+    # One empty field needs quotes: an empty line is no row.
+    line = '""' if list(fields) == [""] else ",".join(map(_quote, fields))
+    return f"{line}\n".encode()
 
 
 def _quote(text: str) -> str:
@@ -170,10 +151,7 @@ def _text(value: Any) -> str:
 
 
 def _as_json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except RecursionError:
-        raise RowError("a value is nested too deeply", cure="Leave its column out.") from None
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 class _JsonSink:
@@ -181,14 +159,13 @@ class _JsonSink:
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], *, as_list: bool) -> None:
         self._stream, self._columns, self._as_list = stream, tuple(columns), as_list
-        self._first = True
+        self._separator = "["
 
     def write(self, row: Mapping[str, Any]) -> None:
         text = _as_json({name: row[name] for name in self._columns if name in row})
-        separator = "[" if self._first else ",\n"
-        self._stream.write((f"{separator}{text}" if self._as_list else f"{text}\n").encode())
-        self._first = False
+        self._stream.write((f"{self._separator}{text}" if self._as_list else f"{text}\n").encode())
+        self._separator = ",\n"
 
     def close(self, complete: bool) -> None:
         if self._as_list and complete:
-            self._stream.write(b"[]\n" if self._first else b"]\n")
+            self._stream.write(b"[]\n" if self._separator == "[" else b"]\n")

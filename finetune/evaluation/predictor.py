@@ -94,12 +94,13 @@ class Predictor:
         Returns:
             Metric name to value.
         """
-        data = data or self.recipe.data
+        recipe = self.recipe.model_copy(update={"data": data}) if data else self.recipe
+        data = recipe.data
         of_recipe = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
         name = of_recipe.get(split) or data.extra.get(split, split)
         tokenizer = self._base.task_tokens.fingerprint
         examples = encode_split(
-            self.recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer, data=data
+            recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer
         ).examples
         passes = compute_logits(self.model, examples, self._batch_config, self._accelerator)
         return evaluate(passes, examples, self.task, self._accelerator).scores

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import finetune.data.splits
 from finetune.checkpointing import checkpoint
 from finetune.training.events import Interrupted, Notice
 from finetune.training.finetuning import events
@@ -87,31 +86,6 @@ def test_changed_rows_are_reported_at_a_resume(name, count, job, tmp_path) -> No
     jobs.write_rows(file_of(job, name), jobs.rows("entailment", count, seed=8))
     [notice] = notices(job, run, resume=True)
     assert notice.startswith(f"resumed with other data: {name} was ")
-
-
-@pytest.mark.parametrize("action", ["append", "remove"])
-def test_a_file_that_changes_while_it_is_read_is_refused(
-    action, job, tmp_path, monkeypatch
-) -> None:
-    """Its rows are not kept in the cache."""
-    path = file_of(job, "train")
-    count = 0
-
-    def disturb(example):
-        nonlocal count
-        count += 1
-        if count == 3:
-            with path.open("a") as file:
-                file.write("\n")
-            if action == "remove":
-                path.unlink()
-        return example
-
-    monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(finetune.data.splits, "read_examples", jobs.watch_examples(disturb))
-    with pytest.raises(UsageError, match=r"train\.jsonl: changed while it was read"):
-        jobs.train(job, tmp_path / "run")
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_finished_run_ignores_other_values_and_says_so(job, tmp_path) -> None:

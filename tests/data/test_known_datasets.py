@@ -192,7 +192,7 @@ def test_arc_files_get_the_columns_of_the_hub(tmp_path: Path) -> None:
 def test_a_bad_race_file_is_named(tmp_path: Path) -> None:
     passage = {"id": "1", "article": "x", "questions": ["q"], "options": [["a", "b"]]}
     write(tmp_path, {"race/test/high/1.txt": [{**passage, "answers": []}]})
-    with pytest.raises(UsageError, match=r"high/1\.txt: not a passage of RACE: .*differ in number"):
+    with pytest.raises(UsageError, match=r"high/1\.txt: not a passage of RACE: .*\nA RACE file"):
         read(tmp_path, "all", "test")
     good = {**passage, "answers": ["A"]}
     write(tmp_path, {"race/test/high/1.txt": [good], "race/test/high/2.txt": '{"article": "x"'})

@@ -1,7 +1,6 @@
 """A token store holds what the encoder returns; its cache is exact, or encoded again."""
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data import BadRow, ReadReport, RowLocation, TokenStore, encode_examples
-from finetune.data.encoding_cache import load_or_encode
-from finetune.data.token_store import DTYPES, compute_lengths
+from finetune.data.token_store import DTYPES, compute_lengths, load_or_encode
 from task_formats import (
     Encoded,
     Example,
@@ -198,19 +196,6 @@ def test_two_processes_may_encode_the_same_examples(tmp_path: Path) -> None:
 
     assert [item.id for item in cached(meanwhile(), tmp_path)] == ["train/0"]
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
-    cached(labelled(1), tmp_path)
-    (entry,) = tmp_path.iterdir()
-    partial = entry.with_name(f"{entry.name}.partial-x")
-    shutil.move(entry, partial)
-    cached(labelled(1), tmp_path)
-    assert sorted(tmp_path.iterdir()) == [entry, partial]
-    shutil.rmtree(entry)
-    os.utime(partial, (0, 0))
-    cached(labelled(1), tmp_path)
-    assert list(tmp_path.iterdir()) == [entry]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -73,21 +73,19 @@ class ParquetSink:
 
     def _flush(self) -> None:
         rows, self._pending = self._pending, []
-        schema = self._writer.schema if self._writer else None
+        arrays = []
         try:
-            arrays = [
-                pyarrow.array([row.get(name) for row in rows], schema and schema.field(name).type)
-                for name in self._columns
-            ]
+            for name in self._columns:
+                known = self._writer.schema.field(name).type if self._writer else None
+                array = pyarrow.array([row.get(name) for row in rows], known)
+                # A column of nulls becomes text.
+                arrays.append(
+                    array.cast(pyarrow.string()) if array.type == pyarrow.null() else array
+                )
         except (pyarrow.ArrowException, UnicodeEncodeError) as error:
             what = f"a column holds values of several types: {first_line(error)}"
             raise UsageError(what, where=self._where, cure="Write .jsonl instead.") from None
-        table = pyarrow.table([_typed(array) for array in arrays], self._columns)
+        table = pyarrow.table(arrays, self._columns)
         if self._writer is None:
             self._writer = parquet.ParquetWriter(self._stream, table.schema)
         self._writer.write_table(table)
-
-
-def _typed(array: Any) -> Any:
-    """A column of nulls becomes text."""
-    return array.cast(pyarrow.string()) if array.type == pyarrow.null() else array
