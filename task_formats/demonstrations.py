@@ -8,20 +8,12 @@ from task_formats.example import Example
 
 
 class Demonstrations:
-    """Draws solved examples for a question; never the question itself or a duplicate of it.
+    """Draws `shots` solved examples for a question; never the question itself or a duplicate of it.
 
-    Two examples are duplicates if their fields and choices are equal; the pool keeps the first.
-    The draw depends only on the seed, the pool and the question's id (GPT-3, section 2.4).
-
-    Args:
-        pool: Examples to draw from; unlabelled ones are left out.
-        shots: Demonstrations per question.
-        seed: Random seed.
-        shared: Show all questions the same examples in the same order. A question that is one of
-            them gets the next one instead.
-
-    Raises:
-        UsageError: The pool has too few different labelled examples.
+    Two examples are duplicates if their fields and choices are equal. Unlabelled ones are left out.
+    The draw depends only on the seed, the pool and the question's id (GPT-3, section 2.4). `shared`
+    shows all questions the same examples in the same order; a question that is one of them gets the
+    next one instead. UsageError if the pool has too few different labelled examples.
     """
 
     def __init__(
@@ -33,11 +25,9 @@ class Demonstrations:
         self._index = {_key(example): n for n, example in enumerate(self._pool)}
         # One more than `shots`, in case the question is among them.
         if 0 < shots > len(self._pool) - 1:
-            raise UsageError(
-                f"{shots} shots need {shots + 1} different labelled examples, "
-                f"and there are {len(self._pool)}",
-                cure="Use fewer shots, or draw from a larger split.",
-            )
+            what = f"{shots} shots need {shots + 1} different labelled examples"
+            cure = "Use fewer shots, or draw from a larger split."
+            raise UsageError(f"{what}, and there are {len(self._pool)}", cure=cure)
         self.shots, self.seed, self.shared = shots, seed, shared
 
     def draw(self, question: Example) -> tuple[Example, ...]:

@@ -15,14 +15,8 @@ Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 class ViewEncoder:
     """Turns examples into K views `start text delimiter text ... extract`.
 
-    Args:
-        format: The views of an example.
-        tokenize: Texts to token ids.
-        specials: Ids of the start, delimiter and extract tokens.
-        max_tokens: Maximum length of a view, special tokens included; longer texts are truncated.
-
-    Raises:
-        UsageError: `max_tokens` is too small for the special tokens and one token of text.
+    Texts are truncated so that a view has at most `max_tokens`, special tokens included; UsageError
+    if there is no space for one token of text.
     """
 
     def __init__(
@@ -30,19 +24,16 @@ class ViewEncoder:
     ) -> None:
         minimum = max(len(view) for view in format.views) + 2
         if max_tokens < minimum:
-            raise UsageError(
-                f"max_tokens {max_tokens} is too small",
-                cure=f"This format needs {minimum} or more.",
-            )
+            what = f"max_tokens {max_tokens} is too small"
+            raise UsageError(what, cure=f"This format needs {minimum} or more.")
         self.format, self.tokenize = format, tokenize
         self.specials, self.max_tokens = specials, max_tokens
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encodes examples, tokenizing every distinct text once, all in one call."""
         rendered = [self.format.render(example) for example in examples]
-        texts = list(
-            dict.fromkeys(chain.from_iterable(map(_pieces, chain.from_iterable(rendered))))
-        )
+        pieces = (piece for views in rendered for view in views for piece in chain(*view))
+        texts = list(dict.fromkeys(pieces))
         ids = dict(zip(texts, self.tokenize(texts), strict=True)) if texts else {}
         return [
             self._encode(example, views, ids)
@@ -52,7 +43,7 @@ class ViewEncoder:
     def _encode(
         self, example: Example, views: list[ViewText], ids: Mapping[str, Sequence[int]]
     ) -> Encoded:
-        texts = [_pieces(view) for view in views]
+        texts = [list(chain(*view)) for view in views]
         lengths = {text: len(ids[text]) for view in texts for text in view}
         limits = [self.max_tokens - len(view) - 1 for view in views]
         kept = truncate_longest_first(lengths, texts, limits)
@@ -66,31 +57,20 @@ class ViewEncoder:
 
     def _join(self, segments: Sequence[Sequence[int]]) -> list[int]:
         tokens = [self.specials.start]
-        for k, segment in enumerate(segments):
-            if k:
-                tokens.append(self.specials.delimiter)
-            tokens.extend(segment)
-        tokens.append(self.specials.extract)
+        for segment in segments:
+            tokens += [*segment, self.specials.delimiter]
+        tokens[-1] = self.specials.extract
         return tokens
 
 
-def _pieces(view: ViewText) -> list[str]:
-    return [piece for segment in view for piece in segment]
-
-
-def split_common_prefix(
-    views: Sequence[Sequence[int]],
-) -> tuple[Sequence[int], tuple[Sequence[int], ...]]:
+def split_common_prefix(views: Sequence[list[int]]) -> tuple[list[int], tuple[list[int], ...]]:
     """Splits K sequences into their longest common prefix and K non-empty endings.
 
     >>> split_common_prefix([[1, 5, 6, 9], [1, 5, 7, 7, 9]])
     ([1, 5], ([6, 9], [7, 7, 9]))
     """
-    first = views[0]
-    if len(views) == 1:
-        return first[:-1], (first[-1:],)
     longest = min(map(len, views)) - 1
-    common = next(
-        (t for t in range(longest) if any(view[t] != first[t] for view in views[1:])), longest
-    )
-    return first[:common], tuple(view[common:] for view in views)
+    # What the first and the last in lexicographic order have in common, all have in common.
+    first, last = min(views), max(views)
+    common = next((t for t in range(longest) if first[t] != last[t]), longest)
+    return views[0][:common], tuple(view[common:] for view in views)

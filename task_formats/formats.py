@@ -20,8 +20,7 @@ class Format:
     """The views of an example: each a sequence of segments, each segment a template over fields.
 
     A view that contains `{choice}` is repeated for every choice, and the label is the index of a
-    view. Otherwise the label is a class or a score. This is the only difference between the kinds
-    of tasks.
+    view. Otherwise the label is a class or a score.
     """
 
     views: tuple[tuple[str, ...], ...]
@@ -32,48 +31,35 @@ class Format:
         for segment in (segment for view in self.views for segment in view):
             names = templates.field_names(segment)
             if not names:
-                raise UsageError(
-                    f"the segment {segment!r} contains no field", cure="Write it as {field}."
-                )
+                what = f"the segment {segment!r} contains no field"
+                raise UsageError(what, cure="Write it as {field}.")
             for name in RESERVED.intersection(names):
-                raise UsageError(
-                    f"the segment {segment!r} uses the reserved name {name!r}",
-                    cure="Use {choice} for a choice, or another name for a field.",
-                )
-        if self.is_multiple_choice and not all(map(_contains_choice, self.views)):
-            raise UsageError(
-                "one view contains {choice} and another does not",
-                cure="Use {choice} in every view or in none.",
-            )
+                what = f"the segment {segment!r} uses the reserved name {name!r}"
+                raise UsageError(what, cure="Use {choice} for a choice, or rename the field.")
         if self.is_multiple_choice and len(self.views) > 1:
             raise UsageError("a format with {choice} has exactly one view, repeated per choice")
 
     @property
     def is_multiple_choice(self) -> bool:
         """True when the label is the index of a view."""
-        return any(map(_contains_choice, self.views))
+        return CHOICE in self._names
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of all views without `choice`, in order of first use."""
+        return tuple(dict.fromkeys(name for name in self._names if name != CHOICE))
+
+    @property
+    def _names(self) -> list[str]:
         segments = [segment for view in self.views for segment in view]
-        names = [name for segment in segments for name in templates.field_names(segment)]
-        return tuple(dict.fromkeys(name for name in names if name != CHOICE))
+        return [name for segment in segments for name in templates.field_names(segment)]
 
     def render(self, example: Example) -> list[ViewText]:
-        """Returns the K views as text: the segments of each, and a piece for every field.
-
-        Truncation cuts pieces: a long article is cut, but not the question that follows it.
-        """
+        """Returns the K views as text: the segments of each, and a piece to truncate per field."""
         if not self.is_multiple_choice:
             return [_fill(view, example.fields) for view in self.views]
-        return [
-            _fill(self.views[0], {**example.fields, CHOICE: choice}) for choice in example.choices
-        ]
-
-
-def _contains_choice(view: Sequence[str]) -> bool:
-    return any(CHOICE in templates.field_names(segment) for segment in view)
+        view, fields = self.views[0], example.fields
+        return [_fill(view, {**fields, CHOICE: choice}) for choice in example.choices]
 
 
 def _fill(view: Sequence[str], values: Mapping[str, str]) -> ViewText:

@@ -13,16 +13,12 @@ from task_formats.example import Prediction
 
 @dataclass(frozen=True)
 class Classes:
-    """Named classes.
-
-    Args:
-        names: In the order of the head's outputs. They are saved with a run, so that a class is
-            never identified by an index alone.
-        raw: Values of the label column to names.
-    """
+    """Named classes."""
 
     names: tuple[str, ...]
+    """In the order of the head's outputs."""
     raw: Mapping[str, str]
+    """Values of the label column to names."""
 
     @classmethod
     def of(cls, labels: Mapping[Any, str] | Sequence[str]) -> "Classes":
@@ -37,16 +33,12 @@ class Classes:
         if "" in names:
             raise UsageError("a label has an empty name", cure="Give every label a name.")
         if len(names) < 2:
-            raise UsageError(
-                f"labels need at least two names (got {list(names)})",
-                cure="Write labels: {0: no, 1: yes}, or range: [0, 5] for a score.",
-            )
-        ambiguous = [key for key, name in raw.items() if key in names and key != name]
-        if ambiguous:
-            raise UsageError(
-                f"label {ambiguous[0]!r} is a raw value of one class and the name of another",
-                cure="Rename the classes.",
-            )
+            cure = "Write labels: {0: no, 1: yes}, or range: [0, 5] for a score."
+            raise UsageError(f"labels need at least two names (got {list(names)})", cure=cure)
+        for key, name in raw.items():
+            if key in names and key != name:
+                what = f"label {key!r} is a raw value of one class and the name of another"
+                raise UsageError(what, cure="Rename the classes.")
         return cls(names, raw)
 
     @property
@@ -73,10 +65,9 @@ class Classes:
 
     def decode(self, id: str, logits: Sequence[float]) -> Prediction:
         """Returns the most likely class (the first of equals) and the softmax of the logits."""
-        largest = max(logits)
-        exponentials = [math.exp(value - largest) for value in logits]
-        total = math.fsum(exponentials)
         best = max(range(len(logits)), key=logits.__getitem__)
+        exponentials = [math.exp(value - logits[best]) for value in logits]
+        total = math.fsum(exponentials)
         return Prediction(id, self.names[best], tuple(value / total for value in exponentials))
 
 
@@ -89,9 +80,8 @@ class Range:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise UsageError(
-                f"range must be two numbers, low then high (got {[self.low, self.high]})"
-            )
+            bounds = [self.low, self.high]
+            raise UsageError(f"range must be two numbers, low then high (got {bounds})")
 
     @property
     def num_outputs(self) -> int:
@@ -105,10 +95,8 @@ class Range:
         except (TypeError, ValueError):
             number = math.nan
         if not self.low <= number <= self.high:
-            raise RowError(
-                f"label {value!r} is not a number from {self.low:g} to {self.high:g}",
-                cure="Correct the row, or task.range.",
-            )
+            what = f"label {value!r} is not a number from {self.low:g} to {self.high:g}"
+            raise RowError(what, cure="Correct the row, or task.range.")
         return number
 
     def name(self, label: float) -> float:

@@ -1,8 +1,9 @@
 """Zero-, one- and few-shot prompts as token sequences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, cast
 
 from task_formats.demonstrations import Demonstrations
 from task_formats.encoding import Tokenize
@@ -32,16 +33,13 @@ class AnswerTokenizer:
     The tokens of an answer are those of context + answer that follow the number of tokens that the
     context has alone. Blanks at the end of the context count as part of the answer, because
     byte-level BPE joins a blank with the next word.
-
-    Args:
-        tokenize: Texts to token ids, without special tokens.
-        start_ids: Tokens that the model expects before every text; none for GPT-2.
-        empty_id: The token that replaces an empty context.
     """
 
     tokenize: Tokenize
     start_ids: Sequence[int] = ()
+    """Tokens that the model expects before every text; none for GPT-2."""
     empty_id: int = 0
+    """The token that replaces an empty context."""
 
     def encode(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[TokenizedAnswers]:
         """Tokenizes contexts, each with its K answers, in one call.
@@ -68,20 +66,15 @@ class AnswerTokenizer:
         ]
         if context_ids:
             return TokenizedAnswers([*self.start_ids, *context_ids], answer_ids)
-        return TokenizedAnswers([self.empty_id], list(map(self._without_empty_id, answer_ids)))
-
-    def _without_empty_id(self, answer: list[int]) -> list[int]:
-        """The context has this token already."""
-        return answer[1:] if len(answer) > 1 and answer[0] == self.empty_id else answer
+        # The context is this token: an answer does not repeat it.
+        trimmed = [ids[1:] if ids[:1] == [self.empty_id] and ids[1:] else ids for ids in answer_ids]
+        return TokenizedAnswers([self.empty_id], trimmed)
 
     def _encode_alone(self, context: str, answer: str) -> Sequence[int]:
         ids = self.tokenize([context[len(context.rstrip()) :] + answer])[0]
         if not ids:
-            raise UsageError(
-                f"the answer {answer!r} has no tokens",
-                where="task.prompt.answers",
-                cure="Give every answer a word.",
-            )
+            what, where = f"the answer {answer!r} has no tokens", "task.prompt.answers"
+            raise UsageError(what, where=where, cure="Give every answer a word.")
         return ids
 
 
@@ -91,8 +84,7 @@ class Question(NamedTuple):
     id: str
     label: Label
     groups: tuple[Encoded, ...]
-    """The context as prefix and the answers as endings. One group, unless the context had to be
-    truncated: then a group for every length of context that is left beside an answer."""
+    """Context as prefix, answers as endings; one group per length of the truncated context."""
     answer_positions: tuple[tuple[int, int], ...]
     """(K,) group and ending of every answer."""
     text_bytes: tuple[int, ...]
@@ -110,25 +102,16 @@ class Question(NamedTuple):
     @property
     def token_counts(self) -> tuple[int, ...]:
         """(K,) tokens of every answer."""
-        return tuple(
-            len(self.groups[group].endings[ending]) for group, ending in self.answer_positions
-        )
+        return tuple(len(self.groups[n].endings[k]) for n, k in self.answer_positions)
 
 
-@dataclass(frozen=True, slots=True)
-class _PromptText:
-    """A question as text, its demonstrations, and how many of them are used."""
+class _PromptText(NamedTuple):
+    """A question as text."""
 
     example: Example
     question: str
     answers: tuple[str, ...]
-    demonstrations: tuple[str, ...]
-    shots: int
-
-    def context(self, separator: str) -> str:
-        """The last `shots` demonstrations and the question."""
-        first = len(self.demonstrations) - self.shots
-        return separator.join([*self.demonstrations[first:], self.question])
+    demonstrations: tuple[str, ...] = ()
 
 
 class PromptEncoder:
@@ -137,12 +120,6 @@ class PromptEncoder:
     Demonstrations that do not fit are dropped whole, the first ones first; a question that still
     does not fit loses its beginning. The last token of an answer is predicted but never read, so
     context and answer may have max_tokens + 1 tokens (as in lm-evaluation-harness).
-
-    Args:
-        task: A task with a prompt.
-        tokenizer: Tokenizes contexts and answers.
-        max_tokens: Tokens that the model can read.
-        demonstrations: Draws the solved examples of every question.
 
     Raises:
         UsageError: The task has no prompt; from every method, an answer is longer than max_tokens.
@@ -156,11 +133,8 @@ class PromptEncoder:
         demonstrations: Demonstrations,
     ) -> None:
         if task.prompt is None:
-            raise UsageError(
-                "the task has no prompt",
-                where="task.prompt",
-                cure="Give it a text and a word for every answer.",
-            )
+            cure = "Give it a text and a word for every answer."
+            raise UsageError("the task has no prompt", where="task.prompt", cure=cure)
         self.task, self.prompt = task, task.prompt
         self.demonstrations, self.limit = demonstrations, max_tokens + 1
         self._tokenizer = tokenizer
@@ -173,7 +147,7 @@ class PromptEncoder:
     def render(self, example: Example) -> tuple[str, tuple[str, ...]]:
         """Returns the context as text, with all demonstrations, and the K answers."""
         text = self._render(example, self.prompt.question(example))
-        return text.context(self.prompt.separator), text.answers
+        return self._context(text, len(text.demonstrations)), text.answers
 
     def encode_content_free(
         self, examples: Sequence[Example], questions: Sequence[Question], word: str
@@ -186,8 +160,7 @@ class PromptEncoder:
         for example, question in zip(examples, questions, strict=True):
             content_free = replace(example, fields=dict.fromkeys(example.fields, word))
             text = self._render(example, self.prompt.question(content_free))
-            shown = text.demonstrations[len(text.demonstrations) - question.shots :]
-            texts.append(replace(text, demonstrations=shown))
+            texts.append(text._replace(demonstrations=text.demonstrations[question.dropped :]))
         return self._encode(texts)
 
     def encode_prior(self, examples: Sequence[Example]) -> list[Question]:
@@ -198,92 +171,72 @@ class PromptEncoder:
             prior = self.prompt.prior
             if all(answer[:1].isspace() for answer in answers):
                 prior = prior.rstrip()  # the answers bring the blank
-            texts.append(_PromptText(example, prior, answers, (), 0))
+            texts.append(_PromptText(example, prior, answers))
         return self._encode(texts)
 
     def _render(self, example: Example, question: str) -> _PromptText:
         solved = tuple(map(self._solve, self.demonstrations.draw(example)))
-        answers = self.prompt.answer_texts(example)
-        return _PromptText(example, question, answers, solved, len(solved))
+        return _PromptText(example, question, self.prompt.answer_texts(example), solved)
 
     def _solve(self, example: Example) -> str:
         answers = self.prompt.answer_texts(example)
         return self.prompt.question(example) + answers[_answer_index(self.task, example)]
 
+    def _context(self, text: _PromptText, shots: int) -> str:
+        """The last `shots` demonstrations and the question."""
+        first = len(text.demonstrations) - shots
+        return self.prompt.separator.join([*text.demonstrations[first:], text.question])
+
     def _encode(self, texts: list[_PromptText]) -> list[Question]:
-        return [self._group(*fitted) for fitted in self._fit_shots(self._estimate_shots(texts))]
-
-    def _estimate_shots(self, texts: list[_PromptText]) -> list[_PromptText]:
-        """How many demonstrations might fit, from their lengths one by one."""
-        parts = dict.fromkeys(
-            part for text in texts for part in (*text.demonstrations, text.question)
-        )
-        new = [part for part in parts if part not in self._lengths]
-        self._lengths.update(zip(new, map(len, self._tokenizer.tokenize(new)), strict=True))
-        estimated = []
-        for text in texts:
-            free, shots = self.limit - self._lengths[text.question], 0
-            for demonstration in reversed(text.demonstrations):
-                free -= self._lengths[demonstration]
-                shots += free > 0
-            estimated.append(replace(text, shots=shots))
-        return estimated
-
-    def _fit_shots(
-        self, texts: Sequence[_PromptText]
-    ) -> list[tuple[_PromptText, TokenizedAnswers]]:
-        """The most demonstrations that fit, tokenized together with their question."""
-        best: dict[int, tuple[_PromptText, TokenizedAnswers]] = {}
+        """With the most demonstrations that fit, tokenized together with their question."""
+        best: dict[int, tuple[int, TokenizedAnswers]] = {}
         too_many = [len(text.demonstrations) + 1 for text in texts]
-        candidates = dict(enumerate(texts))
-        while candidates:
-            pairs = [(c.context(self.prompt.separator), c.answers) for c in candidates.values()]
-            tokenized = self._tokenizer.encode(pairs)
-            for (n, text), tokens in zip(list(candidates.items()), tokenized, strict=True):
-                if tokens.max_length <= self.limit or not text.shots:
-                    best[n] = (text, tokens)
+        shots_to_try = dict(enumerate(self._estimate_shots(texts)))
+        while shots_to_try:
+            tried = list(shots_to_try.items())
+            pairs = [(self._context(texts[n], shots), texts[n].answers) for n, shots in tried]
+            for (n, shots), tokens in zip(tried, self._tokenizer.encode(pairs), strict=True):
+                if tokens.max_length <= self.limit or not shots:
+                    best[n] = (shots, tokens)
                 else:
-                    too_many[n] = text.shots
-                shots = best[n][0].shots + 1 if n in best else text.shots - 1
-                candidates[n] = replace(text, shots=shots)
-                if shots == too_many[n]:
-                    del candidates[n]
-        return [best[n] for n in range(len(texts))]
+                    too_many[n] = shots
+                shots_to_try[n] = best[n][0] + 1 if n in best else shots - 1
+                if shots_to_try[n] == too_many[n]:
+                    del shots_to_try[n]
+        return [self._group(text, *best[n]) for n, text in enumerate(texts)]
 
-    def _group(self, text: _PromptText, tokens: TokenizedAnswers) -> Question:
+    def _estimate_shots(self, texts: list[_PromptText]) -> Iterator[int]:
+        """How many demonstrations might fit, from their lengths one by one."""
+        pieces = (piece for text in texts for piece in (*text.demonstrations, text.question))
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._lengths]
+        self._lengths.update(zip(new, map(len, self._tokenizer.tokenize(new)), strict=True))
+        for text in texts:
+            lengths = [
+                self._lengths[piece] for piece in (text.question, *text.demonstrations[::-1])
+            ]
+            yield sum(total < self.limit for total in list(accumulate(lengths))[1:])
+
+    def _group(self, text: _PromptText, shots: int, tokens: TokenizedAnswers) -> Question:
         """Groups answers by how much of the context fits beside them."""
         total, name = len(tokens.context), text.example.id
         kept = [min(total, self.limit - len(answer)) for answer in tokens.answers]
         if min(kept) < 1:
-            raise UsageError(
-                f"an answer has {self.limit - min(kept)} tokens, more than the model's "
-                f"maximum of {self.limit - 1}",
-                where=name,
-                cure="Use a base with a longer context, or leave the row out.",
-            )
+            longest, maximum = self.limit - min(kept), self.limit - 1
+            what = f"an answer has {longest} tokens, more than the model's maximum of {maximum}"
+            cure = "Use a base with a longer context, or leave the row out."
+            raise UsageError(what, where=name, cure=cure)
         endings: dict[int, list[list[int]]] = {length: [] for length in kept}
         positions = []
         for length, answer in zip(kept, tokens.answers, strict=True):
             positions.append((list(endings).index(length), len(endings[length])))
             endings[length].append(answer)
-        groups = [
-            Encoded(
-                name,
-                tokens.context[total - length :],
-                tuple(answers),
-                truncated_tokens=total - length,
-            )
-            for length, answers in endings.items()
-        ]
-        return Question(
-            name,
-            text.example.label,
-            tuple(groups),
-            tuple(positions),
-            tuple(len(answer.strip().encode()) for answer in text.answers),
-            text.shots,
-            len(text.demonstrations) - text.shots,
+        groups = (
+            Encoded(name, tokens.context[total - n :], tuple(answers), truncated_tokens=total - n)
+            for n, answers in endings.items()
         )
+        text_bytes = tuple(len(answer.strip().encode()) for answer in text.answers)
+        label, dropped = text.example.label, len(text.demonstrations) - shots
+        return Question(name, label, tuple(groups), tuple(positions), text_bytes, shots, dropped)
 
 
 def answer_values(prompt: Prompt) -> tuple[float, ...]:
@@ -293,10 +246,8 @@ def answer_values(prompt: Prompt) -> tuple[float, ...]:
 
 def _answer_index(task: Task, example: Example) -> int:
     """Which answer is right; for a score, the one with the nearest value."""
-    label = example.label
-    if label is None:
-        raise UsageError("an example without a label cannot be a demonstration", where=example.id)
-    if task.prompt is None or not isinstance(task.labels, Range):
+    label = cast(float, example.label)  # demonstrations have labels
+    if not isinstance(task.labels, Range):
         return int(label)
-    values = answer_values(task.prompt)
+    values = answer_values(cast(Prompt, task.prompt))
     return min(range(len(values)), key=lambda k: abs(values[k] - label))

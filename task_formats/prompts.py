@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from task_formats import templates
-from task_formats.errors import UsageError, suggest
+from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Example
 from task_formats.formats import CHOICE
 from task_formats.labels import Labels, Range
@@ -41,28 +41,20 @@ class Prompt:
     """The fields that the templates read."""
 
     def __post_init__(self) -> None:
+        names = templates.field_names(self.answers) if isinstance(self.answers, str) else ()
         if not self.answers:
             raise UsageError("a prompt needs answers", cure="Give a word for every label.")
-        names = templates.field_names(self.answers) if isinstance(self.answers, str) else ()
         if self.threshold and (not names or CHOICE in names):
-            raise UsageError(
-                f"task.prompt.answers {self.answers!r} must be a template over fields",
-                cure='With a threshold write answers: "{text}".',
-            )
+            what = f"task.prompt.answers {self.answers!r} must be a template over fields"
+            raise UsageError(what, cure='With a threshold write answers: "{text}".')
         if not self.threshold and isinstance(self.answers, str) and CHOICE not in names:
-            raise UsageError(
-                f"task.prompt.answers {self.answers!r} is a text without {{choice}}",
-                cure='Write answers: " {choice}", or a word for every label.',
-            )
+            what = f"task.prompt.answers {self.answers!r} is a text without {{choice}}"
+            raise UsageError(what, cure='Write answers: " {choice}", or a word for every label.')
         read = {*templates.field_names(self.text), *(names if self.threshold else ())}
         object.__setattr__(self, "fields", frozenset(read))
 
     def bind(self, is_multiple_choice: bool, labels: Labels, fields: Sequence[str]) -> "Prompt":
-        """Returns the prompt with its answers in the order of a task's labels.
-
-        Raises:
-            UsageError: The text or the answers name what the task does not have.
-        """
+        """Returns the prompt, if it fits the task, with its answers in the order of the labels."""
         for name in sorted(self.fields - set(fields)):
             raise _mismatch(f"unknown field {name!r}", suggest(name, fields))
         if self.threshold:
@@ -70,11 +62,7 @@ class Prompt:
                 raise _mismatch("a threshold needs two labels", "Remove task.prompt.threshold.")
             return self
         if is_multiple_choice != isinstance(self.answers, str):
-            cure = (
-                'Write answers: " {choice}".'
-                if is_multiple_choice
-                else "Give a word for every label."
-            )
+            cure = 'Multiple choice needs answers: " {choice}", any other task a word per label.'
             raise _mismatch("the answers do not fit the format", cure)
         if isinstance(self.answers, str):
             return self
@@ -97,23 +85,19 @@ def _sort_answers(answers: Mapping[str, str], labels: Labels) -> dict[str, str]:
     """The answers in the order of the classes, or of the scores that they stand for."""
     if isinstance(labels, Range):
         return dict(sorted(answers.items(), key=lambda pair: _parse_score(pair[0], labels)))
-    for name in answers:
-        if name not in labels.names:
-            raise _mismatch(f"unknown label {name!r} in answers", suggest(name, labels.names))
-    for name in labels.names:
-        if name not in answers:
-            raise _mismatch(f"the label {name!r} is missing in answers", "Give it a word.")
+    for name in sorted(answers.keys() - set(labels.names)):
+        raise _mismatch(f"unknown label {name!r} in answers", suggest(name, labels.names))
+    for name in sorted(set(labels.names) - answers.keys()):
+        raise _mismatch(f"the label {name!r} is missing in answers", "Give it a word.")
     return {name: answers[name] for name in labels.names}
 
 
 def _parse_score(name: str, labels: Range) -> float:
     try:
         return labels.parse(name)
-    except UsageError:
-        raise _mismatch(
-            f"{name!r} in answers is not a score from {labels.low:g} to {labels.high:g}",
-            'Give some scores a word: {"0": " no", "5": " yes"}.',
-        ) from None
+    except RowError:
+        what = f"{name!r} in answers is not a score from {labels.low:g} to {labels.high:g}"
+        raise _mismatch(what, 'Give some scores a word: {"0": " no", "5": " yes"}.') from None
 
 
 def _mismatch(what: str, cure: str) -> UsageError:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from numbers import Real
 from typing import Any
 
 from task_formats import templates
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Example, Label, Row
-from task_formats.formats import CHOICE, Format
+from task_formats.formats import Format
 from task_formats.labels import Classes, Labels, Range, as_text
 from task_formats.prompts import Prompt
 
@@ -60,20 +62,22 @@ class Task:
     def _check_columns(self) -> None:
         needed = {*self.format.fields, *([CHOICES] if self.format.is_multiple_choice else [])}
         for name in sorted(needed - set(self.columns)):
-            raise UsageError(
-                f"{name!r} is missing in task.columns", cure=f"The format uses {sorted(needed)}."
-            )
+            what = f"{name!r} is missing in task.columns"
+            raise UsageError(what, cure=f"The format uses {sorted(needed)}.")
         used = {*needed, LABEL, *(self.prompt.fields if self.prompt else ())}
         for name in sorted(set(self.columns) - used):
-            raise UsageError(
-                f"{name!r} in task.columns is not used", cure=suggest(name, {*needed, LABEL})
-            )
+            what = f"{name!r} in task.columns is not used"
+            raise UsageError(what, cure=suggest(name, {*needed, LABEL}))
         for name, column in self.columns.items():
-            _check_column(name, column)
+            where = f"task.columns.{name}"
+            if not isinstance(column, str) and name != CHOICES:
+                cure = "Only choices can be a list."
+                raise UsageError("must not be a list", where=where, cure=cure)
+            if name == LABEL and templates.is_template(str(column)):
+                raise UsageError("must not be a template", where=where, cure="Name one column.")
         for name in sorted(set(self.values) - self.text_columns):
-            raise UsageError(
-                f"{name!r} in task.values is not used", cure=suggest(name, self.text_columns)
-            )
+            what = f"{name!r} in task.values is not used"
+            raise UsageError(what, cure=suggest(name, self.text_columns))
 
     @property
     def positive_class(self) -> str | None:
@@ -85,7 +89,8 @@ class Task:
     def text_columns(self) -> set[str]:
         """The columns of a row that fields and choices read."""
         columns = [column for name, column in self.columns.items() if name != LABEL]
-        return {part for column in columns for part in _referenced_columns(column)}
+        names = [[column] if isinstance(column, str) else column for column in columns]
+        return {name for column in chain(*names) for name in _referenced_columns(column)}
 
     def without_labels(self) -> "Task":
         """Returns the task for prediction: the label column is never read."""
@@ -101,12 +106,7 @@ class Task:
         return replace(task, values=values)
 
     def example(self, row: Row, id: str, *, labelled: bool = True) -> Example:
-        """Turns a row into an example.
-
-        Args:
-            row: One record of the data set.
-            id: The example's id.
-            labelled: False accepts a row without a label; a label that is there is still read.
+        """Turns a row into an example. `labelled=False` accepts rows without a label.
 
         Raises:
             RowError: A column is missing, empty or invalid, or a label is missing or unknown.
@@ -115,30 +115,32 @@ class Task:
         names = sorted(set(self.columns) - {CHOICES, LABEL})
         fields = {name: self._text(row, str(self.columns[name]), name) for name in names}
         choices = self._choices(row) if self.format.is_multiple_choice else ()
-        label = self._label(row)
-        if label is None and labelled:
-            raise self._missing_label(row)
+        label = self._label(row, labelled)
         if self.format.is_multiple_choice and label is not None and label >= len(choices):
-            raise RowError(
-                f"label {self.labels.name(label)!r} is choice {int(label) + 1} of {len(choices)}"
-            )
+            name, number = self.labels.name(label), int(label) + 1
+            raise RowError(f"label {name!r} is choice {number} of {len(choices)}")
         return Example(id, fields, choices, label)
 
     def _choices(self, row: Row) -> tuple[str, ...]:
         column = self.columns[CHOICES]
         if isinstance(column, str):
-            choices = _read_list(row, column)
+            values = _look_up(row, column)
+            if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
+                what = f"column {column!r} must hold a list of choices (got {values!r})"
+                cure = "For choices in separate columns write choices: [ending1, ending2]."
+                raise RowError(what, cure=cure)
+            choices = tuple(_to_text(value, f"{column}[{k}]") for k, value in enumerate(values))
         else:
             choices = tuple(self._text(row, c, f"{CHOICES}[{k}]") for k, c in enumerate(column))
+        if "" in choices:
+            number = choices.index("") + 1
+            raise RowError(f"choice {number} in column {column!r} is empty", cure="Fill it in.")
         if len(choices) < 2:
-            raise RowError(
-                f"{len(choices)} choices in column {column!r}", cure="Give at least two choices."
-            )
+            what = f"{len(choices)} choices in column {column!r}"
+            raise RowError(what, cure="Give at least two choices.")
         if len(choices) > self.labels.num_outputs:
-            raise RowError(
-                f"{len(choices)} choices but {self.labels.num_outputs} labels",
-                cure="Extend task.labels.",
-            )
+            what = f"{len(choices)} choices but {self.labels.num_outputs} labels"
+            raise RowError(what, cure="Extend task.labels.")
         return choices
 
     def _text(self, row: Row, column: str, field_name: str) -> str:
@@ -147,97 +149,49 @@ class Task:
         values = {name: self._value(row, name) for name in templates.field_names(template)}
         text = templates.fill(template, values).strip()
         if not text:
-            raise RowError(
-                f"empty text for {field_name!r} in column {column!r}", cure="Fill it in."
-            )
+            what = f"empty text for {field_name!r} in column {column!r}"
+            raise RowError(what, cure="Fill it in.")
         return text
 
     def _value(self, row: Row, name: str) -> str:
         """A column's value, or the word that replaces it."""
         value = _to_text(_look_up(row, name), name)
         words = self.values.get(name)
-        if words is None:
-            return value
-        if value not in words:
-            raise RowError(
-                f"{value!r} in column {name!r} is not in task.values", cure=suggest(value, words)
-            )
-        return words[value]
+        if words is not None and value not in words:
+            what = f"{value!r} in column {name!r} is not in task.values"
+            raise RowError(what, cure=suggest(value, words))
+        return words[value] if words else value
 
-    def _label(self, row: Row) -> Label:
-        column = str(self.columns.get(LABEL, ""))
-        if not column or not _has_column(row, column):
-            return None
-        value = _look_up(row, column)
+    def _label(self, row: Row, labelled: bool) -> Label:
+        value = None
+        if column := str(self.columns.get(LABEL, "")):
+            try:
+                value = _look_up(row, column)
+            except RowError:
+                if labelled:
+                    raise
         text = as_text(value)
         # The hub marks unlabelled rows with -1 (GLUE's test splits; -1.0 where labels are scores).
-        is_marker = text in ("-1", "-1.0") and not self._is_label("-1")
-        if text == "" or is_marker or text in self.unlabelled:
-            return None
-        return self.labels.parse(value)
-
-    def _is_label(self, text: str) -> bool:
-        if isinstance(self.labels, Range):
-            return self.labels.low <= float(text)
-        return text in self.labels.raw or text in self.labels.names
-
-    def _missing_label(self, row: Row) -> RowError:
-        column = str(self.columns.get(LABEL, ""))
-        if column and not _has_column(row, column):
-            return _missing_column(row, column)
-        return RowError("no label", cure="Give the row a label, or predict on it instead.")
+        if text in ("-1", "-1.0") and text not in self.unlabelled:
+            with suppress(RowError):
+                return self.labels.parse("-1")
+            text = ""
+        if text and text not in self.unlabelled:
+            return self.labels.parse(value)
+        if labelled:
+            raise RowError("no label", cure="Give the row a label, or predict on it instead.")
+        return None
 
 
-def _check_column(name: str, column: Column) -> None:
-    where = f"task.columns.{name}"
-    if not isinstance(column, str):
-        if name != CHOICES:
-            raise UsageError("must not be a list", where=where, cure="Only choices can be a list.")
-        for part in column:
-            _check_column(name, part)
-    elif templates.is_template(column):
-        if name == LABEL:
-            raise UsageError("must not be a template", where=where, cure="Name one column.")
-        templates.field_names(column)
-
-
-def _referenced_columns(column: Column) -> list[str]:
-    if not isinstance(column, str):
-        return [name for part in column for name in _referenced_columns(part)]
-    return list(templates.field_names(column)) if templates.is_template(column) else [column]
+def _referenced_columns(column: str) -> Sequence[str]:
+    return templates.field_names(column) if templates.is_template(column) else [column]
 
 
 def _look_up(row: Row, name: str) -> Any:
     try:
         return templates.look_up(row, name)
     except KeyError:
-        raise _missing_column(row, name) from None
-
-
-def _has_column(row: Row, name: str) -> bool:
-    try:
-        templates.look_up(row, name)
-    except KeyError:
-        return False
-    return True
-
-
-def _missing_column(row: Row, name: str) -> RowError:
-    return RowError(f"no column {name!r}", cure=suggest(name, map(str, row)))
-
-
-def _read_list(row: Row, column: str) -> tuple[str, ...]:
-    values = _look_up(row, column)
-    if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
-        raise RowError(
-            f"column {column!r} must hold a list of choices (got {values!r})",
-            cure="For choices in separate columns write choices: [ending1, ending2].",
-        )
-    texts = tuple(_to_text(value, f"{column}[{k}]") for k, value in enumerate(values))
-    for k, text in enumerate(texts):
-        if not text:
-            raise RowError(f"choice {k + 1} in column {column!r} is empty", cure="Fill it in.")
-    return texts
+        raise RowError(f"no column {name!r}", cure=suggest(name, map(str, row))) from None
 
 
 def _to_text(value: Any, name: str) -> str:
@@ -250,11 +204,6 @@ def _to_text(value: Any, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowError(
-            f"column {name!r} holds half of a surrogate pair at character {error.start + 1}",
-            cure="Read the data as UTF-8 with errors='replace'.",
-        ) from None
+        what = f"column {name!r} holds half of a surrogate pair at character {error.start + 1}"
+        raise RowError(what, cure="Read the data as UTF-8 with errors='replace'.") from None
     return text
-
-
-__all__ = ["CHOICE", "CHOICES", "LABEL", "Column", "Task"]

@@ -19,10 +19,8 @@ def field_names(template: str) -> tuple[str, ...]:
     names = []
     for piece in _PIECE.finditer(template):
         if piece.group() in ("{", "}") or piece.group(1) == "":
-            raise UsageError(
-                f"unbalanced or empty braces in {template!r}",
-                cure="Write {column} for a column and {{ or }} for a brace.",
-            )
+            cure = "Write {column} for a column and {{ or }} for a brace."
+            raise UsageError(f"unbalanced or empty braces in {template!r}", cure=cure)
         if piece.group(1) is not None:
             names.append(piece.group(1))
     return tuple(names)
@@ -34,19 +32,15 @@ def is_template(text: str) -> bool:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Returns the template with every `{name}` replaced.
-
-    Unlike `str.format`, there is no attribute or index access, and values are not templates.
-    """
+    """Returns the template with every `{name}` replaced; values are not templates themselves."""
 
     def replace(piece: re.Match[str]) -> str:
         name = piece.group(1)
         if name is None:
             return piece.group()[0]
         if name not in values:
-            raise UsageError(
-                f"unknown name {name!r} in the template {template!r}", cure=suggest(name, values)
-            )
+            what = f"unknown name {name!r} in the template {template!r}"
+            raise UsageError(what, cure=suggest(name, values))
         return values[name]
 
     return _PIECE.sub(replace, template)
@@ -56,7 +50,6 @@ def fill_pieces(template: str, values: Mapping[str, str]) -> tuple[str, ...]:
     r"""Returns the filled template in pieces, one for every name.
 
     A piece is a value with the text before it; the text after the last value is a piece too.
-    The joined pieces equal `fill(template, values)`.
 
     >>> fill_pieces("{story}\n{question}", {"story": "Once.", "question": "When?"})
     ('Once.', '\nWhen?')
@@ -67,9 +60,7 @@ def fill_pieces(template: str, values: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:
-    """Returns a column by its exact name, or by a dotted path into nested mappings.
-
-    A list of mappings on the path gives the list of their values.
+    """Returns a column by its exact name, or by a dotted path into mappings and lists of them.
 
     Raises KeyError for an unknown column.
 

@@ -1,5 +1,6 @@
 """Truncation: the longest texts first, and a text alike wherever it occurs."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 
@@ -13,14 +14,6 @@ def truncate_longest_first(
 
     >>> truncate_longest_first({"a": 9, "b": 2}, [("a", "b"), ("b", "a")], [7, 7])
     {'a': 5, 'b': 2}
-
-    Args:
-        lengths: Tokens of every text.
-        views: The texts of each of K views.
-        limits: (K,) most tokens of text in a view.
-
-    Returns:
-        Tokens to keep of every text.
     """
     kept = dict(lengths)
 
@@ -38,9 +31,14 @@ def truncate_longest_first(
 
 def _shorten(kept: dict[str, int], view: Sequence[str], limit: int) -> None:
     """Cuts the view's longest texts to a common length, the largest with which the view fits."""
-    counts = {text: view.count(text) for text in view}
-    common = _largest_common_length([(kept[text], counts[text]) for text in counts], limit)
-    spare = limit - sum(min(kept[text], common) * count for text, count in counts.items())
+    counts = Counter(view)
+    remaining, uncut = limit, len(view)
+    for text in sorted(counts, key=kept.__getitem__):
+        if kept[text] * uncut > remaining:
+            break
+        remaining -= kept[text] * counts[text]
+        uncut -= counts[text]
+    common, spare = divmod(remaining, uncut)
     # Tokens that are left over go to the texts in alphabetical order, not in the order of the
     # view: a mirrored view must get the same lengths.
     for text in sorted(counts):
@@ -48,14 +46,3 @@ def _shorten(kept: dict[str, int], view: Sequence[str], limit: int) -> None:
             extra = 1 if spare >= counts[text] else 0
             kept[text] = common + extra
             spare -= extra * counts[text]
-
-
-def _largest_common_length(lengths: Sequence[tuple[int, int]], limit: int) -> int:
-    """The largest integer c with Σ count · min(length, c) ≤ limit, for (length, count) pairs."""
-    remaining, uncut = limit, sum(count for _, count in lengths)
-    for length, count in sorted(lengths):
-        if length * uncut > remaining:
-            return max(0, remaining // uncut)
-        remaining -= length * count
-        uncut -= count
-    return max((length for length, _ in lengths), default=0)

@@ -226,7 +226,7 @@ def test_answers_of_multiple_choice_are_the_choices() -> None:
     ("answers", "text", "fault"),
     [
         ({"yess": " t", "no": " f"}, "{premise}", "unknown label 'yess'.*mean 'yes'"),
-        ({"1": " t", "0": " f"}, "{premise}", "unknown label '1'"),
+        ({"1": " t", "0": " f"}, "{premise}", "unknown label '0'"),
         ({"yes": " t"}, "{premise}", "the label 'no' is missing"),
         ({}, "{premise}", "needs answers"),
         (" {choice}", "{premise}", "do not fit the format"),
