@@ -54,23 +54,16 @@ def build_examples(
     on_bad_row: Literal["stop", "skip"] = "stop",
     report: ReadReport | None = None,
 ) -> Iterator[LocatedExample]:
-    """Turns rows into examples, one at a time.
+    """Turns rows into examples, one at a time, and counts the rows in the report.
 
     Rows of a file or a data set are `open_rows(data, split).read()`. Rows in memory are
     `locate_rows(rows, "X")`; messages then name them X[0], X[1], ... For example
 
         (train.csv, line 2), {"text": "It rains", "label": "no"}
 
-    of the split `train` becomes `Example("train/0", {"text": "It rains"}, (), 0)`.
-
-    Args:
-        task: Says how a row is read. Prediction uses `task.without_labels()`.
-        rows: Locations with rows, or with the reader's error.
-        split: Row n, counted from 0 over all rows, becomes the example `split/n`.
-        labelled: Whether every example needs a label. Then rows whose raw label is in
-            `task.unlabelled` are left out.
-        on_bad_row: What happens at a row that cannot become an example.
-        report: Counts the rows while they are read.
+    of the split `train` becomes `Example("train/0", {"text": "It rains"}, (), 0)`: ids count all
+    rows from 0. With `labelled`, every example needs a label, and rows whose raw label is in
+    `task.unlabelled` are left out. Prediction uses `task.without_labels()`.
 
     Raises:
         RowError: A row cannot become an example, and `on_bad_row` is "stop".

@@ -69,11 +69,7 @@ class Rows(ABC):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a file is read: its format, and the names of its columns.
-
-    CoLA's files have no header and other column names than the hub's copy, so they are read with
-    `ReadOptions("tsv", columns=("source", "label", "mark", "sentence"))`.
-    """
+    """How a file is read: its format, and the names of its columns."""
 
     format: str
     columns: tuple[str, ...] = ()

@@ -13,6 +13,8 @@ from finetune.data.readers.files import detect_format
 from finetune.data.readers.parquet import ParquetSink
 from task_formats import RowError, UsageError
 
+_as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
 
 def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
     """Names the columns that prediction adds so that they differ from the original ones.
@@ -64,8 +66,6 @@ def write_rows(
         with _open_output(path) as stream:
             if kind == "parquet":
                 sink: RowSink = ParquetSink(stream, columns, name)
-            elif kind in ("jsonl", "json"):
-                sink = _JsonSink(stream, columns, as_list=kind == "json")
             else:
                 sink = _TextSink(stream, columns, name, kind)
             complete = False
@@ -107,32 +107,44 @@ def _open_output(path: Path | str) -> Iterator[BinaryIO]:
 
 
 class _TextSink:
-    """Writes CSV with quotes where needed, or TSV, which refuses tabs and line ends in a field."""
+    """Writes CSV with quotes where needed, TSV without them, JSON lines, or one JSON list."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str, kind: str) -> None:
-        self._stream, self._columns, self._where = stream, tuple(columns), where
-        self._join = self._join_tsv if kind == "tsv" else _join_csv
-        self._stream.write(self._join(self._columns))
+        self._stream, self._columns, self._where, self._kind = stream, columns, where, kind
+        self._separator = "["
+        if kind in ("csv", "tsv"):
+            self.write({name: name for name in columns})
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._stream.write(self._join([_text(row.get(name)) for name in self._columns]))
+        self._stream.write(self._encode(row).encode())
 
     def close(self, complete: bool) -> None:
-        pass
+        if self._kind == "json" and complete:
+            self._stream.write(b"[]\n" if self._separator == "[" else b"]\n")
 
-    def _join_tsv(self, fields: Sequence[str]) -> bytes:
+    def _encode(self, row: Mapping[str, Any]) -> str:
+        if self._kind in ("csv", "tsv"):
+            fields = [_text(row.get(name)) for name in self._columns]
+            return _join_csv(fields) if self._kind == "csv" else self._join_tsv(fields)
+        text = _as_json({name: row[name] for name in self._columns if name in row})
+        if self._kind == "jsonl":
+            return f"{text}\n"
+        separator, self._separator = self._separator, ",\n"
+        return f"{separator}{text}"
+
+    def _join_tsv(self, fields: Sequence[str]) -> str:
         for name, text in zip(self._columns, fields, strict=True):
             if "\t" in text or "\n" in text or "\r" in text:
                 what = f"the column {name!r} holds a tab or a line end"
                 cure = "Write .csv or .jsonl instead of .tsv."
                 raise RowError(what, where=self._where, cure=cure)
-        return ("\t".join(fields) + "\n").encode()
+        return "\t".join(fields) + "\n"
 
 
-def _join_csv(fields: Sequence[str]) -> bytes:
+def _join_csv(fields: Sequence[str]) -> str:
     # One empty field needs quotes: an empty line is no row.
     line = '""' if list(fields) == [""] else ",".join(map(_quote, fields))
-    return f"{line}\n".encode()
+    return f"{line}\n"
 
 
 def _quote(text: str) -> str:
@@ -143,29 +155,6 @@ def _quote(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
+    if value is None or isinstance(value, str):
+        return value or ""
     return _as_json(value) if isinstance(value, bool | int | float | list | dict) else str(value)
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-class _JsonSink:
-    """Writes one JSON object per line, or one list."""
-
-    def __init__(self, stream: BinaryIO, columns: Sequence[str], *, as_list: bool) -> None:
-        self._stream, self._columns, self._as_list = stream, tuple(columns), as_list
-        self._separator = "["
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        text = _as_json({name: row[name] for name in self._columns if name in row})
-        self._stream.write((f"{self._separator}{text}" if self._as_list else f"{text}\n").encode())
-        self._separator = ",\n"
-
-    def close(self, complete: bool) -> None:
-        if self._as_list and complete:
-            self._stream.write(b"[]\n" if self._separator == "[" else b"]\n")
