@@ -1,7 +1,6 @@
 """finetune.Classifier learns, predicts and works with scikit-learn's tools."""
 
 import copy
-import enum
 from collections import OrderedDict
 
 import numpy as np
@@ -14,7 +13,6 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks as checks
 
 import finetune
-from finetune.recipe.schema import BaseConfig, Recipe
 from task_formats import FORMATS, Classes, Task, UsageError
 from tests.support import jobs
 from tests.support.weather import LABELS, PAIRS, TEXTS
@@ -46,43 +44,22 @@ def test_only_similarity_ignores_the_order_of_pairs(format, make):
     assert same == (format == "similarity")
 
 
-class Weather(enum.IntEnum):
-    DRY = 3
-    WET = 7
-
-
 @pytest.mark.parametrize(
     ("dry", "wet", "dtype"),
     [
-        (7, -1, np.int64),
+        (7, -1, np.int8),
         (False, True, np.bool_),
         (1.0, 2.0, np.float64),
         (" a", "a ", np.str_),
-        (("a", 1), ("b", 2), object),
-        (Weather.DRY, Weather.WET, object),
-        (np.int8(3), np.int8(-4), object),
-        (b"x", b"y", object),
+        ("b", "a", object),
     ],
-    ids=str,
 )
 def test_labels_keep_their_values_and_type(dry, wet, dtype, make):
-    labels = [wet if label == "wet" else dry for label in LABELS]
+    labels = np.array([wet if label == "wet" else dry for label in LABELS], dtype)
     model = make().fit(TEXTS, labels)
-    predicted = model.predict(TEXTS)
-    assert np.issubdtype(predicted.dtype, dtype)
-    assert predicted.tolist() == labels
     assert model.classes_.tolist() == sorted([dry, wet])
-    assert model.score(TEXTS, labels) == 1.0
-    if dtype is object:
-        assert {type(label) for label in predicted} == {type(wet)}
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.uint16, "<U5", "S3", object])
-def test_arrays_of_labels_keep_their_dtype(dtype, make):
-    labels = np.array([1 if label == "wet" else 2 for label in LABELS]).astype(dtype)
-    model = make(epochs=0.5).fit(np.array(TEXTS), labels)
-    assert model.classes_.dtype == model.predict(TEXTS).dtype == np.dtype(dtype)
-    assert model.classes_.tolist() == np.unique(labels).tolist()
+    assert model.classes_.dtype == model.predict(TEXTS).dtype == labels.dtype
+    assert model.fit(TEXTS, labels.tolist()).predict(TEXTS).tolist() == labels.tolist()
 
 
 def test_a_column_of_three_classes(make):
@@ -112,31 +89,21 @@ def test_a_frame_is_rows_and_a_series_is_texts(make):
     np.testing.assert_array_equal(texts.predict_proba(frame.text), rows.predict_proba(frame))
 
 
-def test_a_task_may_read_rows_with_code(make):
+def test_a_task_may_read_rows_with_code_which_runs_once_for_a_row(make):
+    read_rows = []
+
     def read(row):
+        read_rows.append(row)
         return {"said": " ".join(row["words"]), "label": "unknown"}
 
     columns = {"text": "said", "label": "label"}
     task = Task(FORMATS["classification"], columns, Classes.of(["wet", "dry"]), read=read)
     rows = [{"words": np.array(text.split()), "stamp": object()} for text in TEXTS]
     model = make(task=task).fit(rows, LABELS)
+    assert read_rows == rows
     texts = make().fit(TEXTS, LABELS)
     np.testing.assert_array_equal(model.predict_proba(rows), texts.predict_proba(TEXTS))
-
-
-def test_a_row_becomes_an_example_once(make):
-    read = []
-
-    def count(row):
-        read.append(row["text"])
-        return row
-
-    task = Task(FORMATS["classification"], {"text": "text"}, Classes.of(["wet", "dry"]), read=count)
-    rows = [{"text": text} for text in TEXTS]
-    model = make(task=task, epochs=0.5).fit(rows, LABELS)
-    assert read == TEXTS
-    model.predict(rows)
-    assert read == TEXTS * 2
+    assert read_rows == rows * 2
 
 
 def test_choices_of_a_task(make, tmp_path, bases):
@@ -166,19 +133,14 @@ def test_parameters_override_the_recipe(tmp_path, bases):
     recipe = jobs.recipe("classification", bases("gpt2"), tmp_path, warmup=0.25)
     rows, labels = [{"text": text} for text in TEXTS], [2 if x == "wet" else 0 for x in LABELS]
     model = finetune.Classifier(task=recipe, epochs=np.float64(1.0), folder=tmp_path / "run")
-    model.set_params(weight_decay=0.5, base=str(bases("gpt2")), random_state=3)
-    model.fit(rows, labels)
+    model.set_params(weight_decay=0.5, random_state=np.int64(3)).fit(rows, labels)
     saved = finetune.load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (saved.train.warmup, saved.train.batch_size, saved.train.epochs) == (0.25, 8, 1)
     assert (saved.train.weight_decay, saved.train.seed) == (0.5, 3)
-    assert saved.base == BaseConfig(path=str(bases("gpt2")), dropout=0)
-
-
-def test_a_recipe_keeps_its_base(bases):
-    recipe = Recipe(task=jobs.TASKS["classification"], base=BaseConfig(path=str(bases("gpt2"))))
-    rows = [{"text": text} for text in TEXTS]
-    model = finetune.Classifier(task=recipe, epochs=0.1, max_tokens=48)
-    assert model.fit(rows, [0, 1] * 8).predict(rows).shape == (16,)
+    assert saved.base == recipe.base
+    model.set_params(base=bases("llama")).fit(rows, labels)
+    saved = finetune.load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert saved.base == recipe.base.model_copy(update={"path": str(bases("llama"))})
 
 
 # -- the estimator interface -----------------------------------------------------------------------
@@ -204,15 +166,9 @@ def test_checks_of_scikit_learn_that_need_no_numeric_features(check, make):
     getattr(checks, check)("Classifier", make())
 
 
-def test_parameters_are_only_checked_by_fit(fitted):
-    wrong = finetune.Classifier(base=object(), epochs="many", folder=3)
-    assert wrong.get_params()["epochs"] == "many"
-    assert is_classifier(wrong)
-    assert "n_features_in_" not in vars(fitted)
-
-
 def test_fit_returns_the_classifier_and_keeps_its_parameters(make):
     model = make(random_state=5)
+    assert is_classifier(model)
     before = copy.deepcopy(model.get_params())
     assert model.fit(TEXTS, LABELS) is model
     assert model.get_params() == clone(model).get_params() == before

@@ -12,24 +12,19 @@ SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
 @pytest.mark.parametrize(
     ("settings", "X", "y", "message"),
     [
-        ({}, TEXTS[:3], [0, 1], "X has 3 samples and y has 2 labels"),
+        ({}, TEXTS[:3], [0, 1], "inconsistent numbers of samples"),
         ({}, [], [], "X has no samples"),
         ({}, "a text", ["a"], r"X is 'a text', not a list of samples\nFor one sample write \[X\]"),
-        ({}, 5, [1], "X is 5, not a list"),
         ({}, ["a", "b", " "], [0, 1, 0], r"X\[2\]: empty text for 'text'"),
         ({}, ["a", None], [0, 1], r"X\[1\] is None\nA sample is a text, a pair of texts, or"),
-        ({}, ["a", 5], [0, 1], r"X\[1\] is 5"),
-        ({}, ["a", b"b"], [0, 1], r"X\[1\] is b'b'"),
         ({}, ["a", ("a", "b")], [0, 1], r"X\[1\] is a pair, but X\[0\] is a text"),
         ({}, [("a", "b", "c")], [0], r"X\[0\] is \('a', 'b', 'c'\)"),
         ({}, [("a", "b"), ("a", "")], [0, 1], r"X\[1\]: empty text for 'hypothesis'"),
         ({}, ["a", "b"], [1, 1], "at least two classes, but all labels are 1"),
         ({}, ["a", "b"], [1, None], r"y\[1\] is None: no label"),
         ({}, ["a", "b"], [1, float("nan")], r"y\[1\] is nan: no label"),
-        ({}, ["a", "b"], [1, "1"], "cannot be sorted.*\nGive labels of one kind"),
-        ({}, ["a", "b"], [[1], [2]], "unhashable"),
         ({}, ["a", "b"], [0.5, 1.25], "Unknown label type: continuous"),
-        ({}, ["a", "b"], None, "requires y to be passed, but the target y is None"),
+        ({}, ["a", "b"], None, "y should be a 1d array"),
         ({}, [{"text": "a"}, {"text": "b"}], [0, 1], "there is no task to read it"),
         ({"format": "entailment"}, ["a", "b"], [0, 1], "entailment does not read a text"),
         ({"format": "classification"}, [("a", "b")] * 2, [0, 1], "does not read a pair"),
@@ -39,12 +34,7 @@ SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
         ({"task": "rtee"}, [{"a": 1}] * 2, [0, 1], "unknown task 'rtee'\nDid you mean 'rte'"),
         ({"task": "rte", "format": "entailment"}, [{}] * 2, [0, 1], "Leave one out"),
         ({"task": "rte"}, [{"sentence1": "a"}] * 2, [0, 1], r"X\[0\]: no column 'sentence2'"),
-        (
-            {"task": "copa"},
-            [{"premise": "a", "choice1": "b", "choice2": "c", "question": "cause"}] * 2,
-            [0, 2],
-            r"unknown label 2",
-        ),
+        ({"task": "copa"}, [{"premise": "a"}] * 2, [0, 2], "unknown label 2"),
         ({"task": SCORES}, [{"text": "a"}] * 2, [0, 1], "scores, not classes"),
         ({"learning_rate": -1}, TEXTS, LABELS, r"train\.learning_rate"),
         ({"layout": "sideways"}, TEXTS, LABELS, r"train\.layout"),
@@ -56,7 +46,7 @@ SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
 def test_a_mistake_is_one_message(settings, X, y, message, make):
     with pytest.raises(ValueError, match=message) as error:
         make(**settings).fit(X, y)
-    assert str(error.value).count("\n") <= 1 or "Unknown label type" in message
+    assert str(error.value).count("\n") <= 1
 
 
 def test_labels_the_task_does_not_have(make):
