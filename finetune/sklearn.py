@@ -156,9 +156,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if kind != self._kind:
             raise UsageError(f"X[0] is a {kind}, but fit was called with a {self._kind}")
         examples = _make_examples(self._reader, kind, samples)
-        predictions = self._predictor.predict_examples(examples)
-        table = np.zeros((len(predictions), len(self._columns)))
-        for n, prediction in enumerate(predictions):
+        table = np.zeros((len(examples), len(self._columns)))
+        for n, prediction in enumerate(self._predictor.stream(examples)):
             scores = dict(enumerate(prediction.scores))
             table[n] = [scores.get(column, 0.0) for column in self._columns]
         # A row may offer choices that never occur in y: the others share their probability.
@@ -273,7 +272,7 @@ def _find_classes(y: Any) -> tuple[np.ndarray, np.ndarray]:
     check_classification_targets(labels)
     classes, indices = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise UsageError(f"y needs at least two classes, but all labels are {classes.tolist()[0]!r}")
+        raise UsageError(f"y needs at least two classes and has {classes.tolist()}")
     return classes, indices
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from finetune.data.examples import read_split
-from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
 from finetune.recipe.schema import Recipe
 from task_formats import Example, Label, Range, Task
 

@@ -53,10 +53,9 @@ def compute_logits(
     """
     lengths = compute_lengths(examples)
     forward = partial(_forward, model, examples, batch_config, accelerator)
-    windows = range(0, len(examples), WINDOW)
     passes = [
         rows
-        for start in windows
+        for start in range(0, len(examples), WINDOW)
         for rows in batch_by_tokens(
             np.arange(start, min(start + WINDOW, len(examples))),
             lengths,
@@ -84,14 +83,8 @@ def compute_with_halving(
 ) -> tuple[RowLogits, BatchConfig]:
     """Computes rows in passes of limited size; halves the limit whenever memory runs out.
 
-    Args:
-        forward: From (N,) row indices to (N, L) numbers.
-        rows: Indices of the rows.
-        lengths: Token lengths of all rows.
-        batch_config: Layout and limit.
-
-    Returns:
-        The numbers of every row, and the configuration with the limit that fitted.
+    `forward` maps (N,) row indices to (N, L) numbers. Returns the numbers of every row, and the
+    configuration with the limit that fitted.
     """
     while True:
         limit = batch_config.max_tokens_per_forward

@@ -7,7 +7,8 @@ table without loading them.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from task_formats import UsageError, suggest
 
@@ -76,10 +77,30 @@ def selection_value(
     return math.fsum(values) / len(values)
 
 
-def _accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    from sklearn.metrics import accuracy_score
+def bootstrap_interval(
+    score: Callable[["np.ndarray", "np.ndarray"], dict[str, float]],
+    predicted: "np.ndarray",
+    gold: "np.ndarray",
+    draws: int = 200,
+) -> dict[str, tuple[float, float]]:
+    """Returns the bounds of the middle 95 % of each metric over resampled rows.
 
-    return float(accuracy_score(gold, predicted))
+    Args:
+        score: From (N,) predictions and (N,) gold labels to a value per metric.
+        predicted: (N,) predictions.
+        gold: (N,) gold labels.
+        draws: How often N rows are drawn with replacement, always with the same seed.
+    """
+    import numpy as np
+
+    rows = np.random.default_rng(0).integers(0, len(gold), (draws, len(gold)))
+    scores = [score(predicted[row], gold[row]) for row in rows]
+    bounds = {name: np.quantile([s[name] for s in scores], [0.025, 0.975]) for name in scores[0]}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def _accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    return float((predicted == gold).mean())
 
 
 def _f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
@@ -105,35 +126,25 @@ def _matthews(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None)
     return float(matthews_corrcoef(gold, predicted))
 
 
-def _pearson(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    from scipy.stats import pearsonr
-
-    return _correlate(pearsonr, predicted, gold)
-
-
-def _spearman(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    from scipy.stats import spearmanr
-
-    return _correlate(spearmanr, predicted, gold)
-
-
 def _mse(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    from sklearn.metrics import mean_squared_error
-
-    return float(mean_squared_error(gold, predicted))
+    return float(((predicted - gold) ** 2).mean())
 
 
 def _correlate(
-    correlation: Callable[..., Any], predicted: "np.ndarray", gold: "np.ndarray"
+    function: Literal["pearsonr", "spearmanr"],
+    predicted: "np.ndarray",
+    gold: "np.ndarray",
+    positive: str | None,
 ) -> float:
     import numpy as np
+    from scipy import stats
 
     if len(gold) < 2 or not np.isfinite((predicted, gold)).all():
         return 0.0
     # SciPy warns of constant and of nearly constant input; the result is checked below.
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        value = float(correlation(predicted, gold)[0])
+        value = float(getattr(stats, function)(predicted, gold)[0])
     return value if math.isfinite(value) else 0.0
 
 
@@ -142,8 +153,8 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(_f1, "classes"),
     "macro_f1": Metric(_macro_f1, "classes"),
     "matthews": Metric(_matthews, "classes"),
-    "pearson": Metric(_pearson, "scores"),
-    "spearman": Metric(_spearman, "scores"),
+    "pearson": Metric(partial(_correlate, "pearsonr"), "scores"),
+    "spearman": Metric(partial(_correlate, "spearmanr"), "scores"),
     "mse": Metric(_mse, "scores", higher_is_better=False),
 }
 """All metrics, by the name that a recipe gives under task.metrics."""

@@ -1,6 +1,6 @@
 """Predictions and scores with a finished run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from finetune.checkpointing.model_folder import load_model, save_model
-from finetune.checkpointing.run_folder import (
-    MODEL,
-    RECIPE,
-    RESULT,
-    load_run_recipe,
-    read_result,
-)
+from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, load_run_recipe
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
 from finetune.data.splits import encode_split
@@ -65,23 +59,16 @@ class Predictor:
         """
         located = locate_rows(rows, "rows")
         items = build_examples(self.task.without_labels(), located, "rows", labelled=False)
-        return self.predict_examples([item.example for item in items])
-
-    def predict_examples(self, examples: Iterable[Example]) -> list[Prediction]:
-        """Predicts examples; returns a prediction per example, in order."""
-        return list(self.stream(examples))
+        return list(self.stream([item.example for item in items]))
 
     def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Yields a prediction per example, in order; holds one window of examples at a time."""
         remaining = iter(examples)
         while window := list(islice(remaining, WINDOW)):
-            yield from self._predict_window(window)
-
-    def _predict_window(self, examples: Sequence[Example]) -> list[Prediction]:
-        encoded = self._encoder.encode(examples)
-        passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
-        logits = gather_logits(passes, len(encoded), self._accelerator)
-        return decode_logits(logits, encoded, self.task)
+            encoded = self._encoder.encode(window)
+            passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
+            logits = gather_logits(passes, len(encoded), self._accelerator)
+            yield from decode_logits(logits, encoded, self.task)
 
     def evaluate(self, split: str = "evaluate", data: DataConfig | None = None) -> dict[str, float]:
         """Computes the task's metrics on a labelled split.
@@ -137,27 +124,15 @@ def load(
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
     if not (folder / MODEL).is_dir():
-        raise _no_model(folder)
+        what, cure = "this run has no model yet", f"gptft resume {folder}"
+        if (folder / RESULT).exists():
+            what = "this run is finished and has no model"
+            options = f"--keep-models --overwrite --only {folder.absolute().name}"
+            cure = f"If gptft compare trained it, repeat that command with {options}"
+        raise UsageError(what, where=str(folder), cure=cure)
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
     model, base = load_model(folder / MODEL, task, trust_remote_code=trust)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)
-
-
-def _no_model(folder: Path) -> UsageError:
-    """What a run without a model is: one that goes on, or a cell of a study that kept none."""
-    if not (folder / RESULT).exists():
-        what, cure = "this run has no model yet", f"gptft resume {folder}"
-    elif "updates" not in read_result(folder):
-        what = "nothing was trained here: this cell of a study guesses or asks"
-        cure = "Give the folder of a run, or a cell that was trained, with its model kept."
-    else:
-        what = "this run is finished, and its model was not kept"
-        cure = (
-            "A cell of gptft compare is done anew, with its model, by the same command and "
-            f"--keep-models --overwrite --only {folder.absolute().name}\n"
-            f"or by gptft train --task {folder / RECIPE} -o {folder} --overwrite"
-        )
-    return UsageError(what, where=str(folder), cure=cure)

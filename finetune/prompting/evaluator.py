@@ -15,8 +15,7 @@ from finetune.distributed.setup import (
     choose_precision,
     create_accelerator,
 )
-from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
 from finetune.models.pretrained import (
     DEFAULT_CONTEXT,
     count_positions,

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
 from finetune.prompting import PromptEvaluator, PromptOptions, evaluate_prompts, normalization
 from finetune.prompting.evaluator import build_answer_tokenizer
 from finetune.recipe.schema import Recipe

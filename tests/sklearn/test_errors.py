@@ -20,7 +20,7 @@ SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
         ({}, ["a", ("a", "b")], [0, 1], r"X\[1\] is a pair, but X\[0\] is a text"),
         ({}, [("a", "b", "c")], [0], r"X\[0\] is \('a', 'b', 'c'\)"),
         ({}, [("a", "b"), ("a", "")], [0, 1], r"X\[1\]: empty text for 'hypothesis'"),
-        ({}, ["a", "b"], [1, 1], "at least two classes, but all labels are 1"),
+        ({}, ["a", "b"], [1, 1], r"at least two classes and has \[1\]"),
         ({}, ["a", "b"], [1, None], r"y\[1\] is None: no label"),
         ({}, ["a", "b"], [1, float("nan")], r"y\[1\] is nan: no label"),
         ({}, ["a", "b"], [0.5, 1.25], "Unknown label type: continuous"),
