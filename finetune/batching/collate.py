@@ -1,6 +1,6 @@
 """Encoded examples as tensors: one Batch, in three layouts that give the same result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -125,130 +125,90 @@ def collate(
         For "separate" R is the number of views, for "shared" N, and for "packed" 1.
     """
     totals = totals or count_totals(examples)
-    rows = _arrange(examples, layout)
-    placements = [placement for row in rows for placement in row]
-    spans = tuple(placement.span for placement in placements)
-    height, width = len(rows), max(row[-1].span.stop for row in rows)
+    placements = list(_arrange(examples, layout))
+    spans = tuple(span for span, _, _ in placements)
+    height, width = spans[-1].row + 1, max(span.stop for span in spans)
     grid = np.full((4, height, width), -1, np.int64)
     # Padding is never read, but learned positions must exist for it: they stay below the longest
     # view's.
     grid[0], grid[1] = pad, np.minimum(np.arange(width), max(s.longest for s in spans) - 1)
     last_index = np.full((len(examples), max(len(e.endings) for e in examples)), -1, np.int64)
     targets = [
-        _write_span(grid, last_index, examples[placement.example], placement, totals)
-        for placement in placements
+        _write_span(grid, last_index, examples[n], span, n, views, totals)
+        for span, n, views in placements
     ]
     lm_index, lm_target, view, weight = (
         np.concatenate(values) for values in zip(*targets, strict=True)
     )
-    tokens, position_ids, example, ending = map(torch.from_numpy, grid)
+    labels = [example.label for example in examples]
+    unlabelled = float("nan") if any(isinstance(y, float) for y in labels) else NO_LABEL
+    example_weight = 1 / max(totals.examples, 1)
+    tokens, position_ids, example_index, ending = map(torch.from_numpy, grid)
     return Batch(
         tokens,
         position_ids,
-        example,
+        example_index,
         ending,
         torch.from_numpy(last_index),
         torch.from_numpy(lm_index),
         torch.from_numpy(lm_target),
         torch.from_numpy(view),
         torch.from_numpy(weight.astype(np.float32)),
-        _example_weights(examples, totals),
-        _labels(examples),
-        spans,
+        example_weight=torch.tensor([0.0 if y is None else example_weight for y in labels]),
+        label=torch.tensor([unlabelled if y is None else y for y in labels]),
+        spans=spans,
     )
 
 
-class _Placement(NamedTuple):
-    """A span, and which views of which example it holds."""
+def _arrange(examples: Sequence[Encoded], layout: Layout) -> Iterator[tuple[Span, int, list[int]]]:
+    """Yields every span with its example and the views of it that it holds.
 
-    span: Span
-    example: int
-    views: range
-
-
-def _arrange(examples: Sequence[Encoded], layout: Layout) -> list[list[_Placement]]:
-    """The spans of every row: a row per view, a row per example, or one row for all."""
-    rows: list[list[_Placement]] = []
+    There is a row per view, a row per example, or one row for all.
+    """
+    row, start = -1, 0
     for n, example in enumerate(examples):
-        count = len(example.endings)
-        split = layout == "separate" and count > 1
-        groups = [range(k, k + 1) for k in range(count)] if split else [range(count)]
-        for views in groups:
-            if layout != "packed" or not rows:
-                rows.append([])
-            start = rows[-1][-1].span.stop if rows[-1] else 0
-            lengths = tuple(len(example.endings[k]) for k in views)
-            span = Span(len(rows) - 1, start, len(example.prefix), lengths)
-            rows[-1].append(_Placement(span, n, views))
-    return rows
-
-
-_Targets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""lm_index, lm_target, view and token_weight of a span's targets, (m,) each."""
+        views = list(range(len(example.endings)))
+        for group in [[k] for k in views] if layout == "separate" and views else [views]:
+            if layout != "packed" or row < 0:
+                row, start = row + 1, 0
+            lengths = tuple(len(example.endings[k]) for k in group)
+            span = Span(row, start, len(example.prefix), lengths)
+            start = span.stop
+            yield span, n, group
 
 
 def _write_span(
     grid: np.ndarray,
     last_index: np.ndarray,
     example: Encoded,
-    placement: _Placement,
+    span: Span,
+    n: int,
+    views: list[int],
     totals: UpdateTotals,
-) -> _Targets:
-    """Writes a span into the (4, R, T) grid and (N, K) `last_index`; returns its targets."""
-    span, n, views = placement
-    tokens, position_ids, owner, ending = (grid[k, span.row] for k in range(4))
-    prefix_stop = span.start + span.prefix
-    tokens[span.start : prefix_stop] = example.prefix
-    position_ids[span.start : prefix_stop] = np.arange(span.prefix)
-    owner[span.start : span.stop] = n
-    row_offset = span.row * grid.shape[2]
-    in_prefix = max(span.prefix - 1, 0)
-    index = [np.arange(span.start, prefix_stop - 1)]
-    view = [np.full(in_prefix, -1, np.int64)]
-    weight = [np.full(in_prefix, _prefix_weight(example, views, totals))]
-    # An ending's first token is predicted from the end of the prefix. Without a prefix nothing
-    # predicts it.
-    skip = 0 if span.prefix else 1
-    start = prefix_stop
-    for k, length in zip(views, span.endings, strict=True):
-        columns = np.arange(start, start + length)
-        tokens[columns] = example.endings[k]
-        position_ids[columns] = span.prefix + np.arange(length)
-        ending[columns] = k
-        start += length
-        last_index[n, k] = row_offset + start - 1
-        index.append(np.concatenate([[prefix_stop - 1], columns[:-1]])[skip:])
-        view.append(np.full(length - skip, n * last_index.shape[1] + k, np.int64))
-        weight.append(np.full(length - skip, _ending_weight(example, k, totals)))
-    target = np.concatenate([example.prefix[1:]] + [example.endings[k][skip:] for k in views])
-    return (
-        row_offset + np.concatenate(index).astype(np.int64),
-        target.astype(np.int64),
-        np.concatenate(view),
-        np.concatenate(weight),
+) -> tuple[np.ndarray, ...]:
+    """Writes a span into the (4, R, T) grid and the (N, K) `last_index`.
+
+    Returns:
+        lm_index, lm_target, view and token_weight of the span's targets, (m,) each.
+    """
+    parts = [example.prefix, *(example.endings[k] for k in views)]
+    counts = [len(part) for part in parts]
+    tokens, position_ids, owner, ending = grid[:, span.row, span.start : span.stop]
+    tokens[:], owner[:] = np.concatenate(parts), n
+    position_ids[: span.prefix] = np.arange(span.prefix)
+    position_ids[span.prefix :] = np.concatenate(
+        [np.arange(span.prefix, span.prefix + count) for count in (0, *span.endings)]
     )
-
-
-def _ending_weight(example: Encoded, k: int, totals: UpdateTotals) -> float:
-    """The mean over the targets of view k, then the mean over the update's views."""
-    targets = len(example.prefix) + len(example.endings[k]) - 1
-    return 1 / (max(targets, 1) * totals.views)
-
-
-def _prefix_weight(example: Encoded, views: range, totals: UpdateTotals) -> float:
-    if not example.endings:
-        return 1 / max(totals.targets, 1)
-    return sum(_ending_weight(example, k, totals) for k in views)
-
-
-def _example_weights(examples: Sequence[Encoded], totals: UpdateTotals) -> Tensor:
-    weight = 1 / max(totals.examples, 1)
-    return torch.tensor([0.0 if e.label is None else weight for e in examples])
-
-
-def _labels(examples: Sequence[Encoded]) -> Tensor:
-    """Long where every label is an index, float32 where one is a score."""
-    labels = [example.label for example in examples]
-    if any(isinstance(label, float) for label in labels):
-        return torch.tensor([float("nan") if label is None else label for label in labels])
-    return torch.tensor([NO_LABEL if label is None else int(label) for label in labels])
+    ending[:] = np.repeat([-1, *views], counts)
+    index = span.row * grid.shape[2] + span.start + np.arange(span.length)
+    last_index[n, views] = index[np.cumsum(counts)[1:] - 1]
+    # The end of the prefix predicts the first token of every ending. The first token of a view is
+    # no target.
+    predicting = np.where(position_ids == span.prefix, index[span.prefix - 1], index - 1)
+    view = np.where(ending < 0, -1, n * last_index.shape[1] + ending)
+    # The mean over the targets of a view, then the mean over the update's views.
+    weights = [1 / (max(span.prefix + count - 1, 1) * totals.views) for count in span.endings]
+    prefix_weight = sum(weights) if example.endings else 1 / max(totals.targets, 1)
+    weight = np.repeat([prefix_weight, *weights], counts)
+    columns = (predicting, tokens, view, weight)
+    return tuple(values[position_ids > 0] for values in columns)

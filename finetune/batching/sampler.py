@@ -66,16 +66,9 @@ def shuffle_epoch(rows: int, seed: int, epoch: int) -> np.ndarray:
 def shard_by_length(
     indices: np.ndarray, lengths: ExampleLengths, processes: int
 ) -> list[np.ndarray]:
-    """Distributes an update's examples over processes, so that all have about as many tokens.
+    """Distributes (B,) examples of an update over processes that get about as many tokens each.
 
-    Args:
-        indices: (B,) examples of the update.
-        lengths: Of all N examples.
-        processes: How many shares to make.
-
-    Returns:
-        An array of indices per process. Examples are handed out longest first, in the order of
-        processes 0, 1, ..., P - 1, P - 1, ..., 1, 0, 0, 1, ...
+    Examples are handed out longest first, to processes 0, 1, ..., P - 1, P - 1, ..., 1, 0, 0, ...
     """
     longest_first = indices[np.argsort(-lengths.tokens[indices], kind="stable")]
     round_number, process = np.divmod(np.arange(len(longest_first)), processes)
@@ -86,19 +79,10 @@ def shard_by_length(
 def batch_by_tokens(
     indices: np.ndarray, lengths: ExampleLengths, layout: Layout, max_tokens: int
 ) -> list[np.ndarray]:
-    """Cuts examples into as few forward passes as `max_tokens` allows, of even sizes.
+    """Cuts (B,) examples into as few forward passes as possible, of even sizes.
 
-    Examples are sorted by length first, so that rows of a pass need little padding.
-
-    Args:
-        indices: (B,) examples to read.
-        lengths: Of all N examples.
-        layout: Decides what is padded.
-        max_tokens: The largest number of tokens of a pass, padding included. A single longer
-            example still gets a pass.
-
-    Returns:
-        An array of indices per pass, the longest examples first.
+    A pass has at most `max_tokens` tokens, padding included; a single longer example still gets a
+    pass. The longest examples come first, so that rows of a pass need little padding.
     """
     if not len(indices):
         return []
@@ -106,14 +90,13 @@ def batch_by_tokens(
     ranked = indices[np.argsort(-length[indices], kind="stable")]
     # A pass over ranked[a:b] has (end[b] - end[a]) · width[a] tokens: rows of the first example's
     # length, or, where nothing is padded, just the tokens.
-    one = np.ones(len(ranked), np.int64)
-    size = {
-        "packed": lengths.tokens[ranked],
-        "shared": one,
-        "separate": lengths.views[ranked],
+    tokens, views, one = lengths.tokens[ranked], lengths.views[ranked], np.ones_like(ranked)
+    size, width = {
+        "packed": (tokens, one),
+        "shared": (one, tokens),
+        "separate": (views, lengths.longest[ranked]),
     }[layout]
     end = np.concatenate([[0], np.cumsum(size)])
-    width = one if layout == "packed" else length[ranked]
     fewest = len(_cut(end, width, max_tokens))
     # The smallest limit that needs no more passes makes them as even as possible.
     low, high = 0, max_tokens
