@@ -51,13 +51,7 @@ class LinearHead(nn.Module):
 
 
 def build_head(task: Task, width: int, dropout: float = 0.1) -> LinearHead:
-    """Builds the head of a task. Every head of gptft is made here.
-
-    Args:
-        task: Its format says whether views are choices, its labels the number of outputs.
-        width: D, the width of the decoder's states.
-        dropout: Probability of dropping a feature while training.
-    """
+    """Builds the head of a task for states of a width. Every head of gptft is made here."""
     return LinearHead(
         width, task.labels.num_outputs, chooses=task.format.is_multiple_choice, dropout=dropout
     )

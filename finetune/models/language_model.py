@@ -19,10 +19,6 @@ class LanguageModel(nn.Module):
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """Scores the endings of a batch, or computes its LM loss.
 
-        Args:
-            batch: N examples with up to K endings each; K is 0 for plain text.
-            lm: Computes the LM loss instead of the scores.
-
         Returns:
             (N, K) log-probabilities of the endings in nats and a loss of 0; with `lm`, logits of
             -inf and the batch's share of the LM loss.

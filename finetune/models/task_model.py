@@ -20,15 +20,9 @@ class TaskModel(nn.Module):
         self.head = head
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
-        """Computes the logits of a batch and, for training, its LM loss.
+        """Computes the logits of a batch and, with `lm`, its share of the LM loss.
 
-        Args:
-            batch: N examples in any layout.
-            lm: Computes the LM loss too. Without it, the last block runs for last tokens only.
-
-        Returns:
-            Logits, (N, C) for classes, (N, K) for choices, (N, 1) for scores; and the batch's share
-            of the LM loss, 0 without `lm`.
+        Without `lm` the loss is 0, and the last block runs for last tokens only.
         """
         states = self.backbone.hidden_states(batch, last_tokens_only=not lm)
         features = states[batch.last_index.clamp(min=0)]  # (N, K, D)
@@ -40,13 +34,7 @@ class TaskModel(nn.Module):
 
 
 def build_task_model(base: Base, task: Task, head_dropout: float = 0.1) -> TaskModel:
-    """Builds the model of a task on a base, with a new head drawn from torch's generator.
-
-    Args:
-        base: A decoder from `load_decoder`. The model shares its weights.
-        task: Decides the head.
-        head_dropout: Dropout before the head while training (GPT-1: 0.1).
-    """
+    """Builds the model of a task on the weights of a base, with a new head drawn at random."""
     # The output layer's width, because OPT's states may be narrower than its embeddings.
     width = base.decoder.get_output_embeddings().weight.shape[1]
     return TaskModel(base.decoder, build_head(task, width, head_dropout))

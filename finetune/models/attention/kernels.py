@@ -54,14 +54,6 @@ def block_attention(
         return _BlockAttention.apply(query, key, value, blocks, dropout, scaling, keep_weights)
 
 
-def _attention_weights(
-    queries: Tensor, keys: Tensor, mask: Tensor, scaling: float, out: Tensor | None
-) -> Tensor:
-    """(H, Q, d) queries and (H, K, d) keys to (H, Q, K) weights, in `out` if it is given."""
-    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scaling, out=out)
-    return torch.softmax(scores, -1, out=scores)
-
-
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -84,7 +76,9 @@ class _BlockAttention(torch.autograd.Function):
         out = query.new_zeros(rows, columns, heads, width)
         for block, part, keep in _with_weights(blocks, heads, weights, kept):
             (row, seen), (query_row, own), mask = block
-            p = _attention_weights(q[query_row, :, own], k[row, :, seen], mask, scaling, part)
+            keys = k[row, :, seen].transpose(1, 2)
+            scores = torch.baddbmm(mask, q[query_row, :, own], keys, alpha=scaling, out=part)
+            p = torch.softmax(scores, -1, out=scores)
             out[query_row, own] = torch.bmm(_drop(p, keep), v[row, :, seen]).transpose(0, 1)
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.constants = blocks, factor, scaling
