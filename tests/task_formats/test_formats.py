@@ -4,8 +4,6 @@ import pytest
 
 from task_formats import FORMATS, Example, Format, UsageError, named_format
 
-PAIR = Example("a/0", {"first": "one", "second": "two"})
-
 
 def test_the_four_formats_are_those_of_the_paper() -> None:
     assert {name: kind.views for name, kind in FORMATS.items()} == {
@@ -14,26 +12,9 @@ def test_the_four_formats_are_those_of_the_paper() -> None:
         "similarity": (("{first}", "{second}"), ("{second}", "{first}")),
         "multiple_choice": (("{context}", "{choice}"),),
     }
-
-
-def test_only_a_format_with_a_choice_is_multiple_choice() -> None:
     assert [name for name, kind in FORMATS.items() if kind.is_multiple_choice] == [
         "multiple_choice"
     ]
-
-
-def test_similarity_reads_the_pair_in_both_orders() -> None:
-    assert FORMATS["similarity"].render(PAIR) == [
-        (("one",), ("two",)),
-        (("two",), ("one",)),
-    ]
-
-
-@pytest.mark.parametrize("choices", [("a",), ("a", "b"), ("a", "b", "a", "c", "d")])
-def test_there_is_one_view_per_choice(choices) -> None:
-    example = Example("a/0", {"context": "why"}, choices)
-    views = FORMATS["multiple_choice"].render(example)
-    assert views == [(("why",), (choice,)) for choice in choices]
 
 
 def test_custom_views_mix_fields_and_words() -> None:

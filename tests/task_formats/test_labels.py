@@ -35,15 +35,6 @@ def test_a_raw_value_comes_back_as_its_name(labels: dict[int, str]) -> None:
         assert classes.decode("a/0", certain).label == name
 
 
-@given(mappings(), st.randoms(use_true_random=False))
-def test_the_order_of_labels_changes_indices_but_not_names(labels, random) -> None:
-    mixed = list(labels.items())
-    random.shuffle(mixed)
-    one, other = Classes.of(labels), Classes.of(dict(mixed))
-    for raw in labels:
-        assert one.name(one.parse(raw)) == other.name(other.parse(raw))
-
-
 @pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", np.int64(1), np.float32(1), "neutral"])
 def test_one_label_has_many_spellings(value) -> None:
     assert NLI.parse(value) == 1
@@ -66,11 +57,8 @@ def test_booleans_are_labels_like_any_other() -> None:
     ("value", "cure"),
     [
         ("entailmnt", "Did you mean 'entailment'"),
-        ("Neutral", "Did you mean 'neutral'"),
         (3, "Known: 0, 1, 2, contradiction, entailment, neutral"),
-        (0.5, "Did you mean '0'"),
         (True, "task.labels"),
-        ("", "Known: 0"),
         (None, "Known: 0"),
         ([0], "task.labels"),
     ],
