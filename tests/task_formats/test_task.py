@@ -187,7 +187,7 @@ def test_without_its_prompt_a_task_reads_only_what_the_format_needs() -> None:
     assert (bare.prompt, bare.values) == (None, {"b": {"1": "one"}})
 
 
-# -- words for values, as for COPA's questions ------------------------------------------------------
+# -- words for values, as for COPA's questions -----------------------------------------------------
 
 ASKING = Task(
     FORMATS["multiple_choice"],
