@@ -2,11 +2,13 @@
 
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from task_formats import Row, UsageError, suggest
+from task_formats.labels import as_text
 
 _MAX_CLASSES, _MAX_WHOLE_CLASSES = 200, 20
 """A column with more distinct whole numbers than the second holds scores."""
@@ -85,12 +87,9 @@ def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _summarize(name: str, values: Sequence[Any]) -> Column:
-    lists = [len(v) for v in values if isinstance(v, list | tuple) or hasattr(v, "tolist")]
-    if lists:
+    if lists := [len(value) for value in values if isinstance(value, list)]:
         return Column(name, Counter(), [], 0.0, max(lists))
-    # As labels are read: 1, 1.0 and "1" are the same.
-    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
-    texts = [str(v).strip() for v in values if v is not None and v != ""]
+    texts = [text for text in map(as_text, values) if text]
     try:
         numbers = [float(text) for text in set(texts)]
     except ValueError:
@@ -105,8 +104,8 @@ class TaskGuess(NamedTuple):
 
     format: str
     columns: dict[str, str | Sequence[str]]
-    used: tuple[str, ...]
-    """Names of all columns that are read."""
+    unused: list[str]
+    """Columns that are not read."""
     labels: dict[str, int]
     """Label to its number of rows; empty for scores."""
     range: tuple[int, int] | None
@@ -134,35 +133,42 @@ def guess_task(
         UsageError: There is no such column, no label or no text is found, or the columns do not
             make a task.
     """
+    for name in columns:
+        if len(name.split()) > 6 or name.strip().replace(".", "").isdigit():
+            what = f"the first line looks like data, not like column names: {name.strip()[:60]!r}"
+            raise UsageError(what, cure="Add a line with column names, such as text,label.")
     given = [*texts, *choices, *([label] if label else [])]
     for name in given:
         if name not in columns:
             raise UsageError(f"no column {name!r}", cure=suggest(name, columns))
-        if given.count(name) > 1:
-            what = f"the column {name!r} is given twice"
-            raise UsageError(what, cure="Give --text, --choices and --label different columns.")
     target = columns[label] if label else _find_label(columns)
     others = [c for c in columns.values() if c is not target and c.name not in given]
     if not choices and format in (None, "multiple_choice"):
         choices = _find_choices(others, target)
     candidates = [c for c in others if c.name not in choices and c.is_text]
-    texts = texts or _find_texts(candidates, format, with_choices=bool(choices))
-    chosen = _choose_format(format, texts, choices, target)
-    fields: dict[str, str | Sequence[str]] = {"label": target.name}
-    if choices:
+    if not texts:
+        texts = [c.name for c in candidates] if choices else _find_texts(candidates, format)
+    if not texts:
+        raise UsageError("found no text column", cure="Name it with --text.")
+    chosen = format or _choose_format(texts, choices, target)
+    names = _FIELDS.get(chosen, ("context", "choices"))
+    values: list[str | Sequence[str]] = [*texts, *choices]
+    if chosen == "multiple_choice" and choices:
         context = texts[0] if len(texts) == 1 else " ".join(f"{{{name}}}" for name in texts)
-        whole_list = columns[choices[0]].longest_list
-        fields = {"context": context, "choices": choices[0] if whole_list else choices, **fields}
-    else:
-        fields = {**dict(zip(_FIELDS[chosen], texts, strict=True)), **fields}
-    used = (*texts, *choices, target.name)
+        values = [context, choices[0] if columns[choices[0]].longest_list else choices]
+    if len(names) != len(values):
+        what = f"the columns do not fit the format {chosen}"
+        cure = "It reads one text (classification), two texts, or a context and choices."
+        raise UsageError(what, cure=cure)
+    fields = {**dict(zip(names, values, strict=True)), "label": target.name}
+    unused = [name for name in columns if name not in (*texts, *choices, target.name)]
     if target.is_score and not choices:
         bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
-        return TaskGuess(chosen, fields, used, {}, bounds, ("pearson", "spearman"))
+        return TaskGuess(chosen, fields, unused, {}, bounds, ("pearson", "spearman"))
     labels = _count_labels(target, [columns[name] for name in choices])
     rare = 2 * min(labels.values()) * len(labels) < sum(labels.values()) and not choices
     metrics = ("accuracy", "macro_f1") if rare else ("accuracy",)
-    return TaskGuess(chosen, fields, used, labels, None, metrics)
+    return TaskGuess(chosen, fields, unused, labels, None, metrics)
 
 
 def _find_label(columns: Mapping[str, Column]) -> Column:
@@ -186,38 +192,32 @@ def _find_label(columns: Mapping[str, Column]) -> Column:
     return min(reversed(candidates), key=lambda column: len(column.counts))
 
 
-def _find_choices(columns: Sequence[Column], label: Column) -> tuple[str, ...]:
+def _find_choices(columns: Sequence[Column], label: Column) -> list[str]:
     """A column of lists, or columns that differ in a number; empty if there are none."""
     groups: dict[str, list[str]] = {}
-    for column in columns:
-        if not _CHOICES.search(column.name):
-            continue
+    for column in filter(lambda column: _CHOICES.search(column.name), columns):
         if column.longest_list and _are_indices(label, column.longest_list):
-            return (column.name,)
+            return [column.name]
         stem, count = _NUMBER_IN_NAME.subn("", column.name)
         if count:
             groups.setdefault(stem, []).append(column.name)
     choices = max(groups.values(), key=len, default=[])
-    return tuple(choices) if len(choices) > 1 and _are_indices(label, len(choices)) else ()
+    return choices if len(choices) > 1 and _are_indices(label, len(choices)) else []
 
 
 def _are_indices(label: Column, count: int) -> bool:
     """True if the labels are 0..K-1, 1..K or A, B, ... for K choices."""
-    numbers = ({str(k + first) for k in range(count)} for first in (0, 1))
-    return any(label.counts.keys() <= known for known in (*numbers, set(_letters(count))))
+    return any(label.counts.keys() <= set(names) for names in _name_choices(count))
 
 
-def _letters(count: int) -> list[str]:
-    return [chr(ord("A") + k) for k in range(min(count, 26))]
+def _name_choices(count: int) -> list[list[str]]:
+    numbers = [[str(k + first) for k in range(count)] for first in (0, 1)]
+    return [*numbers, list(string.ascii_uppercase[:count])]
 
 
-def _find_texts(
-    columns: Sequence[Column], format: str | None, *, with_choices: bool
-) -> Sequence[str]:
-    """All texts beside choices; otherwise a pair of texts, or the longest text."""
+def _find_texts(columns: Sequence[Column], format: str | None) -> list[str]:
+    """A pair of texts, or the longest text."""
     names = [column.name for column in columns]
-    if with_choices:
-        return names
     by_name = {name.lower().replace(" ", "_"): name for name in names}
     stems = [_NUMBER_IN_NAME.sub("#", name) for name in names]
     pairs = [[by_name[n] for n in pair] for pair in _PAIR_NAMES if set(pair) <= by_name.keys()]
@@ -229,34 +229,23 @@ def _find_texts(
     return [column.name for column in columns if column in longest]
 
 
-def _choose_format(
-    format: str | None, texts: Sequence[str], choices: Sequence[str], label: Column
-) -> str:
-    if format == "multiple_choice" and not choices:
-        raise UsageError("found no choices", cure="Name their columns with --choices.")
-    if not texts:
-        raise UsageError("found no text column", cure="Name it with --text.")
+def _choose_format(texts: Sequence[str], choices: Sequence[str], label: Column) -> str:
+    if choices:
+        return "multiple_choice"
+    if len(texts) == 1:
+        return "classification"
     symmetric = label.is_score or any(map(_SYMMETRIC.search, (label.name, *label.counts)))
-    pair = "similarity" if symmetric else "entailment"
-    chosen = "multiple_choice" if choices else "classification" if len(texts) == 1 else pair
-    expected = _FIELDS.get(format or chosen)
-    if (expected is None) != bool(choices) or (expected and len(expected) != len(texts)):
-        what = f"the columns do not fit the format {format or chosen}"
-        cure = "It reads one text (classification), two texts, or a context and choices."
-        raise UsageError(what, cure=cure)
-    return format or chosen
+    return "similarity" if symmetric else "entailment"
 
 
 def _count_labels(label: Column, choices: Sequence[Column]) -> dict[str, int]:
     """Rows of each label, in the order of the recipe."""
     if choices:
-        count = choices[0].longest_list or len(choices)
-        first = 0 if "0" in label.counts else 1
-        labels = [str(k + first) for k in range(count)] if label.numbers else _letters(count)
+        written = _name_choices(choices[0].longest_list or len(choices))
+        labels = written[("0" not in label.counts) if label.numbers else 2]
     else:
         labels = sorted(label.counts, key=float if label.numbers else str)
     if not 2 <= len(labels) <= _MAX_CLASSES:
-        few = "few" if len(labels) < 2 else "many for classes"
-        what = f"column {label.name!r} has {len(labels)} different values, too {few}"
+        what = f"column {label.name!r} has {len(labels)} different values, not 2 to {_MAX_CLASSES}"
         raise UsageError(what, cure="Name the column with the labels: --label NAME.")
     return {name: label.counts[name] for name in labels}
