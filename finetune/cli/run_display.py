@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
+from statistics import mean
 
 from rich import box
 from rich.console import Console, Group
@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.console import console, format_count
+from finetune.cli.console import console, format_count, print_line
 from finetune.cli.errors import exit_stopped
 from finetune.training.events import (
     Evaluated,
@@ -28,11 +28,12 @@ from finetune.training.events import (
 )
 from finetune.training.loop import Step
 
-_SPEED_SECONDS = 30.0
-"""Updates of this time give the speed."""
+_SPEED_UPDATES = 100
+"""The last updates, which give the speed."""
 _REDRAW_SECONDS = 0.25
 _MIN_LINE_SECONDS, _MAX_LINE_SECONDS = 2.0, 30.0
 """Time between two plain lines."""
+
 
 Clock = Callable[[], float]
 
@@ -45,10 +46,10 @@ class RunProgress:
         self.update, self.updates = 0, 0
         """Completed and planned updates."""
         self.best: Evaluated | None = None
-        self._last_time = clock()
-        self._recent: deque[tuple[float, int]] = deque()
-        self._seconds, self._tokens = 0.0, 0
-        """Seconds and tokens of recent updates, one by one and together."""
+        self._last_event = self._last_shown = clock()
+        self._last_tenth = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_UPDATES)
+        """Seconds and tokens of the last updates."""
 
     def add(self, event: Event) -> None:
         """Takes an event into account."""
@@ -58,17 +59,27 @@ class RunProgress:
                 self.update, self.updates = event.done, event.updates
             case Step():
                 self.update = event.number
-                self._recent.append((now - self._last_time, event.tokens))
-                self._seconds += now - self._last_time
-                self._tokens += event.tokens
-                while len(self._recent) > 1 and self._seconds > _SPEED_SECONDS:
-                    seconds, tokens = self._recent.popleft()
-                    self._seconds, self._tokens = self._seconds - seconds, self._tokens - tokens
+                self._recent.append((now - self._last_event, event.tokens))
             case Evaluated():
                 self.best = event if event.best else self.best
             case _:
                 return
-        self._last_time = now
+        self._last_event = now
+
+    def is_due(self, *, live: bool) -> bool:
+        """Whether to show this update: reading its losses waits for the device.
+
+        A live display is drawn four times a second. A plain line comes after each tenth of the
+        run and after 30 seconds. Both show the last update.
+        """
+        now, tenth = self.clock(), self.percent // 10
+        waited = now - self._last_shown
+        new_line = tenth > self._last_tenth or waited >= _MAX_LINE_SECONDS
+        due = waited >= _REDRAW_SECONDS if live else waited >= _MIN_LINE_SECONDS and new_line
+        if not due and self.update < self.updates:
+            return False
+        self._last_shown, self._last_tenth = now, tenth
+        return True
 
     @property
     def percent(self) -> int:
@@ -77,16 +88,15 @@ class RunProgress:
 
     @property
     def speed(self) -> str:
-        """Tokens per second in recent updates, of all processes together."""
-        return f"{self._tokens / max(self._seconds, 1e-9):,.0f} tokens/s"
+        """Tokens per second in the last updates, of all processes together."""
+        seconds, tokens = map(sum, zip(*self._recent, strict=True))
+        return f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
 
     @property
     def time_left(self) -> str:
         """Estimated time for the remaining updates."""
-        if not self._recent:
-            return "-:-- left"
-        seconds = (self.updates - self.update) * self._seconds / len(self._recent)
-        return f"{format_time(seconds)} left"
+        seconds = mean(seconds for seconds, _ in self._recent)
+        return f"{format_time((self.updates - self.update) * seconds)} left"
 
 
 def display_run(events: Iterable[Event], title: str) -> Result | None:
@@ -106,17 +116,19 @@ def display_events(
 ) -> Result | None:
     """Displays events as they come, live in a terminal; returns the result, if the run finishes."""
     progress = RunProgress(clock)
-    ready = Spinner("dots", Text(" preparing"), style="cyan")
-    live = Live(ready, console=out, refresh_per_second=8, transient=True)
-    display = LiveDisplay(live, clock) if out.is_terminal else PlainDisplay(out, clock)
+    spinner = Spinner("dots", Text(" preparing"), style="cyan")
+    live = Live(spinner, console=out, refresh_per_second=8, transient=True)
     with live if out.is_terminal else nullcontext():
         for event in events:
             progress.add(event)
             match event:
                 case Started():
                     out.print(_describe_start(event, title))
-                case Step():
-                    display.refresh(progress, event)
+                case Step() if progress.is_due(live=out.is_terminal):
+                    if out.is_terminal:
+                        live.update(_draw(progress, event))
+                    else:
+                        out.print(_describe_step(progress, event), soft_wrap=True)
                 case Evaluated():
                     out.print(_describe_evaluation(event, progress), soft_wrap=True)
                 case Notice():
@@ -126,75 +138,38 @@ def display_events(
     return None
 
 
-class PlainDisplay:
-    """Prints a line after every tenth of the run, after 30 seconds, and at the end."""
-
-    def __init__(self, out: Console, clock: Clock) -> None:
-        self.out, self.clock = out, clock
-        self._last_time, self._tenth = clock(), 0
-
-    def refresh(self, progress: RunProgress, step: Step) -> None:
-        """Prints a line if one is due."""
-        tenth = progress.percent // 10
-        waited = self.clock() - self._last_time
-        due = waited >= _MIN_LINE_SECONDS and (tenth > self._tenth or waited >= _MAX_LINE_SECONDS)
-        if due or progress.update == progress.updates:
-            self._last_time, self._tenth = self.clock(), tenth
-            update = f"{progress.update:>{len(str(progress.updates))}}"
-            count = f"update {update}/{progress.updates} {progress.percent:>3}%"
-            parts = (count, format_losses(step), progress.speed, progress.time_left)
-            self.out.print(Text("  ".join(parts)), soft_wrap=True)
+def _describe_step(progress: RunProgress, step: Step) -> Text:
+    update = f"{progress.update:>{len(str(progress.updates))}}"
+    count = f"update {update}/{progress.updates} {progress.percent:>3}%"
+    return Text("  ".join((count, format_losses(step), progress.speed, progress.time_left)))
 
 
-class LiveDisplay:
-    """Draws a progress bar, the losses and the best scores at the bottom of the screen."""
-
-    def __init__(self, live: Live, clock: Clock) -> None:
-        self.live, self.clock = live, clock
-        self._last_time = -_REDRAW_SECONDS
-        self._spinner = Spinner("dots", style="cyan")
-
-    def refresh(self, progress: RunProgress, step: Step) -> None:
-        """Redraws at most four times a second: reading a loss waits for the device."""
-        update, updates = progress.update, progress.updates
-        if self.clock() - self._last_time < _REDRAW_SECONDS and update != updates:
-            return
-        self._last_time = self.clock()
-        bar = Table.grid(padding=(0, 1), expand=True)
-        for ratio in (None, None, 1, None, None):
-            bar.add_column(ratio=ratio, no_wrap=True)
-        bar.add_row(
-            self._spinner,
-            Text(f"update {update}/{updates}"),
-            ProgressBar(updates, update, complete_style="cyan", finished_style="green"),
-            Text(f"{progress.percent:>3}%"),
-            Text(progress.time_left, "cyan"),
-        )
-        lines = [Text(f"  {format_losses(step)}  {progress.speed}")]
-        if progress.best is not None:
-            scores = format_scores(progress.best.scores)
-            lines.append(Text(f"  best {scores}  at update {progress.best.update}", "green"))
-        self.live.update(Group(bar, *lines))
+def _draw(progress: RunProgress, step: Step) -> Group:
+    """The line of the update, the best scores, and a progress bar."""
+    text = _describe_step(progress, step)
+    if best := progress.best:
+        text.append(f"\nbest {format_scores(best.scores)}  at update {best.update}", "green")
+    return Group(text, ProgressBar(progress.updates, progress.update, complete_style="cyan"))
 
 
 def _describe_start(event: Started, title: str) -> Text:
     """Title, model and data of a run that starts."""
-    model = f"{event.parameters:,} parameters, {event.precision} on {event.device}"
-    if event.processes > 1:
-        model += f", {event.processes} processes"
-    model += f", {event.layout} layout"
-    data = f"{format_count(event.examples, 'example')}, {format_count(event.updates, 'update')}"
+    processes = f", {event.processes} processes" if event.processes > 1 else ""
     evaluated = event.evaluation_examples
-    data += f", evaluated on {evaluated:,}" if evaluated else ", no evaluation"
-    lines = [model, data]
+    text = (
+        f"\n  {event.parameters:,} parameters, {event.precision} on {event.device}{processes}, "
+        f"{event.layout} layout\n  {format_count(event.examples, 'example')}, "
+        f"{format_count(event.updates, 'update')}, "
+        + (f"evaluated on {evaluated:,}" if evaluated else "no evaluation")
+    )
     if event.done:
-        lines.append(f"resuming after update {event.done:,}")
+        text += f"\n  resuming after update {event.done:,}"
     if event.truncated_tokens:
         removed = format_count(event.truncated_tokens, "token")
-        lines.append(f"{removed} removed from long texts (see --max-tokens)")
+        text += f"\n  {removed} removed from long texts (see --max-tokens)"
     if event.skipped_rows:
-        lines.append(f"{format_count(event.skipped_rows, 'bad row')} skipped")
-    return Text.assemble((title, "bold"), *("\n  " + line for line in lines))
+        text += f"\n  {format_count(event.skipped_rows, 'bad row')} skipped"
+    return Text.assemble((title, "bold"), text)
 
 
 def _describe_evaluation(event: Evaluated, progress: RunProgress) -> Text:
@@ -233,15 +208,17 @@ def format_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def print_result(result: Result, out: Console | None = None) -> None:
+def print_result(result: Result) -> None:
     """Prints the scores of a finished run and the next commands."""
-    out = out or console()
     updates, tokens = format_count(result.updates, "update"), format_count(result.tokens, "token")
-    out.print(Text(f"Trained {updates}, {tokens}, in {format_time(result.seconds)}."))
+    print_line(f"Trained {updates}, {tokens}, in {format_time(result.seconds)}.")
     if result.scores:
-        out.print(make_score_table(result.scores))
-        out.print(Text(f"Best checkpoint: update {result.update:,}.", "dim"))
-    out.print(_describe_next_commands(result.folder), soft_wrap=True)
+        console().print(make_score_table(result.scores))
+        print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
+    folder = shlex.quote(str(result.folder))
+    print_line("The run is in ", (str(result.folder), "bold"), ". Next:")
+    print_line((f"  gptft evaluate {folder} --split NAME", "cyan"), "  evaluate on another split")
+    print_line((f"  gptft predict {folder} FILE -o OUT  ", "cyan"), "  label the rows of a file")
 
 
 def make_score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
@@ -255,16 +232,3 @@ def make_score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
         cells = (f"{row[name]:.4f}" if name in row else "" for name in metrics)
         table.add_row(Text(split), *cells)
     return table
-
-
-def _describe_next_commands(folder: Path) -> Text:
-    name = shlex.quote(str(folder))
-    commands = {
-        f"gptft evaluate {name} --split NAME": "evaluate on another split",
-        f"gptft predict {name} FILE -o OUT": "label the rows of a file",
-    }
-    width = max(map(len, commands))
-    text = Text.assemble("The run is in ", (str(folder), "bold"), ". Next:")
-    for command, purpose in commands.items():
-        text.append(f"\n  {command:<{width}}  ", "cyan").append(purpose)
-    return text
