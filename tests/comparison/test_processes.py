@@ -13,7 +13,8 @@ from finetune.training.events import Interrupted, Started
 from finetune.training.loop import Step
 from finetune.training.recorder import RunRecorder
 from tests.comparison.test_study import make_recipe
-from tests.support import jobs, warm
+from tests.support import jobs
+from tests.support.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 
@@ -29,9 +30,7 @@ def compare_here(recipe: Recipe, folder: Path) -> int:
 def test_two_processes_make_the_table_of_one(bases, tmp_path):
     settings = {"epochs": 1, "batch_size": 7, "epsilon": 1e-3}
     recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data", **settings)
-    output = tmp_path / "study.output"
-    codes = warm.join(warm.start_many(2, compare_here, recipe, tmp_path / "two", output=output))
-    assert codes == [0, 0], "\n".join(path.read_text() for path in tmp_path.glob("study.[0-9]"))
+    run_processes(2, compare_here, recipe, tmp_path / "two", output=tmp_path / "two")
     one, two = (compare(recipe, tmp_path / run, SMALL, only=ONLY) for run in ("one", "two"))
     assert [row._replace(seconds=0) for row in one.rows] == [
         row._replace(seconds=0) for row in two.rows
@@ -51,8 +50,8 @@ def stop_in_training(recipe: Recipe, folder: Path) -> int:
 
 def test_an_interrupted_cell_resumes_from_its_checkpoint(bases, tmp_path):
     recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data")
-    child = warm.start(stop_in_training, recipe, tmp_path / "run", output=tmp_path / "out")
-    assert warm.join([child]) == [143], (tmp_path / "out").read_text()
+    run = tmp_path / "run"
+    run_processes(1, stop_in_training, recipe, run, output=run, code=143)
     resumed = list(events(recipe, tmp_path / "run", SMALL, only=ONLY))
     assert [event.done for event in resumed if isinstance(event, Started)] == [1]
     whole = compare(recipe, tmp_path / "whole", SMALL, only=ONLY)

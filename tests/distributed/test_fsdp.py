@@ -13,18 +13,11 @@ from finetune.training.events import Started
 from finetune.training.finetuning import events
 from task_formats import UsageError
 from tests.support import jobs
-from tests.support.together import (
-    ODD,
-    SHARDS,
-    assert_everywhere,
-    assert_same,
-    train,
-    train_together,
-)
+from tests.support.processes import ODD, SHARDS, assert_same, train, train_in_processes
 
 
 def train_sharded(count, recipe, run, stop=None):
-    return train_together(count, recipe, run, stop, environment=SHARDS)
+    return train_in_processes(count, recipe, run, stop, environment=SHARDS)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +43,7 @@ def test_a_state_of_shards_goes_on_whole_and_in_shards_again(bases, tmp_path):
     recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data", **ODD)
     one, run = jobs.train(recipe, tmp_path / "one"), tmp_path / "run"
     train_sharded(2, recipe, run, stop=1)
-    train_together(2, recipe, run, stop=3)
+    train_in_processes(2, recipe, run, stop=3)
     train_sharded(3, recipe, run, stop=5)
     (started,) = [e for e in events(recipe, run, resume=True) if isinstance(e, Started)]
     assert started.done == 5
@@ -81,7 +74,7 @@ def test_shards_are_in_place_again_after_every_evaluation(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
     one, many = (tmp_path / name for name in ("one", "many"))
     assert train_declining(recipe, one) == 0
-    train_together(2, recipe, many, environment=SHARDS, how=train_declining)
+    train_in_processes(2, recipe, many, environment=SHARDS, function=train_declining)
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(many), rel=1e-4)
     alone, shards = (
         checkpoint.load_latest_checkpoint(path / "checkpoints")[0].tensors for path in (one, many)
@@ -95,9 +88,9 @@ def test_shards_go_on_after_an_evaluation_that_saved_no_model(bases, tmp_path):
     often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
     whole, run = (tmp_path / name for name in ("whole", "run"))
-    train_together(2, recipe, whole, environment=SHARDS, how=train_declining)
-    train_together(2, recipe, run, stop=5, environment=SHARDS, how=train_declining)
-    train_together(2, recipe, run, environment=SHARDS, how=train_declining)
+    train_in_processes(2, recipe, whole, environment=SHARDS, function=train_declining)
+    train_in_processes(2, recipe, run, stop=5, environment=SHARDS, function=train_declining)
+    train_in_processes(2, recipe, run, environment=SHARDS, function=train_declining)
     jobs.assert_same(whole, run)
 
 
@@ -126,7 +119,7 @@ def count_numbers(recipe, run, stop):
 
 def test_every_process_holds_its_part_alone(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
-    assert_everywhere(2, count_numbers, recipe, tmp_path / "run", environment=SHARDS)
+    train_in_processes(2, recipe, tmp_path / "run", environment=SHARDS, function=count_numbers)
 
 
 def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from finetune.checkpointing import checkpoint
 from finetune.models.task_model import TaskModel
 from finetune.training.loop import count_tokens
 from tests.support import jobs
-from tests.support.together import SHARDS, assert_everywhere, train, train_together
+from tests.support.processes import SHARDS, train, train_in_processes
 
 ODD = {"train": 22, "held_out": 10, "batch_size": 10, "epsilon": 1e-3}
 
@@ -77,12 +77,14 @@ def lack_it_after_an_update(recipe, run, stop=None):
         return train(recipe, run, stop)
 
 
-@pytest.mark.parametrize("how", [train_in_little, lose_memory_backwards, lack_it_after_an_update])
-def test_processes_make_an_update_again_together(how, bases, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "function", [train_in_little, lose_memory_backwards, lack_it_after_an_update]
+)
+def test_processes_make_an_update_again_together(function, bases, tmp_path) -> None:
     """With the same result, however few of them lacked memory; the budget is remembered."""
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
-    two = train_together(2, recipe, tmp_path / "two", how=how)
+    two = train_in_processes(2, recipe, tmp_path / "two", function=function)
     assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(two), rel=1e-4)
     state, _ = checkpoint.load_latest_checkpoint(two / "checkpoints")
@@ -106,7 +108,7 @@ def expect_advice(recipe, run, stop=None):
 
 def test_shards_without_memory_end_with_a_cure(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
-    assert_everywhere(2, expect_advice, recipe, tmp_path / "run", SHARDS)
+    train_in_processes(2, recipe, tmp_path / "run", environment=SHARDS, function=expect_advice)
 
 
 def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:

@@ -18,7 +18,7 @@ from finetune.checkpointing import checkpoint
 from finetune.evaluation.evaluate import compute_logits
 from finetune.recipe.schema import Recipe
 from tests.support import jobs
-from tests.support.together import ODD, assert_same, train, train_together
+from tests.support.processes import ODD, assert_same, train, train_in_processes
 
 # -- equal to one --------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ def test_processes_train_what_one_trains(count, kind, bases, tmp_path) -> None:
     """The same rows in every update, each row evaluated once, losses and weights to rounding."""
     recipe = jobs.recipe(kind, bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
-    many = train_together(count, recipe, tmp_path / "many")
+    many = train_in_processes(count, recipe, tmp_path / "many")
     assert_same(one, many)
 
 
@@ -41,7 +41,7 @@ def test_weights_that_no_loss_reads_hold_nobody_up(family, part, bases, tmp_path
     rows = {**ODD, "train": 9, "lm_coefficient": 0}
     recipe = jobs.recipe("entailment", bases(family), tmp_path / "data", base_part=part, **rows)
     one = jobs.train(recipe, tmp_path / "one")
-    two = train_together(2, recipe, tmp_path / "two")
+    two = train_in_processes(2, recipe, tmp_path / "two")
     assert jobs.distance(jobs.weights(one), jobs.weights(two)) < 1e-5
 
 
@@ -85,10 +85,10 @@ def test_a_state_of_two_goes_on_with_two_three_or_one(bases, tmp_path) -> None:
     """A signal to one stops both after the same update, with a whole state."""
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
     one = jobs.train(recipe, tmp_path / "one")
-    run = train_together(2, recipe, tmp_path / "run", stop=2)
+    run = train_in_processes(2, recipe, tmp_path / "run", stop=2)
     state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert (state.metadata["progress"]["update"], warnings) == (2, [])
-    train_together(3, recipe, run, stop=5)
+    train_in_processes(3, recipe, run, stop=5)
     jobs.train(recipe, run, resume=True)
     assert jobs.distance(jobs.weights(one), jobs.weights(run)) < 1e-5
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(run), rel=1e-4)
@@ -98,9 +98,9 @@ def test_two_processes_go_on_to_the_same_bits(bases, tmp_path) -> None:
     """With dropout, whose random numbers differ between processes."""
     noisy = {**ODD, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
     recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data", **noisy)
-    whole = train_together(2, recipe, tmp_path / "whole")
-    run = train_together(2, recipe, tmp_path / "run", stop=3)
-    train_together(2, recipe, run)
+    whole = train_in_processes(2, recipe, tmp_path / "whole")
+    run = train_in_processes(2, recipe, tmp_path / "run", stop=3)
+    train_in_processes(2, recipe, run)
     assert jobs.distance(jobs.weights(whole), jobs.weights(run)) == 0
     assert jobs.log(whole) == jobs.log(run)
     assert jobs.result(whole) == jobs.result(run)
@@ -124,11 +124,11 @@ def train_with_a_signal(recipe: Recipe, run: Path, stop: int | None = None) -> i
 
 def test_a_signal_to_one_ends_the_evaluation_of_all(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD, evaluations=2)
-    whole = train_together(2, recipe, tmp_path / "whole")
-    run = train_together(2, recipe, tmp_path / "run", stop=4, how=train_with_a_signal)
+    whole = train_in_processes(2, recipe, tmp_path / "whole")
+    run = train_in_processes(2, recipe, tmp_path / "run", stop=4, function=train_with_a_signal)
     state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert (state.metadata["progress"]["update"], warnings) == (4, [])
-    train_together(2, recipe, run)
+    train_in_processes(2, recipe, run)
     jobs.assert_same(whole, run)
 
 

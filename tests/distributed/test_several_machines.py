@@ -16,7 +16,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from finetune.distributed.fsdp import fsdp_requested
 from finetune.recipe.loading import dump_recipe
 from tests.support import jobs
-from tests.support.together import ODD, SHARDS
+from tests.support.processes import ODD, SHARDS, free_port
 
 SRUN = """#!/bin/bash
 # One task per machine, two machines, all of them here.
@@ -55,14 +55,6 @@ def script(root: Path, recipe: Path) -> str:
     changed = changed.replace("gptft train", f"{sys.executable} -m finetune train")
     assert changed.count(str(recipe)) == 1
     return changed.replace("29500", str(free_port()))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow

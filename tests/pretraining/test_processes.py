@@ -14,15 +14,15 @@ from finetune.pretraining.job import events
 from finetune.training.loop import count_tokens
 from task_formats import UsageError
 from tests.pretraining.test_pretraining import books, plan  # noqa: F401  (a fixture)
-from tests.support import jobs, warm
-from tests.support.together import SHARDS, follow, train_together
+from tests.support import jobs
+from tests.support.processes import SHARDS, consume, run_processes, train_in_processes
 
 CALM = {"dropout": 0.0, "epsilon": 1e-3, "batch_size": 7}
 """Settings under which rounding errors stay small; 7 blocks cannot be shared evenly."""
 
 
 def pretrain_here(plan: Plan, run: Path, stop: int | None = None) -> int:
-    return follow(events(plan, run, resume=True), stop)
+    return consume(events(plan, run, resume=True), stop)
 
 
 def weights(run: Path) -> dict:
@@ -38,7 +38,7 @@ def alone(books, tmp_path_factory) -> Path:  # noqa: F811
 
 
 def test_two_processes_train_as_one(books, alone, tmp_path):  # noqa: F811
-    run = train_together(2, plan(books, **CALM), tmp_path / "two", how=pretrain_here)
+    run = train_in_processes(2, plan(books, **CALM), tmp_path / "two", function=pretrain_here)
     assert jobs.distance(weights(alone), weights(run)) < 1e-4
     losses, others = (
         [event["loss"] for event in jobs.log(path) if event["event"] == "train"]
@@ -51,9 +51,9 @@ def test_two_processes_train_as_one(books, alone, tmp_path):  # noqa: F811
 
 def test_two_interrupted_processes_resume_bit_equal(books, tmp_path):  # noqa: F811
     with_dropout = plan(books, dropout=0.1)
-    train_together(2, with_dropout, tmp_path / "whole", how=pretrain_here)
-    train_together(2, with_dropout, tmp_path / "run", stop=3, how=pretrain_here)
-    train_together(2, with_dropout, tmp_path / "run", how=pretrain_here)
+    train_in_processes(2, with_dropout, tmp_path / "whole", function=pretrain_here)
+    train_in_processes(2, with_dropout, tmp_path / "run", stop=3, function=pretrain_here)
+    train_in_processes(2, with_dropout, tmp_path / "run", function=pretrain_here)
     assert jobs.distance(weights(tmp_path / "whole"), weights(tmp_path / "run")) == 0
     logs = [jobs.log(tmp_path / run) for run in ("whole", "run")]
     assert logs[0] == logs[1]
@@ -74,10 +74,8 @@ def pretrain_with_little_memory(plan: Plan, run: Path, max_tokens: int) -> int:
 
 
 def test_a_process_with_little_memory_does_not_change_the_result(books, alone, tmp_path):  # noqa: F811
-    output, run = tmp_path / "output", tmp_path / "two"
-    arguments = (plan(books, **CALM), run, 100)
-    children = warm.start_many(2, pretrain_with_little_memory, *arguments, output=output)
-    assert warm.join(children) == [0, 0], output.with_suffix(".1").read_text()
+    run = tmp_path / "two"
+    run_processes(2, pretrain_with_little_memory, plan(books, **CALM), run, 100, output=run)
     assert jobs.distance(weights(alone), weights(run)) < 1e-4
     scores, others = (read_result(path)["scores"]["evaluate"] for path in (alone, run))
     assert others == pytest.approx(scores, rel=1e-4)

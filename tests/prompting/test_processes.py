@@ -11,16 +11,15 @@ from finetune.data.rows import RowLocation
 from finetune.prompting import evaluate_prompts
 from finetune.prompting.generation import DecodingOptions, TextGenerator
 from finetune.recipe.schema import BaseConfig, PromptConfig, Recipe
-from tests.support import jobs, warm
+from tests.support import jobs
+from tests.support.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 def run_in_two_processes(function, *arguments, folder: Path) -> list:
     """Calls `function` in two processes; returns what each wrote to its file."""
-    codes = warm.join(warm.start_many(2, function, *arguments, folder, output=folder / "output"))
-    output = "\n".join(path.read_text() for path in sorted(folder.glob("output.[0-9]")))
-    assert codes == [0, 0], output
+    run_processes(2, function, *arguments, folder, output=folder / "output")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -14,8 +14,8 @@ from sklearn.utils import estimator_checks as checks
 
 import finetune
 from task_formats import FORMATS, Classes, Task, UsageError
+from tests.sklearn.conftest import LABELS, PAIRS, TEXTS
 from tests.support import jobs
-from tests.support.weather import LABELS, PAIRS, TEXTS
 
 # -- texts, pairs and labels -----------------------------------------------------------------------
 

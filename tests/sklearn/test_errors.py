@@ -4,7 +4,7 @@ import pytest
 from sklearn.exceptions import NotFittedError
 
 from task_formats import FORMATS, Range, Task, UsageError
-from tests.support.weather import LABELS, PAIRS, TEXTS
+from tests.sklearn.conftest import LABELS, PAIRS, TEXTS
 
 SCORES = Task(FORMATS["classification"], {"text": "text"}, Range(0, 5))
 

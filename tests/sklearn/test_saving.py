@@ -10,7 +10,7 @@ from sklearn.base import clone
 import finetune
 from finetune.checkpointing.run_folder import read_result
 from task_formats import UsageError
-from tests.support.weather import LABELS, TEXTS
+from tests.sklearn.conftest import LABELS, TEXTS
 
 
 def test_a_fitted_classifier_can_be_pickled_and_copied(fitted):

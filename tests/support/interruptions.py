@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Interrupted
 from finetune.training.finetuning import events
-from tests.support import warm
+from tests.support import processes
 
 NO_CHECKPOINT = 99
 """Exit code of a run that was stopped while it prepared its data, with nothing to save."""
@@ -41,7 +41,7 @@ def run_interrupted(
 ) -> int | None:
     """Resumes a run in a process that gets a signal. Returns its exit code, 0 if it finished."""
     inside = moment if moment.kind != "seconds" else None
-    child = warm.start(resume_run, recipe, run, inside, number)
+    child = processes.start(resume_run, recipe, run, inside, number)
     if inside is None:
         child.join(moment.at)
         if child.is_alive():
