@@ -1,13 +1,11 @@
 """Data files that disappear or change while a run trains, or before it is resumed."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from finetune.checkpointing import checkpoint
-from finetune.training.events import Interrupted, Notice
+from finetune.training.events import Notice
 from finetune.training.finetuning import events
 from finetune.training.loop import Step
 from task_formats import UsageError
@@ -20,14 +18,6 @@ def job(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data")
     more = jobs.write_rows(tmp_path / "data" / "more.jsonl", jobs.rows("entailment", 6, seed=5))
     return jobs.change(recipe, "data", extra={"more": more})
-
-
-def stop_at_update_4(job, run: Path, action=lambda: None) -> None:
-    with pytest.raises(Interrupted):  # noqa: PT012
-        for event in events(job, run, resume=True):
-            if isinstance(event, Step) and event.number == 4:
-                action()
-                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def file_of(job, name: str) -> Path:
@@ -52,13 +42,6 @@ def test_all_rows_are_read_before_training(job, tmp_path) -> None:
     jobs.assert_same(expected, run)
 
 
-def test_a_missing_file_is_named_before_training(job, tmp_path) -> None:
-    file_of(job, "more").unlink()
-    with pytest.raises(UsageError, match=r"more\.jsonl: no such file"):
-        jobs.train(job, tmp_path / "run")
-    assert checkpoint_of(tmp_path / "run")[0] is None
-
-
 def test_a_bad_row_of_an_extra_split_stops_before_training_or_is_reported(job, tmp_path) -> None:
     with open(job.data.extra["more"], "a") as file:
         file.write('{"premise": "no hypothesis", "label": "yes"}\n')
@@ -72,7 +55,8 @@ def test_a_bad_row_of_an_extra_split_stops_before_training_or_is_reported(job, t
 @pytest.mark.parametrize("name", ["train", "evaluate", "more"])
 def test_a_file_that_is_missing_at_a_resume_is_named(name, job, tmp_path) -> None:
     run, path = tmp_path / "run", file_of(job, name)
-    stop_at_update_4(job, run, path.unlink)
+    jobs.stop_at(job, run, 4)
+    path.unlink()
     with pytest.raises(UsageError, match=rf"{path.name}: no such file"):
         jobs.train(job, run, resume=True)
     state, warnings = checkpoint_of(run)
@@ -82,7 +66,7 @@ def test_a_file_that_is_missing_at_a_resume_is_named(name, job, tmp_path) -> Non
 @pytest.mark.parametrize(("name", "count"), [("train", 20), ("more", 6)])
 def test_changed_rows_are_reported_at_a_resume(name, count, job, tmp_path) -> None:
     run = tmp_path / "run"
-    stop_at_update_4(job, run)
+    jobs.stop_at(job, run, 4)
     jobs.write_rows(file_of(job, name), jobs.rows("entailment", count, seed=8))
     [notice] = notices(job, run, resume=True)
     assert notice.startswith(f"resumed with other data: {name} was ")
@@ -97,4 +81,3 @@ def test_a_finished_run_ignores_other_values_and_says_so(job, tmp_path) -> None:
         "ignored, because the run is finished: learning_rate: 0.5; epochs: 9",
     ]
     assert jobs.result(run) == before
-    assert len(notices(job, run, resume=True)) == 1

@@ -102,16 +102,8 @@ def test_rows_in_memory_are_named_by_index() -> None:
     """Each example comes with its row, as prediction writes both."""
     rows = [{"text": "a", "label": "no"}, {"text": " ", "label": "no"}, {"text": "b"}]
     report = ReadReport()
-    items = list(
-        build_examples(
-            TASK.without_labels(),
-            locate_rows(rows, "X"),
-            "row",
-            labelled=False,
-            on_bad_row="skip",
-            report=report,
-        )
-    )
+    options = {"labelled": False, "on_bad_row": "skip", "report": report}
+    items = list(build_examples(TASK.without_labels(), locate_rows(rows, "X"), "row", **options))
     assert [item.row for item in items] == [rows[0], rows[2]]
     assert [item.example for item in items] == [
         Example("row/0", {"text": "a"}),

@@ -121,10 +121,8 @@ def test_race_rows_are_questions_in_order(shared: Path) -> None:
     passage = json.loads(path.read_text(encoding="utf-8"))
     found = [row["question"] for row in rows if row["example_id"] == passage["id"]]
     assert found == passage["questions"]
-    assert (rows[0]["options"], rows[0]["answer"]) == (
-        passage["options"][0],
-        passage["answers"][0],
-    )
+    expected = passage["options"][0], passage["answers"][0]
+    assert (rows[0]["options"], rows[0]["answer"]) == expected
 
 
 def write(folder: Path, files: Mapping[str, str | Sequence[Any]]) -> None:
@@ -137,24 +135,21 @@ def write(folder: Path, files: Mapping[str, str | Sequence[Any]]) -> None:
 
 
 def test_story_cloze(tmp_path: Path) -> None:
-    columns = ["InputStoryid", *(f"InputSentence{k}" for k in (1, 2, 3, 4))]
-    columns += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
-    story = ",".join(columns) + '\n{},"One, two.",b,c,d,e,"f ""g""",2\n'
+    story = (
+        "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
+        "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding\n"
+        '{},"One, two.",b,c,d,e,"f ""g""",2\n'
+    )
     names = {
         "v16": "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
         "t16": "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
         "v18": "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv",
     }
     write(tmp_path, {name: story.format(story_id) for story_id, name in names.items()})
-    sentences = dict(zip((1, 2, 3, 4), ("One, two.", "b", "c", "d"), strict=True))
     assert read(tmp_path, "2016", "validation") == [
-        {
-            "story_id": "v16",
-            **{f"input_sentence_{k}": sentence for k, sentence in sentences.items()},
-            "sentence_quiz1": "e",
-            "sentence_quiz2": 'f "g"',
-            "answer_right_ending": "2",
-        }
+        {"story_id": "v16", "input_sentence_1": "One, two.", "input_sentence_2": "b"}
+        | {"input_sentence_3": "c", "input_sentence_4": "d", "sentence_quiz1": "e"}
+        | {"sentence_quiz2": 'f "g"', "answer_right_ending": "2"}
     ]
     assert read(tmp_path, "2016", "test")[0]["story_id"] == "t16"
     assert read(tmp_path, "2018", "validation")[0]["story_id"] == "v18"
@@ -163,15 +158,10 @@ def test_story_cloze(tmp_path: Path) -> None:
 
 
 def test_scitail_and_original_snli(tmp_path: Path) -> None:
-    original = {"gold_label": "-", "sentence1": "A", "sentence2": "B"}
     rows = 'A.\tB.\tentails\nC "d.\tE.\tneutral\n'
-    write(
-        tmp_path,
-        {
-            "SciTailV1.1/tsv_format/scitail_1.0_dev.tsv": rows,
-            "snli_1.0/snli_1.0_test.jsonl": [original],
-        },
-    )
+    write(tmp_path, {"SciTailV1.1/tsv_format/scitail_1.0_dev.tsv": rows})
+    original = {"gold_label": "-", "sentence1": "A", "sentence2": "B"}
+    write(tmp_path, {"snli_1.0/snli_1.0_test.jsonl": [original]})
     assert read(tmp_path, "tsv_format", "validation") == [
         {"premise": "A.", "hypothesis": "B.", "label": "entails"},
         {"premise": 'C "d.', "hypothesis": "E.", "label": "neutral"},

@@ -1,6 +1,5 @@
 """A token store holds what the encoder returns; its cache is exact, or encoded again."""
 
-import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data import BadRow, ReadReport, RowLocation, TokenStore, encode_examples
-from finetune.data.token_store import DTYPES, compute_lengths, load_or_encode
+from finetune.data.token_store import compute_lengths, load_or_encode
 from task_formats import (
     Encoded,
     Example,
@@ -160,14 +159,12 @@ def damage(entry: Path, kind: str, draw: random.Random) -> None:
         raw = raw[: draw.randrange(len(raw))]
     elif kind == "flipped bit":
         raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
-    elif kind == "longer":
-        raw += b"\0"
     else:
-        raw = bytearray(draw.choice(sorted(entry.iterdir())).read_bytes())
+        raw += b"\0"
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("kind", ["removed", "cut", "flipped bit", "longer", "swapped"])
+@pytest.mark.parametrize("kind", ["removed", "cut", "flipped bit", "longer"])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_damaged_entry_is_replaced(tmp_path: Path, kind: str, seed: int) -> None:
     rows = labelled(20)
@@ -202,12 +199,3 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write prepared data.*\n.*GPTFT_CACHE"):
         cached(labelled(1), tmp_path / "file" / "folder")
-
-
-def test_an_entry_is_arrays_and_json(tmp_path: Path) -> None:
-    cached([Example("a", {"text": "abc"}, label=1)], tmp_path)
-    (entry,) = tmp_path.iterdir()
-    assert {path.name for path in entry.iterdir()} == {"manifest.json", *DTYPES}
-    assert json.loads((entry / "manifest.json").read_text())["metadata"]["integer_labels"] is True
-    tokens = [SPECIALS.start, *map(ord, "abc"), SPECIALS.extract]
-    assert (entry / "tokens").read_bytes() == np.array(tokens, "<u4").tobytes()
