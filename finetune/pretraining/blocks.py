@@ -1,13 +1,13 @@
 """Cuts a corpus into blocks: examples without endings, which the training loop reads."""
 
-from collections.abc import Iterator, Sequence
-from typing import cast, overload
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from finetune.data.token_store import ExampleLengths
-from finetune.pretraining.token_shards import TokenShards
-from task_formats import Encoded, UsageError
+from finetune.pretraining.encoded_corpus import EncodedCorpus
+from task_formats import Encoded
 
 
 class TokenBlocks(Sequence[Encoded]):
@@ -19,16 +19,10 @@ class TokenBlocks(Sequence[Encoded]):
     """
 
     def __init__(
-        self, shards: TokenShards, context: int, split: str, mix_documents: bool = False
+        self, corpus: EncodedCorpus, context: int, split: str, mix_documents: bool = False
     ) -> None:
-        if context < 2:
-            raise UsageError(
-                f"a context of {context} tokens has nothing to predict",
-                where="train.context",
-                cure="Use 2 or more.",
-            )
-        self._shards, self._split = shards, split
-        self._starts = shards.starts[[0, -1]] if mix_documents else shards.starts
+        self._tokens, self._split = corpus.tokens, split
+        self._starts = corpus.starts[[0, -1]] if mix_documents else corpus.starts
         targets = np.diff(self._starts)
         self._ends = np.cumsum(-(-targets // (context - 1)))
 
@@ -40,21 +34,12 @@ class TokenBlocks(Sequence[Encoded]):
         """Number of predicted tokens: all but the first one."""
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | Sequence[Encoded]:
-        """Returns a block as `Encoded(prefix=tokens, endings=())`, for a slice a list of them."""
-        if isinstance(index, slice):
-            return [self[n] for n in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
+        """Returns a block as `Encoded(prefix=tokens, endings=())`; slices are not supported."""
         n = range(len(self))[index]
         first, last = (int(bound[0]) for bound in self._bounds(np.array([n])))
-        tokens = cast(Sequence[int], self._shards.read(first, last + 1))
+        tokens = cast(Sequence[int], self._tokens[first : last + 1])
         return Encoded(f"{self._split}/{n}", tokens, ())
-
-    def __iter__(self) -> Iterator[Encoded]:
-        return (self[n] for n in range(len(self)))
 
     def compute_lengths(self) -> ExampleLengths:
         """Returns the lengths of all blocks without reading them."""

@@ -1,25 +1,23 @@
 r"""The corpus of a plan: files, rows or splits of a data set as a stream of documents.
 
-Memory does not grow with the size of a text. Texts are changed only in this: a byte order mark at
-the start is dropped, the line ends \r\n and \r become \n, and with `unwrap` wrapped lines are
-joined.
+Memory does not grow with the size of a text, only with that of its longest line. Texts are changed
+only in this: a byte order mark at the start is dropped, the line ends \r\n and \r become \n, and
+with `unwrap` wrapped lines are joined.
 """
 
-import codecs
 import glob
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from finetune.data.readers.files import FORMATS
 from finetune.data.readers.text import open_stream
 from finetune.data.rows import Rows
 from finetune.data.sources import open_rows
-from finetune.pretraining.line_unwrapping import unwrap_lines
 from finetune.pretraining.plan import CorpusConfig
 from finetune.recipe.schema import DataConfig
 from finetune.storage.files import hash_file, undecodable
@@ -29,20 +27,13 @@ from task_formats.templates import look_up
 SUFFIXES = (".txt", ".gz", ".xz")
 """Text files that are looked for in a folder."""
 BLOCK = 2**20
-"""Bytes read at a time."""
+"""Approximate number of bytes read at a time."""
 PIECE = 2**16
 """Maximum number of characters tokenized at once."""
 
 # A place where GPT-2's pre-tokenizer splits in any context: before a blank between two words.
 _SPLIT = re.compile(r"\S(?=\s\S)")
-
-
-class Document(NamedTuple):
-    """A text, in pieces that can be read once."""
-
-    name: str
-    """For messages."""
-    pieces: Iterator[str]
+_WIDTHS, _FULL = range(50, 101), 0.6
 
 
 @dataclass(frozen=True)
@@ -55,19 +46,19 @@ class Corpus:
     tables: tuple[Rows, ...]
     """Rows, one document each."""
 
-    def read(self) -> Iterator[Document]:
-        """Yields all documents: the files in order, then the rows.
+    def read(self) -> Iterator[Iterator[str]]:
+        """Yields all documents in pieces: the files in order, then the rows.
 
         Raises:
             UsageError: A file cannot be read or is not UTF-8 text.
             RowError: A row has no text.
         """
-        yield from read_documents(self.files, self.config.unwrap)
+        for path in self.files:
+            yield make_pieces(read_text(path), self.config.unwrap)
         for rows in self.tables:
             for location, row in rows:
                 text = _read_column(row, self.config.column, str(location))
-                text = text.replace("\r\n", "\n").replace("\r", "\n")
-                yield Document(str(location), _make_pieces([text], self.config.unwrap))
+                yield make_pieces([_unify_line_ends(text)], self.config.unwrap)
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 of the contents and of how they are read."""
@@ -87,12 +78,6 @@ def open_corpus(config: CorpusConfig, names: Sequence[str]) -> Corpus:
     files = find_files(names)
     tables = tuple(open_rows(DataConfig(), str(path)) for path in files if _has_rows(path))
     return Corpus(config, tuple(path for path in files if not _has_rows(path)), tables)
-
-
-def read_documents(paths: Sequence[str | Path], unwrap: bool = False) -> Iterator[Document]:
-    """Yields one document for each text file."""
-    for path in map(Path, paths):
-        yield Document(str(path), _make_pieces(read_text(path), unwrap))
 
 
 def find_files(patterns: Iterable[str]) -> list[Path]:
@@ -126,12 +111,7 @@ def _match(pattern: str) -> list[Path]:
 
 
 def _has_rows(path: Path) -> bool:
-    """Whether a file holds rows; UsageError for rows in an .xz file."""
-    name = path.name.lower()
-    if name.endswith(".xz") and Path(name.removesuffix(".xz")).suffix in FORMATS:
-        what = "rows cannot be read from .xz files"
-        raise UsageError(what, where=str(path), cure="Unpack the file, or compress it as .gz.")
-    return Path(name.removesuffix(".gz")).suffix in FORMATS
+    return Path(re.sub(r"\.(gz|xz)$", "", path.name.lower())).suffix in FORMATS
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str:
@@ -143,38 +123,35 @@ def fingerprint(paths: Iterable[str | Path]) -> str:
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """Yields the text of a file in blocks; .gz and .xz files are decompressed.
+    """Yields the text of a file in blocks of whole lines; .gz and .xz files are decompressed.
 
     Raises:
         UsageError: The file cannot be read, is an archive or is not UTF-8 text.
     """
-    decoder = io.IncrementalNewlineDecoder(
-        codecs.getincrementaldecoder("utf-8-sig")(), translate=True
-    )
-    line, column = 1, 0  # Of the start of the block; the column in bytes.
-    block, first = b"x", True
+    line = 1
     with open_stream(path) as stream:
-        while block:
-            block = stream.read(BLOCK)
-            if first and (index := block.find(0)) >= 0:
+        while lines := stream.readlines(BLOCK):
+            content = b"".join(lines)
+            if line == 1 and (index := content.find(0)) >= 0:
                 raise UsageError(
                     f"byte {index} is NUL, so this is not a text file",
                     where=str(path),
                     cure="Unpack archives into a folder of texts, or leave the file out.",
                 )
             try:
-                yield decoder.decode(block, final=not block)
+                text = content.decode("utf-8-sig" if line == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                # The decoder may have kept the first bytes of a character from the block before.
-                start = column + len(block) - len(error.object)
-                raise undecodable(error, str(path), line, start) from None
-            line += block.count(b"\n")
-            end = block.rfind(b"\n")
-            column = column + len(block) if end < 0 else len(block) - end - 1
-            first = False
+                raise undecodable(error, str(path), line) from None
+            yield _unify_line_ends(text)
+            line += len(lines)
 
 
-def _make_pieces(blocks: Iterable[str], unwrap: bool) -> Iterator[str]:
+def _unify_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def make_pieces(blocks: Iterable[str], unwrap: bool) -> Iterator[str]:
+    """Yields the pieces of a document, with `unwrap` after joining its wrapped lines."""
     return cut_pieces(unwrap_lines(blocks) if unwrap else blocks)
 
 
@@ -186,14 +163,65 @@ def cut_pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
     """
     text = ""
     for block in blocks:
-        text += block
-        while len(text) > size + 1:
-            ends = [match.end() for match in _SPLIT.finditer(text, max(size - 1000, 0), size + 2)]
-            end = ends[-1] if ends else size
-            yield text[:end]
-            text = text[end:]
+        text, start = text + block, 0
+        while len(text) - start > size + 1:
+            window = _SPLIT.finditer(text, start + max(size - 1000, 0), start + size + 2)
+            end = max((match.end() for match in window), default=start + size)
+            yield text[start:end]
+            start = end
+        text = text[start:]
     if text:
         yield text
+
+
+def unwrap_lines(blocks: Iterable[str]) -> Iterator[str]:
+    """Joins the lines of each paragraph if the text seems to be wrapped at a fixed width W.
+
+    It does when, in its first block, 95 % of the lines have at most W characters, W lies between
+    50 and 100, and half of the lines have at least 0.6 · W. Then two lines are joined if the first
+    word of the second would not have fitted within W, or if the first has at least 0.6 · W
+    characters and the second begins with a small letter. Blank and indented lines are not joined,
+    so paragraphs, headings and verse stay.
+    """
+    blocks = iter(blocks)
+    first = next(blocks, "")
+    width = detect_width(first)
+    text = chain([first], blocks)
+    return text if width is None else join_lines(text, width)
+
+
+def detect_width(text: str) -> int | None:
+    """Returns the width W at which the lines of a text were wrapped; None if they were not."""
+    lengths = sorted(len(line) for line in text.split("\n") if line.strip())
+    if len(lengths) < 20:
+        return None
+    width, middle = lengths[int(0.95 * len(lengths))], lengths[len(lengths) // 2]
+    return width if width in _WIDTHS and middle >= _FULL * width else None
+
+
+def join_lines(blocks: Iterable[str], width: int) -> Iterator[str]:
+    """Joins lines wrapped at `width`; the result does not depend on where the blocks end."""
+    pending = ""
+    for block in blocks:
+        *complete, partial = (pending + block).split("\n")
+        # The last complete line waits until the next one is known.
+        pending = "\n".join([*complete[-1:], partial])
+        yield "".join(line + _separator(line, after, width) for line, after in pairwise(complete))
+    lines = pending.split("\n")
+    yield "".join(line + _separator(line, after, width) for line, after in pairwise(lines))
+    yield lines[-1]
+
+
+def _separator(line: str, after: str, width: int) -> str:
+    """The text between a line and the one after it."""
+    words = after.split(maxsplit=1)
+    if not line.strip() or not words or after[0].isspace():
+        return "\n"
+    length = len(line.rstrip())
+    continues = after[0].islower() and length >= _FULL * width
+    if not continues and length + 1 + len(words[0]) <= width:
+        return "\n"
+    return "" if line.endswith(("-", "—")) or line[-1].isspace() else " "
 
 
 def _read_column(row: Any, column: str, location: str) -> str:
@@ -204,5 +232,4 @@ def _read_column(row: Any, column: str, location: str) -> str:
     if not isinstance(value, str):
         cure = "Set corpus.column to the column with the text."
         raise RowError(f"no text in column {column!r}", where=location, cure=cure)
-    # A lone surrogate, which JSON can contain, has no UTF-8 and so no tokens.
-    return value.encode("utf-8", "replace").decode()
+    return value

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,9 @@ from finetune.models.task_tokens import find_special_token, fingerprint_tokenize
 from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Corpus, open_corpus
+from finetune.pretraining.encoded_corpus import encode_corpus
 from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan, dump_plan
-from finetune.pretraining.token_shards import ShardManifest, write_shards
 from finetune.pretraining.tokenizer import learn_tokenizer
 from finetune.recipe.schema import BaseConfig
 from finetune.storage.files import replace_folder, write_atomically
@@ -143,24 +144,24 @@ class PretrainingJob(TrainingJob):
 
 
 def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> PretrainingJob:
-    """Builds decoder and tokenizer, and writes the token shards of the corpus.
+    """Builds decoder and tokenizer, and encodes the corpus.
 
     Raises:
         UsageError: Plan, corpus or base do not fit together.
     """
     config = plan.train
-    shards_folder = Path(plan.corpus.shards) if plan.corpus.shards else folder / "corpus"
-    # The main process writes tokenizer and shards; the others then read them.
+    corpus_folder = Path(plan.corpus.shards) if plan.corpus.shards else folder / "corpus"
+    # The main process writes tokenizer and tokens; the others then read them.
     with accelerator.main_process_first():
         corpora = {
             name: open_corpus(plan.corpus, paths)
             for name, paths in (("train", plan.corpus.train), ("evaluate", plan.corpus.evaluate))
             if paths
         }
-        decoder, tokenizer = _load(plan, corpora["train"], shards_folder)
+        decoder, tokenizer = _load(plan, corpora["train"], corpus_folder)
         context = _context(plan, decoder)
         texts = {
-            name: _encode(plan, corpus, tokenizer, shards_folder, name, context)
+            name: _encode(plan, corpus, tokenizer, corpus_folder, name, context)
             for name, corpus in corpora.items()
         }
     blocks = texts["train"].blocks
@@ -258,8 +259,8 @@ def _learn_tokenizer(plan: Plan, corpus: Corpus, folder: Path) -> PreTrainedToke
     key = f"{corpus.fingerprint()} {plan.tokenizer.vocabulary} {plan.shape.positions}\n"
     record = folder / "learned_from.txt"
     if not record.exists() or record.read_text("utf-8") != key:
-        texts = (piece for document in corpus.read() for piece in document.pieces)
-        learned = learn_tokenizer(texts, plan.tokenizer.vocabulary, plan.shape.positions)
+        pieces = chain.from_iterable(corpus.read())
+        learned = learn_tokenizer(pieces, plan.tokenizer.vocabulary, plan.shape.positions)
         with replace_folder(folder) as partial_folder:
             learned.save_pretrained(partial_folder)
             write_atomically(partial_folder / record.name, key)
@@ -274,15 +275,18 @@ def _encode(
     name: str,
     context: int,
 ) -> TextSplit:
-    """The blocks of a split; its shards are written unless they exist."""
-    content = corpus.fingerprint()
-    key = json.dumps([content, fingerprint_tokenizer(tokenizer)])
-    manifest = ShardManifest(key, len(tokenizer), _document_separator(tokenizer))
-    shards = write_shards(
-        corpus.read(), lambda texts: tokenize(tokenizer, texts), folder / name, manifest
+    """The blocks of a split; its tokens are written unless they exist."""
+    content, end_id = corpus.fingerprint(), _document_separator(tokenizer)
+    encoded = encode_corpus(
+        corpus.read(),
+        partial(tokenize, tokenizer),
+        folder / name,
+        key=json.dumps([content, fingerprint_tokenizer(tokenizer), len(tokenizer), end_id]),
+        vocabulary_size=len(tokenizer),
+        end_id=end_id,
     )
-    blocks = TokenBlocks(shards, context, name, plan.train.mix_documents)
-    return TextSplit(blocks, shards.manifest.text_bytes, content)
+    blocks = TokenBlocks(encoded, context, name, plan.train.mix_documents)
+    return TextSplit(blocks, encoded.text_bytes, content)
 
 
 def _context(plan: Plan, decoder: PreTrainedModel) -> int:

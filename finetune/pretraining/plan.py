@@ -103,7 +103,7 @@ class PretrainConfig(StrictModel):
     """Number of epochs; may be fractional."""
     updates: Positive | None = None
     """Number of updates, instead of epochs."""
-    context: Positive | None = None
+    context: Annotated[int, Field(strict=True, ge=2)] | None = None
     """Tokens in a block; default: all positions of the decoder, or 2048 if it has no limit."""
     mix_documents: bool = False
     """Cut blocks from the concatenated documents; by default no block crosses a boundary."""
@@ -180,7 +180,7 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
             raise UsageError("epochs and updates exclude each other", cure=cure)
         overrides = {**overrides, "train.updates": None}
     plan = _validate(apply_overrides(Plan, read_document(path), overrides))
-    check_code_trust(_TRUST, plan.trust_remote_code, overrides, str(path))
+    check_code_trust("trust_remote_code", plan.trust_remote_code, overrides, str(path))
     unused = [key for key in overrides if key.partition(".")[0] in ("shape", "tokenizer")]
     if plan.base is not None and unused:
         what = f"{unused[0]} has no effect: the base {plan.base!r} has a shape and tokenizer"
@@ -189,20 +189,8 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
 
 
 def parse_plan(text: str, where: str = "") -> Plan:
-    """Parses the YAML text of a plan; its paths stay as they are.
-
-    Raises:
-        UsageError: The text has an error; the message names `where` and the line.
-    """
+    """Returns the plan in a YAML text; its paths stay as they are."""
     return _validate(parse_document(text, where))
-
-
-def _validate(document: Document) -> Plan:
-    if "task" in document.data and "corpus" not in document.data:
-        cure = "Use it with gptft train --task; a plan names a corpus."
-        what = "this is the recipe of a task, not a plan"
-        raise UsageError(what, where=document.where, cure=cure)
-    return validate(Plan, document)
 
 
 def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
@@ -213,12 +201,19 @@ def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Pl
     """
     plan = parse_plan(text, where)
     if trust_remote_code:
-        return plan.model_copy(update={_TRUST: True})
-    check_code_trust(_TRUST, plan.trust_remote_code, (), where)
+        return plan.model_copy(update={"trust_remote_code": True})
+    check_code_trust("trust_remote_code", plan.trust_remote_code, (), where)
     return plan
 
 
-_TRUST = "trust_remote_code"
+def _validate(document: Document) -> Plan:
+    if "task" in document.data and "corpus" not in document.data:
+        raise UsageError(
+            "this is the recipe of a task, not a plan",
+            where=document.where,
+            cure="Use it with gptft train --task; a plan names a corpus.",
+        )
+    return validate(Plan, document)
 
 
 def is_plan(text: str) -> bool:
@@ -238,30 +233,27 @@ def shipped_plans() -> dict[str, Path]:
 
 def _resolve_paths(plan: Plan, folder: Path, overrides: Collection[str]) -> Plan:
     """The plan with absolute paths; those of overrides are relative to the current folder."""
-    corpus = plan.corpus
-    changes: dict[str, Any] = {"path": _resolve_hub_path(corpus.path, folder)}
+
+    def resolve(key: str, path: str | None, maybe_hub: bool = False) -> str | None:
+        if path is None or key in overrides:
+            return path
+        resolved = folder / expanduser(path)
+        # `openai-community/gpt2` is a Hub id unless there is such a folder beside the plan.
+        is_local = not maybe_hub or path.startswith((".", "~")) or resolved.is_dir()
+        return str(resolved) if is_local else path
+
+    corpus, tokenizer = plan.corpus, plan.tokenizer
+    changes: dict[str, Any] = {
+        "path": resolve("corpus.path", corpus.path, maybe_hub=True),
+        "shards": resolve("corpus.shards", corpus.shards),
+    }
     if corpus.path is None:
         for name in ("train", "evaluate"):
-            changes[name] = tuple(_join(folder, path) for path in getattr(corpus, name))
-    if corpus.shards is not None:
-        changes["shards"] = _join(folder, corpus.shards)
-    changes = {name: path for name, path in changes.items() if f"corpus.{name}" not in overrides}
-    updates: dict[str, Any] = {"corpus": corpus.model_copy(update=changes)}
-    if "tokenizer.path" not in overrides:
-        tokenizer = {"path": _resolve_hub_path(plan.tokenizer.path, folder)}
-        updates["tokenizer"] = plan.tokenizer.model_copy(update=tokenizer)
-    if "base" not in overrides:
-        updates["base"] = _resolve_hub_path(plan.base, folder)
+            changes[name] = tuple(resolve(f"corpus.{name}", p) for p in getattr(corpus, name))
+    path = resolve("tokenizer.path", tokenizer.path, maybe_hub=True)
+    updates = {
+        "corpus": corpus.model_copy(update=changes),
+        "tokenizer": tokenizer.model_copy(update={"path": path}),
+        "base": resolve("base", plan.base, maybe_hub=True),
+    }
     return plan.model_copy(update=updates)
-
-
-def _join(folder: Path, path: str) -> str:
-    return str(folder / expanduser(path))
-
-
-def _resolve_hub_path(path: str | None, folder: Path) -> str | None:
-    """`openai-community/gpt2` is a Hub id unless there is such a folder beside the plan."""
-    if path is None:
-        return None
-    resolved = _join(folder, path)
-    return resolved if path.startswith((".", "~")) or Path(resolved).is_dir() else path

@@ -6,12 +6,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from task_formats import UsageError
-
 END_OF_TEXT = "<|endoftext|>"
 """Stands before, between and after documents."""
-MIN_VOCABULARY = 257
-"""The 256 bytes and the end-of-text token."""
 
 
 def learn_tokenizer(
@@ -21,14 +17,8 @@ def learn_tokenizer(
 
     There are fewer tokens than `vocabulary_size` if no more pairs occur twice. `max_length` is the
     maximum sequence length that is saved with the tokenizer. The result does not depend on the
-    number of cores. Raises UsageError for a vocabulary below 257.
+    number of cores.
     """
-    if vocabulary_size < MIN_VOCABULARY:
-        raise UsageError(
-            f"a vocabulary of {vocabulary_size} cannot hold all bytes and the end-of-text token",
-            where="tokenizer.vocabulary",
-            cure=f"Use {MIN_VOCABULARY} or more.",
-        )
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()

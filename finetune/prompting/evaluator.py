@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,11 +16,7 @@ from finetune.distributed.setup import (
     create_accelerator,
 )
 from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
-from finetune.models.pretrained import (
-    DEFAULT_CONTEXT,
-    count_positions,
-    load_language_model,
-)
+from finetune.models.pretrained import DEFAULT_CONTEXT, count_positions, load_language_model
 from finetune.models.task_tokens import find_special_token, tokenize
 from finetune.prompting.answer_scorer import AnswerScorer
 from finetune.prompting.normalization import (
@@ -37,7 +33,6 @@ from task_formats import (
     Demonstrations,
     Example,
     Prediction,
-    Prompt,
     PromptEncoder,
     Question,
     Range,
@@ -48,8 +43,9 @@ from task_formats.prompt_tokens import answer_values
 from task_formats.prompts import Normalization
 
 CONTENT_FREE_INPUTS = ("N/A", "[MASK]", "")
-"""Values of every field in the content-free questions of contextual calibration (Zhao et al. 2021,
-section 4)."""
+"""The fields of content-free questions, for calibration (Zhao et al. 2021, section 4)."""
+
+ScoreKind = Literal["probabilities", "log_probability", "score"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class PromptResult(NamedTuple):
     precision: Precision
     """Number format of the forward passes. In fp32 log-likelihoods equal those of transformers to
     1e-4 nats; in bf16 they differ by up to 0.1 nats."""
-    score_kind: Literal["probabilities", "log_probability", "score"]
+    score_kind: ScoreKind
     """What `Prediction.scores` holds: a probability per answer, the log-probability compared with
     the threshold, or the predicted score itself."""
 
@@ -93,17 +89,15 @@ class PromptEvaluator:
     """A decoder with the questions of a task."""
 
     def __init__(self, recipe: Recipe, task: Task | None = None, limit: int | None = None) -> None:
-        """Loads the decoder and the questions; UsageError where one of them cannot be read.
+        """Loads the decoder and at most `limit` questions; `recipe.data.limit` limits every split.
 
-        `task` replaces the recipe's task, for tasks defined in Python. `limit` is the maximum
-        number of questions, while `recipe.data.limit` limits every split.
+        `task` replaces the recipe's task, for tasks defined in Python.
         """
         self.recipe, self.task = recipe, recipe.task.resolve(task)
         self.precision = choose_precision(recipe.train.precision)
         accelerator = create_accelerator(self.precision)
         decoder, tokenizer = load_language_model(recipe.base.model_copy(update={"dropout": None}))
-        limits = [n for n in (limit, recipe.data.limit) if n is not None]
-        limit = min(limits, default=None)
+        limit = min(filter(None, (limit, recipe.data.limit)), default=None)
         self.questions = read_split(self.task, recipe.data, "evaluate", labelled=False, limit=limit)
         self.answer_tokenizer = build_answer_tokenizer(tokenizer)
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
@@ -119,8 +113,7 @@ class PromptEvaluator:
     @cached_property
     def demonstration_pool(self) -> list[Example]:
         """Labelled examples of the training split."""
-        config = self.recipe.data
-        return read_split(self.task, config, "train", limit=config.limit)
+        return read_split(self.task, self.recipe.data, "train", limit=self.recipe.data.limit)
 
     def evaluate(self, options: PromptOptions = PromptOptions()) -> PromptResult:
         """Predicts every question of the evaluation split and scores the predictions.
@@ -141,11 +134,24 @@ class PromptEvaluator:
         encoder = PromptEncoder(self.task, self.answer_tokenizer, self._max_tokens, demonstrations)
         questions = encoder.encode(self.questions)
         answer_scores = self._answer_scores(encoder, self.questions, questions, options)
+        score_kind: ScoreKind
         if encoder.prompt.threshold:
-            threshold = self._find_threshold(encoder, answer_scores[:, 0], options)
-            predictions = apply_threshold(self.task, questions, answer_scores[:, 0], threshold)
+            score_kind, first_scores = "log_probability", answer_scores[:, 0]
+            threshold = self._find_threshold(encoder, first_scores, options)
+            predictions = apply_threshold(self.task, questions, first_scores, threshold)
+        elif isinstance(self.task.labels, Range):
+            score_kind = "score"
+            values = expected_value(answer_scores, answer_values(encoder.prompt)).tolist()
+            predictions = [
+                Prediction(question.id, value, (value,))
+                for question, value in zip(questions, values, strict=True)
+            ]
         else:
-            predictions = self._predict(questions, answer_scores)
+            score_kind = "probabilities"
+            predictions = [
+                self.task.labels.decode(question.id, row[: len(question.answer_positions)].tolist())
+                for question, row in zip(questions, answer_scores, strict=True)
+            ]
         predicted, gold = self._labelled(questions, predictions)
         return PromptResult(
             options,
@@ -155,7 +161,7 @@ class PromptEvaluator:
             mean_shots=float(np.mean([question.shots for question in questions])),
             truncated=sum(question.truncated_tokens > 0 for question in questions),
             precision=self.precision,
-            score_kind=self._score_kind(),
+            score_kind=score_kind,
         )
 
     def log_likelihoods(self, questions: Sequence[Question]) -> np.ndarray:
@@ -207,24 +213,6 @@ class PromptEvaluator:
 
         return best_threshold(train_scores, evaluate_threshold)
 
-    def _predict(self, questions: list[Question], scores: np.ndarray) -> list[Prediction]:
-        if isinstance(self.task.labels, Range):
-            values = expected_value(scores, answer_values(cast(Prompt, self.task.prompt)))
-            return [
-                Prediction(question.id, float(value), (float(value),))
-                for question, value in zip(questions, values, strict=True)
-            ]
-        return [
-            self.task.labels.decode(question.id, row[: len(question.answer_positions)].tolist())
-            for question, row in zip(questions, scores, strict=True)
-        ]
-
-    def _score_kind(self) -> Literal["probabilities", "log_probability", "score"]:
-        if isinstance(self.task.labels, Range):
-            return "score"
-        threshold = self.task.prompt and self.task.prompt.threshold
-        return "log_probability" if threshold else "probabilities"
-
     def _labelled(
         self, questions: Sequence[Question], predictions: Sequence[Prediction]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -234,8 +222,7 @@ class PromptEvaluator:
             for question, prediction in zip(questions, predictions, strict=True)
             if question.label is not None
         ]
-        predicted, gold = zip(*pairs, strict=True) if pairs else ((), ())
-        return np.array(predicted), np.array(gold)
+        return np.array([label for label, _ in pairs]), np.array([label for _, label in pairs])
 
     def _metrics(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return compute_metrics(

@@ -42,35 +42,30 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value out of bounds, and for one that has no effect."""
-        bounds = {
-            "max_new_tokens": (0 < self.max_new_tokens < 2**31, "1 or more"),
-            "temperature": (
-                self.temperature == 0 or _MIN_TEMPERATURE <= self.temperature < math.inf,
-                f"0, or {_MIN_TEMPERATURE} or more",
-            ),
+        sound = self.temperature == 0 or _MIN_TEMPERATURE <= self.temperature < math.inf
+        expected = {
+            "max_new_tokens": (self.max_new_tokens > 0, "1 or more"),
+            "temperature": (sound, f"0, or {_MIN_TEMPERATURE} or more"),
             "top_k": (self.top_k >= 0, "0, or a number of tokens"),
             "top_p": (0 < self.top_p <= 1, "a number over 0 and up to 1"),
             "beams": (self.beams > 0, "1 or more"),
             "length_penalty": (math.isfinite(self.length_penalty), "a number"),
             "seed": (0 <= self.seed < SEED_LIMIT, f"a number from 0 to {SEED_LIMIT - 1}"),
         }
-        for name, (valid, expected) in bounds.items():
+        flags = {name: "--" + name.replace("_", "-") for name in expected}
+        for name, (valid, values) in expected.items():
             if not valid:
-                what = f"{_flag(name)} cannot be {getattr(self, name)}"
-                raise UsageError(what, cure=f"Give {expected}.")
+                what = f"{flags[name]} cannot be {getattr(self, name)}"
+                raise UsageError(what, cure=f"Give {values}.")
         if self.beams > 1 and self.temperature > 0:
             what = "beam search and sampling exclude each other"
             raise UsageError(what, cure="Leave out temperature, or beams.")
-        greedy = (self.temperature == 0, "greedy decoding", "--temperature 1")
-        unused = {
-            "top_k": greedy,
-            "top_p": greedy,
-            "length_penalty": (self.beams == 1, "decoding without beam search", "--beams 4"),
-        }
-        for name, (ignored, mode, cure) in unused.items():
-            if ignored and getattr(self, name) != getattr(DecodingOptions, name):
-                what = f"{_flag(name)} has no effect on {mode}"
-                raise UsageError(what, cure=f"Add {cure}, or leave it out.")
+        unused = {} if self.temperature else dict.fromkeys(("top_k", "top_p"), "--temperature")
+        unused |= {"length_penalty": "--beams"} if self.beams == 1 else {}
+        for name, needed in unused.items():
+            if getattr(self, name) != getattr(DecodingOptions, name):
+                what = f"{flags[name]} has no effect without {needed}"
+                raise UsageError(what, cure=f"Add {needed}, or leave it out.")
 
 
 class TextGenerator:
@@ -79,18 +74,15 @@ class TextGenerator:
     def __init__(self, base: BaseConfig, device: str | None = None) -> None:
         """Loads the decoder, in bfloat16 on accelerators made for it, otherwise in float32.
 
-        `device` is cpu, cuda, cuda:1, ...; None takes the best available. Raises UsageError where
-        the base cannot be read.
+        `device` is cpu, cuda, cuda:1, ...; None takes the best available.
         """
         self._accelerator = accelerator = create_accelerator("fp32", device)
         decoder, tokenizer = load_language_model(base.model_copy(update={"dropout": None}))
         # transformers' attention has a cache that grows by a token; ours has none.
         decoder.set_attn_implementation("sdpa" if decoder._supports_sdpa else "eager")
         fast = accelerator.device.type != "cpu" and choose_precision("auto") == "bf16"
-        self._decoder = cast(Any, decoder).to(
-            accelerator.device, torch.bfloat16 if fast else torch.float32
-        )
-        self._decoder.eval()
+        dtype = torch.bfloat16 if fast else torch.float32
+        self._decoder = cast(Any, decoder).to(accelerator.device, dtype).eval()
         self._tokenizer = tokenizer
         self._empty_id = find_special_token(tokenizer, "bos", "eos") or 0
         # Any token serves as padding: the attention mask hides it.
@@ -108,9 +100,7 @@ class TextGenerator:
         the message names its location if `locations` are given.
         """
         inputs, prompt_length = self._encode(texts, options, locations)
-        torch.manual_seed(options.seed)
-        with torch.inference_mode():
-            tokens = self._decoder.generate(**inputs, generation_config=self._config(options))
+        tokens = self._generate(inputs, options)
         return self._tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)
 
     def generate_rows(
@@ -153,10 +143,7 @@ class TextGenerator:
 
         def run() -> None:
             try:
-                torch.manual_seed(options.seed)
-                with torch.inference_mode():
-                    config = self._config(options)
-                    self._decoder.generate(**inputs, generation_config=config, streamer=streamer)
+                self._generate(inputs, options, streamer=streamer)
             except BaseException as error:  # Raised again in the thread that reads the stream.
                 failures.append(error)
                 streamer.end()
@@ -167,6 +154,26 @@ class TextGenerator:
         thread.join()
         if failures:
             raise failures[0]
+
+    def _generate(
+        self, inputs: dict[str, torch.Tensor], options: DecodingOptions, **extra: Any
+    ) -> Any:
+        # Explicit values, because generate() takes others from the base's own configuration.
+        settings: dict[str, Any] = {"num_beams": options.beams, "do_sample": False}
+        if options.temperature > 0:
+            names = ("temperature", "top_p", "top_k")
+            settings |= {"do_sample": True, **{name: getattr(options, name) for name in names}}
+        if options.beams > 1:
+            settings["length_penalty"] = options.length_penalty
+        config = GenerationConfig(
+            max_new_tokens=options.max_new_tokens,
+            eos_token_id=self._tokenizer.eos_token_id,
+            pad_token_id=self._pad_id,
+            **settings,
+        )
+        torch.manual_seed(options.seed)
+        with torch.inference_mode():
+            return self._decoder.generate(**inputs, generation_config=config, **extra)
 
     def _encode(
         self, texts: Sequence[str], options: DecodingOptions, locations: Sequence[RowLocation] = ()
@@ -187,23 +194,3 @@ class TextGenerator:
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         inputs = {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)}
         return {name: x.to(self._decoder.device) for name, x in inputs.items()}, longest
-
-    def _config(self, options: DecodingOptions) -> GenerationConfig:
-        samples = options.temperature > 0
-        extra: dict[str, Any] = {"num_beams": options.beams, "do_sample": samples}
-        if samples:
-            extra |= {"temperature": options.temperature, "top_p": options.top_p}
-            extra |= {"top_k": options.top_k}
-        if options.beams > 1:
-            extra |= {"length_penalty": options.length_penalty}
-        return GenerationConfig(
-            max_new_tokens=options.max_new_tokens,
-            eos_token_id=self._tokenizer.eos_token_id,
-            pad_token_id=self._pad_id,
-            **extra,
-        )
-
-
-def _flag(name: str) -> str:
-    """The command-line option of a field."""
-    return "--" + name.replace("_", "-")

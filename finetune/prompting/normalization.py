@@ -24,8 +24,7 @@ def normalize_lengths(
         lengths = [tuple(max(size, 1) for size in question.text_bytes) for question in questions]
     else:
         return scores
-    columns = scores.shape[1]
-    padded = [[*row, *[1] * (columns - len(row))] for row in lengths]
+    padded = [[*row, *[1] * (scores.shape[1] - len(row))] for row in lengths]
     return scores / np.array(padded, np.float64)
 
 
@@ -72,14 +71,10 @@ def apply_threshold(
 
 
 def best_threshold(scores: np.ndarray, metric: Callable[[float], float]) -> float:
-    """Returns the lowest of the thresholds for which `metric` is highest.
+    """Returns the lowest of the thresholds for which `metric`, on labelled rows, is highest.
 
-    GPT-1 does not say how its threshold was chosen. Here it is fitted on labelled rows, so the
-    result is not strictly zero-shot.
-
-    Args:
-        scores: (N,) scores; they, and one value below all of them, are the candidates.
-        metric: Maps a threshold to the metric on the labelled rows.
+    The candidates are the (N,) scores and one value below all of them. GPT-1 does not say how its
+    threshold was chosen; fitted on labelled rows, the result is not strictly zero-shot.
     """
     candidates = np.unique(scores)
     if len(candidates) > _MAX_THRESHOLDS:

@@ -11,8 +11,8 @@ import transformers
 from finetune.checkpointing.run_folder import read_result
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.blocks import TokenBlocks
+from finetune.pretraining.encoded_corpus import open_encoded_corpus
 from finetune.pretraining.job import events
-from finetune.pretraining.token_shards import open_shards
 from finetune.training.loop import Step
 from task_formats import UsageError
 from tests.support import families
@@ -43,11 +43,9 @@ def test_without_an_end_of_text_token_another_special_token_separates_documents(
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (None, None)
     pretrain(further_plan(base, texts), tmp_path / "run")
     assert read_result(tmp_path / "run")["scores"]["evaluate"]["loss"] > 0
-    shards = open_shards(texts / "home" / "train")
+    corpus = open_encoded_corpus(texts / "home" / "train")
     # This family has only an unknown token.
-    ends = shards.starts.tolist()
-    assert len(ends) == 3
-    assert [shards.read(at, at + 1).tolist() for at in ends] == [[tokenizer.unk_token_id]] * 3
+    assert corpus.tokens[corpus.starts].tolist() == [tokenizer.unk_token_id] * 3
     # The result can be trained further, too.
     pretrain(further_plan(tmp_path / "run", texts, updates=1), tmp_path / "further")
 
@@ -81,8 +79,8 @@ def test_a_base_without_a_limit_of_positions_gets_blocks_of_2048_tokens(texts, t
     (texts / "c.txt").write_text(" ".join(families.SENTENCES) * 40)
     pretrain(further_plan(base, texts, updates=1), tmp_path / "run")
     # Two short documents are one block each; the long one has blocks of 2047 targets.
-    targets = open_shards(texts / "home" / "train").starts
-    long = int(targets[3] - targets[2])
+    starts = open_encoded_corpus(texts / "home" / "train").starts
+    long = int(starts[3] - starts[2])
     assert long > 2048
     rows = read_result(tmp_path / "run")["made_with"]["rows"]["train"]
     assert rows == 2 + -(-long // 2047)
@@ -91,6 +89,10 @@ def test_a_base_without_a_limit_of_positions_gets_blocks_of_2048_tokens(texts, t
 @pytest.fixture
 def small(bases, texts) -> Plan:
     return further_plan(bases("gpt2"), texts, updates=4, context=24, checkpoint_updates=1)
+
+
+def change(plan: Plan, **train) -> Plan:
+    return plan.model_copy(update={"train": plan.train.model_copy(update=train)})
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
@@ -107,34 +109,27 @@ def test_rows_of_a_local_data_set_are_documents(bases, texts, tmp_path, kind):
     plan = further_plan(bases("gpt2"), texts).model_dump(exclude_unset=True)
     corpus = {"path": str(folder), "train": "train", "evaluate": "validation"}
     pretrain(Plan.model_validate({**plan, "corpus": corpus}), tmp_path / "run")
-    shards = open_shards(tmp_path / "run" / "corpus" / "train")
-    assert len(shards.starts) == 3 * len(families.SENTENCES) + 1
+    corpus = open_encoded_corpus(tmp_path / "run" / "corpus" / "train")
+    assert len(corpus.starts) == 3 * len(families.SENTENCES) + 1
     tokenizer = transformers.AutoTokenizer.from_pretrained(bases("gpt2"))
-    first = shards.read(int(shards.starts[0]) + 1, int(shards.starts[1])).tolist()
-    assert tokenizer.decode(first) == families.SENTENCES[0]
+    assert tokenizer.decode(corpus.tokens[1 : corpus.starts[1]]) == families.SENTENCES[0]
 
 
 def test_mixed_documents_fill_all_blocks(small, texts, tmp_path):
     for n in range(6):
         (texts / f"short{n}.txt").write_text(families.SENTENCES[n])
-    mixed = small.model_copy(
-        update={"train": small.train.model_copy(update={"mix_documents": True})}
-    )
     counts = []
-    for name, plan in (("mixed", mixed), ("apart", small)):
+    for name, plan in (("mixed", change(small, mix_documents=True)), ("apart", small)):
         pretrain(plan, tmp_path / name)
         counts.append(read_result(tmp_path / name)["made_with"]["rows"]["train"])
-    shards = open_shards(texts / "home" / "train")
-    assert counts[0] == -(-int(shards.starts[-1]) // 23) < counts[1]
-    blocks = TokenBlocks(shards, 24, "train", mix_documents=True)
-    end = shards.read(0, 1)[0]
-    assert any(end in blocks[n].prefix[1:-1] for n in range(len(blocks)))
+    corpus = open_encoded_corpus(texts / "home" / "train")
+    assert counts[0] == -(-int(corpus.starts[-1]) // 23) < counts[1]
+    blocks = TokenBlocks(corpus, 24, "train", mix_documents=True)
+    assert any(corpus.tokens[0] in block.prefix[1:-1] for block in blocks)
 
 
 def test_an_interrupted_bf16_run_resumes_bit_equal(small, tmp_path):
-    narrow = small.model_copy(
-        update={"train": small.train.model_copy(update={"precision": "bf16"})}
-    )
+    narrow = change(small, precision="bf16")
     pretrain(narrow, tmp_path / "whole")
     assert math.isfinite(read_result(tmp_path / "whole")["scores"]["evaluate"]["loss"])
     happening = events(narrow, tmp_path / "stopped")

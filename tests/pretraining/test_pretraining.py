@@ -17,8 +17,8 @@ from finetune.models.pretrained import count_positions, load_decoder, load_langu
 from finetune.pretraining import Plan, pretrain
 from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
+from finetune.pretraining.encoded_corpus import open_encoded_corpus
 from finetune.pretraining.job import events
-from finetune.pretraining.token_shards import open_shards
 from finetune.recipe.schema import BaseConfig
 from finetune.training.events import Evaluated, Notice, Started
 from finetune.training.loop import Step
@@ -101,8 +101,7 @@ def test_perplexity_matches_transformers(books, run):
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     text = (books / "valid.txt").read_text()
     ids = [0, *tokenizer(text)["input_ids"], 0]
-    shards = open_shards(books / "shards" / "evaluate")
-    assert shards.read(0, len(ids)).tolist() == ids
+    assert open_encoded_corpus(books / "shards" / "evaluate").tokens.tolist() == ids
     count = -(-(len(ids) - 1) // 47)
     bounds = [(len(ids) - 1) * k // count for k in range(count + 1)]
     nats = 0.0
@@ -126,7 +125,7 @@ def test_the_loss_of_an_update_matches_transformers_on_the_whole_batch(books, tm
             assert float(event.losses.total) == loss
             assert float(event.losses.task) == 0
     first = _drawn(changed, books)
-    blocks = TokenBlocks(open_shards(books / "shards" / "train"), 48, "train")
+    blocks = TokenBlocks(open_encoded_corpus(books / "shards" / "train"), 48, "train")
     order = EpochSampler(len(blocks), 8, 1 / (len(blocks) // 8), 42, drop_incomplete=True)
     nats = targets = 0.0
     for index in order.indices(1).tolist():
@@ -198,7 +197,7 @@ def test_short_documents_are_packed(books, tmp_path):
     found = list(events(Plan.model_validate(changed), tmp_path / "run"))
     started = next(event for event in found if isinstance(event, Started))
     assert started.layout == "packed"
-    assert open_shards(tmp_path / "run" / "corpus" / "train").documents == 40
+    assert len(open_encoded_corpus(tmp_path / "run" / "corpus" / "train").starts) == 41
     assert sum(isinstance(event, Evaluated) for event in found) == 2
 
 

@@ -8,11 +8,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from finetune.models.task_tokens import tokenize
 from finetune.pretraining.tokenizer import END_OF_TEXT, learn_tokenizer
-from task_formats import UsageError
 
 TEXTS = [
     f"The {thing} of the {owner} is {n} years old, and nobody knows why it wasn't sold.\n"
@@ -46,11 +44,8 @@ def test_end_of_text_spelled_out_in_a_text_is_not_a_special_token(tokenizer):
 
 def test_it_has_an_end_of_text_token_no_padding_token_and_merges(tokenizer):
     assert len(tokenizer) == 320
-    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token) == (
-        END_OF_TEXT,
-        END_OF_TEXT,
-        None,
-    )
+    assert tokenizer.eos_token == tokenizer.bos_token == END_OF_TEXT
+    assert tokenizer.pad_token is None
     assert tokenizer.eos_token_id == 0
     assert len(tokenize(tokenizer, [TEXTS[0]])[0]) < len(TEXTS[0]) / 2
     assert tokenizer.model_max_length == 64
@@ -60,30 +55,14 @@ def test_a_short_text_gives_fewer_tokens():
     assert len(learn_tokenizer(["ab"], 320, 64)) == 257
 
 
-def test_it_loads_from_disk(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    assert (loaded.eos_token_id, loaded.pad_token, len(loaded)) == (0, None, 320)
-
-
 def test_another_process_with_another_hash_seed_and_threads_learns_the_same(tokenizer, root):
-    environment = {
-        "PYTHONHASHSEED": "7",
-        "RAYON_NUM_THREADS": "2",
-        "TOKENIZERS_PARALLELISM": "true",
-    }
+    changes = {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"}
     process = subprocess.run(
         [sys.executable, "-c", LEARN],
         cwd=root,
-        env={**os.environ, **environment},
+        env=os.environ | changes,
         input=json.dumps(TEXTS).encode(),
         capture_output=True,
         check=True,
     )
     assert process.stdout.decode() == tokenizer.backend_tokenizer.to_str()
-
-
-def test_a_vocabulary_below_257_is_refused():
-    with pytest.raises(UsageError, match="256"):
-        learn_tokenizer(TEXTS, 256, 64)

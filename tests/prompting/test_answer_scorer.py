@@ -12,10 +12,13 @@ from finetune.distributed.setup import create_accelerator
 from finetune.models.attention.interface import ATTENTION_NAME
 from finetune.models.decoder import DecoderWrapper
 from finetune.models.pretrained import load_language_model
-from finetune.prompting import prefix_groups
-from finetune.prompting.answer_batches import collate_answers, required_inputs
-from finetune.prompting.answer_scorer import AnswerScorer
-from finetune.prompting.prefix_groups import find_prefix_groups
+from finetune.prompting import answer_scorer
+from finetune.prompting.answer_scorer import (
+    AnswerScorer,
+    collate_answers,
+    find_prefix_groups,
+    required_inputs,
+)
 from finetune.recipe.schema import BaseConfig
 from finetune.training.loop import count_tokens
 from task_formats import Encoded
@@ -84,7 +87,7 @@ def assert_scores(found: np.ndarray, expected: list[list[float]]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shared_tokens", [0, 60])
 def test_batched_answers_score_as_one_at_a_time(bases, family, shared_tokens, monkeypatch):
-    monkeypatch.setattr(prefix_groups, "MIN_SAVED_TOKENS", 30)
+    monkeypatch.setattr(answer_scorer, "MIN_SAVED_TOKENS", 30)
     requests = make_requests(shared_tokens)
     if shared_tokens:
         assert find_prefix_groups(requests)[0].length >= shared_tokens
@@ -95,7 +98,7 @@ def test_batched_answers_score_as_one_at_a_time(bases, family, shared_tokens, mo
 
 @pytest.mark.parametrize("layout", ["separate", "shared", "packed"])
 def test_every_layout_gives_the_same_scores(bases, layout, monkeypatch):
-    monkeypatch.setattr(prefix_groups, "MIN_SAVED_TOKENS", 30)
+    monkeypatch.setattr(answer_scorer, "MIN_SAVED_TOKENS", 30)
     for shared_tokens in (0, 60):
         requests = make_requests(shared_tokens)
         found = make_scorer(bases("gpt2"), 150, layout).log_likelihoods(requests)
@@ -104,7 +107,7 @@ def test_every_layout_gives_the_same_scores(bases, layout, monkeypatch):
 
 def test_a_shared_beginning_is_read_once(bases, monkeypatch):
     """Counts tokens at the first layer: the shared beginning, then the rest of each request."""
-    monkeypatch.setattr(prefix_groups, "MIN_SAVED_TOKENS", 30)
+    monkeypatch.setattr(answer_scorer, "MIN_SAVED_TOKENS", 30)
     requests = make_requests(60)
     scorer = make_scorer(bases("gpt2"), 10_000)
     read = []
@@ -158,7 +161,7 @@ def test_every_target_is_predicted_from_the_token_before_it(requests, layout, ca
 @given(REQUESTS)
 def test_groups_share_their_beginning_and_hold_every_request_once(requests):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix_groups, "MIN_SAVED_TOKENS", 3)
+        patch.setattr(answer_scorer, "MIN_SAVED_TOKENS", 3)
         groups = find_prefix_groups(requests)
     assert sorted(int(n) for group in groups for n in group.requests) == list(range(len(requests)))
     for group in groups:

@@ -98,9 +98,9 @@ def test_an_empty_text_in_a_batch_continues_as_alone(bases):
         ({"seed": -1}, "--seed cannot be -1"),
         ({"seed": 2**64}, f"--seed cannot be {2**64}"),
         ({"beams": 2, "temperature": 1.0}, "beam search and sampling exclude each other"),
-        ({"top_k": 5}, "--top-k has no effect on greedy decoding"),
-        ({"top_p": 0.9}, "--top-p has no effect on greedy decoding"),
-        ({"length_penalty": 1.0}, "--length-penalty has no effect on decoding without beam search"),
+        ({"top_k": 5}, "--top-k has no effect without --temperature"),
+        ({"top_p": 0.9}, "--top-p has no effect without --temperature"),
+        ({"length_penalty": 1.0}, "--length-penalty has no effect without --beams"),
     ],
 )
 def test_invalid_options_and_options_without_effect_are_refused(settings, message):
