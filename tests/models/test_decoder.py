@@ -7,13 +7,10 @@ from torch import nn
 
 from finetune.batching.collate import collate
 from finetune.models.decoder import LogitTransform
-from finetune.models.heads import build_head
 from finetune.models.language_model import LanguageModel
 from finetune.models.speedups.optimize import optimize_decoder
-from finetune.models.task_model import TaskModel
 from finetune.pretraining.perplexity import TextScorer
 from task_formats import Encoded
-from tests.support.samples import KINDS
 
 SHAPE = {
     "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -78,27 +75,8 @@ def test_loss_and_gradients_are_those_of_transformers(family: str) -> None:
     assert abs(float(model(batch, lm=True).lm_loss.detach() - expected)) > 1e-2
 
 
-@pytest.mark.parametrize("family", ["gemma2", "granite"])
-@pytest.mark.parametrize("layout", ["separate", "packed"])
-def test_prompting_and_fine_tuning_use_the_same_logits(family: str, layout: str) -> None:
-    decoder = draw(family)
-    example = Encoded("x", [5, 6, 7], ([8, 9], [10]), 0)
-    with torch.no_grad():
-        views = [torch.tensor([[5, 6, 7, *ending]]) for ending in example.endings]
-        logs = [decoder(input_ids=view).logits[0].log_softmax(-1) for view in views]
-        loss = decoder(input_ids=views[1], labels=views[1]).loss
-    expected = [float(logs[0][2, 8] + logs[0][3, 9]), float(logs[1][2, 10])]
-    with torch.no_grad():
-        scores = LanguageModel(optimize_decoder(decoder))(collate([example], layout)).logits[0]
-        assert scores.tolist() == pytest.approx(expected, rel=1e-5)
-        model = TaskModel(decoder, build_head(KINDS["classification"].task, 32))
-        one = collate([Encoded("x", [5, 6, 7], ([10],), 0)], layout)
-        assert float(model(one, lm=True).lm_loss) == pytest.approx(float(loss), rel=1e-5)
-
-
 def test_a_setting_that_transformers_ignores_is_ignored() -> None:
     config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=320)
     config.logit_scale = 0.5
-    assert (
-        LogitTransform.of(transformers.AutoModelForCausalLM.from_config(config)) == LogitTransform()
-    )
+    decoder = transformers.AutoModelForCausalLM.from_config(config)
+    assert LogitTransform.of(decoder) == LogitTransform()

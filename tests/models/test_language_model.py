@@ -33,10 +33,7 @@ def test_the_score_of_an_ending_is_its_log_likelihood(bases) -> None:
     many = samples.examples(kind, base, count=3)
     model = LanguageModel(base.decoder).eval()
     with torch.no_grad():
-        separate, packed = (
-            model(collate(many, layout, base.task_tokens.pad_id)).logits
-            for layout in ("separate", "packed")
-        )
+        separate, packed = (model(collate(many, x)).logits for x in ("separate", "packed"))
         base.decoder.set_attn_implementation("eager")
         for n, example in enumerate(many):
             for k, view in enumerate(samples.views(example)):

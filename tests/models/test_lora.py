@@ -8,15 +8,10 @@ import torch
 from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.models.lora import merge_adapters
-from finetune.models.pretrained import load_decoder
-from finetune.recipe.schema import BaseConfig, LoraConfig
+from finetune.recipe.schema import LoraConfig
 from task_formats import UsageError
 from tests.support import samples
 from tests.support.samples import KINDS
-
-
-def load(folder, **options):
-    return load_decoder(BaseConfig(path=str(folder), **{"dropout": None, **options}))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
@@ -24,10 +19,9 @@ def test_adapters_head_and_new_rows_train_and_are_saved_merged(
     family: str, bases, tmp_path: Path
 ) -> None:
     kind = KINDS["entailment"]
-    base = load(bases(family), dropout=0.0, lora=LoraConfig(rank=2))
+    base = samples.load(bases(family), lora=LoraConfig(rank=2))
     model = samples.task_model(kind, base)
-    many = samples.examples(kind, base)
-    batch = collate(many, "packed", base.task_tokens.pad_id)
+    batch = collate(samples.examples(kind, base), "packed")
     table = model.backbone.output_layer()[0].shape
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert all(weight.shape != table for weight in trained)
@@ -52,5 +46,5 @@ def test_adapters_head_and_new_rows_train_and_are_saved_merged(
 
 def test_adapters_need_layers_with_the_names_of_targets(bases) -> None:
     with pytest.raises(UsageError, match="does not fit this base") as caught:
-        load(bases("gpt2"), lora=LoraConfig(targets=("q_proj",)))
+        samples.load(bases("gpt2"), lora=LoraConfig(targets=("q_proj",)))
     assert "targets" in caught.value.cure

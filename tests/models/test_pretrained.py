@@ -1,64 +1,36 @@
-"""Every family from disk: unchanged functions, training from scratch, dropout."""
+"""Every family from disk: training from scratch, dropout, and where bases are found."""
 
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from finetune.batching.collate import collate
 from finetune.models.language_model import LanguageModel
-from finetune.models.pretrained import find_base, load_decoder
-from finetune.recipe.schema import BaseConfig
-from task_formats import UsageError
-from tests.support import samples
-from tests.support.families import FAMILIES, make_tokenizer
+from finetune.models.pretrained import find_base
+from task_formats import Encoded, UsageError
+from tests.support.families import FAMILIES
+from tests.support.samples import load
 
 
-def load(folder, **options):
-    return load_decoder(BaseConfig(path=str(folder), **{"dropout": None, **options}))
-
-
-def load_plain(folder) -> transformers.PreTrainedModel:
-    options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request) -> str:
-    return request.param
-
-
-def test_the_decoder_computes_what_it_computed_before(family, bases) -> None:
-    base, plain = load(bases(family)), load_plain(bases(family))
-    old = len(make_tokenizer(family))
-    tokens = torch.arange(24)[None] % old
-    model = LanguageModel(base.decoder).eval()
-    batch = collate([samples.Encoded("x/0", tokens[0].numpy(), ())], "separate")
-    with torch.no_grad():
-        weight, bias = model.backbone.output_layer()
-        logits = torch.nn.functional.linear(model.backbone.hidden_states(batch), weight, bias)
-        expected = plain(tokens).logits[0]
-    torch.testing.assert_close(logits[:, :old], expected[:, :old], rtol=1e-4, atol=1e-4)
-    assert {weight.dtype for weight in base.decoder.parameters()} == {torch.float32}
-
-
+@pytest.mark.parametrize("family", FAMILIES)
 def test_from_scratch_keeps_only_the_shape_and_the_tokens(family, bases) -> None:
     trained, drawn = load(bases(family)), load(bases(family), from_scratch=True)
     assert drawn.task_tokens.special_tokens == trained.task_tokens.special_tokens
     for name, weight in drawn.decoder.named_parameters():
         other = trained.decoder.get_parameter(name)
-        assert weight.shape == other.shape
+        assert (weight.shape, weight.dtype) == (other.shape, torch.float32)
         assert not torch.equal(weight, other)
         if weight.dim() == 2 and not name.endswith("c_proj.weight"):  # GPT-2 scales these down.
             assert weight.std().item() == pytest.approx(0.02, rel=0.25), name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("probability", [0.0, 0.3])
 def test_dropout_reaches_the_decoder(family, probability: float, bases) -> None:
     base = load(bases(family), dropout=probability)
     model = LanguageModel(base.decoder)
-    batch = collate([samples.Encoded("x/0", list(range(20)), ())], "separate")
+    batch = collate([Encoded("x/0", list(range(20)), ())], "separate")
     with torch.no_grad():
         evaluated = model.eval().backbone.hidden_states(batch)
         torch.testing.assert_close(model.backbone.hidden_states(batch), evaluated)

@@ -8,19 +8,14 @@ import pytest
 import transformers
 from safetensors.torch import load_file, save_file
 
-from finetune.models.pretrained import Base, load_decoder
-from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 from tests.support.families import make_tokenizer
+from tests.support.samples import load
 
 
-def load(folder: Path | str, **options) -> Base:
-    return load_decoder(BaseConfig(path=str(folder), **options))
-
-
-def load_error(folder: Path | str, **options) -> UsageError:
+def load_error(folder: Path | str) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        load(folder, **options)
+        load(folder)
     assert caught.value.cure
     assert caught.value.where.startswith("base")
     return caught.value
@@ -39,9 +34,8 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_base(tmp_path: Path) -> None:
     assert load_error(tmp_path)
-    assert (
-        "n_layer" in load_error(write(tmp_path / "broken", model_type="gpt2", n_layer="two")).what
-    )
+    broken = write(tmp_path / "broken", model_type="gpt2", n_layer="two")
+    assert "n_layer" in load_error(broken).what
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     assert load_error(tmp_path)
 
@@ -73,16 +67,15 @@ def test_code_that_comes_with_a_base_is_not_run(bases, tmp_path: Path) -> None:
     assert "--trust-remote-code" in load_error(folder).cure
 
 
-def test_an_encoder_is_no_decoder(bases, tmp_path: Path) -> None:
-    make_tokenizer("gpt2").save_pretrained(tmp_path)
-    small = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 300}
-    transformers.BartConfig(**small).save_pretrained(tmp_path)
-    assert "no causal decoder" in load_error(tmp_path).what
+ENCODERS = {
+    "bart": {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1},
+    "bert": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+}
 
 
-def test_an_encoder_alone_is_no_decoder_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_is_no_decoder(family: str, tmp_path: Path) -> None:
     make_tokenizer("gpt2").save_pretrained(tmp_path)
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = transformers.BertConfig(vocab_size=300, intermediate_size=8, **small)
-    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    config = transformers.AutoConfig.for_model(family, vocab_size=300, **ENCODERS[family])
+    config.save_pretrained(tmp_path)
     assert "no causal decoder" in load_error(tmp_path).what

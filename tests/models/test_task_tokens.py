@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from finetune.models.pretrained import load_decoder
+from finetune.models.task_tokens import DELIMITER, EXTRACT, START
 from finetune.recipe.schema import BaseConfig
 from tests.support.families import FAMILIES, SENTENCES, SPARE_ROWS, TIED, make_tokenizer
-
-
-def load(folder, **options):
-    return load_decoder(BaseConfig(path=str(folder), **{"dropout": None, **options}))
+from tests.support.samples import load
 
 
 @pytest.fixture(params=FAMILIES)
@@ -23,35 +21,24 @@ def test_new_tokens_are_new_and_the_pad_token_is_no_other_token(family, bases) -
     assert min(task_tokens.special_tokens) == len(before)
     assert len({*task_tokens.special_tokens, task_tokens.pad_id}) == 4
     tokenizer = task_tokens.tokenizer
-    assert task_tokens.pad_id not in (
-        tokenizer.eos_token_id,
-        tokenizer.bos_token_id,
-        tokenizer.unk_token_id,
-    )
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    assert task_tokens.pad_id not in others
     if before.pad_token is not None:
         assert task_tokens.pad_id == before.pad_token_id
     assert "!" in before.get_vocab() or family == "openai-gpt"
 
 
-def test_text_that_spells_special_tokens_stays_text(family, bases) -> None:
+def test_text_has_the_tokens_of_the_base_and_never_special_ones(family, bases) -> None:
     task_tokens = load(bases(family)).task_tokens
-    special = [
-        *task_tokens.tokenizer.all_special_tokens,
-        "<|start|>",
-        "<|delimiter|>",
-        "<|extract|>",
-    ]
-    texts = ["a horse", f"a {' '.join(special)} horse", *special, "<|extract|>a<|start|>"]
+    special = [*task_tokens.tokenizer.all_special_tokens, START, DELIMITER, EXTRACT]
+    texts = ["a horse", f"a {' '.join(special)} horse", *special, f"{EXTRACT}a{START}"]
     reserved = {*task_tokens.special_tokens, task_tokens.pad_id, task_tokens.tokenizer.eos_token_id}
     for ids in task_tokens.tokenize(texts):
         assert len(ids) > 0
         assert not reserved.intersection(ids)
     assert task_tokens.tokenize([]) == []
     assert task_tokens.tokenize(texts) == [task_tokens.tokenize([text])[0] for text in texts]
-
-
-def test_tokens_are_those_of_the_base_without_anything_added(family, bases) -> None:
-    task_tokens, before = load(bases(family)).task_tokens, make_tokenizer(family)
+    before = make_tokenizer(family)
     expected = [before.encode(text, add_special_tokens=False) for text in SENTENCES]
     assert task_tokens.tokenize(SENTENCES) == expected
 
@@ -60,13 +47,10 @@ def test_new_rows_are_near_the_mean_or_for_gpt1_drawn_at_random(family, bases) -
     """Near the mean, new tokens take little probability in the LM loss."""
     base = load(bases(family))
     old = len(make_tokenizer(family))
-    ids = [*base.task_tokens.special_tokens] + (
-        [base.task_tokens.pad_id] if base.task_tokens.pad_id >= old else []
-    )
-    tables = {
-        base.decoder.get_input_embeddings().weight,
-        base.decoder.get_output_embeddings().weight,
-    }
+    tokens = [*base.task_tokens.special_tokens, base.task_tokens.pad_id]
+    ids = [token for token in tokens if token >= old]
+    layers = base.decoder.get_input_embeddings(), base.decoder.get_output_embeddings()
+    tables = {layer.weight for layer in layers}
     assert len(tables) == (1 if family in TIED else 2)
     for table in tables:
         assert len(table) == max(old + SPARE_ROWS.get(family, 0), len(base.task_tokens.tokenizer))

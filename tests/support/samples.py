@@ -57,8 +57,9 @@ KINDS = {
 }
 
 
-def load(folder, dropout: float = 0.0) -> Base:
-    return load_decoder(BaseConfig(path=str(folder), dropout=dropout))
+def load(folder, **options) -> Base:
+    """Loads a base without dropout; options are fields of BaseConfig."""
+    return load_decoder(BaseConfig(path=str(folder), **{"dropout": 0.0, **options}))
 
 
 def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> list[Encoded]:
@@ -98,6 +99,12 @@ def task_model(kind: Kind, base: Base, dropout: float = 0.0) -> TaskModel:
         model.head.weight.mul_(10)
         model.head.bias.normal_()
     return model.train()
+
+
+def prepare(name: str, folder, count: int = 5) -> tuple[TaskModel, list[Encoded], int]:
+    """A model of a kind of task on the base in a folder, examples, and the id of the pad token."""
+    kind, base = KINDS[name], load(folder)
+    return task_model(kind, base), examples(kind, base, count), base.task_tokens.pad_id
 
 
 class PassResult(NamedTuple):

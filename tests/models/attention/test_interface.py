@@ -14,7 +14,7 @@ from finetune.models.attention.padded_groups import group_by_length
 from task_formats import Encoded, UsageError
 from tests.support import samples
 from tests.support.families import FAMILIES, PACKED_ATTENTION
-from tests.support.samples import KINDS, LAYOUTS, assert_same
+from tests.support.samples import LAYOUTS, assert_same
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,9 +49,7 @@ def test_an_unknown_argument_is_refused_and_a_harmless_one_is_not() -> None:
 
 
 def test_attention_dropout_takes_another_kernel_with_the_same_result(bases) -> None:
-    kind, base = KINDS["multiple_choice"], samples.load(bases("gpt2"))
-    model, pad = samples.task_model(kind, base), base.task_tokens.pad_id
-    many = samples.examples(kind, base)
+    model, many, pad = samples.prepare("multiple_choice", bases("gpt2"))
     expected = samples.run_as(model, many, "shared", pad)
     dropouts = [m.attn_dropout for m in model.modules() if hasattr(m, "attn_dropout")]
     for dropout in dropouts:
@@ -68,9 +66,7 @@ def test_attention_dropout_takes_another_kernel_with_the_same_result(bases) -> N
 @pytest.mark.parametrize("family", PACKED_ATTENTION)
 def test_padded_groups_give_the_same(family: str, layout, bases, monkeypatch) -> None:
     """The path of GPUs."""
-    kind, base = KINDS["multiple_choice"], samples.load(bases(family))
-    many, pad = samples.examples(kind, base, count=7), base.task_tokens.pad_id
-    model = samples.task_model(kind, base)
+    model, many, pad = samples.prepare("multiple_choice", bases(family), count=7)
     expected = samples.run_as(model, many, layout, pad)
     monkeypatch.setattr(interface, "prefers_padded_groups", lambda device: True)
     assert_same(samples.run_as(model, many, layout, pad), expected)

@@ -48,41 +48,25 @@ def assert_shortcut(model: TaskModel, batch: Batch) -> None:
     assert samples.distance(gradients, expected_gradients) < 1e-5
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", PACKED_ATTENTION)
-def test_the_last_block_computes_only_the_tokens_that_are_read(family, layout, bases) -> None:
-    kind, base = KINDS["multiple_choice"], samples.load(bases(family))
-    model = samples.task_model(kind, base)
-    batch = collate(samples.examples(kind, base), layout, base.task_tokens.pad_id)
-    assert_shortcut(model, batch)
+CASES = [(family, layout, "multiple_choice") for family in PACKED_ATTENTION for layout in LAYOUTS]
 
 
-@pytest.mark.parametrize("name", sorted(KINDS))
-def test_every_kind_of_task_has_the_same_states(name: str, bases) -> None:
-    kind, base = KINDS[name], samples.load(bases("gpt2"))
-    many = samples.examples(kind, base)
-    assert_shortcut(
-        samples.task_model(kind, base), collate(many, "packed", base.task_tokens.pad_id)
-    )
-
-
-def test_the_shortcut_works_with_attention_dropout(bases) -> None:
-    """A probability too small to drop anything takes the path of dropout."""
-    kind, base = KINDS["multiple_choice"], samples.load(bases("gpt2"))
-    model = samples.task_model(kind, base)
+@pytest.mark.parametrize(
+    ("family", "layout", "name"), CASES + [("gpt2", "packed", name) for name in sorted(KINDS)]
+)
+def test_the_last_block_computes_only_the_tokens_that_are_read(family, layout, name, bases) -> None:
+    model, many, pad = samples.prepare(name, bases(family))
+    assert_shortcut(model, collate(many, layout, pad))
+    # A probability too small to drop anything takes the path of dropout.
     for module in model.modules():
         if hasattr(module, "attn_dropout"):
             module.attn_dropout.p = 1e-12
-    for layout in LAYOUTS:
-        assert_shortcut(
-            model, collate(samples.examples(kind, base), layout, base.task_tokens.pad_id)
-        )
+            assert_shortcut(model, collate(many, layout, pad))
 
 
 def test_with_the_lm_loss_every_token_is_computed(bases) -> None:
-    kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
-    model = samples.task_model(kind, base)
-    batch = collate(samples.examples(kind, base), "packed", base.task_tokens.pad_id)
+    model, many, pad = samples.prepare("entailment", bases("gpt2"))
+    batch = collate(many, "packed", pad)
     seen: list[int] = []
     last_matrix(model).register_forward_pre_hook(lambda _, x: seen.append(x[0][..., 0].numel()))
     model(batch, lm=True)
@@ -99,16 +83,13 @@ def test_names_of_blocks_and_weights_stay(family: str, bases) -> None:
 
 
 def test_an_unknown_tensor_argument_runs_the_whole_block(bases) -> None:
-    kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
-    batch = collate(samples.examples(kind, base), "packed", base.task_tokens.pad_id)
-    block = base.decoder.base_model.h[-1].eval()
-    hidden = torch.randn(*batch.tokens.shape, base.decoder.config.n_embd)
-    full = block(hidden, attention_layout=AttentionLayout(batch))
-    with_unknown = block(
-        hidden,
-        attention_layout=AttentionLayout(batch, last_tokens_only=True),
-        cache_position=torch.arange(batch.tokens.shape[1]),
-    )
-    assert torch.equal(full, with_unknown)
-    shortcut = block(hidden, attention_layout=AttentionLayout(batch, last_tokens_only=True))
+    model, many, pad = samples.prepare("entailment", bases("gpt2"))
+    batch = collate(many, "packed", pad)
+    block = model.eval().backbone.decoder.base_model.h[-1]
+    hidden = torch.randn(*batch.tokens.shape, model.backbone.decoder.config.n_embd)
+    layout = AttentionLayout(batch, last_tokens_only=True)
+    columns = torch.arange(batch.tokens.shape[1])
+    with_unknown = block(hidden, attention_layout=layout, cache_position=columns)
+    assert torch.equal(with_unknown, block(hidden, attention_layout=AttentionLayout(batch)))
+    shortcut = block(hidden, attention_layout=layout)
     assert int((shortcut != 0).any(-1).sum()) == len(batch.spans)
