@@ -165,11 +165,8 @@ class Task:
     def _label(self, row: Row, labelled: bool) -> Label:
         value = None
         if column := str(self.columns.get(LABEL, "")):
-            try:
-                value = _look_up(row, column)
-            except RowError:
-                if labelled:
-                    raise
+            with suppress(KeyError):
+                value = templates.look_up(row, column)
         text = as_text(value)
         # The hub marks unlabelled rows with -1 (GLUE's test splits; -1.0 where labels are scores).
         if text in ("-1", "-1.0") and text not in self.unlabelled:
@@ -178,6 +175,8 @@ class Task:
             text = ""
         if text and text not in self.unlabelled:
             return self.labels.parse(value)
+        if labelled and column:
+            _look_up(row, column)  # names a missing column
         if labelled:
             raise RowError("no label", cure="Give the row a label, or predict on it instead.")
         return None
