@@ -57,13 +57,13 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
         UsageError: The list itself is broken.
     """
     text, line, fault = "", 1, "not a list of objects"
-    before, ending = _START
+    decode, (before, ending) = json.JSONDecoder().raw_decode, _START
     for chunk in _decode(stream, file):
         text, start = text + chunk, 0
         while match := before.match(text, start):
             location = RowLocation(file, line + text.count("\n", start, match.end()))
             try:
-                row, end = json.JSONDecoder().raw_decode(text, match.end())
+                row, end = decode(text, match.end())
             except (ValueError, RecursionError) as error:
                 # Either it is broken, or it ends in a later chunk.
                 fault = f"not JSON: {getattr(error, 'msg', error)}"
