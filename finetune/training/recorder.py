@@ -237,9 +237,13 @@ def _mismatches_explained(path: Path) -> Iterator[None]:
     except UsageError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        what = f"this checkpoint does not fit the run: {str(error).splitlines()[0]}"
-        cure = "Delete it to use the one before."
-        raise UsageError(what, where=str(path), cure=cure) from error
+        reason = str(error).splitlines()[0]
+        reason = f"its metadata has no {reason}" if isinstance(error, KeyError) else reason
+        raise UsageError(
+            f"this checkpoint does not fit the run: {reason}",
+            where=str(path),
+            cure="Delete it to use the one before.",
+        ) from error
 
 
 def _is_result(values: Mapping[str, Any]) -> bool:

@@ -52,9 +52,8 @@ def test_formats_agree(tmp_path: Path, format: str, compressed: str, mark: str, 
 
 
 def test_parquet_is_read_like_the_others(tmp_path: Path) -> None:
-    parquet.write_table(
-        pyarrow.Table.from_pylist([*AB, {"a": None, "b": "z"}]), tmp_path / "r.parquet"
-    )
+    table = pyarrow.Table.from_pylist([*AB, {"a": None, "b": "z"}])
+    parquet.write_table(table, tmp_path / "r.parquet", row_group_size=2)
     assert rows_of(tmp_path / "r.parquet") == [*AB, {"a": None, "b": "z"}]
     locations = [str(location) for location, _ in read_rows(tmp_path / "r.parquet")]
     assert locations[-1] == f"{tmp_path / 'r.parquet'}, row 3"

@@ -10,6 +10,7 @@ import finetune
 from finetune.checkpointing import checkpoint
 from finetune.models.task_model import TaskModel
 from finetune.training.loop import count_tokens
+from tests.conftest import ROOT
 from tests.support import jobs
 from tests.support.processes import SHARDS, train, train_in_processes
 
@@ -102,7 +103,9 @@ def expect_advice(recipe, run, stop=None):
         with pytest.raises(torch.OutOfMemoryError) as caught:
             train(recipe, run)
     (note,) = caught.value.__notes__
-    assert re.search(r"Resume with --resume --set train.tokens_per_forward=\d+$", note)
+    quoted, changed = re.subn(r"\d+$", "4000", note)
+    assert changed == 1
+    assert quoted in (ROOT / "docs" / "several_machines.md").read_text(encoding="utf-8")
     return 0
 
 

@@ -29,10 +29,10 @@ def example(monkeypatch, tmp_path, capsys):
     return run
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_is_short_and_has_a_test(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 65
-    assert f'example("{path.stem}"' in Path(__file__).read_text(encoding="utf-8").replace("\n", "")
+def test_every_example_has_a_test() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert EXAMPLES
+    assert all(f'example("{path.stem}"' in source for path in EXAMPLES)
 
 
 def write_rte(home: Path) -> Path:
@@ -40,13 +40,11 @@ def write_rte(home: Path) -> Path:
     folder = home / "glue" / "RTE"
     folder.mkdir(parents=True)
     for name, count in (("train", 12), ("dev", 6)):
-        rows = jobs.rows("entailment", count)
-        lines = [
-            f"{n}\t{row['premise']}\t{row['hypothesis']}\t{['not_entailment', 'entailment'][n % 2]}"
-            for n, row in enumerate(rows)
-        ]
-        header = "index\tsentence1\tsentence2\tlabel"
-        (folder / f"{name}.tsv").write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        for n, row in enumerate(jobs.rows("entailment", count)):
+            label = ["not_entailment", "entailment"][n % 2]
+            lines.append(f"{n}\t{row['premise']}\t{row['hypothesis']}\t{label}")
+        (folder / f"{name}.tsv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     return home / "glue"
 
 

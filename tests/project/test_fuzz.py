@@ -15,12 +15,6 @@ def test_saved_inputs_pass(path: Path):
     TARGETS[path.parent.name](path.read_bytes())
 
 
-def test_every_saved_input_has_a_target():
-    assert {path.parent.name for path in FILES} <= TARGETS.keys()
-    assert len(FILES) >= 30
-    assert all(path.stat().st_size <= 4096 for path in FILES)
-
-
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutated_inputs_pass(name: str):
     generator = random.Random(name)

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import os
-import re
 import shutil
 import socket
 import subprocess
@@ -25,42 +23,29 @@ from finetune.pretraining.plan import load_plan, parse_run_plan
 from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import BaseConfig, PromptConfig
 from task_formats import UsageError
-from tests.conftest import ROOT
 from tests.support import jobs
-
-
-def test_every_test_named_in_the_security_page_exists():
-    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
-    assert len(named) > 10
-    for file, test in named:
-        assert (ROOT / file).is_file(), file
-        assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
-
 
 # -- memory ----------------------------------------------------------------------------------------
 
 READ = """
 import resource, sys
+import pyarrow.parquet
 from finetune.data.readers.files import open_file
 from task_formats import UsageError
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-list(open_file(sys.argv[1]).read())
 before = peak()
 try:
-    rows = sum(1 for _ in open_file(sys.argv[2]).read())
-    result = f"{rows} rows"
+    result = sum(1 for _ in open_file(sys.argv[1]).read())
 except UsageError as error:
     result = error.what
 print(peak() - before, result)
 """
-VALID = {"csv": "a,b\n1,2\n", "tsv": "a\tb\n1\t2\n", "jsonl": '{"a": 1}\n', "json": '[{"a": 1}]'}
 MEMBER = 2**24
 
 
-def read_in_a_process(valid: Path, hostile: Path) -> tuple[int, str]:
-    """MiB needed beyond those for a valid file, and the number of rows or the message."""
-    command = [sys.executable, "-c", READ, str(valid), str(hostile)]
+def read_in_a_process(path: Path) -> tuple[int, str]:
+    """MiB needed to read a file, and the number of rows or the message."""
+    command = [sys.executable, "-c", READ, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size, _, result = done.stdout.strip().partition(" ")
     return int(size), result
@@ -73,35 +58,31 @@ def read_in_a_process(valid: Path, hostile: Path) -> tuple[int, str]:
         ("json", '[{"a": [', "0,"),
         pytest.param("csv", 'a,b\n"', "x\n", marks=pytest.mark.slow),
         pytest.param("csv", "a,b\n", ",", marks=pytest.mark.slow),
-        pytest.param("tsv", "a\tb\n", "\t", marks=pytest.mark.slow),
         pytest.param("jsonl", "", "[", marks=pytest.mark.slow),
-        pytest.param("jsonl", '{"a": "', "x", marks=pytest.mark.slow),
         pytest.param("json", "", " ", marks=pytest.mark.slow),
     ],
 )
 def test_a_gigabyte_on_one_line_takes_little_memory(kind, start, filling, tmp_path):
-    valid, hostile = tmp_path / f"valid.{kind}", tmp_path / f"hostile.{kind}.gz"
-    valid.write_text(VALID[kind])
+    path = tmp_path / f"hostile.{kind}.gz"
     member = gzip.compress((filling * (MEMBER // len(filling))).encode(), 1)
-    with hostile.open("wb") as file:
+    with path.open("wb") as file:
         file.write(gzip.compress(start.encode()))
         for _ in range(2**30 // MEMBER):
             file.write(member)
-    size, result = read_in_a_process(valid, hostile)
+    size, result = read_in_a_process(path)
     assert size < 400
     assert "a row of more than" in result or "nested too deeply" in result or "empty" in result
 
 
 def test_a_dictionary_of_one_long_text_takes_little_memory(tmp_path):
     """Less than 2 kB of Parquet with 1,500 times the same MiB."""
-    valid, hostile = tmp_path / "valid.parquet", tmp_path / "hostile.parquet"
-    parquet.write_table(pyarrow.table({"a": ["x"]}), valid)
+    path = tmp_path / "hostile.parquet"
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1500, "int32"), ["x" * 2**20])
     table = pyarrow.table({"a": column})
-    parquet.write_table(table, hostile, compression="zstd", store_schema=False)
-    assert hostile.stat().st_size < 2000
-    size, result = read_in_a_process(valid, hostile)
-    assert result == "1500 rows"
+    parquet.write_table(table, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 2000
+    size, result = read_in_a_process(path)
+    assert result == "1500"
     assert size < 900
 
 
@@ -110,13 +91,6 @@ def test_a_text_in_parquet_is_limited_to_the_size_of_a_row(tmp_path):
     parquet.write_table(pyarrow.table({"a": ["x", "y" * 2**24]}), path, compression="zstd")
     with pytest.raises(UsageError, match=r"long\.parquet, row 2: a row of more than"):
         list(open_file(path).read())
-
-
-def test_rows_of_parquet_are_counted_across_row_groups(tmp_path):
-    path, texts = tmp_path / "groups.parquet", [f"t{k}" for k in range(2500)]
-    parquet.write_table(pyarrow.table({"a": texts}), path, row_group_size=700)
-    rows = [(location.number, row["a"]) for location, row in open_file(path)]
-    assert rows == list(enumerate(texts, start=1))
 
 
 # -- network and pickle ----------------------------------------------------------------------------
@@ -169,10 +143,8 @@ def resume(run: Path):
     "change",
     [
         lambda head: {"weight": head["weight"][:1], "bias": head["bias"][:1]},
-        lambda head: {"weight": head["weight"].T.contiguous(), "bias": head["bias"]},
         lambda head: {"weight": head["weight"]},
         lambda head: {**head, "more": torch.zeros(1)},
-        lambda head: {},
     ],
 )
 def test_a_head_of_another_shape_is_refused(change, run):
@@ -183,20 +155,21 @@ def test_a_head_of_another_shape_is_refused(change, run):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "what"),
+    ("change", "what"),
     [
-        ("bias", lambda t, m: t.update({"weight.head.bias": torch.zeros(1)}), "head.bias is (1,)"),
-        ("moment", lambda t, m: t.update({"exp_avg.head.bias": torch.zeros(9)}), "exp_avg.head"),
-        ("names", lambda t, m: t.pop("weight.head.bias"), "weight.head.bias"),
-        ("more", lambda t, m: t.update({"weight.evil": torch.zeros(1)}), "other weights"),
-        ("no metadata", lambda t, m: m.clear(), "config"),
-        ("metadata", lambda t, m: m.update(provenance=[]), "does not fit the run"),
-        ("progress", lambda t, m: m["progress"].update(update=-5), "negative count"),
-        ("text", lambda t, m: m["progress"].update(budget="x"), "not numeric"),
-        ("key", lambda t, m: m["progress"].update(evil=1), "evil"),
+        (lambda t, m: t.update({"weight.head.bias": torch.zeros(1)}), "head.bias is (1,)"),
+        (lambda t, m: t.update({"exp_avg.head.bias": torch.zeros(9)}), "exp_avg.head"),
+        (lambda t, m: t.pop("weight.head.bias"), "weight.head.bias"),
+        (lambda t, m: t.update({"weight.evil": torch.zeros(1)}), "other weights"),
+        (lambda t, m: m.clear(), "its metadata has no 'config'"),
+        (lambda t, m: m.update(provenance=[]), "does not fit the run"),
+        (lambda t, m: m["progress"].update(update=-5), "negative count"),
+        (lambda t, m: m["progress"].update(budget="x"), "not numeric"),
+        (lambda t, m: m["progress"].update(evil=1), "evil"),
     ],
+    ids=range(9),
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(name, change, what, run):
+def test_a_checkpoint_that_does_not_fit_is_refused(change, what, run):
     """The hashes of a manifest show that a checkpoint is complete, not that it is right."""
     (run / "result.json").unlink()
     state, _ = checkpoint.load_latest_checkpoint(run / "checkpoints")
@@ -225,23 +198,27 @@ def test_names_of_splits_cannot_write_elsewhere(bases, tmp_path, monkeypatch):
 # -- bases -----------------------------------------------------------------------------------------
 
 
-def test_adapters_for_another_base_are_not_followed(bases, tmp_path):
-    """Transformers would load the base that the adapter names."""
-    folder = Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
-    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(bases("llama"))}
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    with pytest.raises(UsageError, match="adapter"):
-        load_decoder(BaseConfig(path=str(folder)))
+def change_file(folder: Path, name: str, **values: object) -> Path:
+    """Changes values of a JSON file in a folder, which is returned."""
+    path = folder / name
+    old = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**old, **values}))
+    return folder
 
 
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_code_of_the_hub_is_not_fetched(key, bases, tmp_path):
-    """Transformers would fetch it if the package kernels is installed."""
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("adapter_config.json", "base_model_name_or_path", "another/base"),
+        ("config.json", "attn_implementation", "evil/kernel"),
+        ("config.json", "_attn_implementation", "evil/kernel"),
+    ],
+)
+def test_other_bases_and_code_that_a_base_names_are_not_fetched(file, key, value, bases, tmp_path):
+    """Transformers would fetch them, the code if the package kernels is installed."""
     folder = Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, key: "evil/kernel"}))
-    with pytest.raises(UsageError, match="evil/kernel"):
-        load_decoder(BaseConfig(path=str(folder)))
+    with pytest.raises(UsageError, match=r"holds adapters for another base|evil/kernel"):
+        load_decoder(BaseConfig(path=str(change_file(folder, file, **{key: value}))))
 
 
 def test_a_recipe_or_run_cannot_allow_code_by_itself(run, monkeypatch):
@@ -280,12 +257,10 @@ class Model(GPT2LMHeadModel):
 def base_with_code(bases, tmp_path) -> Path:
     """A base that cannot be loaded without its own code."""
     folder = Path(shutil.copytree(bases("gpt2"), tmp_path / "coded"))
-    config = json.loads((folder / "config.json").read_text())
-    auto = {"AutoConfig": "ours.Config", "AutoModelForCausalLM": "ours.Model"}
-    config = {**config, "model_type": "ours", "architectures": ["Model"], "auto_map": auto}
-    (folder / "config.json").write_text(json.dumps(config))
     (folder / "ours.py").write_text(CODE)
-    return folder
+    auto = {"AutoConfig": "ours.Config", "AutoModelForCausalLM": "ours.Model"}
+    config = {"model_type": "ours", "architectures": ["Model"], "auto_map": auto}
+    return change_file(folder, "config.json", **config)
 
 
 def test_every_command_that_loads_a_base_needs_trust_remote_code(
@@ -318,28 +293,3 @@ def test_every_command_that_loads_a_base_needs_trust_remote_code(
         assert main(command.split()) == 2, command
         assert "--trust-remote-code" in capsys.readouterr().err, command
         assert main([*command.split(), "--trust-remote-code"]) == 0, capsys.readouterr().err
-
-
-# -- recipes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "task: !!python/object/apply:os.system ['touch evil']",
-        "task: !!python/name:os.system",
-        "a: &a [*a]",
-        "a: &a x\nb: *a",
-        "x: " + "[" * 200_000,
-        "x: " + "{a: " * 50_000,
-        "\0",
-        "task: {read: os.system}",
-    ],
-    ids=range(8),
-)
-def test_a_hostile_recipe_gives_one_message(text, tmp_path, capsys):
-    path = tmp_path / "evil.yaml"
-    path.write_text(text)
-    assert main(["show", str(path)]) == 2
-    assert capsys.readouterr().err.count("error:") == 1
-    assert os.listdir(tmp_path) == ["evil.yaml"]

@@ -24,60 +24,37 @@ for split in (demo.train, demo.evaluate, demo.predict):
 print(*(name for name in shipped_recipes() if load_recipe(name)))
 """
 
+PACKAGES = {"finetune", "task_formats"}
+
 
 def run(*command: str, folder: Path, **environment: str) -> str:
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | environment,
-        check=False,
-    )
+    options = {"cwd": folder, "env": os.environ | environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_the_wheel_has_recipes_and_demo_and_works_when_installed(root, tmp_path):
     pytest.importorskip("hatchling", reason="hatchling builds wheels: pip install -e '.[dev]'")
-    folder = tmp_path_factory.mktemp("wheel")
-    build = ("wheel", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-w", str(folder))
-    run(sys.executable, "-m", "pip", *build, str(root), folder=folder)
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-def test_the_wheel_has_two_packages_with_their_data(wheel, root):
+    pip = (sys.executable, "-m", "pip")
+    build = ("wheel", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-w", ".")
+    run(*pip, *build, str(root), folder=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
-        "finetune",
-        "task_formats",
-    }
-    modules = {
-        path.relative_to(root).as_posix()
-        for package in ("finetune", "task_formats")
-        for path in (root / package).rglob("*.py")
-    }
-    recipes = {
-        f"finetune/{path.relative_to(root).as_posix()}"
-        for pattern in ("*.yaml", "demo/*.tsv")
-        for path in (root / "recipes").glob(pattern)
-    }
-    assert modules | recipes <= names
-    assert not [name for name in names if name.rpartition("/")[2].startswith("test_")]
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
+    modules = [file for package in PACKAGES for file in (root / package).rglob("*.py")]
+    expected = {file.relative_to(root).as_posix() for file in modules}
+    recipes = sorted((root / "recipes").glob("*.yaml"))
+    assert expected | {f"finetune/recipes/{path.name}" for path in recipes} <= names
 
-
-def test_an_installed_wheel_finds_its_recipes_and_the_demo(wheel, root, tmp_path):
-    install = ("install", "--no-deps", "--no-index", "-q", "--target", str(tmp_path / "installed"))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    run(sys.executable, "-m", "pip", *install, str(wheel), folder=elsewhere)
-    installed = {"PYTHONPATH": str(tmp_path / "installed")}
-    *rows, names = run(sys.executable, "-c", LIST, folder=elsewhere, **installed).splitlines()
+    install = ("install", "--no-deps", "--no-index", "-q", "--target", "installed")
+    run(*pip, *install, str(wheel), folder=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    options = {"folder": tmp_path / "elsewhere", "PYTHONPATH": str(tmp_path / "installed")}
+    *rows, shipped = run(sys.executable, "-c", LIST, **options).splitlines()
     assert rows == ["2604", "372", "248"]
-    assert names.split() == sorted(path.stem for path in (root / "recipes").glob("*.yaml"))
-    shown = run(sys.executable, "-m", "finetune", "show", "rte", folder=elsewhere, **installed)
+    assert shipped.split() == [path.stem for path in recipes]
+    shown = run(sys.executable, "-m", "finetune", "show", "rte", **options)
     assert "format: entailment" in shown
     assert (tmp_path / "installed" / "bin" / "gptft").is_file()

@@ -1,0 +1,57 @@
+"""README and pages: links, commands, recipes, tables and the tests they name exist."""
+
+import re
+from importlib import import_module
+
+import pytest
+
+from finetune.cli.app import COMMANDS
+from finetune.recipe.loading import load_recipe
+from tests.conftest import ROOT
+
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+}
+BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_named_tests_exist(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page])
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not missing
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES[page]):
+        assert (ROOT / file).is_file(), file
+        assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
+def test_commands_of_the_tour_exist():
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGES["README.md"], re.DOTALL))
+    commands = set(re.findall(r"^gptft (\w+)", blocks, re.MULTILINE))
+    assert commands <= {command.function.__name__ for command in COMMANDS}
+    assert commands >= {"train", "predict", "prompt", "compare", "pretrain", "generate"}
+
+
+def test_the_recipe_of_the_tour_loads(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGES["README.md"], re.DOTALL)
+    (tmp_path / "reviews.yaml").write_text(text)
+    assert load_recipe(tmp_path / "reviews.yaml").task.build().labels.names == ("bad", "good")
+
+
+def test_the_package_table_is_complete():
+    packages = {f"finetune/{path.parent.name}/" for path in ROOT.glob("finetune/*/__init__.py")}
+    assert packages <= set(re.findall(r"^\| \[([\w./]+)\]", PAGES["README.md"], re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_can_be_imported_and_has_a_place_for_its_table(name, monkeypatch):
+    if "lm_eval" in (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8"):
+        pytest.importorskip("lm_eval", reason="its peer is not installed")
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = import_module(f"benchmarks.{name}")
+    assert module.__doc__
+    if name in import_module("benchmarks.run").NAMES:
+        assert module.BENCHMARK.name == name
+        for mark in (f"<!-- begin {name} -->", f"<!-- end {name} -->"):
+            assert PAGES["docs/performance.md"].count(mark) == 1
