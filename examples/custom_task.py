@@ -28,7 +28,7 @@ task = Task(
     columns={"question": "question", "answer": "answer", "label": "helped"},
     labels=Classes.of({False: "did not", True: "helped"}),
     metrics=("accuracy", "f1"),
-    read=read,
+    convert_row=read,
 )
 
 

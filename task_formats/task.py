@@ -34,7 +34,7 @@ class Task:
         prompt: The task in words, for zero- and few-shot evaluation.
         values: Words that replace a column's values: {"question": {"cause": "because"}}.
         unlabelled: Raw labels that mean "no label" in this data set (SNLI's "-").
-        read: Turns a row into another one before `columns` are looked up.
+        convert_row: Turns a row into another one before `columns` are looked up.
 
     Raises:
         UsageError: The arguments do not fit together.
@@ -48,7 +48,7 @@ class Task:
     prompt: Prompt | None = None
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unlabelled: frozenset[str] = field(default_factory=frozenset)
-    read: Callable[[Row], Row] | None = None
+    convert_row: Callable[[Row], Row] | None = None
 
     def __post_init__(self) -> None:
         if self.format.is_multiple_choice and isinstance(self.labels, Range):
@@ -111,7 +111,7 @@ class Task:
         Raises:
             RowError: A column is missing, empty or invalid, or a label is missing or unknown.
         """
-        row = self.read(row) if self.read else row
+        row = self.convert_row(row) if self.convert_row else row
         names = sorted(set(self.columns) - {CHOICES, LABEL})
         fields = {name: self._text(row, str(self.columns[name]), name) for name in names}
         choices = self._choices(row) if self.format.is_multiple_choice else ()

@@ -70,7 +70,7 @@ def build_examples(
     """
     report = report if report is not None else ReadReport()
     # Code of a task may turn a row into another one; it runs once per row.
-    convert, task = task.read, replace(task, read=None)
+    convert, task = task.convert_row, replace(task, convert_row=None)
     for index, (location, row) in enumerate(rows):
         report.rows = index + 1
         name = f"{split}/{index}"

@@ -59,7 +59,7 @@ def encode_split(
     examples, report = read_examples(
         task, rows, split, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
     )
-    if tokenizer_hash is None or task.read is not None:
+    if tokenizer_hash is None or task.convert_row is not None:
         return Split(encode_examples(examples, encoder), report, rows.origin, fingerprint)
     # The key holds everything that the encoded rows depend on.
     unused = {"prompt", "prompts", "metrics", "select", "positive"}

@@ -171,7 +171,7 @@ class TaskConfig(StrictModel):
             positive=self.positive,
             prompt=Prompt(**self.prompt.model_dump()) if self.prompt else None,
             unlabelled=frozenset(map(as_text, self.unlabelled)),
-            read=read,
+            convert_row=read,
         )
 
     def resolve(self, task: Task | None) -> Task:

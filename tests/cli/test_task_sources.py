@@ -15,7 +15,7 @@ reviews = Task(
     format=FORMATS["classification"],
     columns={"text": "body", "label": "stars"},
     labels=Classes.of({1: "bad", 2: "bad", 5: "good"}),
-    read=lambda row: {**row, "body": row["title"] + ": " + row["body"]},
+    convert_row=lambda row: {**row, "body": row["title"] + ": " + row["body"]},
 )
 answer = 42
 """

@@ -47,7 +47,7 @@ task = Task(
     columns={"text": "both", "label": "label"},
     labels=Classes.of(["no", "yes"]),
     metrics=("accuracy",),
-    read=lambda row: {**row, "both": row["premise"] + " / " + row["hypothesis"]},
+    convert_row=lambda row: {**row, "both": row["premise"] + " / " + row["hypothesis"]},
 )
 """
 

@@ -187,7 +187,9 @@ def test_a_task_that_reads_rows_by_code() -> None:
     def read(row: Row) -> Row:
         return {"text": row["text"] * 2, "label": row["label"]}
 
-    task = Task(TASK.format, TASK.columns, TASK.labels, unlabelled=TASK.unlabelled, read=read)
+    task = Task(
+        TASK.format, TASK.columns, TASK.labels, unlabelled=TASK.unlabelled, convert_row=read
+    )
     examples, report = read_examples(task, ListedRows([("a", "1"), ("b", "-")]), "train")
     assert [example.fields["text"] for example in examples] == ["aa"]
     assert report.unlabelled == 1

@@ -148,7 +148,7 @@ TASK = """
 
     columns = {"text": "text", "label": "label"}
     labels = Classes.of({0: "no", 1: "so", 2: "yes"})
-    task = Task(FORMATS["classification"], columns, labels, read=read)
+    task = Task(FORMATS["classification"], columns, labels, convert_row=read)
 """
 
 

@@ -94,7 +94,7 @@ def test_a_task_may_read_rows_with_code_which_runs_once_for_a_row(make):
         return {"said": " ".join(row["words"]), "label": "unknown"}
 
     columns = {"text": "said", "label": "label"}
-    task = Task(FORMATS["classification"], columns, Classes.of(["wet", "dry"]), read=read)
+    task = Task(FORMATS["classification"], columns, Classes.of(["wet", "dry"]), convert_row=read)
     rows = [{"words": np.array(text.split()), "stamp": object()} for text in TEXTS]
     model = make(task=task).fit(rows, LABELS)
     assert read_rows == rows

@@ -62,7 +62,7 @@ def test_rows_that_need_code_go_through_read_first() -> None:
     def read(row):
         return {"a": row["both"][0], "b": row["both"][1], "y": not row["different"]}
 
-    task = replace(PAIRS, labels=Classes.of({True: "same", False: "different"}), read=read)
+    task = replace(PAIRS, labels=Classes.of({True: "same", False: "different"}), convert_row=read)
     example = task.example({"both": ("p", "h"), "different": True}, "x/0")
     assert (example.fields, example.label) == ({"premise": "p", "hypothesis": "h"}, 1)
 
