@@ -1,8 +1,7 @@
 """The command line: `gptft` and `python -m finetune`."""
 
+import signal
 from collections.abc import Sequence
-
-from finetune.distributed.signals import ignore_save_requests
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,8 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for an error that the user can correct, 1 for an unexpected error,
         130 after Ctrl-C and 143 after SIGTERM.
     """
-    # Importing takes a while, during which a scheduler may already ask for a checkpoint.
-    with ignore_save_requests():
-        from finetune.cli.app import run_command
+    # A scheduler may ask for a checkpoint before the run listens, which would end the process.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    from finetune.cli.app import run_command
 
-        return run_command(arguments)
+    return run_command(arguments)

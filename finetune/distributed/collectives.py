@@ -41,8 +41,6 @@ def agree_on_request(
 
     All processes call this at the same point, so that they save or stop together.
     """
-    if accelerator.num_processes == 1:
-        return request, exit_code
     ranks: tuple[Request | None, ...] = (None, "save", "stop")
     strongest, highest = all_reduce_max([ranks.index(request), exit_code], accelerator)
     return ranks[strongest], highest
@@ -81,6 +79,4 @@ def _all_reduce(gradients: Sequence[torch.Tensor]) -> None:
 @functools.cache
 def _cpu_group() -> distributed.ProcessGroup | None:
     """A process group over the CPU; None where the default group is one."""
-    if distributed.get_backend() == "gloo":
-        return None
-    return distributed.new_group(backend="gloo")
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")

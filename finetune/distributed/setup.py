@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import Layout
@@ -20,8 +21,6 @@ Precision = Literal["fp32", "bf16"]
 
 TOKENS_PER_FORWARD = {"cpu": 2048, "cuda": 16384}
 """Default limit of tokens per forward pass for gpt2-small, by type of device."""
-GPT2_SMALL_SIZE = 12 * 768
-"""Layers times width."""
 
 
 class RunAccelerator(Accelerator):
@@ -50,11 +49,7 @@ class RunAccelerator(Accelerator):
 
 
 def create_accelerator(precision: Precision, device: str | None = None) -> RunAccelerator:
-    """Joins the processes of this job, on the given device or the best available one.
-
-    Args:
-        precision: Of the computations.
-        device: cpu, cuda, cuda:1 or the like.
+    """Joins the processes of this job, on a device such as cuda:1 or the best available one.
 
     Raises:
         UsageError: There is no such device, or there are fewer devices than processes.
@@ -72,22 +67,14 @@ def create_accelerator(precision: Precision, device: str | None = None) -> RunAc
 
 def _find_device(name: str | None) -> torch.device:
     """The device of a name, or the best one; it has an index if the name has one."""
-    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name is None or name == "cpu":
-        return best if best and name is None else torch.device("cpu")
-    count = torch.accelerator.device_count()
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if best is None or device is None or device.type != best.type or (device.index or 0) >= count:
-        known = ["cpu", *(f"{best.type}:{index}" for index in range(count) if best)]
+    known = ["cpu"]
+    if torch.accelerator.is_available() and (best := torch.accelerator.current_accelerator()):
+        indices = range(torch.accelerator.device_count())
+        known = [best.type, *(f"{best.type}:{index}" for index in indices), "cpu"]
+    if name is not None and name not in known:
         cure = f"Omit the device, or use {' or '.join(known)}."
         raise UsageError(f"no device {name!r}", where="--device", cure=cure)
-    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        what = f"several processes cannot share {name}"
-        raise UsageError(what, where="--device", cure=f"Use {device.type}: each takes its own.")
-    return device
+    return torch.device(name or known[0])
 
 
 def _reset_device(device: torch.device) -> None:
@@ -118,23 +105,18 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
         return
     # Read once, at the first matrix product of a process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cuda: Any = torch.backends.cuda
     memory: Any = torch.utils.deterministic
     mode = torch.get_deterministic_debug_mode()
-    kernels = cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
     fill = memory.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True)
-        # The gradients of these two attention kernels depend on the order of additions.
-        cuda.enable_mem_efficient_sdp(False)
-        cuda.enable_cudnn_sdp(False)
         # A debugging aid that costs time.
         memory.fill_uninitialized_memory = False
-        yield
+        # With the other attention kernels gradients depend on the order of additions.
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        cuda.enable_mem_efficient_sdp(kernels[0])
-        cuda.enable_cudnn_sdp(kernels[1])
         memory.fill_uninitialized_memory = fill
 
 
@@ -153,8 +135,7 @@ def choose_batch_config(
         device: Decides the default of `max_tokens`.
         pad_id: Token id of padding.
         layout: "auto" is packed where the decoder can take it, else separate.
-        max_tokens: Limit of tokens per forward pass. The default grows for decoders smaller than
-            gpt2-small, whose activations need less memory per token.
+        max_tokens: Limit of tokens per forward pass; by default more for smaller decoders.
 
     Raises:
         UsageError: The decoder cannot take the layout.
@@ -170,7 +151,7 @@ def choose_batch_config(
         )
     if max_tokens is None:
         config = decoder.config.get_text_config()
-        scale = GPT2_SMALL_SIZE / (config.num_hidden_layers * config.hidden_size)
+        scale = 12 * 768 / (config.num_hidden_layers * config.hidden_size)  # of gpt2-small
         limit = TOKENS_PER_FORWARD.get(device.type, TOKENS_PER_FORWARD["cpu"])
         max_tokens = int(limit * min(max(scale, 0.5), 4.0))
     return BatchConfig(layout, pad_id, max_tokens)

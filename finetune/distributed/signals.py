@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal
 
 Request = Literal["save", "stop"]
@@ -25,8 +25,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop. The exit code after one is 128 + its number."""
 
 ECHO_SECONDS = 0.5
-"""A second SIGINT within this time repeats the first: a terminal sends Ctrl-C to every process of
-the group, and a launcher then forwards its own copy."""
+"""A second SIGINT within this time repeats the first, which the terminal and the launcher send."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,13 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class SignalListener:
-    """Collects requests to save or to stop while its block runs.
-
-        with SignalListener() as signals:
-            for step in steps:
-                match signals.take():
-                    case "save": save()
-                    case "stop": save(); sys.exit(signals.exit_code)
+    """Collects requests to save or to stop while its block runs; the block asks with `take`.
 
     Previous handlers are restored at the end. Outside the main thread, where Python allows no
     handlers, nothing is ever requested.
@@ -59,14 +52,9 @@ class SignalListener:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         for number, handler in self._previous.items():
-            _restore(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         outer = getattr(self._previous.get(self._stop or 0), "__self__", None)
         if kind is None and self._stop and isinstance(outer, SignalListener):
             # The block ended before it saw this request: the enclosing block gets it.
@@ -100,8 +88,7 @@ class SignalListener:
     def take(self) -> Request | None:
         """Returns what is requested; "stop" comes before "save" and stays.
 
-        A request to save is cleared, so call this before saving: a signal that arrives during the
-        save is then a new request.
+        A request to save is cleared: a signal that arrives during the save is a new request.
         """
         if self._stop:
             return "stop"
@@ -112,21 +99,3 @@ class SignalListener:
     def exit_code(self) -> int:
         """0, or 128 + the number of the signal that asked to stop: 130 or 143."""
         return 128 + self._stop if self._stop else 0
-
-
-@contextmanager
-def ignore_save_requests() -> Iterator[None]:
-    """Ignores SIGUSR1 where no SignalListener is active; by default it would end the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        _restore(signal.SIGUSR1, previous)
-
-
-def _restore(number: int, handler: Any) -> None:
-    # None is a handler that was not installed from Python and cannot be reinstalled.
-    signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -15,7 +15,7 @@ from finetune.batching.collate import collate, to_device
 from finetune.batching.sampler import BatchConfig, batch_by_tokens
 from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import inference_context, is_sharded
-from finetune.distributed.memory import catch_out_of_memory
+from finetune.distributed.memory import is_out_of_memory
 from finetune.evaluation.metrics import compute_metrics
 from finetune.models.losses import task_loss
 from task_formats import Encoded, Prediction, Task
@@ -89,10 +89,12 @@ def compute_with_halving(
     while True:
         limit = batch_config.max_tokens_per_forward
         passes = batch_by_tokens(rows, lengths, batch_config.layout, limit)
-        run = partial(_forward_all, forward, passes)
-        result, _ = catch_out_of_memory(run, can_retry=len(passes) < len(rows))
-        if result is not None:
-            return result, batch_config
+        try:
+            return _forward_all(forward, passes), batch_config
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(passes) >= len(rows):
+                raise
+        # Only here has the error, with the tensors that it holds, been freed.
         largest = max(int(lengths.tokens[rows].sum()) for rows in passes)
         batch_config = batch_config._replace(max_tokens_per_forward=min(largest, limit) // 2)
 

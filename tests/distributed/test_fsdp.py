@@ -135,10 +135,8 @@ def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):
     ("told", "what"),
     [
         ({"FSDP_VERSION": "1"}, "version 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--fsdp_activation_checkpointing"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM"),
     ],
 )
 def test_what_is_not_supported_is_refused(told, what, monkeypatch):

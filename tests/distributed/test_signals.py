@@ -150,17 +150,6 @@ def test_a_process_ends_with_the_documented_code(
         assert process.wait(60) == code
 
 
-def test_a_request_to_save_before_a_run_is_ignored() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    with signals.ignore_save_requests():
-        send(signal.SIGUSR1)
-        with SignalListener() as listener:
-            send(signal.SIGUSR1)
-            assert listener.take() == "save"
-        send(signal.SIGUSR1)
-    assert signal.getsignal(signal.SIGUSR1) == before
-
-
 def test_the_command_line_ignores_requests_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = []
     monkeypatch.setattr(
