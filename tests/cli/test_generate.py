@@ -28,8 +28,8 @@ def test_an_output_file_holds_what_is_printed(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ('{"text": "a"}\n{"n": 1}\n', "line 2: no column 'text'"),
-        ('{"text": "a"}\n{"text": null}\n', "line 2: no text in column 'text': None"),
+        ('{"text": "a"}\n{"n": 1}\n', "line 2: no text in column 'text'"),
+        ('{"text": "a"}\n{"text": null}\n', "line 2: no text in column 'text'"),
         ('{"text": "a", "generated": "b"}\n', "already have a column 'generated'"),
         ("", "the file has no rows"),
         ('{"text": "a"}\n' * 1000 + '{"text": "a", "m": 1}\n', "'m' is in none of the first"),

@@ -249,13 +249,11 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("generate x -o out.txt", "unknown kind of file '.txt'", ""),
         ("generate x --seed 18446744073709551616", "--seed", ""),
         ("generate x --temperature 0 --top-k 5", "--top-k has no effect", ""),
-        ("generate x --column text", "--column only applies to rows", "--file"),
-        ("generate x --batch-size 2", "--batch-size only applies to rows", "--file"),
         ("generate x --num-processes 2", "--num-processes needs a file", "--file"),
         ("generate -f - --num-processes 2", "--num-processes needs a file", "--file"),
         ("generate x --base BASE --max-new-tokens 99", "96 positions", ""),
         ("generate x --beams 2 --temperature 1", "beam search", ""),
-        ("generate -f pairs.jsonl --base BASE", "no column 'text'", "--column"),
+        ("generate -f pairs.jsonl --base BASE", "no text in column 'text'", "--column"),
     ],
 )
 def test_wrong_commands(refuses, words, what, cure):

@@ -29,20 +29,16 @@ def predict(
 
     Example: cat pairs.jsonl | gptft predict runs/rte - --input-format jsonl
     """
-    from finetune.cli.output_columns import check_differs, choose_format
+    from finetune.cli.output_rows import choose_format, label_rows
     from finetune.data import open_file
 
     if file == "-" and input_format is None:
         cure = "Name it: --input-format csv (or tsv, jsonl, json, parquet)."
         raise UsageError("the format of standard input is unknown", cure=cure)
     rows = open_file(file, format=input_format)
-    if output == "-" and output_format is None:
-        output_format = rows.options.format
-    output_format = choose_format(output, output_format)
-    check_differs(file, output)
+    default = rows.options.format if output == "-" else None
+    output_format = choose_format(output, output_format or default, source=file)
     predictor = load_predictor(run, task, device, trust_remote_code)
-    from finetune.cli.label_rows import label_rows
-
     report = label_rows(predictor, rows, output, output_format, on_bad_row=on_bad_row)
     target = "standard output" if output == "-" else output
     print_line(f"Labelled {format_count(report.examples, 'row')} into {target}.", stderr=True)

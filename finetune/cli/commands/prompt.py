@@ -65,7 +65,7 @@ def prompt(
     Example: gptft prompt --task rte --base gpt2 --shots 0 4 32
     """
     silence_libraries()
-    from finetune.cli.output_columns import choose_format
+    from finetune.cli.output_rows import choose_format
     from finetune.cli.task_sources import find_task
     from finetune.prompting import evaluate_prompts
 

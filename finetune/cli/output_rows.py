@@ -1,0 +1,109 @@
+"""Rows that a command writes: their format, their columns, and the predictions added to them."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from finetune.cli.console import console
+from finetune.data import ReadReport, RowLocation, Rows, detect_format, name_columns, write_rows
+from finetune.data.examples import LocatedExample, build_examples
+from task_formats import Classes, Row, RowError, UsageError
+
+if TYPE_CHECKING:
+    from finetune.evaluation.predictor import Predictor
+
+_LOOK_AHEAD = 1000
+"""Number of first rows that determine the columns of the output."""
+
+Located = TypeVar("Located", LocatedExample, tuple[RowLocation, Row])
+"""A location and its row, perhaps with the example made of it."""
+
+
+def choose_format(output: str, format: str | None = None, *, source: str = "-") -> str:
+    """The format in which to write the output.
+
+    Raises:
+        UsageError: The format is unknown, the folder of the output does not exist, or the output
+            is the source.
+    """
+    if output == "-" and format is None:
+        what = "the format of standard output is unknown"
+        raise UsageError(what, cure="Name a file with -o.")
+    target = Path(output).absolute()
+    if not target.parent.is_dir():
+        what = f"there is no folder {str(Path(output).parent)!r}"
+        raise UsageError(what, where=output, cure="Create it, or name another file with -o.")
+    if target.exists() and source != "-" and target.samefile(source):
+        raise UsageError(f"{output} is also the input file", cure="Name another one with -o.")
+    return detect_format(output, format)
+
+
+def find_columns(items: Iterable[Located]) -> tuple[list[str], Iterator[Located]]:
+    """Finds the columns of a stream of rows from its first rows.
+
+    Returns:
+        The columns (empty without rows), and an iterator over all rows, which raises RowError at
+        a row with another column.
+    """
+    remaining = iter(items)
+    first = list(itertools.islice(remaining, _LOOK_AHEAD))
+    columns = list(dict.fromkeys(name for item in first for name in item[1]))
+
+    def check() -> Iterator[Located]:
+        for item in itertools.chain(first, remaining):
+            if unknown := sorted(set(item[1]) - set(columns)):
+                what = f"the column {unknown[0]!r} is in none of the first {_LOOK_AHEAD} rows"
+                cure = "Give every row the same columns."
+                raise RowError(what, where=str(item[0]), cure=cure)
+            yield item
+
+    return columns, check()
+
+
+def label_rows(
+    predictor: "Predictor",
+    rows: Rows,
+    output: str,
+    format: str,
+    *,
+    on_bad_row: Literal["stop", "skip"] = "stop",
+) -> ReadReport:
+    """Writes every row with its prediction, one window of rows after the other.
+
+    Returns:
+        How many rows were written, and which were left out.
+
+    Raises:
+        UsageError: There are no rows.
+        RowError: A row cannot be predicted, or has a column that none of the first ones has.
+    """
+    report = ReadReport()
+    task = predictor.task.without_labels()
+    columns, items = find_columns(
+        build_examples(
+            task, rows.read(), "row", labelled=False, on_bad_row=on_bad_row, report=report
+        )
+    )
+    if not columns:
+        raise UsageError("no rows to label", where=rows.origin, cure="The file needs rows.")
+    classes = predictor.task.labels.names if isinstance(predictor.task.labels, Classes) else ()
+    added = name_columns(columns, classes)
+    # The predictor reads a window of examples ahead; tee keeps the rows of that window.
+    examples, located = itertools.tee(items)
+    predictions = predictor.stream(item.example for item in examples)
+    out = console(stderr=True)
+    bar = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
+    with (
+        write_rows(output, [*columns, *added], format=format) as sink,
+        Progress(*bar, console=out, transient=True, disable=not out.is_terminal) as progress,
+    ):
+        counter = progress.add_task("labelling", total=None)
+        for prediction, item in zip(predictions, located, strict=True):
+            values = (prediction.label, *prediction.scores)[: len(added)]
+            # Choices that a row does not have stay empty.
+            sink.write({**item.row, **dict(itertools.zip_longest(added, values))})
+            progress.advance(counter)
+    return report
