@@ -3,9 +3,9 @@
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 from typer.core import TyperCommand
@@ -15,7 +15,6 @@ from task_formats import UsageError
 Overrides = Mapping[str, Any]
 """Dotted key to value, as `finetune.recipe.loading.load_recipe` takes them."""
 
-_TASK_HELP = "A shipped recipe, a YAML file, or module:attribute."
 BASE_HELP = "A Hugging Face id, a local folder, a run directory, or tiny."
 _TASK = "A shipped recipe, a YAML file, or module:attribute."
 _DATA = "Local folder with the data set, or a Hugging Face id."
@@ -49,6 +48,11 @@ Precision = Annotated[_PRECISIONS | None, Option(help=_PRECISION)]
 Trust = Annotated[bool, Option("--trust-remote-code", help=_TRUST)]
 
 
+Folder = Annotated[
+    Path | None, Option("--folder", "-o", help="Output directory.", show_default="runs/NAME")
+]
+
+
 class MultiValueCommand(TyperCommand):
     """A command whose repeatable options take several values: `--shots 0 4 32`."""
 
@@ -65,65 +69,51 @@ def repeat_option_names(arguments: Sequence[str], names: Collection[str]) -> lis
     ['--shots', '0', '--shots', '4', '--plot']
     """
     result: list[str] = []
-    option, values = "", 0
+    option = ""
     for argument in arguments:
         if argument.startswith("-"):
-            option, values = argument if argument in names else "", 0
-        else:
-            result += [option] if option and values else []
-            values += 1
+            option = argument if argument in names else ""
+        elif option and result[-1] != option:
+            result.append(option)
         result.append(argument)
     return result
-
-
-class RecipeFlag(NamedTuple):
-    """A recipe value with its own flag."""
-
-    key: str
-    type: Any
-    help: str
-    name: str = ""
-
-    @property
-    def option(self) -> str:
-        """The flag as it is typed."""
-        return self.name or "--" + self.key.rpartition(".")[2].replace("_", "-")
-
-    @property
-    def parameter(self) -> inspect.Parameter:
-        """The parameter from which typer makes the flag."""
-        panel = _PANELS[self.key.partition(".")[0]]
-        info = Option(self.option, help=self.help, rich_help_panel=panel)
-        return _parameter(self.key.replace(".", "_"), Annotated[self.type | None, info])
 
 
 _PANELS = {"base": "Base model", "data": "Data", "train": "Training"}
 _LAYOUTS = Literal["auto", "separate", "shared", "packed"]
 
-RECIPE_FLAGS = (
-    RecipeFlag("base.path", str, BASE_HELP, "--base"),
-    RecipeFlag("base.from_scratch", bool, "Train from random weights of the same shape."),
-    RecipeFlag("base.trust_remote_code", bool, _TRUST),
-    RecipeFlag("data.path", str, _DATA, "--data"),
-    RecipeFlag("data.limit", int, "Use only the first rows of each split."),
-    RecipeFlag("data.on_bad_row", Literal["stop", "skip"], "Action on an unusable row."),
-    RecipeFlag("train.learning_rate", float, "Peak learning rate (paper: 6.25e-5)."),
-    RecipeFlag("train.epochs", float, "Number of epochs (paper: 3)."),
-    RecipeFlag("train.batch_size", int, "Batch size in examples (paper: 32)."),
-    RecipeFlag("train.lm_coefficient", float, "Weight λ of the LM loss (paper: 0.5)."),
-    RecipeFlag("train.max_tokens", int, "Maximum sequence length in tokens (paper: 512)."),
-    RecipeFlag("train.seed", int, "Random seed."),
-    RecipeFlag("train.precision", _PRECISIONS, _PRECISION),
-    RecipeFlag("train.layout", _LAYOUTS, "How sequences are batched; the result is the same."),
-    RecipeFlag("train.deterministic", bool, "Use deterministic GPU kernels."),
-    RecipeFlag("train.compile", bool, "Compile the model: slow start, then faster."),
-)
+RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
+    "base.path": (str, BASE_HELP),
+    "base.from_scratch": (bool, "Train from random weights of the same shape."),
+    "base.trust_remote_code": (bool, _TRUST),
+    "data.path": (str, _DATA),
+    "data.limit": (int, "Use only the first rows of each split."),
+    "data.on_bad_row": (Literal["stop", "skip"], "Action on an unusable row."),
+    "train.learning_rate": (float, "Peak learning rate (paper: 6.25e-5)."),
+    "train.epochs": (float, "Number of epochs (paper: 3)."),
+    "train.batch_size": (int, "Batch size in examples (paper: 32)."),
+    "train.lm_coefficient": (float, "Weight λ of the LM loss (paper: 0.5)."),
+    "train.max_tokens": (int, "Maximum sequence length in tokens (paper: 512)."),
+    "train.seed": (int, "Random seed."),
+    "train.precision": (_PRECISIONS, _PRECISION),
+    "train.layout": (_LAYOUTS, "How sequences are batched; the result is the same."),
+    "train.deterministic": (bool, "Use deterministic GPU kernels."),
+    "train.compile": (bool, "Compile the model: slow start, then faster."),
+}
+"""Recipe values with a flag of their own: key to type and help."""
 
 _SET_HELP = "Set any recipe value, such as train.warmup=0.1. May be repeated."
-_RecipeSettings = Annotated[
-    list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help=_SET_HELP, rich_help_panel=_PANELS["train"]),
-]
+_SET = Option("--set", metavar="KEY=VALUE", help=_SET_HELP, rich_help_panel=_PANELS["train"])
+
+
+def name_flag(key: str) -> str:
+    """The flag of a recipe value.
+
+    >>> name_flag("train.batch_size"), name_flag("base.path")
+    ('--batch-size', '--base')
+    """
+    section, _, name = key.partition(".")
+    return f"--{section if name == 'path' else name.replace('_', '-')}"
 
 
 def with_recipe_flags(
@@ -135,40 +125,38 @@ def with_recipe_flags(
         command: A typer command with a parameter `overrides`.
         without: Keys of flags to leave out.
     """
-    flags = [flag for flag in RECIPE_FLAGS if flag.key not in without]
+    keys = {key.replace(".", "_"): key for key in RECIPE_FLAGS if key not in without}
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:
-        values = {flag.key: arguments.pop(flag.parameter.name) for flag in flags}
-        settings = arguments.pop("settings") or []
-        return command(**arguments, overrides=collect_overrides(values, settings))
+        values = {key: arguments.pop(name) for name, key in keys.items()}
+        overrides = collect_overrides(values, arguments.pop("settings") or [])
+        return command(**arguments, overrides=overrides)
 
+    added: dict[str, Any] = {}
+    for name, key in keys.items():
+        kind, text = RECIPE_FLAGS[key]
+        panel = _PANELS[key.partition(".")[0]]
+        added[name] = Annotated[
+            kind | None, Option(name_flag(key), help=text, rich_help_panel=panel)
+        ]
+    added["settings"] = Annotated[list[str] | None, _SET]
+    signature = inspect.signature(command, eval_str=True)
     parameters = [
-        *inspect.signature(command, eval_str=True).parameters.values(),
-        *(flag.parameter for flag in flags),
-        _parameter("settings", _RecipeSettings),
+        *(p for p in signature.parameters.values() if p.name != "overrides"),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in added.items()
+        ),
     ]
-    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [parameter for parameter in parameters if parameter.name != "overrides"]
-    )
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return wrapper
-
-
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
 
 
 def collect_overrides(
     flags: Overrides, settings: Sequence[str], option: str = "--set"
 ) -> dict[str, Any]:
-    """Merges flags and KEY=VALUE settings into one mapping.
-
-    Args:
-        flags: Dotted key to value; None where the flag was not given.
-        settings: Texts of the form KEY=VALUE.
-        option: The option that gave the settings, for messages.
+    """Merges flags, of which None was not given, and KEY=VALUE settings into one mapping.
 
     Raises:
         UsageError: A flag is empty, a setting is not KEY=VALUE, or a key is given twice.
@@ -176,8 +164,7 @@ def collect_overrides(
     overrides = {key: value for key, value in flags.items() if value is not None}
     for key, value in overrides.items():
         if value == "":
-            cure = "Give the option a value, or leave it out."
-            raise UsageError(f"{key} is empty", cure=cure)
+            raise UsageError(f"{key} is empty", cure="Give the option a value, or leave it out.")
     for text in settings:
         key, equals, value = text.partition("=")
         key = key.strip()
@@ -198,24 +185,20 @@ def refuse_options(options: Mapping[str, object], problem: str, cure: str) -> No
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parses seeds, without repetition.
+    """Parses seeds, without repetition; UsageError if the text is not a list of at most 1000.
 
     >>> parse_seeds("0-2,7,7")
     [0, 1, 2, 7]
-
-    Raises:
-        UsageError: The text is not a list of seeds, or it has more than 1000.
     """
     from finetune.recipe.schema import SEED_LIMIT
 
     try:
-        bounds = [tuple(map(int, part.split("-", 1))) for part in text.split(",")]
-        if any(not ends[0] <= ends[-1] < SEED_LIMIT for ends in bounds):
-            raise ValueError("a range is empty or too large")
-        if sum(ends[-1] - ends[0] + 1 for ends in bounds) > _MAX_SEEDS:
-            raise ValueError("there are too many seeds")
+        bounds = [[int(number) for number in part.split("-", 1)] for part in text.split(",")]
     except ValueError:
-        cure = f"Write them as 0-4 or 0,3,7: at most {_MAX_SEEDS}, each below {SEED_LIMIT}."
-        raise UsageError(f"invalid seeds {text!r}", where="--seeds", cure=cure) from None
+        bounds = []
     ranges = (range(ends[0], ends[-1] + 1) for ends in bounds)
-    return list(dict.fromkeys(chain.from_iterable(ranges)))
+    seeds = list(dict.fromkeys(islice(chain.from_iterable(ranges), _MAX_SEEDS + 1)))
+    if not seeds or len(seeds) > _MAX_SEEDS or max(seeds) >= SEED_LIMIT:
+        cure = f"Write them as 0-4 or 0,3,7: at most {_MAX_SEEDS}, each below {SEED_LIMIT}."
+        raise UsageError(f"invalid seeds {text!r}", where="--seeds", cure=cure)
+    return seeds
