@@ -177,13 +177,6 @@ def collect_overrides(
     return overrides
 
 
-def refuse_options(options: Mapping[str, object], problem: str, cure: str) -> None:
-    """Raises UsageError if one of the options was given."""
-    for option, value in options.items():
-        if value not in (None, False, [], ()):
-            raise UsageError(f"{option} {problem}", cure=cure)
-
-
 def parse_seeds(text: str) -> list[int]:
     """Parses seeds, without repetition; UsageError if the text is not a list of at most 1000.
 

@@ -237,9 +237,6 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("prompt --task rte -o out.txt", "unknown kind of file '.txt'", ""),
         ("prompt --task rte -o -", "the format of standard output is unknown", "-o"),
         ("prompt --task rte -o no/out.csv", "there is no folder 'no'", ""),
-        ("prompt --task rte --seeds 0-4", "--seeds has no effect without", "--shots 4"),
-        ("prompt --task rte --shots 0 --shared", "--shared has no effect", "--shots 4"),
-        ("prompt --task rte --set train.epochs=2", "train.epochs has no effect", "train.layout"),
         # Generation
         ("generate --base BASE", "no prompt given", "--file"),
         ("generate x -f texts.jsonl", "both texts and a file of prompts", ""),

@@ -16,7 +16,6 @@ from finetune.cli.options import (
     TaskName,
     collect_overrides,
     parse_seeds,
-    refuse_options,
     with_recipe_flags,
 )
 
@@ -65,15 +64,6 @@ def compare(
     from finetune.comparison import Design
     from finetune.comparison.curve import check_matplotlib
 
-    cure = "Give one of the two."
-    if no_shots:
-        refuse_options({"--shots": shots}, "and --no-shots exclude each other", cure)
-    if list_cells:
-        others = {"--overwrite": overwrite, "--keep-models": keep_models}
-        refuse_options(others, "and --list exclude each other", cure)
-    seed = overrides.get("train.seed")
-    problem = "has no effect: the runs have several seeds"
-    refuse_options({"train.seed": seed}, problem, cure=f"Use --seeds {seed}.")
     design = Design(
         tuple(parse_seeds(seeds)),
         () if no_shots else None if shots is None else tuple(shots),

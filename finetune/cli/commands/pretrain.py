@@ -9,6 +9,7 @@ from typer import Argument, Context, Option
 from finetune.cli.console import console, print_line, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
+    Folder,
     NumProcesses,
     Overwrite,
     Precision,
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 def pretrain(
     context: Context,
     plan: str = Argument(metavar="PLAN", help="A YAML file or a shipped plan."),
-    folder: Path | None = Option(
-        None, "--folder", "-o", help="Output directory.", show_default="runs/PLAN"
-    ),
-    corpus: str | None = Option(
-        None, metavar="FOLDER", help="Folder of text files, optionally in train/ and valid/."
-    ),
+    folder: Folder = None,
+    corpus: str | None = Option(None, metavar="FOLDER", help="Text files, or train/ and valid/."),
     base: str | None = Option(None, "--from", metavar="BASE", help="Continue training this base."),
     learning_rate: float | None = Option(None, help="Peak learning rate."),
     epochs: float | None = Option(None, help="Number of epochs."),
@@ -89,9 +86,6 @@ def pretrain_with_display(
 def _find_corpus(folder: str) -> dict[str, Any]:
     """Corpus values for a folder of texts, or of the two folders train and valid."""
     home = Path(folder)
-    evaluate = next((home / n for n in ("valid", "validation", "dev") if (home / n).is_dir()), None)
     train = home / "train" if (home / "train").is_dir() else home
-    return {
-        "corpus.train": [str(train)],
-        "corpus.evaluate": [str(evaluate)] if evaluate else [],
-    }
+    evaluate = [str(home / n) for n in ("valid", "validation", "dev") if (home / n).is_dir()]
+    return {"corpus.train": [str(train)], "corpus.evaluate": evaluate}

@@ -1,8 +1,8 @@
 """`gptft prompt`."""
 
 from collections.abc import Sequence
-from itertools import chain
-from statistics import median
+from itertools import groupby
+from statistics import mean, median
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
@@ -22,14 +22,10 @@ from finetune.cli.options import (
     Trust,
     collect_overrides,
     parse_seeds,
-    refuse_options,
 )
 
 if TYPE_CHECKING:
     from finetune.prompting import PromptResult
-
-_TRAIN_VALUES = ("train.precision", "train.layout", "train.tokens_per_forward")
-"""Training values that prompting uses, too."""
 
 
 def prompt(
@@ -37,9 +33,7 @@ def prompt(
     task: TaskName,
     base: Base = None,
     shots: list[int] = Option([0], min=0, metavar="K ...", help="Demonstrations in the prompt."),
-    seeds: str | None = Option(
-        None, metavar="N-M", help="Seeds that draw demonstrations: 0-4 or 0,7.", show_default="0"
-    ),
+    seeds: str = Option("0", metavar="N-M", help="Seeds that draw demonstrations: 0-4 or 0,7."),
     shared: bool = Option(False, "--shared", help="The same demonstrations for all rows."),
     calibrated: bool = Option(False, "--calibrated", help="Calibrate with a content-free prompt."),
     normalization: Literal["none", "token", "byte", "prior"] | None = Option(
@@ -69,10 +63,7 @@ def prompt(
     from finetune.cli.task_sources import find_task
     from finetune.prompting import evaluate_prompts
 
-    draws = parse_seeds(seeds or "0")
-    if not any(shots):
-        problem = "has no effect without demonstrations"
-        refuse_options({"--seeds": seeds, "--shared": shared}, problem, cure="Add --shots 4.")
+    draws = parse_seeds(seeds)
     if output is not None:
         choose_format(output)
     flags = {
@@ -81,13 +72,7 @@ def prompt(
         "data.path": data,
         "train.precision": precision,
     }
-    overrides = collect_overrides(flags, settings or [])
-    refuse_options(
-        {k: v for k, v in overrides.items() if k.startswith("train.") and k not in _TRAIN_VALUES},
-        "has no effect: prompting does not train",
-        cure=f"Leave it out. Training values in use: {', '.join(_TRAIN_VALUES)}.",
-    )
-    source = find_task(task, overrides)
+    source = find_task(task, collect_overrides(flags, settings or []))
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
@@ -113,36 +98,30 @@ def prompt(
 
 def make_shots_table(results: "Sequence[PromptResult]") -> Table:
     """A row for each number of demonstrations: every metric with its interval."""
-    groups: dict[int, list[PromptResult]] = {}
-    for result in results:
-        groups.setdefault(result.options.shots, []).append(result)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
     table.add_column("shots", justify="right", style="cyan")
     table.add_column("in context", justify="right")
-    metrics = list(results[0].scores)
-    for metric in metrics:
+    for metric in results[0].scores:
         table.add_column(Text(metric), justify="right")
         table.add_column("interval")
     table.add_column("over")
-    for shots, group in groups.items():
-        in_context = sum(result.mean_shots for result in group) / len(group)
-        cells = chain.from_iterable(_make_cells(group, metric) for metric in metrics)
-        over = f"{len(group)} seeds" if len(group) > 1 else "rows"
-        table.add_row(str(shots), f"{in_context:.4g}", *cells, over)
     precision = results[0].precision
-    hint = " (--precision fp32 reproduces the numbers of transformers)"
-    caption = [f"precision: {precision}{'' if precision == 'fp32' else hint}"]
-    caption.append("interval over rows: 95 % bootstrap confidence interval")
-    if any(len(group) > 1 for group in groups.values()):
-        caption.append("interval over seeds: minimum to maximum; the score is the median")
-    table.caption = "\n".join(caption)
+    hint = (
+        "" if precision == "fp32" else " (--precision fp32 reproduces the numbers of transformers)"
+    )
+    table.caption = f"precision: {precision}{hint}\n"
+    table.caption += "interval over rows: 95 % bootstrap confidence interval"
+    for shots, group in groupby(results, key=lambda result: result.options.shots):
+        first, *others = group
+        cells = [f"{mean(result.mean_shots for result in (first, *others)):.4g}"]
+        for metric, interval in first.intervals.items():
+            values = [result.scores[metric] for result in (first, *others)]
+            low, high = (min(values), max(values)) if others else interval
+            cells += [f"{median(values):.4f}", f"{low:.4f} to {high:.4f}"]
+        table.add_row(str(shots), *cells, f"{len(others) + 1} seeds" if others else "rows")
+    if len(results) > table.row_count:
+        table.caption += "\ninterval over seeds: minimum to maximum; the score is the median"
     return table
-
-
-def _make_cells(group: "Sequence[PromptResult]", metric: str) -> tuple[str, str]:
-    values = [result.scores[metric] for result in group]
-    low, high = (min(values), max(values)) if len(group) > 1 else group[0].intervals[metric]
-    return f"{median(values):.4f}", f"{low:.4f} to {high:.4f}"
 
 
 def _write_answers(results: "Sequence[PromptResult]", output: str) -> None:

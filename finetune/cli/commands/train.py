@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from typer import Context, Option
+from typer import Context
 
 from finetune.cli.console import silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
+    Folder,
     NumProcesses,
     Overrides,
     Overwrite,
@@ -26,9 +27,7 @@ def train(
     context: Context,
     overrides: Overrides,
     task: TaskName,
-    folder: Path | None = Option(
-        None, "--folder", "-o", help="Output directory.", show_default="runs/TASK"
-    ),
+    folder: Folder = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = 1,
