@@ -37,10 +37,12 @@ def main() -> int:
 
 def run_process(name: str, inputs: int, seed: int, corpus: Path) -> int:
     """Runs one target in a subprocess, which the fuzzer exits; returns the number of inputs."""
+    from tests.fuzz.seeds import build_seeds
     from tests.fuzz.targets import FINDS
 
     corpus.mkdir(parents=True, exist_ok=True)
-    write_seeds(name, corpus)
+    for k, content in enumerate(build_seeds(name)):
+        (corpus / f"seed-{k}").write_bytes(content)
     command = [sys.executable, __file__, "--fuzz", name, *LIMITS, f"-runs={inputs}"]
     command += [f"-max_len={LONGEST.get(name, 4000)}", f"-seed={seed}"]
     command += [f"-artifact_prefix={corpus}/", str(corpus)]
@@ -61,14 +63,6 @@ def run_process(name: str, inputs: int, seed: int, corpus: Path) -> int:
         sys.exit(f"{name}: failed\n" + "\n".join(done.stderr.splitlines()[-60:]))
     print(f"{name}: {match[1]} inputs; " + done.stderr.splitlines()[-1], flush=True)
     return int(match[1])
-
-
-def write_seeds(name: str, corpus: Path) -> None:
-    """Writes valid inputs to start from."""
-    from tests.fuzz.seeds import build_seeds
-
-    for k, content in enumerate(build_seeds(name)):
-        (corpus / f"seed-{k}").write_bytes(content)
 
 
 def fuzz(name: str, options: list[str]) -> None:

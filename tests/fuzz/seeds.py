@@ -30,7 +30,10 @@ def build_seeds(name: str) -> Iterator[bytes]:
             for first in range(0, 32, 8):
                 yield from (bytes([first + k]) + text for k, text in enumerate(TEXTS.values()))
         case "parquet":
-            yield from map(_write_table, _tables())
+            for column in (["x", None], [{"b": ["x"]}], pyarrow.array(["u"]).dictionary_encode()):
+                stream = io.BytesIO()
+                parquet.write_table(pyarrow.table({"a": column}), stream)
+                yield stream.getvalue()
         case "tensors":
             yield save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)})
             yield save({"a": torch.ones(1)}, {"b": "a"})
@@ -41,14 +44,3 @@ def build_seeds(name: str) -> Iterator[bytes]:
         case "encoder":
             for first in range(8):
                 yield bytes([first, 9, 20]) + "1\none two three\nfour é \U0001f600\n4".encode()
-
-
-def _tables() -> Iterator[pyarrow.Table]:
-    yield pyarrow.table({"a": ["x", None], "b": [1, 2]})
-    yield pyarrow.table({"a": [{"b": ["x"]}], "c": pyarrow.array(["u"]).dictionary_encode()})
-
-
-def _write_table(table: pyarrow.Table) -> bytes:
-    stream = io.BytesIO()
-    parquet.write_table(table, stream)
-    return stream.getvalue()

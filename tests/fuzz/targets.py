@@ -13,8 +13,7 @@ from pathlib import Path
 
 from finetune.data.readers.files import FileRows
 from finetune.data.rows import ReadOptions
-from finetune.recipe.loading import dump_recipe, override_recipe, parse_recipe
-from finetune.recipe.schema import Recipe
+from finetune.recipe.loading import dump_recipe, load_recipe, override_recipe, parse_recipe
 from finetune.storage.tensors import read_tensors
 from task_formats import (
     FORMATS,
@@ -63,8 +62,8 @@ def check_parquet(data: bytes) -> None:
 
 
 def scan(content: bytes, options: ReadOptions, suffix: str = "") -> None:
-    """Rows have increasing line numbers and valid texts, or a UsageError is raised."""
-    path = scratch(f"rows{suffix}")
+    """Rows have increasing line numbers and texts without NUL and lone surrogates."""
+    path = Path(_FOLDER.name, f"rows{suffix}")
     path.write_bytes(content)
     last_line = 0
     try:
@@ -75,17 +74,10 @@ def scan(content: bytes, options: ReadOptions, suffix: str = "") -> None:
             if isinstance(row, RowError):
                 assert row.what
             else:
-                check_row(row)
+                assert isinstance(row, dict)
+                assert all("\0" not in text.encode().decode() for text in texts_of(row))
     except UsageError as error:
         check_message(error)
-
-
-def check_row(row: object) -> None:
-    """A row is a mapping whose texts have no NUL and no lone surrogate."""
-    assert isinstance(row, dict)
-    assert all(isinstance(name, str) for name in row)
-    for text in texts_of(row):
-        assert "\0" not in text.encode().decode()
 
 
 def texts_of(value: object) -> Iterator[str]:
@@ -105,15 +97,9 @@ def check_message(error: UsageError) -> None:
     assert error.headline.encode("utf-8", "backslashreplace")
 
 
-@functools.cache
-def scratch(name: str) -> Path:
-    """A file that is overwritten by every input."""
-    return Path(_FOLDER.name, name)
-
-
 def check_tensors(data: bytes) -> None:
     """A safetensors file."""
-    path = scratch("tensors.safetensors")
+    path = Path(_FOLDER.name, "tensors.safetensors")
     path.write_bytes(data)
     try:
         tensors = read_tensors(path)
@@ -138,25 +124,12 @@ def check_recipe(data: bytes) -> None:
 
 
 KEYS = (
-    "train.epochs", "train.learning_rate", "train.layout", "task.labels", "task.columns.text",
+    "train.epochs", "train.learning_rate", "train.layout", "task.labels", "task.columns.label",
     "task.metrics", "data.extra", "data.train", "base.lora", "base.lora.rank", "about", "task",
     "task.format.views", "task.prompt", "task.range", "train.patience", "nothing", "", ".", "a..b",
 )  # fmt: skip
 
-STANDARD = """
-task:
-  format: classification
-  columns: {text: review, label: stars}
-  labels: {0: bad, 1: good}
-  metrics: [accuracy]
-data: {train: train.csv, evaluate: dev.csv}
-"""
-
-
-@functools.cache
-def standard() -> Recipe:
-    """A valid recipe, parsed once."""
-    return parse_recipe(STANDARD)
+standard = functools.cache(lambda: load_recipe("demo"))
 
 
 def check_overrides(data: bytes) -> None:
@@ -211,10 +184,10 @@ def check_encoder(data: bytes) -> None:
     labels = LABELS[0] if case.is_multiple_choice else LABELS[(flags >> 2) & 1]
     tokenize = task_tokens().tokenize if shipped else characters
     specials = task_tokens().special_tokens if shipped else SPECIALS
+    if case.is_multiple_choice:
+        columns["choices"] = "choices"
     try:
-        task = Task(
-            case, columns | ({"choices": "choices"} if case.is_multiple_choice else {}), labels
-        )
+        task = Task(case, columns, labels)
         example = task.example(row, "fuzz/0", labelled=bool(flags & 8))
         encoder = ViewEncoder(case, tokenize, specials, max_tokens)
         (encoded,) = encoder.encode([example])
@@ -233,11 +206,8 @@ def check_views(
     """Every view fits, and S, D and E are at the positions of GPT-1, figure 1."""
     views = [[*encoded.prefix, *ending] for ending in encoded.endings]
     layout = format.render(example)
-    assert (
-        len(views)
-        == len(layout)
-        == (len(example.choices) if format.is_multiple_choice else len(format.views))
-    )
+    count = len(example.choices) if format.is_multiple_choice else len(format.views)
+    assert len(views) == len(layout) == count
     for view, texts in zip(views, layout, strict=True):
         assert len(view) <= max_tokens
         assert view[0] == specials.start
