@@ -12,7 +12,7 @@ from finetune.evaluation.evaluate import compute_logits, evaluate
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import build_task_model
 from finetune.recipe.schema import BaseConfig
-from finetune.training.loop import LoopSettings, MicroBatches, optimize
+from finetune.training.loop import LoopSettings, MicroBatches, run_updates
 from finetune.training.optimizer import build_optimizer, build_schedule
 from task_formats import FORMATS, Classes, Task, ViewEncoder
 
@@ -48,7 +48,9 @@ def main() -> None:
         batch = collate(encoded, "separate", base.task_tokens.pad_id)
         return MicroBatches([batch], len(encoded), sum(example.tokens for example in encoded))
 
-    for step in optimize(model, optimizer, range(1, 21), make_microbatches, settings, accelerator):
+    for step in run_updates(
+        model, optimizer, range(1, 21), make_microbatches, settings, accelerator
+    ):
         print(f"update {step.number}: {', '.join(f'{loss:.3f}' for loss in step.losses)}")
     logits = compute_logits(
         model, encoded, BatchConfig("separate", base.task_tokens.pad_id, 2048), accelerator

@@ -62,7 +62,7 @@ class Step(NamedTuple):
     max_tokens_per_forward: int | None
 
 
-def optimize(
+def run_updates(
     model: nn.Module,
     optimizer: AdamW,
     updates: Iterable[int],

@@ -12,7 +12,7 @@ from finetune.distributed.signals import Request, SignalListener
 from finetune.evaluation.evaluate import RowLogits
 from finetune.training.events import Evaluated, Event, Finished, Interrupted, Notice, Result
 from finetune.training.job import Evaluation, TrainingJob
-from finetune.training.loop import optimize
+from finetune.training.loop import run_updates
 from finetune.training.progress import CheckpointTimer, TrainingProgress
 from finetune.training.recorder import RunRecorder
 from task_formats import UsageError
@@ -108,7 +108,7 @@ class _Runner:
         limits = (progress.max_tokens_per_forward, job.batch_config.max_tokens_per_forward)
         settings = job.settings._replace(max_tokens_per_forward=min(filter(None, limits)))
         remaining = range(progress.update + 1, job.sampler.updates + 1)
-        steps = optimize(
+        steps = run_updates(
             job.model, job.optimizer, remaining, job.make_microbatches, settings, job.accelerator
         )
         for step in () if self.patience_is_exhausted() else steps:

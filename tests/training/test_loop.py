@@ -6,7 +6,7 @@ import torch
 
 from finetune.distributed.setup import create_accelerator
 from finetune.training.finetuning import FinetuningJob, prepare_finetuning
-from finetune.training.loop import optimize
+from finetune.training.loop import run_updates
 from tests.support import jobs, reference
 from tests.support.samples import KINDS
 
@@ -52,7 +52,7 @@ def test_updates_are_those_of_the_paper(kind: str, family: str, bases, tmp_path)
     moments = {name: reference.Moments(zero, zero) for name, zero in nothing.items()}
     updates = range(1, job.sampler.updates + 1)
     clipped = 0
-    for step in optimize(
+    for step in run_updates(
         job.model,
         job.optimizer,
         updates,
