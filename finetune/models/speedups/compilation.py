@@ -1,7 +1,5 @@
 """torch.compile for a decoder's blocks, once for all lengths."""
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +18,7 @@ def compile_blocks(
     block is not compiled because it may stop after computing its keys (`last_token`).
 
     Raises:
-        UsageError: The blocks cannot be identified, or there is no C++ compiler.
+        UsageError: The blocks cannot be identified.
     """
     blocks = find_blocks(decoder)
     if blocks is None or len(blocks) < 2:
@@ -28,13 +26,6 @@ def compile_blocks(
             f"cannot identify the blocks of this base ({decoder.config.model_type})",
             where="train.compile",
             cure="Train it without --compile.",
-        )
-    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
-    if backend == "inductor" and not any(map(shutil.which, compilers)):
-        raise UsageError(
-            "torch.compile needs a C++ compiler",
-            where="train.compile",
-            cure="Install g++, or train without --compile.",
         )
     for block in list(blocks)[:-1]:
         block.compile(dynamic=True, backend=backend)
