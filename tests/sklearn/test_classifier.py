@@ -1,6 +1,7 @@
-"""finetune.Classifier learns, predicts and works with scikit-learn's tools."""
+"""finetune.Classifier learns, predicts, works with scikit-learn's tools and can be pickled."""
 
 import copy
+import pickle  # noqa: TID251  (scikit-learn users pickle estimators)
 from collections import OrderedDict
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks as checks
 
 import finetune
+from finetune.checkpointing.run_folder import read_result
 from task_formats import FORMATS, Classes, Task, UsageError
 from tests.sklearn.conftest import LABELS, PAIRS, TEXTS
 from tests.support import jobs
@@ -200,3 +202,37 @@ def test_cross_validation_and_grid_search(make):
     assert search.predict(rows).tolist() == LABELS
     scored = cross_validate(make(), TEXTS, LABELS, cv=2, scoring="roc_auc", error_score="raise")
     assert scored["test_score"].tolist() == [1.0, 1.0]
+
+
+# -- pickles and folders ---------------------------------------------------------------------------
+
+
+def test_a_fitted_classifier_can_be_pickled_and_copied(fitted):
+    expected = fitted.predict_proba(TEXTS)
+    for other in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):  # noqa: S301
+        np.testing.assert_array_equal(other.predict_proba(TEXTS), expected)
+        assert other.get_params() == fitted.get_params()
+    unfitted = pickle.loads(pickle.dumps(clone(fitted)))  # noqa: S301
+    assert unfitted.fit(TEXTS, LABELS).score(TEXTS, LABELS) == 1.0
+
+
+def test_no_temporary_file_is_left(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))
+    model = pickle.loads(pickle.dumps(make().fit(TEXTS, LABELS)))  # noqa: S301
+    assert model.score(TEXTS, LABELS) == 1.0
+    with pytest.raises(UsageError):
+        make(max_tokens=10_000).fit(TEXTS, LABELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_keeps_the_run_and_replaces_an_earlier_one(make, tmp_path):
+    run = tmp_path / "runs" / "weather"
+    model = make(folder=run).fit(TEXTS, LABELS)
+    predictions = finetune.load(run).predict([{"text": text} for text in TEXTS])
+    np.testing.assert_array_equal([p.scores for p in predictions], model.predict_proba(TEXTS))
+    assert [p.label for p in predictions] == LABELS
+    assert read_result(run)["updates"] == 12
+    model.set_params(epochs=1).fit(TEXTS, LABELS)
+    assert read_result(run)["updates"] == 3
+    assert not (run / "checkpoints").exists()
