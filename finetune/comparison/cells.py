@@ -1,15 +1,13 @@
 """The cells of a study: the runs that make up one table of a task."""
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import Recipe, TrainConfig
 from task_formats import UsageError, suggest
-
-DEFAULT_SHOTS = (0, 4, 32)
 
 Kind = Literal["majority", "prompt", "scratch", "finetune"]
 
@@ -29,23 +27,14 @@ class Design:
     """Dotted recipe values for training from scratch only, {"train.learning_rate": 1e-3}."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values that no study can have."""
-        if not self.seeds:
-            raise UsageError("a study needs at least one seed", where="seeds")
+        """Raises UsageError for fractions and for values of `scratch` that no study can have."""
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
-                raise UsageError(
-                    f"{fraction:g} is not a fraction of the labels",
-                    where="fractions",
-                    cure="Give numbers over 0 and up to 1.",
-                )
-        for key in ("train.seed", "base.from_scratch"):
-            if key in self.scratch:
-                raise UsageError(
-                    f"{key} cannot be set for training from scratch only: the study sets it",
-                    where="scratch",
-                    cure="Leave it out; all methods share the same seeds.",
-                )
+                what = f"{fraction:g} is not a fraction of the labels"
+                raise UsageError(what, cure="Give numbers over 0 and up to 1.")
+        for key in self.scratch.keys() & {"train.seed", "base.from_scratch"}:
+            what = f"{key} cannot be set for training from scratch only: the study sets it"
+            raise UsageError(what, cure="Leave it out; all methods share the same seeds.")
 
 
 @dataclass(frozen=True)
@@ -73,17 +62,11 @@ def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
 
     Training from scratch uses the recipe's λ; fine-tuning is done with λ = 0 and with that λ. A
     fraction f of the labels is trained on for epochs / √f, so that few labels still make enough
-    updates.
-
-    Raises:
-        UsageError: The recipe itself trains from scratch.
+    updates. Raises UsageError if the recipe itself trains from scratch.
     """
     if recipe.base.from_scratch:
-        raise UsageError(
-            "a study trains from scratch as well as from the base",
-            where="base.from_scratch",
-            cure="Leave --from-scratch out.",
-        )
+        what = "a study trains from scratch as well as from the base"
+        raise UsageError(what, cure="Leave --from-scratch out.")
     data = recipe.data.model_copy(update={"extra": {}})
     recipe = recipe.model_copy(update={"data": data})
     cells = [*_untrained_cells(recipe, design), *_trained_cells(recipe, design)]
@@ -96,10 +79,8 @@ def _untrained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
     kept = TrainConfig(precision=config.precision, tokens_per_forward=config.tokens_per_forward)
     recipe = recipe.model_copy(update={"train": kept})
     yield Cell("majority", "majority", "majority", recipe)
-    shots = design.shots
-    if shots is None:
-        shots = DEFAULT_SHOTS if recipe.task.prompt else ()
-    for count in dict.fromkeys(shots):
+    default = (0, 4, 32) if recipe.task.prompt else ()
+    for count in dict.fromkeys(default if design.shots is None else design.shots):
         for seed in design.seeds if count else (0,):
             # `ask` is the former name of `gptft prompt`; existing studies have such folders.
             name = f"ask-{count}" + (f"-seed-{seed}" if count else "")
@@ -107,20 +88,16 @@ def _untrained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
 
 
 def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
-    scratch = override_recipe(recipe, {"base.from_scratch": True, **design.scratch})
     coefficient = recipe.train.lm_coefficient
+    scratch = override_recipe(recipe, {"base.from_scratch": True, **design.scratch})
     runs = [("scratch", "from scratch", scratch)]
-    runs += [
-        (*_name_lambda(value), _with_train(recipe, lm_coefficient=value))
-        for value in dict.fromkeys((0.0, coefficient))
-    ]
+    for value in dict.fromkeys((0.0, coefficient)):
+        changed = _with_train(recipe, lm_coefficient=value)
+        runs.append((f"lambda-{value:g}", f"fine-tuned, λ = {value:g}", changed))
     for fraction in sorted(set(design.fractions) - {1.0}):
+        name = f"lambda-{coefficient:g}-labels-{fraction:g}"
+        method = f"fine-tuned, λ = {coefficient:g}, {100 * fraction:g} % of the labels"
         epochs = recipe.train.epochs / fraction**0.5
-        name, method = _name_lambda(coefficient)
-        name, method = (
-            f"{name}-labels-{fraction:g}",
-            f"{method}, {100 * fraction:g} % of the labels",
-        )
         runs.append((name, method, _with_train(recipe, epochs=epochs, fraction=fraction)))
     for name, method, changed in runs:
         kind: Kind = "scratch" if changed.base.from_scratch else "finetune"
@@ -130,10 +107,6 @@ def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
             yield Cell(f"{name}-seed-{seed}", method, kind, seeded, seed, fraction=fraction)
 
 
-def _name_lambda(coefficient: float) -> tuple[str, str]:
-    return f"lambda-{coefficient:g}", f"fine-tuned, λ = {coefficient:g}"
-
-
 def _with_train(recipe: Recipe, **values: Any) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=values)})
 
@@ -141,19 +114,12 @@ def _with_train(recipe: Recipe, **values: Any) -> Recipe:
 def select_cells(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     """Returns the cells whose names match any of the globs; all of them if there is no glob.
 
-    Raises:
-        UsageError: A pattern matches no cell.
+    Raises UsageError for a glob that matches no cell.
     """
+    names = [cell.name for cell in cells]
     for pattern in patterns:
-        if not any(fnmatchcase(cell.name, pattern) for cell in cells):
-            names = [cell.name for cell in cells]
-            raise UsageError(
-                f"no cell {pattern!r} in this study",
-                where="only",
-                cure=f"{suggest(pattern, names)} --list names all of them.",
-            )
-    return [
-        cell
-        for cell in cells
-        if not patterns or any(fnmatchcase(cell.name, pattern) for pattern in patterns)
-    ]
+        if not fnmatch.filter(names, pattern):
+            cure = f"{suggest(pattern, names)} --list names all of them."
+            raise UsageError(f"no cell {pattern!r} in this study", cure=cure)
+    chosen = {name for pattern in patterns or ("*",) for name in fnmatch.filter(names, pattern)}
+    return [cell for cell in cells if cell.name in chosen]

@@ -3,20 +3,13 @@
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from finetune.comparison.table import Row, Table
 from finetune.storage import files
 from task_formats import UsageError
 
 X_LABEL = "labelled examples (a fraction f of them is trained on for epochs / √f)"
-
-
-class Series(NamedTuple):
-    """Rows of the table that form one line of the figure, by number of labels."""
-
-    name: str
-    rows: list[Row]
 
 
 def check_matplotlib() -> None:
@@ -45,10 +38,10 @@ def draw_curve(table: Table, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes: Any = figure.add_subplot()
     metric = table.metrics[0]
-    for series, style in zip(select_series(table), ("o-", "s--"), strict=False):
-        summaries = [row.scores[metric] for row in series.rows]
+    for (name, rows), style in zip(select_series(table).items(), ("o-", "s--"), strict=False):
+        summaries = [row.scores[metric] for row in rows]
         axes.errorbar(
-            [row.labels for row in series.rows],
+            [row.labels for row in rows],
             [summary.median for summary in summaries],
             [
                 [summary.median - summary.low for summary in summaries],
@@ -57,7 +50,7 @@ def draw_curve(table: Table, path: Path) -> None:
             fmt=style,
             capsize=3,
             linewidth=1.5,
-            label=series.name,
+            label=name,
         )
     for row in table.rows:
         if row.kind == "majority" or row.labels == 0:
@@ -74,12 +67,15 @@ def draw_curve(table: Table, path: Path) -> None:
     files.write_atomically(path, content.getvalue())
 
 
-def select_series(table: Table) -> list[Series]:
-    """Returns fine-tuning (with the λ of the smaller fractions) and few-shot prompting."""
+def select_series(table: Table) -> dict[str, list[Row]]:
+    """Returns name and rows of each line, by number of labels: fine-tuning and few-shot prompting.
+
+    Fine-tuning is with the λ of the smaller fractions.
+    """
     finetuned = [row for row in table.rows if row.kind == "finetune"]
     value = next((row.lm_coefficient for row in finetuned if row.fraction < 1), None)
-    few_shot = [row for row in table.rows if row.kind == "prompt" and row.labels]
-    curve = [row for row in finetuned if row.lm_coefficient == value]
-    series = [] if value is None else [Series(f"fine-tuned, λ = {value:g}", curve)]
-    series.append(Series("few-shot", few_shot))
-    return [Series(name, sorted(rows, key=lambda r: r.labels)) for name, rows in series if rows]
+    series = {"few-shot": [row for row in table.rows if row.kind == "prompt" and row.labels]}
+    if value is not None:
+        curve = [row for row in finetuned if row.lm_coefficient == value]
+        series = {f"fine-tuned, λ = {value:g}": curve, **series}
+    return {name: sorted(rows, key=lambda row: row.labels) for name, rows in series.items() if rows}

@@ -6,10 +6,13 @@ FOLDER/curve.png                       written by the command line for several f
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from finetune.checkpointing.run_folder import (
     CHECKPOINTS,
@@ -22,12 +25,13 @@ from finetune.checkpointing.run_folder import (
     read_result,
 )
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
-from finetune.comparison.majority import predict_majority
 from finetune.comparison.table import CellResult, Table, build_table, write_table
+from finetune.data.examples import read_split
 from finetune.data.sources import open_rows
 from finetune.distributed.collectives import agree_on_request
 from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
 from finetune.distributed.signals import SignalListener
+from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
 from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.recipe.loading import dump_recipe, resolve_paths
 from finetune.recipe.schema import Recipe
@@ -35,7 +39,7 @@ from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
 from finetune.training.finetuning import events as train_events
 from finetune.training.runner import stop_at_once
-from task_formats import Demonstrations, Task, UsageError
+from task_formats import Demonstrations, Range, Task, UsageError
 
 
 class CellStarted(NamedTuple):
@@ -75,7 +79,7 @@ def events(
     overwrite: bool = False,
     device: str | None = None,
 ) -> Iterator[CellStarted | CellFinished | Event]:
-    """Runs the cells of a study one after the other.
+    """Runs the cells of a study; yields the start and end of each, and the events of training runs.
 
     Finished cells are read, and interrupted ones resume from their latest checkpoint.
 
@@ -89,13 +93,9 @@ def events(
         overwrite: Repeat the selected cells even if they are finished.
         device: cpu, cuda, cuda:1, ...; None takes the best available.
 
-    Yields:
-        The start and end of every cell, and the events of training runs between them.
-
     Raises:
         UsageError: A cell in the folder has another recipe, or the training split has too few rows
-            for the demonstrations of a cell (before the first cell runs); and as training and
-            prompting do.
+            for demonstrations (both before the first cell runs), or a cell raises it.
         Interrupted: A signal requested a stop.
     """
     study = Study(resolve_paths(recipe, Path.cwd()), Path(folder), task, device)
@@ -106,11 +106,14 @@ def events(
         cell.name: study.load(cell) for cell in cells if not (overwrite and cell in selected)
     }
     study.accelerator.wait_for_everyone()
-    study.check_shots([cell for cell in selected if not finished.get(cell.name)])
+    shots = max((cell.shots for cell in selected if not finished.get(cell.name)), default=0)
+    if shots:
+        # Too few rows are reported before the first cell runs.
+        Demonstrations(study.prompt_evaluator.demonstration_pool, shots)
     with SignalListener() as signals:
         for number, cell in enumerate(selected, 1):
             if result := finished.get(cell.name):
-                if cell.trains and keep_models and not study.has_model(cell):
+                if cell.trains and keep_models and not (study.folder / cell.name / MODEL).exists():
                     yield Notice(f"{cell.name} was done without keeping its model; add --overwrite")
                 yield CellFinished(result, number, len(selected), reused=True)
                 continue
@@ -161,23 +164,8 @@ class Study:
         """Base and questions of all prompted cells."""
         return PromptEvaluator(self.recipe, self.task)
 
-    @cached_property
-    def _evaluation_fingerprint(self) -> str:
-        config = self.recipe.data
-        return open_rows(config, str(config.evaluate)).fingerprint()
-
-    def check_shots(self, cells: Sequence[Cell]) -> None:
-        """Raises UsageError if the training split has too few rows for one of the cells."""
-        shots = max((cell.shots for cell in cells), default=0)
-        if shots:
-            Demonstrations(self.prompt_evaluator.demonstration_pool, shots)
-
     def load(self, cell: Cell) -> CellResult | None:
-        """Returns the result of a cell, None if it is unfinished.
-
-        Raises:
-            UsageError: The cell in the folder has another recipe.
-        """
+        """Returns the result of a cell, None if unfinished; UsageError if it has another recipe."""
         folder = self.folder / cell.name
         if (folder / RECIPE).exists():
             trusted = cell.recipe.base.trust_remote_code
@@ -185,17 +173,8 @@ class Study:
         return self.read_result(cell) if (folder / RESULT).exists() else None
 
     def read_result(self, cell: Cell) -> CellResult:
-        """Returns the result of a finished cell; UsageError if its file is damaged."""
-        folder = self.folder / cell.name
-        try:
-            return CellResult.from_json(cell, read_result(folder))
-        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            what = f"{RESULT} is not the result of a cell: {error}"
-            raise UsageError(what, where=str(folder), cure="Repeat it with --overwrite.") from error
-
-    def has_model(self, cell: Cell) -> bool:
-        """Whether a trained cell has kept its model."""
-        return (self.folder / cell.name / MODEL).exists()
+        """Returns the result of a finished cell."""
+        return CellResult.from_json(cell, read_result(self.folder / cell.name))
 
     def run(
         self, cell: Cell, signals: SignalListener, *, overwrite: bool, keep_model: bool
@@ -203,15 +182,9 @@ class Study:
         """Runs a cell, or what is left of it, to its end."""
         folder = self.folder / cell.name
         if cell.trains:
-            started = any((folder / name).exists() for name in (RECIPE, LOG))
-            run = train_events(
-                cell.recipe,
-                folder,
-                resume=not overwrite and started,
-                overwrite=overwrite,
-                task=self._own_task,
-                device=self._device,
-            )
+            resume = not overwrite and any((folder / name).exists() for name in (RECIPE, LOG))
+            options: Any = {"resume": resume, "overwrite": overwrite, "device": self._device}
+            run = train_events(cell.recipe, folder, task=self._own_task, **options)
             yield from (event for event in run if not isinstance(event, Finished))
             if self.accelerator.is_main_process:
                 files.remove(folder / CHECKPOINTS)
@@ -222,7 +195,8 @@ class Study:
             with stop_at_once(signals, folder):
                 values = self._score_untrained(cell)
             if self.accelerator.is_main_process:
-                values["made_with"] = {"data": {"evaluate": self._evaluation_fingerprint}}
+                rows = open_rows(cell.recipe.data, str(cell.recipe.data.evaluate))
+                values["made_with"] = {"data": {"evaluate": rows.fingerprint()}}
                 values["seconds"] = time.perf_counter() - start
                 with RunFolder.open(folder, overwrite=True) as run_folder:
                     run_folder.write_recipe(dump_recipe(cell.recipe))
@@ -232,30 +206,57 @@ class Study:
     def _score_untrained(self, cell: Cell) -> dict[str, Any]:
         """The content of result.json for the majority class or prompting."""
         if cell.kind == "majority":
-            baseline = predict_majority(cell.recipe, self.task)
-            scores, intervals = baseline.scores, baseline.intervals
-            values = {"labels": baseline.train_rows, "answer": baseline.answer}
-        else:
-            result = self.prompt_evaluator.evaluate(PromptOptions(cell.shots, cell.seed))
-            scores, intervals = result.scores, result.intervals
-            values = {"labels": result.mean_shots, "cut": result.truncated}
-            values["precision"] = result.precision
-        return {"scores": {"evaluate": scores}, "intervals": intervals, **values}
+            return predict_majority(cell.recipe, self.task)
+        result = self.prompt_evaluator.evaluate(PromptOptions(cell.shots, cell.seed))
+        return {
+            "scores": {"evaluate": result.scores},
+            "intervals": result.intervals,
+            "labels": result.mean_shots,
+            "cut": result.truncated,
+            "precision": result.precision,
+        }
+
+
+def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """Scores the most frequent training label, or the mean training score, on the evaluation split.
+
+    Of equally frequent labels the first in the order of the task counts. Returns scores, 95 %
+    bootstrap intervals over rows, the number of training labels and the answer.
+    """
+    config = recipe.data
+    train, evaluate = (
+        [cast(float, e.label) for e in read_split(task, config, split, limit=config.limit)]
+        for split in ("train", "evaluate")
+    )
+    if isinstance(task.labels, Range):
+        answer: str | float = float(np.mean(train))
+    else:
+        counts = Counter(train)
+        answer = task.labels.name(max(sorted(counts), key=counts.__getitem__))
+    predicted = np.array([answer] * len(evaluate))
+    gold = np.array([task.labels.name(label) for label in evaluate])
+
+    def metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+        return compute_metrics(task.metrics, predicted.tolist(), gold.tolist(), task.positive_class)
+
+    return {
+        "scores": {"evaluate": metrics(predicted, gold)},
+        "intervals": bootstrap_interval(metrics, predicted, gold),
+        "labels": len(train),
+        "answer": answer,
+    }
 
 
 def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
     """Raises UsageError if a cell has another recipe, so that scores are not comparable."""
     sections = Recipe.model_fields.keys() - {"about"}
-    old_values, new_values = (recipe.fixed_on_resume(sections) for recipe in (old, new))
     # Patience may change when a run is resumed, but it changes the scores.
-    old_values["train.patience"], new_values["train.patience"] = (
-        recipe.train.patience for recipe in (old, new)
+    old_values, new_values = (
+        recipe.fixed_on_resume(sections) | {"train.patience": recipe.train.patience}
+        for recipe in (old, new)
     )
     for key in sorted(old_values.keys() | new_values.keys()):
         if old_values.get(key) != new_values.get(key):
-            raise UsageError(
-                f"this cell has another {key}: {old_values.get(key)!r}, "
-                f"not {new_values.get(key)!r}",
-                where=str(folder),
-                cure="Choose another folder for this study, or --overwrite the cell.",
-            )
+            what = f"another {key}: {old_values.get(key)!r}, not {new_values.get(key)!r}"
+            cure = "Choose another folder for this study, or --overwrite the cell."
+            raise UsageError(f"this cell has {what}", where=str(folder), cure=cure)

@@ -115,11 +115,9 @@ def build_table(recipe: Recipe, results: Sequence[CellResult]) -> Table:
     """
     for result in results:
         if result.evaluation_fingerprint != results[0].evaluation_fingerprint:
-            raise UsageError(
-                f"the cells {results[0].cell.name} and {result.cell.name} were scored on "
-                "different rows",
-                cure="The data have changed; repeat the older cell with --overwrite.",
-            )
+            what = f"{results[0].cell.name} and {result.cell.name} were scored on different rows"
+            cure = "The data have changed; repeat the older cell with --overwrite."
+            raise UsageError(what, cure=cure)
     majority = next((result for result in results if result.cell.kind == "majority"), None)
     methods: dict[str, list[CellResult]] = {}
     for result in results:
@@ -162,35 +160,29 @@ def _summarize(metric: str, results: Sequence[CellResult]) -> ScoreSummary:
 def _find_collapsed(
     recipe: Recipe, results: Sequence[CellResult], majority: CellResult | None
 ) -> tuple[int, ...] | None:
+    def value(result: CellResult) -> float:
+        return selection_value(result.scores, recipe.task.metrics, recipe.task.select)
+
     if majority is None:
         return None
-    task = recipe.task
-    baseline = selection_value(majority.scores, task.metrics, task.select)
-    return tuple(
-        result.cell.seed
-        for result in results
-        if selection_value(result.scores, task.metrics, task.select) <= baseline
-    )
-
-
-_FILE_NAMES = {"method": "arm", "interval_over": "of", "prompt": "ask", "finetune": "tuned"}
-"""Names of this module that table.json spells differently, so that its format stays."""
+    return tuple(r.cell.seed for r in results if value(r) <= value(majority))
 
 
 def write_table(folder: Path, table: Table) -> None:
-    """Writes table.json and table.md."""
-    content = {**table._asdict(), "rows": [_row_json(row) for row in table.rows]}
-    files.write_atomically(folder / "table.json", json_files.encode(content, indent=2) + b"\n")
+    """Writes table.md, and table.json with the keys and kinds of its first version."""
+    rows = []
+    for row in table.rows:
+        values = {"arm": row.method, **row._asdict()}
+        del values["method"]
+        values["kind"] = {"prompt": "ask", "finetune": "tuned"}.get(row.kind, row.kind)
+        values["scores"] = {
+            metric: dict(zip(("median", "low", "high", "of", "values"), summary, strict=True))
+            for metric, summary in row.scores.items()
+        }
+        rows.append(values)
+    content = json_files.encode({**table._asdict(), "rows": rows}, indent=2)
+    files.write_atomically(folder / "table.json", content + b"\n")
     files.write_atomically(folder / "table.md", write_markdown(table))
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    summaries = {
-        metric: {_FILE_NAMES.get(name, name): value for name, value in summary._asdict().items()}
-        for metric, summary in row.scores.items()
-    }
-    values = {**row._asdict(), "kind": _FILE_NAMES.get(row.kind, row.kind), "scores": summaries}
-    return {_FILE_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def write_markdown(table: Table) -> str:

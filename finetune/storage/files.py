@@ -182,14 +182,11 @@ def decode_utf8(content: bytes, where: str) -> str:
         raise undecodable(error, where) from None
 
 
-def undecodable(
-    error: UnicodeDecodeError, where: str, line: int = 1, column: int = 0
-) -> UsageError:
-    """Returns what `decode_utf8` raises, for text that follows `column` bytes of `line`."""
+def undecodable(error: UnicodeDecodeError, where: str, line: int = 1) -> UsageError:
+    """Returns what `decode_utf8` raises, for text that begins at `line`."""
     content, start = error.object, error.start
     number = line + content.count(b"\n", 0, start)
-    newline = content.rfind(b"\n", 0, start)
-    position = start - newline if newline >= 0 else column + start + 1
+    position = start - content.rfind(b"\n", 0, start)
     return UsageError(
         f"byte 0x{content[start]:02x} is not UTF-8",
         where=f"{where}, line {number}, byte {position}",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import finetune.comparison.study
-from finetune.comparison import CellFinished, CellStarted, Design, compare, events, read_table
+from finetune.comparison import CellFinished, CellStarted, Design, compare, events
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Interrupted, Started
 from finetune.training.loop import Step
@@ -20,6 +20,12 @@ pytestmark = pytest.mark.usefixtures("no_flush")
 
 SMALL = Design(seeds=(0,), shots=(1,))
 ONLY = ("majority", "ask-*", "lambda-0.5-*")
+CELL = "lambda-0.5-seed-0"
+
+
+@pytest.fixture
+def recipe(bases, tmp_path):
+    return make_recipe("entailment", bases("gpt2"), tmp_path / "data")
 
 
 def compare_here(recipe: Recipe, folder: Path) -> int:
@@ -31,10 +37,9 @@ def test_two_processes_make_the_table_of_one(bases, tmp_path):
     settings = {"epochs": 1, "batch_size": 7, "epsilon": 1e-3}
     recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data", **settings)
     run_processes(2, compare_here, recipe, tmp_path / "two", output=tmp_path / "two")
-    one, two = (compare(recipe, tmp_path / run, SMALL, only=ONLY) for run in ("one", "two"))
-    assert [row._replace(seconds=0) for row in one.rows] == [
-        row._replace(seconds=0) for row in two.rows
-    ]
+    tables = [compare(recipe, tmp_path / run, SMALL, only=ONLY) for run in ("one", "two")]
+    one, two = ([row._replace(seconds=0) for row in table.rows] for table in tables)
+    assert one == two
 
 
 def stop_in_training(recipe: Recipe, folder: Path) -> int:
@@ -54,17 +59,9 @@ def test_an_interrupted_cell_resumes_from_its_checkpoint(bases, tmp_path):
     run_processes(1, stop_in_training, recipe, run, output=run, code=143)
     resumed = list(events(recipe, tmp_path / "run", SMALL, only=ONLY))
     assert [event.done for event in resumed if isinstance(event, Started)] == [1]
-    whole = compare(recipe, tmp_path / "whole", SMALL, only=ONLY)
-    assert [row.scores for row in read_table(recipe, tmp_path / "run", SMALL).rows] == [
-        row.scores for row in whole.rows
-    ]
-    cell = "lambda-0.5-seed-0"
-    assert jobs.log(tmp_path / "run" / cell) == jobs.log(tmp_path / "whole" / cell)
-
-
-@pytest.fixture
-def recipe(bases, tmp_path):
-    return make_recipe("entailment", bases("gpt2"), tmp_path / "data")
+    compare(recipe, tmp_path / "whole", SMALL, only=ONLY)
+    assert jobs.result(tmp_path / "run" / CELL) == jobs.result(tmp_path / "whole" / CELL)
+    assert jobs.log(tmp_path / "run" / CELL) == jobs.log(tmp_path / "whole" / CELL)
 
 
 def follow(recipe, folder, finished: list[str], started: list[str]) -> None:
@@ -95,7 +92,7 @@ def test_a_signal_at_the_end_of_a_cell_stops_the_study(recipe, tmp_path, monkeyp
     before, finished[:] = len(finished), []
     follow(recipe, tmp_path / "cells", finished, [])
     assert before + len(finished) == 3
-    assert jobs.result(tmp_path / "cells" / "lambda-0.5-seed-0")["scores"]
+    assert jobs.result(tmp_path / "cells" / CELL)["scores"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +18,7 @@ from finetune.comparison import (
     plan_cells,
     read_table,
 )
-from finetune.comparison.cells import select_cells
-from finetune.comparison.majority import predict_majority
+from finetune.comparison.study import predict_majority
 from finetune.comparison.table import NOTES, CellResult, build_table, format_row, write_markdown
 from finetune.evaluation.metrics import compute_metrics
 from finetune.recipe.schema import PromptConfig, Recipe
@@ -61,21 +61,16 @@ def test_a_study_has_a_cell_for_every_method_and_seed(study):
     trains = {name: cell.recipe.train for name, cell in cells.items() if cell.trains}
     assert [part.seed for part in trains.values()] == [0, 1] * 4
     assert [part.lm_coefficient for part in trains.values()] == [0.5] * 2 + [0] * 2 + [0.5] * 4
-    assert [cell.recipe.base.from_scratch for cell in cells.values()] == [
-        name.startswith("scratch") for name in cells
-    ]
+    assert all(c.recipe.base.from_scratch == c.name.startswith("scratch") for c in cells.values())
     half = trains["lambda-0.5-labels-0.5-seed-1"]
     assert (half.fraction, half.epochs) == (0.5, 1 / math.sqrt(0.5))
-    assert [row.method for row in table.rows] == list(
-        dict.fromkeys(c.method for c in cells.values())
-    )
+    methods = dict.fromkeys(cell.method for cell in cells.values())
+    assert [row.method for row in table.rows] == list(methods)
 
 
 def test_notes_explain_the_curve_and_the_precision_of_prompting(study):
     recipe, folder, design, table = study
-    assert [("√f" in note, "fp32" in note) for note in table.notes[-2:]] == [
-        (True, False), (False, True),
-    ]  # fmt: skip
+    assert "√f" in table.notes[-2]
     assert f"computed in {recipe.train.precision};" in table.notes[-1]
     results = [result for _, result in list_cells(recipe, folder, design) if result]
     plain = [r for r in results if r.cell.fraction == 1 and r.cell.kind != "prompt"]
@@ -87,8 +82,7 @@ def test_a_single_trained_seed_has_no_interval(study):
     results = {cell.name: result for cell, result in list_cells(recipe, folder, design)}
     table = build_table(recipe, [results[name] for name in ("majority", "ask-0", "scratch-seed-0")])
     intervals = [format_row(row, table.metrics)[4] for row in table.rows]
-    assert ["to" in text for text in intervals] == [True, True, False]
-    assert intervals[2] == ""
+    assert [bool(text) for text in intervals] == [True, True, False]
 
 
 def test_a_finished_study_is_only_read(study):
@@ -109,9 +103,8 @@ def test_a_cell_equals_a_run_of_its_recipe(study, tmp_path):
 
 def test_models_are_kept_on_request_and_checkpoints_never(study, tmp_path):
     recipe, folder, design, _ = study
-    assert {path.name for path in (folder / "scratch-seed-0").iterdir()} == {
-        ".lock", "recipe.yaml", "metrics.jsonl", "result.json",
-    }  # fmt: skip
+    names = {path.name for path in (folder / "scratch-seed-0").iterdir()}
+    assert names == {".lock", "recipe.yaml", "metrics.jsonl", "result.json"}
     compare(recipe, tmp_path, design, only=["scratch-seed-1"], keep_models=True)
     assert (tmp_path / "scratch-seed-1" / "model" / "config.json").exists()
     assert not (tmp_path / "scratch-seed-1" / "checkpoints").exists()
@@ -120,13 +113,9 @@ def test_models_are_kept_on_request_and_checkpoints_never(study, tmp_path):
 def test_selected_cells_make_a_table_of_their_own(study, tmp_path):
     recipe, _, design, table = study
     alone = compare(recipe, tmp_path, design, only=["lambda-0-*"])
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
-        "lambda-0-seed-0", "lambda-0-seed-1",
-    }  # fmt: skip
     assert alone.rows[0].collapsed is None
     assert format_row(alone.rows[0], alone.metrics)[-1] == "not checked"
-    whole = next(row for row in table.rows if row.lm_coefficient == 0)
-    assert [row.scores for row in alone.rows] == [whole.scores]
+    assert [row.scores for row in alone.rows] == [table.rows[4].scores]
     finished = [cell.name for cell, result in list_cells(recipe, tmp_path, design) if result]
     assert finished == ["lambda-0-seed-0", "lambda-0-seed-1"]
 
@@ -142,9 +131,8 @@ def test_an_interrupted_study_continues_at_the_unfinished_cell(study, tmp_path):
     reused = [e.result.cell.name for e in again if isinstance(e, CellFinished) and e.reused]
     assert reused == NAMES[: NAMES.index("scratch-seed-1")]
     assert next(e for e in again if isinstance(e, CellStarted)).cell.name == "scratch-seed-1"
-    assert [row.scores for row in read_table(recipe, tmp_path, design).rows] == [
-        row.scores for row in table.rows
-    ]
+    scores = [row.scores for row in read_table(recipe, tmp_path, design).rows]
+    assert scores == [row.scores for row in table.rows]
 
 
 def test_cells_with_another_recipe_are_refused(study):
@@ -170,25 +158,13 @@ def test_cells_scored_on_different_rows_are_refused(study, tmp_path):
     compare(recipe, tmp_path / "study", design, only=["majority", "ask-0"], overwrite=True)
 
 
-@pytest.mark.parametrize("content", ['{"scores": {}}', '{"scores": {"x": {}}}', "{}", "[1]", "{"])
-def test_a_damaged_result_is_refused(study, tmp_path, content):
-    recipe, _, design, _ = study
-    compare(recipe, tmp_path, design, only=["majority"])
-    (tmp_path / "majority" / "result.json").write_text(content)
-    with pytest.raises(UsageError, match="majority"):
-        read_table(recipe, tmp_path, design)
-
-
-def test_seeds_shots_and_fractions_may_be_added_later(study):
+def test_seeds_and_fractions_may_be_added_later(study):
     recipe, folder, _, _ = study
-    wider = Design(seeds=(0, 1, 2), shots=(0, 2, 3), fractions=(0.25, 0.5))
-    missing = [cell.name for cell, result in list_cells(recipe, folder, wider) if not result]
-    assert missing == [
-        "ask-2-seed-2", "ask-3-seed-0", "ask-3-seed-1", "ask-3-seed-2", "scratch-seed-2",
-        "lambda-0-seed-2", "lambda-0.5-seed-2", "lambda-0.5-labels-0.25-seed-0",
-        "lambda-0.5-labels-0.25-seed-1", "lambda-0.5-labels-0.25-seed-2",
-        "lambda-0.5-labels-0.5-seed-2",
-    ]  # fmt: skip
+    wider = Design(seeds=(0, 1, 2), shots=(0, 2), fractions=(0.25, 0.5))
+    missing = {cell.name for cell, result in list_cells(recipe, folder, wider) if not result}
+    methods = ("ask-2", "scratch", "lambda-0", "lambda-0.5", "lambda-0.5-labels-0.5")
+    quarters = {f"lambda-0.5-labels-0.25-seed-{seed}" for seed in (0, 1, 2)}
+    assert missing == {f"{method}-seed-2" for method in methods} | quarters
 
 
 def test_overwrite_repeats_selected_cells(study, tmp_path):
@@ -225,46 +201,24 @@ def test_a_task_without_a_prompt_has_no_prompted_cells(bases, tmp_path):
     assert names == ["majority", "scratch-seed-3", "lambda-0-seed-3"]
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda recipe: Design(seeds=()), "a study needs at least one seed"),
-        (lambda recipe: Design(fractions=(0.5, 2)), "2 is not a fraction of the labels"),
-        (lambda recipe: select_cells(plan_cells(recipe, Design()), ["scratch-sed-0"]), "no cell"),
-        (
-            lambda recipe: plan_cells(jobs.change(recipe, "base", from_scratch=True), Design()),
-            "trains from scratch as well",
-        ),
-    ],
-)
-def test_invalid_studies_are_refused(study, make, message):
-    with pytest.raises(UsageError, match=message):
-        make(study[0])
-
-
 @pytest.mark.parametrize("kind", list(jobs.TASKS))
 def test_the_majority_class_is_the_most_frequent_training_label(bases, tmp_path, kind):
     recipe = jobs.recipe(kind, bases("gpt2"), tmp_path)
     task = recipe.task.build()
-    baseline = predict_majority(recipe, task)
+    result = predict_majority(recipe, task)
     labels, gold = (
         [task.example(row, "x").label for row in jobs.rows(kind, count, seed)]
         for count, seed in ((20, 0), (9, 1))
     )
-    expected = (
-        sum(labels) / 20
-        if kind == "score"
-        else task.labels.name(max(sorted(set(labels)), key=labels.count))
-    )
-    assert baseline.answer == (pytest.approx(expected) if kind == "score" else expected)
+    if kind == "score":
+        assert result["answer"] == pytest.approx(sum(labels) / 20)
+    else:
+        assert result["answer"] == task.labels.name(max(sorted(set(labels)), key=labels.count))
     names = [task.labels.name(label) for label in gold]
     positive = recipe.task.positive or "same"
-    assert baseline.scores == compute_metrics(
-        recipe.task.metrics, [baseline.answer] * 9, names, positive
-    )
-    assert baseline.train_rows == 20
-    for name, (low, high) in baseline.intervals.items():
-        assert low <= baseline.scores[name] <= high
+    scores = compute_metrics(recipe.task.metrics, [result["answer"]] * 9, names, positive)
+    assert (result["scores"], result["labels"]) == ({"evaluate": scores}, 20)
+    assert all(low <= scores[name] <= high for name, (low, high) in result["intervals"].items())
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=7), st.floats(0, 1))
@@ -272,19 +226,15 @@ def test_rows_hold_medians_bounds_and_collapsed_seeds(values, majority_score):
     recipe = Recipe(task=jobs.TASKS["classification"])
     seeds = tuple(range(len(values)))
     cells = {cell.name: cell for cell in plan_cells(recipe, Design(seeds, ()))}
-    results = [
-        CellResult(
-            cells["majority"], {"accuracy": majority_score}, 9, {"accuracy": [0, 1]}, 1.0, "x"
-        )
-    ]
+    interval = {"accuracy": [0, 1]}
+    results = [CellResult(cells["majority"], {"accuracy": majority_score}, 9, interval, 1.0, "x")]
     for seed, value in zip(seeds, values, strict=True):
         cell = cells[f"lambda-0-seed-{seed}"]
         results.append(CellResult(cell, {"accuracy": value}, 9, None, 2.0, "x"))
     majority, tuned = build_table(recipe, results).rows
     assert majority.scores["accuracy"][:4] == (majority_score, 0, 1, "rows")
-    ranked, half = sorted(values), len(values) // 2
-    middle = ranked[half] if len(values) % 2 else (ranked[half - 1] + ranked[half]) / 2
-    assert tuned.scores["accuracy"] == (middle, ranked[0], ranked[-1], "seeds", tuple(values))
+    bounds = (np.median(values), min(values), max(values))
+    assert tuned.scores["accuracy"] == (*bounds, "seeds", tuple(values))
     assert tuned.collapsed == tuple(n for n in seeds if values[n] <= majority_score)
     assert tuned.seconds == 2.0 * len(values)
     flagged = format_row(tuned, ["accuracy"])[-1]

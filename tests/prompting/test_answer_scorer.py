@@ -119,16 +119,9 @@ def test_a_shared_beginning_is_read_once(bases, monkeypatch):
     assert read == [60, sum(required_inputs(request, 60).tokens for request in different)]
 
 
-def test_answers_of_one_token_need_only_their_context():
-    request = Encoded("x", [1, 2, 3], ((4,), (5,), (6,), (7,)))
-    batch = collate_answers([request], "packed")
-    assert batch.tokens.tolist() == [[1, 2, 3]]
-    assert batch.lm_index.tolist() == [2, 2, 2, 2]
-    assert batch.lm_target.tolist() == [4, 5, 6, 7]
-    assert batch.view.tolist() == [0, 1, 2, 3]
-
-
-def test_answers_that_differ_in_their_last_token_are_read_once():
+def test_the_last_token_of_an_answer_is_not_read_and_equal_stems_are_read_once():
+    batch = collate_answers([Encoded("x", [1, 2, 3], ((4,), (5,)))], "packed")
+    assert (batch.tokens.tolist(), batch.lm_index.tolist()) == ([[1, 2, 3]], [2, 2])
     request = Encoded("x", [1, 2], ((8, 9, 3), (8, 9, 4), (8, 5), (6,)))
     batch = collate_answers([request], "packed")
     assert batch.tokens.tolist() == [[1, 2, 8, 9, 8]]

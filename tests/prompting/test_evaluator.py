@@ -83,6 +83,10 @@ def answer_scores(base: Path, context: str, kind: str) -> list[float]:
     return scores
 
 
+def softmax(weights) -> np.ndarray:
+    return np.exp(weights) / np.exp(weights).sum()
+
+
 @pytest.mark.parametrize("kind", ["none", "token", "byte", "prior"])
 def test_zero_shot_predictions_match_transformers(bases, data, kind):
     base = bases("gpt2")
@@ -90,8 +94,7 @@ def test_zero_shot_predictions_match_transformers(bases, data, kind):
     expected = []
     for (premise, hypothesis, _), prediction in zip(FACTS[1:6], result.predictions, strict=True):
         weights = answer_scores(base, f"{premise} {hypothesis} True?", kind)
-        shares = np.exp(weights) / np.exp(weights).sum()
-        assert prediction.scores == pytest.approx(shares, rel=1e-4)
+        assert prediction.scores == pytest.approx(softmax(weights), rel=1e-4)
         expected.append(("no", "yes")[int(np.argmax(weights))])
     assert [prediction.label for prediction in result.predictions] == expected
     gold = [label for _, _, label in FACTS[1:6]]
@@ -130,15 +133,14 @@ def test_a_limit_counts_questions_but_not_demonstrations(bases, data):
 def test_calibration_divides_by_the_answers_to_content_free_questions(bases, data):
     base = bases("gpt2")
     result = PromptEvaluator(entailment(data, base)).evaluate(PromptOptions(calibrated=True))
-    empty = []
-    for word in ("N/A", "[MASK]", ""):
-        weights = np.array(answer_scores(base, f"{word} {word} True?", "none"))
-        empty.append(np.exp(weights) / np.exp(weights).sum())
+    empty = [
+        softmax(answer_scores(base, f"{word} {word} True?", "none"))
+        for word in ("N/A", "[MASK]", "")
+    ]
     for (premise, hypothesis, _), prediction in zip(FACTS[1:6], result.predictions, strict=True):
-        shares = np.exp(answer_scores(base, f"{premise} {hypothesis} True?", "none")) / np.mean(
-            empty, 0
-        )
-        assert prediction.scores == pytest.approx(shares / shares.sum(), rel=1e-4)
+        weights = answer_scores(base, f"{premise} {hypothesis} True?", "none")
+        shares = softmax(weights - np.log(np.mean(empty, 0)))
+        assert prediction.scores == pytest.approx(shares, rel=1e-4)
 
 
 def test_a_score_is_the_expected_value_of_its_answers(bases, data):
@@ -157,17 +159,16 @@ def test_a_score_is_the_expected_value_of_its_answers(bases, data):
     result = PromptEvaluator(Recipe.model_validate(values)).evaluate()
     context = "a horse the river"
     logs = [log_likelihood(bases("gpt2"), context, word)[0] for word in (" not", " so", " same")]
-    shares = np.exp(logs) / np.exp(logs).sum()
-    assert result.predictions[0].label == pytest.approx(float(shares @ [0, 2, 5]), rel=1e-4)
+    value = float(softmax(logs) @ [0, 2, 5])
+    assert result.predictions[0].label == pytest.approx(value, rel=1e-4)
     assert set(result.scores) == {"pearson", "mse"}
 
 
 def test_every_number_of_shots_is_evaluated_with_every_seed_and_zero_shots_once(bases, data):
     recipe = entailment(data, bases("llama"))
     results = list(evaluate_prompts(recipe, shots=(0, 1, 2), seeds=(0, 1)))
-    assert [(r.options.shots, r.options.seed) for r in results] == [
-        (0, 0), (1, 0), (1, 1), (2, 0), (2, 1),
-    ]  # fmt: skip
+    options = [(result.options.shots, result.options.seed) for result in results]
+    assert options == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
     for result in results:
         assert set(result.scores) == {"accuracy", "f1"}
         low, high = result.intervals["accuracy"]
@@ -175,14 +176,11 @@ def test_every_number_of_shots_is_evaluated_with_every_seed_and_zero_shots_once(
 
 
 def test_demonstrations_that_do_not_fit_are_dropped_and_long_questions_truncated(bases, data):
-    result = PromptEvaluator(entailment(data, bases("gpt2"))).evaluate(
-        PromptOptions(shots=6, shared=True)
-    )
-    assert 0 <= result.mean_shots < 6
-    long = "word " * 120
-    row = {"one": long, "two": "x", "label": "no"}
+    recipe, options = entailment(data, bases("gpt2")), PromptOptions(shots=6, shared=True)
+    assert 0 <= PromptEvaluator(recipe).evaluate(options).mean_shots < 6
+    row = {"one": "word " * 120, "two": "x", "label": "no"}
     (data / "dev.jsonl").write_text(json.dumps(row) + "\n")
-    assert PromptEvaluator(entailment(data, bases("gpt2"))).evaluate().truncated == 1
+    assert PromptEvaluator(recipe).evaluate().truncated == 1
 
 
 @pytest.mark.parametrize(

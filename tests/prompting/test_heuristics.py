@@ -1,4 +1,4 @@
-"""GPT-1's zero-shot heuristics (section 5), and scores predicted as expected values."""
+"""GPT-1's zero-shot heuristics (section 5)."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.prompting.normalization import best_threshold
 from finetune.recipe.loading import load_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
-from task_formats import Demonstrations, PromptEncoder, UsageError
+from task_formats import UsageError
 
 TRAIN = [("it rained all night", 1), ("rained it night all", 0), ("he is late", 1)]
 TRAIN += [("late he she is", 0), ("a man rides a horse", 1), ("horse a a rides", 0)]
@@ -70,12 +70,10 @@ def test_the_train_threshold_is_the_best_on_the_training_split(bases, tmp_path):
     labels = [label for _, label in TRAIN]
 
     def metric(threshold: float) -> float:
-        return compute_metrics(("matthews",), (known > threshold).astype(int).tolist(), labels)[
-            "matthews"
-        ]
+        names = (known > threshold).astype(int).tolist()
+        return compute_metrics(("matthews",), names, labels)["matthews"]
 
-    candidates = [-np.inf, *sorted(known)]
-    best = max(candidates, key=metric)
+    best = max([-np.inf, *sorted(known)], key=metric)
     logs = mean_log_probabilities(bases("gpt2"), [text for text, _ in DEV])
     expected = ["acceptable" if log > best else "unacceptable" for log in logs]
     assert [one.label for one in result.predictions] == expected
@@ -100,44 +98,34 @@ def test_a_threshold_takes_no_demonstrations(bases, tmp_path, options):
 
 
 def test_the_shipped_gpt1_prompts_are_the_papers():
-    parts = {name: load_recipe(name).task.with_prompt("gpt1") for name in ("cola", "sst2", "race")}
-    prompts = {name: part.build().prompt for name, part in parts.items()}
-    row = {"sentence": "a fine film", "label": 1}
-    example = parts["sst2"].build().example(row, "x")
-    assert prompts["sst2"].question(example) == "a fine film very"
-    assert prompts["sst2"].answer_texts(example) == (" negative", " positive")
-    example = parts["cola"].build().example(row, "x")
-    assert (prompts["cola"].question(example), prompts["cola"].normalization) == ("", "token")
-    assert prompts["cola"].answer_texts(example) == ("a fine film",)
-    row = {"article": "It rains.", "question": "Why?", "options": ["a", "b", "c"], "answer": "A"}
-    example = parts["race"].build().example(row, "x")
-    assert prompts["race"].question(example) == "It rains.\nWhy?"
-    assert prompts["race"].answer_texts(example) == (" a", " b", " c")
-    assert prompts["race"].normalization == "token"
-
-
-RECIPE = """
-task:
-  format: {format}
-  columns: {columns}
-  labels: {labels}
-  prompts: {{mine: {{text: "", answers: "{answers}", threshold: median}}}}
-"""
-TEXT = {"format": "classification", "columns": "{text: a, label: b}", "labels": "[x, y]"}
+    race = {"article": "It rains.", "question": "Why?", "options": ["a", "b", "c"], "answer": "A"}
+    sentence = {"sentence": "a fine film", "label": 1}
+    for name, row, question, answers, normalization in (
+        ("sst2", sentence, "a fine film very", (" negative", " positive"), "none"),
+        ("cola", sentence, "", ("a fine film",), "token"),
+        ("race", race, "It rains.\nWhy?", (" a", " b", " c"), "token"),
+    ):
+        task = load_recipe(name).task.with_prompt("gpt1").build()
+        example = task.example(row, "x")
+        assert task.prompt.question(example) == question
+        assert task.prompt.answer_texts(example) == answers
+        assert task.prompt.normalization == normalization
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("answers", "labels", "message"),
     [
-        ({"answers": "{text}", "labels": "[x, y, z]"}, "a threshold needs two labels"),
-        ({"answers": "{choice}"}, "must be a template over fields"),
-        ({"answers": "yes"}, "must be a template over fields"),
-        ({"answers": "{txt}"}, "unknown field 'txt'"),
+        ("{text}", ["x", "y", "z"], "a threshold needs two labels"),
+        ("{choice}", ["x", "y"], "must be a template over fields"),
+        ("{txt}", ["x", "y"], "unknown field 'txt'"),
     ],
 )
-def test_a_recipe_with_a_prompt_that_does_not_fit_is_refused(changes, message):
+def test_a_recipe_with_a_prompt_that_does_not_fit_is_refused(answers, labels, message):
+    prompts = {"mine": {"text": "", "answers": answers, "threshold": "median"}}
+    columns = {"text": "a", "label": "b"}
+    task = {"format": "classification", "columns": columns, "labels": labels, "prompts": prompts}
     with pytest.raises(UsageError, match=message):
-        parse_recipe(RECIPE.format(**{**TEXT, **changes}))
+        parse_recipe(json.dumps({"task": task}))
 
 
 def test_a_prompt_is_chosen_by_name(bases, tmp_path, capsys):
@@ -149,19 +137,3 @@ def test_a_prompt_is_chosen_by_name(bases, tmp_path, capsys):
     assert "matthews" in capsys.readouterr().out
     assert main([*words[:-1], "gpt2"]) == 2
     assert "no prompt 'gpt2'" in capsys.readouterr().err
-
-
-def test_stsb_scores_are_expected_values_of_six_answers(shared, bases):
-    changes = {"data.path": str(shared / "data" / "glue"), "data.limit": 12}
-    changes |= {"base.path": str(bases("llama")), "train.precision": "fp32"}
-    evaluator = PromptEvaluator(load_recipe("stsb", changes))
-    result = evaluator.evaluate(PromptOptions(shots=1))
-    assert set(result.scores) == {"pearson", "spearman"}
-    assert len(result.predictions) == 12
-    assert all(0 < one.label < 5 for one in result.predictions)
-    encoder = PromptEncoder(evaluator.task, evaluator.answer_tokenizer, 96, Demonstrations([], 0))
-    logs = evaluator.log_likelihoods(encoder.encode(evaluator.questions))
-    odds = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
-    values = [one.label for one in evaluator.evaluate().predictions]
-    assert values == pytest.approx((odds @ np.arange(6)).tolist(), rel=1e-5)
-    assert len({example.label for example in evaluator.questions}) > 2
