@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from finetune.batching.sampler import EpochSampler
 from finetune.training.loop import Step
@@ -30,21 +29,6 @@ class TrainingProgress:
     """Updates without finite loss and gradients, up to the last one."""
     max_tokens_per_forward: int | None = None
     """After any halving because memory ran out."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingProgress":
-        """Restores what `to_dict` gave. Raises ValueError or TypeError for anything else."""
-        if not all(value is None or isinstance(value, int | float) for value in values.values()):
-            raise ValueError("its progress is not numeric")
-        progress = cls(**values)
-        counts = (progress.update, progress.tokens, progress.consecutive_nonfinite)
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("its progress has a negative count")
-        return progress
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the counters by name."""
-        return asdict(self)
 
     def record_step(self, step: Step) -> None:
         """Counts an update."""

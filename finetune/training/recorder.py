@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,7 +93,7 @@ class RunRecorder:
         if not (self.folder / RESULT).exists():
             return None
         values = read_result(self.folder)
-        if not _is_result(values):
+        if not values.keys() >= set(_RESULT_FIELDS):
             raise UsageError(
                 "result.json is damaged",
                 where=str(self.folder),
@@ -128,7 +129,7 @@ class RunRecorder:
                 restore_state(job.model, job.optimizer, checkpoint.tensors)
                 notices += list_changes(metadata["provenance"], self._provenance)
                 check_frozen(job.model, metadata["provenance"], self._provenance)
-                progress = TrainingProgress.from_dict(metadata["progress"])
+                progress = TrainingProgress(**metadata["progress"])
         self.consecutive_nonfinite = progress.consecutive_nonfinite
         if progress.best_update and not has_model(self.model_folder):
             notices.append(f"{self.model_folder}: no model; the next evaluation saves one")
@@ -193,7 +194,7 @@ class RunRecorder:
         tensors = capture_state(job.model, job.optimizer, keep=self._run is not None)
         if self._run:
             metadata = {
-                "progress": progress.to_dict(),
+                "progress": asdict(progress),
                 "config": job.config_yaml(),
                 "provenance": self._provenance,
             }
@@ -244,14 +245,3 @@ def _mismatches_explained(path: Path) -> Iterator[None]:
             where=str(path),
             cure="Delete it to use the one before.",
         ) from error
-
-
-def _is_result(values: Mapping[str, Any]) -> bool:
-    """Whether the values have the types that `write_result` gives them."""
-    scores = values.get("scores")
-    return (
-        isinstance(scores, dict)
-        and all(isinstance(split, dict) for split in scores.values())
-        and all(isinstance(x, int | float | None) for s in scores.values() for x in s.values())
-        and all(isinstance(values.get(name), int | float) for name in _RESULT_FIELDS[1:])
-    )

@@ -163,11 +163,9 @@ def test_a_head_of_another_shape_is_refused(change, run):
         (lambda t, m: t.update({"weight.evil": torch.zeros(1)}), "other weights"),
         (lambda t, m: m.clear(), "its metadata has no 'config'"),
         (lambda t, m: m.update(provenance=[]), "does not fit the run"),
-        (lambda t, m: m["progress"].update(update=-5), "negative count"),
-        (lambda t, m: m["progress"].update(budget="x"), "not numeric"),
         (lambda t, m: m["progress"].update(evil=1), "evil"),
     ],
-    ids=range(9),
+    ids=range(7),
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(change, what, run):
     """The hashes of a manifest show that a checkpoint is complete, not that it is right."""
