@@ -105,14 +105,6 @@ def test_a_package_imports_only_from_earlier_layers(module):
     assert not later
 
 
-def test_there_is_no_import_cycle():
-    # Modules whose imports are all resolved are removed; a cycle is what remains.
-    rest = {module: ours(module) - {"finetune"} for module in MODULES if module != "finetune"}
-    while free := {module for module, wanted in rest.items() if not wanted & rest.keys()}:
-        rest = {module: wanted for module, wanted in rest.items() if module not in free}
-    assert not rest
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_third_party_packages_enter_through_their_doors(module):
     known = sys.stdlib_module_names | {"task_formats", "finetune"}
