@@ -1,4 +1,8 @@
-"""Encoded examples as tensors: one Batch, in three layouts that give the same result."""
+"""Encoded examples as tensors: one Batch, in three layouts that give the same result.
+
+An example has K views, the token sequences that the decoder reads: two orders of a pair, or one
+per choice. They are stored as one prefix and K endings, and a view is the prefix and an ending.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -10,9 +14,9 @@ from torch import Tensor
 from task_formats import Encoded
 
 Layout = Literal["separate", "shared", "packed"]
-"""Rows of a batch: one view each, one example each (its prefix once), or a single row for all."""
+"""Rows of a batch: one view each, one example each (prefix stored once), or a single row."""
 NO_LABEL = -100
-"""Class index of unlabelled examples, as `cross_entropy` ignores it."""
+"""Class index of unlabelled examples, which `cross_entropy` ignores."""
 
 
 class Span(NamedTuple):
@@ -21,15 +25,15 @@ class Span(NamedTuple):
     row: int
     start: int
     """The first column."""
-    prefix: int
+    prefix_length: int
     """Tokens of the prefix."""
-    endings: tuple[int, ...]
+    ending_lengths: tuple[int, ...]
     """Tokens of each ending."""
 
     @property
     def length(self) -> int:
         """Number of columns."""
-        return self.prefix + sum(self.endings)
+        return self.prefix_length + sum(self.ending_lengths)
 
     @property
     def stop(self) -> int:
@@ -39,11 +43,11 @@ class Span(NamedTuple):
     @property
     def longest(self) -> int:
         """Tokens of the longest view, which a sliding window is compared with."""
-        return self.prefix + max(self.endings, default=0)
+        return self.prefix_length + max(self.ending_lengths, default=0)
 
 
 class UpdateTotals(NamedTuple):
-    """What an update's means are taken over: all its forward passes and processes together."""
+    """Denominators of an update's means, over all its forward passes and processes."""
 
     examples: int
     """Labelled examples."""
@@ -63,9 +67,9 @@ class Batch(NamedTuple):
     """(R, T) long, padded on the right."""
     position_ids: Tensor
     """(R, T) long: a token's index in its own view."""
-    example: Tensor
+    example_id: Tensor
     """(R, T) long: the example a token belongs to; -1 for padding."""
-    ending: Tensor
+    ending_id: Tensor
     """(R, T) long: the ending a token belongs to; -1 for a prefix and padding."""
     last_index: Tensor
     """(N, K) long: flat index into (R, T) of each view's last token; -1 where there is none."""
@@ -73,7 +77,7 @@ class Batch(NamedTuple):
     """(M,) long: flat index into (R, T) of the state that predicts a target."""
     lm_target: Tensor
     """(M,) long: the token to predict."""
-    view: Tensor
+    target_view: Tensor
     """(M,) long: flat index into (N, K) of the ending a target belongs to; -1 for a prefix."""
     token_weight: Tensor
     """(M,) float32: weights of the targets in the LM loss; they sum to 1 over the update."""
@@ -110,14 +114,14 @@ def collate(
 ) -> Batch:
     """Arranges examples as one Batch.
 
-    The weights of the LM loss are those of the original code: the mean over a view's targets (every
-    token after the start token), then the mean over views, wrong answers included. A prefix that
+    The weights of the LM loss are those of GPT-1's code: the mean over a view's targets (every
+    token after the start token), then over views, including those of wrong choices. A prefix that
     is read once carries the weight of all its views. Without endings (pre-training) all targets
     weigh the same.
 
     Args:
         examples: N examples, not empty.
-        layout: How they are arranged in rows. It changes no logit, loss or gradient.
+        layout: How they are arranged in rows. It changes results by dropout and rounding only.
         pad: The id of the pad token.
         totals: Counts of the whole update, where the examples are only a part of it.
 
@@ -129,8 +133,7 @@ def collate(
     spans = tuple(span for span, _, _ in placements)
     height, width = spans[-1].row + 1, max(span.stop for span in spans)
     grid = np.full((4, height, width), -1, np.int64)
-    # Padding is never read, but learned positions must exist for it: they stay below the longest
-    # view's.
+    # Padding is never read, but its position ids must be valid.
     grid[0], grid[1] = pad, np.minimum(np.arange(width), max(s.longest for s in spans) - 1)
     last_index = np.full((len(examples), max(len(e.endings) for e in examples)), -1, np.int64)
     targets = [
@@ -195,19 +198,26 @@ def _write_span(
     counts = [len(part) for part in parts]
     tokens, position_ids, owner, ending = grid[:, span.row, span.start : span.stop]
     tokens[:], owner[:] = np.concatenate(parts), n
-    position_ids[: span.prefix] = np.arange(span.prefix)
-    position_ids[span.prefix :] = np.concatenate(
-        [np.arange(span.prefix, span.prefix + count) for count in (0, *span.endings)]
+    position_ids[: span.prefix_length] = np.arange(span.prefix_length)
+    position_ids[span.prefix_length :] = np.concatenate(
+        [
+            np.arange(span.prefix_length, span.prefix_length + count)
+            for count in (0, *span.ending_lengths)
+        ]
     )
     ending[:] = np.repeat([-1, *views], counts)
     index = span.row * grid.shape[2] + span.start + np.arange(span.length)
     last_index[n, views] = index[np.cumsum(counts)[1:] - 1]
     # The end of the prefix predicts the first token of every ending. The first token of a view is
     # no target.
-    predicting = np.where(position_ids == span.prefix, index[span.prefix - 1], index - 1)
+    predicting = np.where(
+        position_ids == span.prefix_length, index[span.prefix_length - 1], index - 1
+    )
     view = np.where(ending < 0, -1, n * last_index.shape[1] + ending)
     # The mean over the targets of a view, then the mean over the update's views.
-    weights = [1 / (max(span.prefix + count - 1, 1) * totals.views) for count in span.endings]
+    weights = [
+        1 / (max(span.prefix_length + count - 1, 1) * totals.views) for count in span.ending_lengths
+    ]
     prefix_weight = sum(weights) if example.endings else 1 / max(totals.targets, 1)
     weight = np.repeat([prefix_weight, *weights], counts)
     columns = (predicting, tokens, view, weight)

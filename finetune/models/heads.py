@@ -18,14 +18,16 @@ class LinearHead(nn.Module):
     Args:
         width: D, the width of the states.
         outputs: C classes, or 1 for a score. Choices always have one output, the score of a choice.
-        chooses: True where the views of an example are its choices.
+        is_multiple_choice: True where the views of an example are its choices.
         dropout: Probability of dropping a feature. All views of an example share one mask.
     """
 
-    def __init__(self, width: int, outputs: int, *, chooses: bool, dropout: float = 0.1) -> None:
+    def __init__(
+        self, width: int, outputs: int, *, is_multiple_choice: bool, dropout: float = 0.1
+    ) -> None:
         super().__init__()
-        self.chooses, self.dropout = chooses, dropout
-        outputs = 1 if chooses else outputs
+        self.is_multiple_choice, self.dropout = is_multiple_choice, dropout
+        outputs = 1 if is_multiple_choice else outputs
         self.weight = nn.Parameter(0.02 * torch.randn(outputs, width))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
@@ -45,7 +47,7 @@ class LinearHead(nn.Module):
         # In float32 under autocast too: the product is small, and its precision decides.
         with torch.autocast(features.device.type, enabled=False):
             scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
-        if self.chooses:
+        if self.is_multiple_choice:
             return (scores[..., 0] + self.bias).masked_fill(~present, -torch.inf)
         return scores.masked_fill(~present[..., None], 0).sum(1) + self.bias
 
@@ -53,5 +55,8 @@ class LinearHead(nn.Module):
 def build_head(task: Task, width: int, dropout: float = 0.1) -> LinearHead:
     """Builds the head of a task for states of a width. Every head of gptft is made here."""
     return LinearHead(
-        width, task.labels.num_outputs, chooses=task.format.is_multiple_choice, dropout=dropout
+        width,
+        task.labels.num_outputs,
+        is_multiple_choice=task.format.is_multiple_choice,
+        dropout=dropout,
     )

@@ -32,8 +32,10 @@ class LanguageModel(nn.Module):
 
     def score_endings(self, states: Tensor, batch: Batch) -> Tensor:
         """(R·T, D) states of a batch to (N, K) log-probabilities in nats; -inf where absent."""
-        in_ending = batch.view >= 0
+        in_ending = batch.target_view >= 0
         index, target = batch.lm_index[in_ending], batch.lm_target[in_ending]
         nll = self.backbone.token_losses(states[index], target)
-        sums = nll.new_zeros(batch.last_index.numel()).index_add(0, batch.view[in_ending], nll)
+        sums = nll.new_zeros(batch.last_index.numel()).index_add(
+            0, batch.target_view[in_ending], nll
+        )
         return (-sums.view_as(batch.last_index)).masked_fill(batch.last_index < 0, -torch.inf)

@@ -1,13 +1,13 @@
 """The training objective of GPT-1 (sections 3.1 and 3.2): task loss + λ · language-model loss.
 
-For an update over N labelled examples x with labels y and V views (token sequences) u:
+For an update over N labelled examples x with labels y and U views (token sequences) u:
 
     L2 = (1 / N) Σ_x −log P(y | x)                      task loss; (score − y)² for scores
-    L1 = (1 / V) Σ_u (1 / |u|) Σ_t −log P(u_t | u_<t)   LM loss; t: the |u| tokens after the start
+    L1 = (1 / U) Σ_u (1 / |u|) Σ_t −log P(u_t | u_<t)   LM loss; t: the |u| tokens after the start
     L3 = L2 + λ · L1                                    what is minimised; λ = 0.5 in the paper
 
 A batch holds a part of an update. Its weights (`example_weight`, `token_weight`) contain the
-factors 1 / N and 1 / (V |u|), so the losses and gradients of all batches of an update add up to
+factors 1 / N and 1 / (U |u|), so the losses and gradients of all batches of an update add up to
 the above.
 """
 
@@ -23,10 +23,10 @@ from finetune.batching.collate import NO_LABEL, Batch
 from finetune.models.speedups.embedding_gradients import accumulates_in_place
 
 CHUNK = 1024
-"""Targets whose V logits exist at one time."""
+"""Targets per chunk of logits."""
 _COLUMN_MULTIPLE = 32
-"""V is rounded up to V′, a multiple of this: matrix rows that start at multiples of 64 bytes are
-computed a third faster than rows of GPT-2's 50,257 columns."""
+"""The vocabulary size V is rounded up to V′, a multiple of this. Matrix rows that start at
+multiples of 64 bytes are computed a third faster than rows of GPT-2's 50,257 columns."""
 
 
 class Outputs(NamedTuple):
@@ -35,7 +35,7 @@ class Outputs(NamedTuple):
     logits: Tensor
     """(N, C) for classes, (N, K) for choices and prompted answers, (N, 1) for scores."""
     lm_loss: Tensor
-    """(): the batch's share of the update's LM loss L1; 0 where it was not asked for."""
+    """(): the batch's share of the update's LM loss L1; 0 if it was not computed."""
 
 
 class Losses(NamedTuple):
@@ -113,7 +113,7 @@ def lm_loss(
 
 
 class _LmLoss(torch.autograd.Function):
-    """The gradient of the logits is (softmax(logits) − onehot(target)) · token_weight."""
+    """The gradient with respect to logits is (softmax(logits) − onehot(target)) · token_weight."""
 
     @staticmethod
     def forward(
@@ -191,10 +191,10 @@ def _logit_chunks(
 
 def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
     """(m,) negative log-likelihoods of targets; turns the (m, V′) logits into probabilities."""
-    top, picked = logits.amax(-1), logits.gather(1, target[:, None])[:, 0]
+    max_logit, target_logit = logits.amax(-1), logits.gather(1, target[:, None])[:, 0]
     torch.softmax(logits, -1, out=logits)
     # The largest probability is at least 1 / V, so its logarithm is exact enough.
-    return top - logits.amax(-1).log() - picked
+    return max_logit - logits.amax(-1).log() - target_logit
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

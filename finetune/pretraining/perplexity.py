@@ -22,7 +22,7 @@ class TextScorer(nn.Module):
         """(N, 1) negative log-likelihoods in nats, summed over the targets of each example."""
         states = self.backbone.hidden_states(batch)[batch.lm_index]
         nats = self.backbone.token_losses(states, batch.lm_target)
-        examples = batch.example.flatten()[batch.lm_index]
+        examples = batch.example_id.flatten()[batch.lm_index]
         sums = nats.new_zeros(len(batch.last_index)).index_add(0, examples, nats)
         return Outputs(sums[:, None], nats.new_zeros(()))
 

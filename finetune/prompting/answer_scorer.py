@@ -99,7 +99,7 @@ def collate_answers(
         last_index=torch.from_numpy(last_index),
         lm_index=torch.from_numpy(lm_index),
         lm_target=torch.from_numpy(lm_target),
-        view=torch.from_numpy(views),
+        target_view=torch.from_numpy(views),
     )
 
 
@@ -122,10 +122,10 @@ def _locate_stems(
     locations: dict[tuple[int, ...], list[int]] = {}
     stems = iter(inputs.endings)
     for span in spans:
-        end = span.row * columns + span.start + span.prefix - 1
+        end = span.row * columns + span.start + span.prefix_length - 1
         locations.setdefault((), [end])
         start = end + 1
-        for stem in islice(stems, len(span.endings)):
+        for stem in islice(stems, len(span.ending_lengths)):
             locations[tuple(stem)] = [end, *range(start, start + len(stem))]
             start += len(stem)
     return locations

@@ -34,7 +34,7 @@ def read_back(batch: Batch) -> dict[tuple[int, int], list[int]]:
         seen = [
             column
             for column in range(last + 1)
-            if batch.example[row, column] == n and batch.ending[row, column] in (-1, k)
+            if batch.example_id[row, column] == n and batch.ending_id[row, column] in (-1, k)
         ]
         assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
         views[n, k] = batch.tokens[row, seen].tolist()
@@ -63,7 +63,7 @@ def test_layouts_have_the_rows_and_columns_they_promise(many: list[Encoded], lay
         "packed": (1, sum(example.tokens for example in many)),
     }
     assert batch.tokens.shape == expected[layout]
-    padding = batch.example < 0
+    padding = batch.example_id < 0
     assert (batch.tokens[padding] == 0).all()
     assert batch.position_ids.min() >= 0
     assert batch.position_ids.max() < max(views)
@@ -71,9 +71,9 @@ def test_layouts_have_the_rows_and_columns_they_promise(many: list[Encoded], lay
 
 def weights_by_target(batch: Batch) -> dict[tuple[int, int, int, int], float]:
     """(example, ending or -1, position, token) of every target to its total weight."""
-    position_ids, owner = batch.position_ids.flatten(), batch.example.flatten()
+    position_ids, owner = batch.position_ids.flatten(), batch.example_id.flatten()
     weights: dict[tuple[int, int, int, int], float] = {}
-    columns = (batch.lm_index, batch.lm_target, batch.view, batch.token_weight)
+    columns = (batch.lm_index, batch.lm_target, batch.target_view, batch.token_weight)
     for index, target, view, weight in zip(*(x.tolist() for x in columns), strict=True):
         n = int(owner[index])
         ending = -1 if view < 0 else view % max(batch.last_index.shape[1], 1)

@@ -46,7 +46,7 @@ def test_runs_of_both_precisions_follow_each_other(bases, tmp_path) -> None:
 
 
 def test_the_head_computes_in_float32() -> None:
-    head = LinearHead(8, 3, chooses=False).eval()
+    head = LinearHead(8, 3, is_multiple_choice=False).eval()
     features, present = torch.randn(2, 1, 8), torch.ones(2, 1, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
         found = head(features.bfloat16(), present)

@@ -12,14 +12,16 @@ SIZES = st.tuples(*[st.integers(1, 4)] * 3)
 
 
 @given(SIZES, st.integers(0, 2**31), st.booleans())
-def test_logits_are_linear_in_the_sum_of_views_or_in_each_choice(sizes, seed: int, chooses: bool):
+def test_logits_are_linear_in_the_sum_of_views_or_in_each_choice(
+    sizes, seed: int, is_multiple_choice: bool
+):
     examples, views, classes = sizes
     torch.manual_seed(seed)
-    head = LinearHead(6, classes, chooses=chooses).double().eval()
+    head = LinearHead(6, classes, is_multiple_choice=is_multiple_choice).double().eval()
     head.bias.data.normal_()
     features = torch.randn(examples, views, 6, dtype=torch.float64)
     present = torch.rand(examples, views) < 0.7
-    if chooses:
+    if is_multiple_choice:
         expected = (features @ head.weight[0] + head.bias).masked_fill(~present, -torch.inf)
     else:
         summed = torch.where(present[..., None], features, 0).sum(1)
@@ -37,7 +39,7 @@ def test_a_task_decides_the_outputs_of_its_head(name: str) -> None:
 
 def test_one_dropout_mask_serves_all_views_of_an_example() -> None:
     torch.manual_seed(0)
-    head = LinearHead(400, 1, chooses=True, dropout=0.5).train()
+    head = LinearHead(400, 1, is_multiple_choice=True, dropout=0.5).train()
     present = torch.ones(3, 4, dtype=torch.bool)
     scores = head(torch.randn(3, 1, 400).expand(3, 4, 400), present)
     assert (scores == scores[:, :1]).all()
@@ -47,7 +49,7 @@ def test_one_dropout_mask_serves_all_views_of_an_example() -> None:
 
 def test_dropout_keeps_the_expected_features() -> None:
     torch.manual_seed(0)
-    head = LinearHead(10_000, 1, chooses=True, dropout=0.1).train()
+    head = LinearHead(10_000, 1, is_multiple_choice=True, dropout=0.1).train()
     with torch.no_grad():
         head.weight.fill_(1 / 10_000)
         score = head(torch.ones(1, 1, 10_000), torch.ones(1, 1, dtype=torch.bool)).item()
@@ -57,7 +59,7 @@ def test_dropout_keeps_the_expected_features() -> None:
 
 def test_a_new_head_is_drawn_as_in_the_original_code() -> None:
     torch.manual_seed(0)
-    head = LinearHead(50_000, 2, chooses=False)
+    head = LinearHead(50_000, 2, is_multiple_choice=False)
     assert head.bias.tolist() == [0, 0]
     assert head.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert head.weight.mean().item() == pytest.approx(0, abs=5e-4)

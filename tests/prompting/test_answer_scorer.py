@@ -127,7 +127,7 @@ def test_the_last_token_of_an_answer_is_not_read_and_equal_stems_are_read_once()
     assert batch.tokens.tolist() == [[1, 2, 8, 9, 8]]
     assert batch.lm_index.tolist() == [1, 2, 3, 1, 2, 3, 1, 4, 1]
     assert batch.lm_target.tolist() == [8, 9, 3, 8, 9, 4, 8, 5, 6]
-    assert batch.view.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
+    assert batch.target_view.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
 
 
 @given(REQUESTS, st.sampled_from(["separate", "shared", "packed"]), st.integers(0, 3))
@@ -138,7 +138,7 @@ def test_every_target_is_predicted_from_the_token_before_it(requests, layout, ca
     views = max(len(request.endings) for request in requests)
     for view in range(len(requests) * views):
         n, k = divmod(view, views)
-        mine = [m for m, other in enumerate(batch.view.tolist()) if other == view]
+        mine = [m for m, other in enumerate(batch.target_view.tolist()) if other == view]
         assert (batch.last_index[n, k] >= 0) == (k < len(requests[n].endings)) == bool(mine)
         if not mine:
             continue
@@ -148,7 +148,7 @@ def test_every_target_is_predicted_from_the_token_before_it(requests, layout, ca
         assert [tokens[source] for source in sources] == [prefix[-1], *ending[:-1]]
         first = len(prefix) - 1
         assert [positions[source] for source in sources] == [*range(first, first + len(ending))]
-        assert {batch.example.flatten()[source].item() for source in sources} == {n}
+        assert {batch.example_id.flatten()[source].item() for source in sources} == {n}
 
 
 @given(REQUESTS)

@@ -19,8 +19,9 @@ _BLOCK_QUERIES = 128
 class AttentionLayout:
     """Which token of a batch attends to which, as masks that are made once for all layers.
 
-    A token attends to an earlier column of its own example that is prefix or of its own ending, and
-    with a sliding window only to those fewer than `window` positions back.
+    A token attends to an earlier column of its own span that is prefix or of its own ending, and
+    with a sliding window only to those fewer than `window` positions back. Columns of other spans
+    are never keys: attention is computed span by span.
 
     With `last_tokens_only`, only the state of each view's last token is read.
     """
@@ -28,12 +29,12 @@ class AttentionLayout:
     def __init__(self, batch: Batch, last_tokens_only: bool = False) -> None:
         self.spans, self._shape = batch.spans, batch.tokens.shape
         self.last_tokens = LastTokens(batch.spans, self._shape[1]) if last_tokens_only else None
-        self._position_ids, self._ending = batch.position_ids, batch.ending
+        self._position_ids, self._ending = batch.position_ids, batch.ending_id
         self._masks: dict[Any, Tensor] = {}
         self._blocks: dict[Any, list[AttentionBlock]] = {}
         self._padded_groups: dict[Any, list[tuple[PaddedGroup, Tensor | None]]] = {}
         # Then one causal kernel computes all rows: what is on the right of a view is padding.
-        self.one_view_per_row = all(s.start == 0 and len(s.endings) <= 1 for s in self.spans)
+        self.one_view_per_row = all(s.start == 0 and len(s.ending_lengths) <= 1 for s in self.spans)
         self.longest = max(span.longest for span in self.spans)
 
     @cached_property
@@ -91,7 +92,7 @@ class AttentionLayout:
 
     def is_causal(self, span: Span, window: int | None) -> bool:
         """True where plain causal attention over the span's columns is the whole rule."""
-        return len(span.endings) <= 1 and (window is None or span.longest <= window)
+        return len(span.ending_lengths) <= 1 and (window is None or span.longest <= window)
 
     def mask(self, span: Span, window: int | None, dtype: torch.dtype, cached: int = 0) -> Tensor:
         """(L, P + L) mask of a span of L columns after P `cached` tokens of a prefix.

@@ -29,7 +29,7 @@ class LastTokens:
 
     def __init__(self, spans: Sequence[Span], columns: int) -> None:
         self.in_spans = [
-            [stop - 1 for stop in accumulate(span.endings, initial=span.prefix)][1:]
+            [stop - 1 for stop in accumulate(span.ending_lengths, initial=span.prefix_length)][1:]
             for span in spans
         ]
         """For every span the columns of its last tokens, counted from its start."""

@@ -14,8 +14,8 @@ from tests.support.samples import LAYOUTS
 
 def visible(batch: Batch, window: int | None) -> Tensor:
     """(R, T, T) booleans by the rule of Batch; a column of padding sees itself."""
-    same = batch.example[:, :, None] == batch.example[:, None, :]
-    ending = batch.ending
+    same = batch.example_id[:, :, None] == batch.example_id[:, None, :]
+    ending = batch.ending_id
     shared = (ending[:, None, :] == -1) | (ending[:, None, :] == ending[:, :, None])
     distance = batch.position_ids[:, :, None] - batch.position_ids[:, None, :]
     near = (distance >= 0) & (distance < (window or 10_000))
@@ -52,7 +52,7 @@ def test_blocks_give_dense_attention_with_the_same_dropped_weights(layout, windo
     query, key, value = inputs
     mask = torch.where(visible(batch, window), 0.0, -torch.inf)[:, None]
     weights = (query @ key.transpose(-1, -2) * scaling + mask).softmax(-1)
-    expected = ((weights * kept) @ value).transpose(1, 2) * (batch.example >= 0)[..., None, None]
+    expected = ((weights * kept) @ value).transpose(1, 2) * (batch.example_id >= 0)[..., None, None]
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
     if not dropout:
         with torch.no_grad():
