@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread, a deterministic hypothesis, shared data."""
+"""Settings of all tests (no network, one thread) and their shared fixtures."""
 
 import functools
 import os
@@ -13,8 +13,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
 
-# Before anything imports torch or the hub's libraries, and for the processes that tests start.
-# The cache of whoever runs the tests is neither read nor filled.
+# Set before torch and the libraries of the Hub are imported, and for the processes of tests.
+# The user's own cache is neither read nor written.
 _HUB = tempfile.TemporaryDirectory(prefix="gptft-tests-hub-", ignore_cleanup_errors=True)
 os.environ.update(
     HF_HOME=_HUB.name,
@@ -24,7 +24,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
-# No test may fail for being slow on a busy machine. On CI the same examples come every time.
+# No deadline: the machine may be busy. On CI the examples are the same every time.
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
@@ -40,7 +40,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="module")
 def no_flush() -> Iterator[None]:
-    """The disk is not waited for: only a power cut could tell, and the tests run much faster."""
+    """Makes fsync do nothing, which speeds up tests; only a power cut would show the difference."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -48,17 +48,17 @@ def no_flush() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the repository, with public data sets under `data`."""
+    """The folder `shared` next to the repository, with public data sets under `data`."""
     folder = ROOT.parent / "shared"
     if not (folder / "data" / "README.md").is_file():
-        pytest.skip("no public data sets beside the repository (../shared/data)")
+        pytest.skip("no public data sets next to the repository (../shared/data)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """From a family's name to the folder of its tiny random base, made once a session."""
-    # Here and not above: tests that need no model do not wait for torch.
+    """Maps a family to the folder of its tiny random base, which is made once per session."""
+    # Imported here, so that tests without a model do not load torch.
     from tests.support.families import make
 
     return functools.cache(lambda name: make(name, tmp_path_factory.mktemp("base") / name))
@@ -70,7 +70,7 @@ def job(
     bases: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> "Recipe":
-    """A small job over a tiny gpt2: of the kind and with the settings that the file's JOB names."""
+    """A small recipe over a tiny gpt2; the JOB of a test file is its kind and settings."""
     from tests.support import jobs
 
     kind, settings = request.module.JOB
@@ -79,7 +79,7 @@ def job(
 
 @pytest.fixture(scope="module")
 def undisturbed(job: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished run of the file's job, which nothing has disturbed; to be read only."""
+    """The finished, uninterrupted run of `job`. Tests must not modify it."""
     from tests.support import jobs
 
     return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")

@@ -1,4 +1,4 @@
-"""Scores over all rows: each counted once, in the rows' order, whatever order they are read in."""
+"""Every row of a split is evaluated once, and predictions are in the order of the rows."""
 
 import math
 
@@ -14,7 +14,7 @@ from task_formats import Task
 from tests.support import samples
 from tests.support.samples import KINDS
 
-HERE = Accelerator(cpu=True)
+ACCELERATOR = Accelerator(cpu=True)
 
 
 def task_of(name: str) -> Task:
@@ -25,17 +25,22 @@ def task_of(name: str) -> Task:
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-@pytest.mark.parametrize("budget", [1, 70, 10_000])
-def test_every_row_is_scored_once_and_in_its_place(name: str, budget: int, bases) -> None:
+@pytest.mark.parametrize("limit", [1, 70, 10_000])
+def test_every_row_is_scored_once_and_in_order(name: str, limit: int, bases) -> None:
     kind, base = KINDS[name], samples.load(bases("gpt2"))
-    many = samples.examples(kind, base, count=9)
+    examples = samples.examples(kind, base, count=9)
     model = samples.task_model(kind, base, dropout=0.5)
-    batch_config = BatchConfig("packed", base.task_tokens.pad_id, budget)
-    found = evaluate(compute_logits(model, many, batch_config, HERE), many, task_of(name), HERE)
+    batch_config = BatchConfig("packed", base.task_tokens.pad_id, limit)
+    result = evaluate(
+        compute_logits(model, examples, batch_config, ACCELERATOR),
+        examples,
+        task_of(name),
+        ACCELERATOR,
+    )
     assert model.training
     model.eval()
     values, losses = [], []
-    for example, prediction in zip(many, found.predictions, strict=True):
+    for example, prediction in zip(examples, result.predictions, strict=True):
         with torch.no_grad():
             logits = (
                 model(collate([example], "separate", base.task_tokens.pad_id)).logits[0].double()
@@ -46,47 +51,55 @@ def test_every_row_is_scored_once_and_in_its_place(name: str, budget: int, bases
             values.append((logits.item() - example.label) ** 2)
             losses.append(values[-1])
             continue
-        chances = logits.softmax(0)
+        probabilities = logits.softmax(0)
         assert len(logits) == (
             len(example.endings) if kind.format.is_multiple_choice else kind.labels.num_outputs
         )
-        assert prediction.scores == pytest.approx(chances.tolist(), rel=1e-4)
+        assert prediction.scores == pytest.approx(probabilities.tolist(), rel=1e-4)
         best = int(logits.argmax())
         assert prediction.label == kind.labels.names[best]
         values.append(best == example.label)
-        losses.append(-math.log(chances[example.label]))
-    assert found.scores == pytest.approx(
+        losses.append(-math.log(probabilities[example.label]))
+    assert result.scores == pytest.approx(
         {task_of(name).metrics[0]: np.mean(values), "loss": np.mean(losses)}, rel=1e-4
     )
 
 
 def test_rows_without_a_label_are_predicted_and_not_scored(bases) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
-    many = samples.examples(kind, base, count=4)
+    examples = samples.examples(kind, base, count=4)
     model = samples.task_model(kind, base)
     batch_config = BatchConfig("packed", base.task_tokens.pad_id, 100)
 
     def scores(rows):
         return evaluate(
-            compute_logits(model, rows, batch_config, HERE), rows, task_of("entailment"), HERE
+            compute_logits(model, rows, batch_config, ACCELERATOR),
+            rows,
+            task_of("entailment"),
+            ACCELERATOR,
         )
 
-    more = [many[0]._replace(label=None), *many[:2], many[1]._replace(label=None), *many[2:]]
-    assert scores(more).scores == pytest.approx(scores(many).scores)
-    assert len(scores(more).predictions) == 6
+    with_unlabelled = [
+        examples[0]._replace(label=None),
+        *examples[:2],
+        examples[1]._replace(label=None),
+        *examples[2:],
+    ]
+    assert scores(with_unlabelled).scores == pytest.approx(scores(examples).scores)
+    assert len(scores(with_unlabelled).predictions) == 6
 
 
-@pytest.mark.parametrize("found", [[0, 1], [0, 1, 1], [0, 1, 2, 2], [0, 1, 3], []])
-def test_a_row_that_is_missing_or_there_twice_is_never_scored_silently(found: list[int]) -> None:
-    with pytest.raises(RuntimeError, match=f"{len(found)} results for 3 rows"):
-        gather_logits([[(index, np.zeros(2, np.float32)) for index in found]], 3, HERE)
+@pytest.mark.parametrize("indices", [[0, 1], [0, 1, 1], [0, 1, 2, 2], [0, 1, 3], []])
+def test_missing_and_duplicate_rows_are_refused(indices: list[int]) -> None:
+    with pytest.raises(RuntimeError, match=f"{len(indices)} results for 3 rows"):
+        gather_logits([[(index, np.zeros(2, np.float32)) for index in indices]], 3, ACCELERATOR)
 
 
-def test_numbers_that_are_none_do_not_move_a_class(bases) -> None:
-    """A NaN is kept where it stands: left out, the classes behind it would take other names."""
+def test_a_nan_logit_does_not_shift_the_classes(bases) -> None:
+    """If it were removed, the classes after it would get other names."""
     kind, base = KINDS["classification"], samples.load(bases("gpt2"))
     (example,) = samples.examples(kind, base, count=1)
     row = np.array([math.nan, 0.0, 1.0], np.float32)
-    found = evaluate([[(0, row)]], [example], task_of("classification"), HERE)
-    assert len(found.predictions[0].scores) == 3
-    assert math.isnan(found.scores["loss"])
+    result = evaluate([[(0, row)]], [example], task_of("classification"), ACCELERATOR)
+    assert len(result.predictions[0].scores) == 3
+    assert math.isnan(result.scores["loss"])

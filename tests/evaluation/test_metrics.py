@@ -1,4 +1,4 @@
-"""Every metric against its formula, written out in numpy; defined where that divides by zero."""
+"""Every metric equals its formula, written out in numpy, and is 0 where that divides by zero."""
 
 import warnings
 
@@ -43,21 +43,21 @@ def correlation(x, y):
 
 
 def ranks(values):
-    """The mean place of each value among all, ties sharing theirs."""
+    """The rank of each value; ties share their mean rank."""
     return np.array([np.sum(values < v) + (np.sum(values == v) - 1) / 2 for v in values])
 
 
 @given(classes())
 def test_accuracy_and_f1(drawn):
     predicted, gold = drawn
-    found = compute_metrics(["accuracy", "f1", "macro_f1"], predicted, gold, "yes")
+    result = compute_metrics(["accuracy", "f1", "macro_f1"], predicted, gold, "yes")
     occurring = sorted(set(predicted) | set(gold))
     expected = {
         "accuracy": np.mean(predicted == gold),
         "f1": f1_of("yes", predicted, gold),
         "macro_f1": np.mean([f1_of(name, predicted, gold) for name in occurring]),
     }
-    assert found == pytest.approx(expected, abs=1e-12)
+    assert result == pytest.approx(expected, abs=1e-12)
 
 
 @given(classes(NAMES[::2]))
@@ -87,10 +87,10 @@ def test_matthews_of_more_is_a_correlation_of_indicators(drawn):
 @given(scores())
 def test_correlations_and_squared_error(drawn):
     predicted, gold = drawn
-    found = compute_metrics(["spearman", "mse"], predicted, gold)
-    assert found["spearman"] == pytest.approx(correlation(ranks(predicted), ranks(gold)), abs=1e-9)
-    assert found["mse"] == pytest.approx(np.mean((predicted - gold) ** 2), rel=1e-9)
-    # Where the spread drowns in rounding, no two formulas agree.
+    result = compute_metrics(["spearman", "mse"], predicted, gold)
+    assert result["spearman"] == pytest.approx(correlation(ranks(predicted), ranks(gold)), abs=1e-9)
+    assert result["mse"] == pytest.approx(np.mean((predicted - gold) ** 2), rel=1e-9)
+    # If the spread is within rounding error, formulas differ.
     if min(np.ptp(predicted), np.ptp(gold)) > 1e-6 or not np.ptp(predicted) * np.ptp(gold):
         pearson = compute_metrics(["pearson"], predicted, gold)["pearson"]
         assert pearson == pytest.approx(correlation(predicted, gold), abs=1e-6)
@@ -128,7 +128,7 @@ def test_what_would_divide_by_zero_is_zero_without_a_warning(metric, predicted, 
         assert compute_metrics([metric], predicted, gold, "b") == {metric: 0.0}
 
 
-def test_an_almost_constant_answer_warns_of_nothing():
+def test_almost_constant_predictions_give_no_warning():
     predicted = [1.0, 1.0 + 1e-15, 1.0]
     assert -1 <= compute_metrics(["pearson"], predicted, [1.0, 2.0, 3.0])["pearson"] <= 1
 
@@ -157,6 +157,6 @@ def test_metrics_keep_their_order():
         (["f1"], ["a"], r"f1 needs a positive class\n.*task\.positive"),
     ],
 )
-def test_a_wrong_question_is_refused(metrics, gold, what):
+def test_mistakes_are_refused(metrics, gold, what):
     with pytest.raises(UsageError, match=what):
         compute_metrics(metrics, gold, gold)
