@@ -2,13 +2,12 @@
 
 import json
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import typer
 
@@ -39,15 +38,20 @@ class ErrorReport(NamedTuple):
 
 def report_error(error: BaseException) -> int:
     """Prints an exception, or writes it to a file for the launcher; returns the exit code."""
-    report = describe_error(error)
+    here = f"{Path.cwd()}{os.sep}"
+    message, cure, exit_code = _describe(error)
+    trace = "" if exit_code == INTERRUPTED else "".join(traceback.format_exception(error))
+    report = ErrorReport(
+        message.replace(here, ""), cure.replace(here, ""), exit_code, trace, time.time()
+    )
     rank = get_rank()
     if folder := os.environ.get(ERROR_FOLDER):
         Path(folder, f"{rank}.json").write_text(json.dumps(report._asdict()), encoding="utf-8")
-        return report.exit_code
+        return exit_code
     if rank > 0:
         time.sleep(_FIRST_RANK_SECONDS)
     print_error(report, prefix=f"process {rank}: " if rank else "")
-    return report.exit_code
+    return exit_code
 
 
 def print_error(report: ErrorReport, prefix: str = "") -> None:
@@ -69,45 +73,28 @@ def exit_stopped(message: str, exit_code: int) -> NoReturn:
     raise typer.Exit(exit_code)
 
 
-def describe_error(error: BaseException) -> ErrorReport:
-    """The message, cure and exit code of an exception."""
-    if isinstance(error, KeyboardInterrupt):
-        return ErrorReport("interrupted", "", INTERRUPTED, "", time.time())
-    message, cure, exit_code = _describe(error)
-    trace = "".join(traceback.format_exception(error))
-    return ErrorReport(_shorten_paths(message), _shorten_paths(cure), exit_code, trace, time.time())
-
-
-def _shorten_paths(text: str) -> str:
-    """Writes paths inside the current folder relative to it."""
-    here = str(Path.cwd())
-    return re.sub(re.escape(here) + r"(?![\w.-])", ".", text.replace(here + os.sep, ""))
-
-
 def _describe(error: BaseException) -> tuple[str, str, int]:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "", INTERRUPTED
     if isinstance(error, UsageError):
         return error.headline, error.cure, USAGE_ERROR
-    if hasattr(error, "format_message"):
-        return _describe_typer_error(error)
+    if hasattr(error, "format_message"):  # an error of typer
+        context = getattr(error, "ctx", None)
+        message = error.format_message().strip().partition(", unable to parse")[0]
+        cure = f"See {context.command_path if context else 'gptft'} --help."
+        return message[:1].lower() + message[1:], cure, USAGE_ERROR
     if is_out_of_memory(error):
         cure = "\n".join(getattr(error, "__notes__", [_USE_LESS_MEMORY]))
         return "out of memory", cure, UNEXPECTED_ERROR
-    if isinstance(error, FileExistsError) and error.filename is not None:
+    if isinstance(error, FileExistsError):
         cure = "Remove it, or choose another name with -o."
         return f"{error.filename} already exists", cure, USAGE_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         cure = "Check the path and permissions."
         return f"{error.filename}: {error.strerror}", cure, USAGE_ERROR
-    first = next(iter(str(error).strip().splitlines()), "")
+    first, _, _ = str(error).strip().partition("\n")
     name = type(error).__name__
     return f"{name}: {first}" if first else name, _UNEXPECTED, UNEXPECTED_ERROR
-
-
-def _describe_typer_error(error: Any) -> tuple[str, str, int]:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "gptft"
-    message = error.format_message().strip().partition(", unable to parse")[0]
-    return message[:1].lower() + message[1:], f"See {command} --help.", USAGE_ERROR
 
 
 _USE_LESS_MEMORY = """\

@@ -127,10 +127,9 @@ def _finish(
     for rank, code in failed.items():
         if code < 0 and not stops:
             cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
-            name = signal.Signals(-code).name
-            report = ErrorReport(f"was killed by {name}", cure if code == -9 else "", 1)
-            print_error(report, f"process {rank} ")
-            return report.exit_code
+            what = f"process {rank} was killed by {signal.Signals(-code).name}"
+            print_error(ErrorReport(what, cure if code == -signal.SIGKILL else "", 1))
+            return 1
     if not errors:
         return next(iter(failed.values()))
     rank, error = min(errors.items(), key=lambda item: item[1].time)

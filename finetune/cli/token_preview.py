@@ -11,7 +11,7 @@ from finetune.models.task_tokens import TaskTokens
 from task_formats import Encoded, Example, Format, Task
 from task_formats.truncation import truncate_longest_first
 
-COLORS = ("cyan", "green", "magenta", "yellow")
+_COLORS = ("cyan", "green", "magenta", "yellow")
 """Colours of the templates of a format, in order of first mention."""
 _SPECIAL_STYLES = {"S": "black on white", "D": "black on white", "E": "bold white on blue"}
 _MAX_REMOVED_CHARACTERS = 60
@@ -46,18 +46,9 @@ def make_token_views(
     task_tokens: TaskTokens,
     max_tokens: int,
     *,
-    with_lm: bool = True,
+    with_lm: bool,
 ) -> list[TokenView]:
-    """Makes the K views of an example, marked as the batch for training marks them.
-
-    Args:
-        example: The texts.
-        encoded: The same example as token ids.
-        task: Gives the format.
-        task_tokens: Gives the tokenizer and the special tokens.
-        max_tokens: Length to which the views are truncated.
-        with_lm: Whether the language-model loss is part of the objective.
-    """
+    """The K views of an example, truncated to `max_tokens`, marked as in a batch for training."""
     batch = collate([encoded], "separate")
     width = batch.tokens.shape[1]
     # In separate rows a target directly follows the token that predicts it.
@@ -122,25 +113,25 @@ def split_at_tokens(task_tokens: TaskTokens, text: str) -> list[str]:
     return parts
 
 
-def render_view(view: TokenView, colors: bool) -> Text:
-    """Renders a view as one text; without colours, bars separate the tokens."""
-    text = Text()
-    previous, even = None, False
+def render_view(view: TokenView) -> Text:
+    """Renders a view as one text: a bar between tokens, a colour for each template."""
+    text, previous = Text(), None
     for n, token in enumerate(view.tokens):
         if n in view.removed:
-            count, removed = view.removed[n]
-            removed = " ".join(removed.split())
-            shown = removed[:_MAX_REMOVED_CHARACTERS]
-            dots = "..." if len(removed) > len(shown) else ""
-            text.append(f' <-{count}: "{shown}{dots}"> ', "red strike" if colors else "")
+            number, removed = view.removed[n]
+            shown = " ".join(removed.split())[:_MAX_REMOVED_CHARACTERS]
+            text.append(f' <-{number}: "{shown}"> ', "red strike")
+        underline = " underline" if token.is_lm_target else ""
         if token.template_index is None:
-            _append_special(text, token, colors)
+            space = "" if not text or text.plain.endswith(" ") else " "
+            style = _SPECIAL_STYLES[token.text] + underline
+            text.append(space).append(f"[{token.text}]", style).append(" ")
         else:
-            bar = previous is not None and n not in view.removed and not colors
+            text.append("|" if previous is not None and n not in view.removed else "")
             visible = token.text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-            style = _choose_style(token, token.template_index, bright=even) if colors else ""
-            text.append("|" if bar else "").append(visible, style)
-        previous, even = token.template_index, not even
+            color = _COLORS[token.template_index % len(_COLORS)] + underline
+            text.append(visible, "black on yellow" if token.is_unknown else color)
+        previous = token.template_index
     return text
 
 
@@ -148,40 +139,22 @@ def summarize(view: TokenView) -> str:
     """Token counts of a view in one line."""
     read = next((n for n, token in enumerate(view.tokens, 1) if token.is_read), 0)
     targets = sum(token.is_lm_target for token in view.tokens)
-    removed = sum(count for count, _ in view.removed.values())
+    removed = sum(number for number, _ in view.removed.values())
     summary = f"{len(view.tokens)} tokens, head reads token {read}, LM loss on {targets}"
     return f"{summary}, {removed} removed" if removed else summary
 
 
-def render_legend(colors: bool, templates: Sequence[str]) -> Text:
-    """Explains the colours and marks."""
+def render_legend(templates: Sequence[str]) -> Text:
+    """Explains the marks, and with templates the colours."""
     text = Text()
     names = {"S": "start", "D": "delimiter", "E": "extract: the head reads here"}
     for name, meaning in names.items():
-        _append_special(text, PreviewToken(name, None), colors)
-        text.append(f"{' ' if colors else ''}{meaning}   ")
-    if not colors:
-        return text.append('| between tokens   <-3: "..."> three tokens removed')
-    text.append("\n")
-    for k, template in enumerate(templates):
-        text.append(f" {template} ", COLORS[k % len(COLORS)])
-    text.append("  ").append("underlined", "underline").append(": target of the LM loss   ")
-    text.append("crossed out", "red strike").append(": removed by truncation   ")
-    return text.append("highlighted", "black on yellow").append(": unknown token")
-
-
-def _append_special(text: Text, token: PreviewToken, colors: bool) -> None:
-    if colors:
-        underline = " underline" if token.is_lm_target else ""
-        text.append(f" {token.text} ", _SPECIAL_STYLES[token.text] + underline)
-    else:
-        space = "" if not text or text.plain.endswith((" ", "\n")) else " "
-        text.append(f"{space}[{token.text}] ")
-
-
-def _choose_style(token: PreviewToken, template_index: int, *, bright: bool) -> str:
-    """The colour of the template; every second token is brighter so that token ends show."""
-    if token.is_unknown:
-        return "black on yellow"
-    underline = " underline" if token.is_lm_target else ""
-    return f"{'bright_' if bright else ''}{COLORS[template_index % len(COLORS)]}{underline}"
+        text.append(f"[{name}]", _SPECIAL_STYLES[name]).append(f" {meaning}   ")
+    text.append('| between tokens   <-3: "..."> three tokens removed')
+    if templates:
+        text.append("\n")
+        for k, template in enumerate(templates):
+            text.append(f"{template} ", _COLORS[k % len(_COLORS)])
+        text.append("  ").append("underlined", "underline").append(": target of the LM loss   ")
+        text.append("highlighted", "black on yellow").append(": unknown token")
+    return text

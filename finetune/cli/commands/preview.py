@@ -47,8 +47,8 @@ def preview(
         on_bad_row=recipe.data.on_bad_row,
     )
     out = console()
-    legend = render_legend(_has_colors(out), list_templates(built.format))
-    out.print(legend, soft_wrap=not out.is_terminal)
+    templates = list_templates(built.format) if out.color_system else ()
+    out.print(render_legend(templates), soft_wrap=not out.is_terminal)
     with_lm = recipe.train.lm_coefficient > 0
     for example in itertools.islice(examples, rows):
         [encoded] = encoder.encode([example])
@@ -67,8 +67,4 @@ def _print_example(
     for k, view in enumerate(views):
         correct = " (correct)" if task.format.is_multiple_choice and example.label == k else ""
         out.print(Text(f"view {k + 1} of {len(views)}{correct}: {summarize(view)}", "dim"))
-        out.print(render_view(view, _has_colors(out)), soft_wrap=not out.is_terminal)
-
-
-def _has_colors(out: Console) -> bool:
-    return out.is_terminal and not out.no_color and out.color_system is not None
+        out.print(render_view(view), soft_wrap=not out.is_terminal)
