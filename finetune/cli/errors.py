@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -38,12 +39,12 @@ class ErrorReport(NamedTuple):
 
 def report_error(error: BaseException) -> int:
     """Prints an exception, or writes it to a file for the launcher; returns the exit code."""
-    here = f"{Path.cwd()}{os.sep}"
     message, cure, exit_code = _describe(error)
     trace = "" if exit_code == INTERRUPTED else "".join(traceback.format_exception(error))
-    report = ErrorReport(
-        message.replace(here, ""), cure.replace(here, ""), exit_code, trace, time.time()
-    )
+    # Paths inside the current folder are relative to it.
+    here = re.compile(re.escape(str(Path.cwd())) + r"(/|(?![\w.-]))")
+    message, cure = (here.sub(lambda m: "" if m[1] else ".", text) for text in (message, cure))
+    report = ErrorReport(message, cure, exit_code, trace, time.time())
     rank = get_rank()
     if folder := os.environ.get(ERROR_FOLDER):
         Path(folder, f"{rank}.json").write_text(json.dumps(report._asdict()), encoding="utf-8")

@@ -120,14 +120,7 @@ def guess_task(
     texts: Sequence[str] = (),
     choices: Sequence[str] = (),
 ) -> TaskGuess:
-    """Guesses what is not given.
-
-    Args:
-        columns: The columns of the file.
-        format: Name of a format.
-        label: Column of the label.
-        texts: Columns of the texts, in order.
-        choices: A column of lists, or one column for each choice.
+    """Guesses what is not given: a format, and the columns of the label, texts and choices.
 
     Raises:
         UsageError: There is no such column, no label or no text is found, or the columns do not
@@ -153,10 +146,10 @@ def guess_task(
     chosen = format or _choose_format(texts, choices, target)
     names = _FIELDS.get(chosen, ("context", "choices"))
     values: list[str | Sequence[str]] = [*texts, *choices]
-    if chosen == "multiple_choice" and choices:
+    if choices:
         context = texts[0] if len(texts) == 1 else " ".join(f"{{{name}}}" for name in texts)
         values = [context, choices[0] if columns[choices[0]].longest_list else choices]
-    if len(names) != len(values):
+    if len(names) != len(values) or bool(choices) != (chosen == "multiple_choice"):
         what = f"the columns do not fit the format {chosen}"
         cure = "It reads one text (classification), two texts, or a context and choices."
         raise UsageError(what, cure=cure)
@@ -165,7 +158,8 @@ def guess_task(
     if target.is_score and not choices:
         bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
         return TaskGuess(chosen, fields, unused, {}, bounds, ("pearson", "spearman"))
-    labels = _count_labels(target, [columns[name] for name in choices])
+    count = columns[choices[0]].longest_list or len(choices) if choices else 0
+    labels = _count_labels(target, count)
     rare = 2 * min(labels.values()) * len(labels) < sum(labels.values()) and not choices
     metrics = ("accuracy", "macro_f1") if rare else ("accuracy",)
     return TaskGuess(chosen, fields, unused, labels, None, metrics)
@@ -196,23 +190,20 @@ def _find_choices(columns: Sequence[Column], label: Column) -> list[str]:
     """A column of lists, or columns that differ in a number; empty if there are none."""
     groups: dict[str, list[str]] = {}
     for column in filter(lambda column: _CHOICES.search(column.name), columns):
-        if column.longest_list and _are_indices(label, column.longest_list):
+        if column.longest_list and _name_choices(label, column.longest_list):
             return [column.name]
         stem, count = _NUMBER_IN_NAME.subn("", column.name)
         if count:
             groups.setdefault(stem, []).append(column.name)
     choices = max(groups.values(), key=len, default=[])
-    return choices if len(choices) > 1 and _are_indices(label, len(choices)) else []
+    return choices if len(choices) > 1 and _name_choices(label, len(choices)) else []
 
 
-def _are_indices(label: Column, count: int) -> bool:
-    """True if the labels are 0..K-1, 1..K or A, B, ... for K choices."""
-    return any(label.counts.keys() <= set(names) for names in _name_choices(count))
-
-
-def _name_choices(count: int) -> list[list[str]]:
-    numbers = [[str(k + first) for k in range(count)] for first in (0, 1)]
-    return [*numbers, list(string.ascii_uppercase[:count])]
+def _name_choices(label: Column, count: int) -> list[str]:
+    """0..K-1, 1..K or A, B, ... for K choices, as the labels are written; empty if otherwise."""
+    numbers = ([str(k + first) for k in range(count)] for first in (0, 1))
+    known = (*numbers, list(string.ascii_uppercase[:count]))
+    return next((names for names in known if label.counts.keys() <= set(names)), [])
 
 
 def _find_texts(columns: Sequence[Column], format: str | None) -> list[str]:
@@ -238,13 +229,10 @@ def _choose_format(texts: Sequence[str], choices: Sequence[str], label: Column) 
     return "similarity" if symmetric else "entailment"
 
 
-def _count_labels(label: Column, choices: Sequence[Column]) -> dict[str, int]:
-    """Rows of each label, in the order of the recipe."""
-    if choices:
-        written = _name_choices(choices[0].longest_list or len(choices))
-        labels = written[("0" not in label.counts) if label.numbers else 2]
-    else:
-        labels = sorted(label.counts, key=float if label.numbers else str)
+def _count_labels(label: Column, count: int) -> dict[str, int]:
+    """Rows of each label, in the order of the recipe; `count` is the number of choices, or 0."""
+    labels = _name_choices(label, count) if count else []
+    labels = labels or sorted(label.counts, key=float if label.numbers else str)
     if not 2 <= len(labels) <= _MAX_CLASSES:
         what = f"column {label.name!r} has {len(labels)} different values, not 2 to {_MAX_CLASSES}"
         raise UsageError(what, cure="Name the column with the labels: --label NAME.")

@@ -2,14 +2,13 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from finetune.cli.options import Overrides
 from finetune.recipe.loading import load_recipe, override_recipe, resolve_paths
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
-from task_formats import Format, Task, UsageError, suggest
+from task_formats import Task, UsageError, suggest
 
 
 class TaskSource(NamedTuple):
@@ -21,18 +20,14 @@ class TaskSource(NamedTuple):
 
 
 def find_task(name: str, overrides: Overrides) -> TaskSource:
-    """Loads the recipe of a task.
-
-    Args:
-        name: A shipped recipe, a YAML file, or module:attribute.
-        overrides: Dotted key to value.
+    """Loads the recipe of a task: a shipped recipe, a YAML file, or module:attribute.
 
     Raises:
         UsageError: There is no such task; the message suggests the nearest name.
     """
     module, colon, attribute = name.rpartition(":")
     if colon and not Path(name).exists() and not Path(module).is_absolute():
-        task = import_task(module, attribute)
+        task = _import_task(module, attribute)
         recipe = override_recipe(Recipe(task=TaskConfig.from_task(task)), overrides)
         return TaskSource(attribute, resolve_paths(recipe, Path.cwd()), task)
     return TaskSource(Path(name).stem, load_recipe(name, overrides), None)
@@ -43,30 +38,21 @@ def find_python_task(name: str | None) -> Task | None:
     return find_task(name, {}).task if name else None
 
 
-def import_task(module: str, attribute: str) -> Task:
-    """Imports a Task; modules of the current folder come first.
-
-    Raises:
-        UsageError: There is no such module or attribute, or it is not a Task.
-    """
+def _import_task(module: str, attribute: str) -> Task:
+    """Imports a Task; modules of the current folder come first."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
         cure = f"Run the command in the folder of {module.partition('.')[0]}.py, or install it."
-        raise UsageError(f"no Python module {module!r}", where="--task", cure=cure) from error
-    names = [key for key, value in vars(imported).items() if isinstance(value, Task)]
+        raise UsageError(str(error), where="--task", cure=cure) from error
     task = getattr(imported, attribute, None)
-    if task is None:
-        cure = suggest(attribute, names) if names else "It contains no task_formats.Task."
-        raise UsageError(f"no {attribute!r} in {imported.__file__}", cure=cure)
     if not isinstance(task, Task):
-        what = f"{module}:{attribute} is of type {type(task).__name__}, not a task_formats.Task"
-        raise UsageError(what, cure=f"Tasks there: {', '.join(names) or 'none'}.")
+        names = [key for key, value in vars(imported).items() if isinstance(value, Task)]
+        cure = suggest(attribute, names) if names else "It contains no task_formats.Task."
+        raise UsageError(f"no task {attribute!r} in module {module!r}", cure=cure)
     return task
 
 
@@ -84,19 +70,3 @@ def find_split(data: DataConfig, name: str) -> str:
     if data.path is None and split not in known.values() and not Path(split).exists():
         raise UsageError(f"neither a split nor a file: {name!r}", cure=suggest(name, known))
     return split
-
-
-def name_format(config: TaskConfig) -> str:
-    """The name of a task's format, for tables."""
-    if isinstance(config.format, str):
-        return config.format
-    return "multiple_choice" if Format(config.format.views).is_multiple_choice else "custom views"
-
-
-def describe_labels(config: TaskConfig) -> str:
-    """The labels of a task in one line."""
-    if config.range:
-        return f"{config.range[0]:g} to {config.range[1]:g}"
-    labels = config.labels or ()
-    names = labels.values() if isinstance(labels, Mapping) else labels
-    return ", ".join(dict.fromkeys(names))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from finetune.cli.task_sources import describe_labels, find_split, find_task
+from finetune.cli.task_sources import find_split, find_task
 from finetune.recipe.schema import DataConfig, TaskConfig
 from task_formats import FORMATS, Classes, Format, Range, Task, UsageError
 
@@ -42,20 +42,14 @@ def test_a_task_of_a_module_in_the_current_folder(module):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("{}:review", r"no 'review' in .*\n.*'reviews'"),
-        ("{}:answer", "is of type int, not a task_formats.Task"),
-        ("no_such_module_here:reviews", "no Python module 'no_such_module_here'"),
+        ("{}:review", r"no task 'review' in .*\n.*'reviews'"),
+        ("{}:answer", "no task 'answer' in "),
+        ("no_such_module_here:reviews", "No module named 'no_such_module_here'"),
     ],
 )
 def test_what_is_no_task_is_refused(module, name, what):
     with pytest.raises(UsageError, match=what):
         find_task(name.format(module), {})
-
-
-def test_a_module_that_itself_lacks_a_module_says_which(module, tmp_path):
-    (tmp_path / f"{module}_broken.py").write_text("import surely_not_installed\n")
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        find_task(f"{module}_broken:task", {})
 
 
 OWN = Format((("{a} and {b}", "{c}"),))
@@ -93,8 +87,3 @@ def test_splits_go_by_their_role_or_their_own_name():
     assert [find_split(data, n) for n in names] == ["t", "dev", "dev", "mismatched", "mismatched"]
     with pytest.raises(UsageError, match=r"no data\.predict"):
         find_split(data, "predict")
-
-
-def test_labels_in_words():
-    assert describe_labels(find_task("rte", {}).recipe.task) == "entailment, not_entailment"
-    assert describe_labels(find_task("stsb", {}).recipe.task) == "0 to 5"

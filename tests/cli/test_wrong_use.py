@@ -155,9 +155,9 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("train --task rtee", "unknown task 'rtee'", "Did you mean 'rte'?"),
         ("train --task empty.yaml", "must contain a mapping", "gptft new"),
         ("show yours.yaml", "yours.yaml", "ath"),
-        ("train --task moduls:mine", "no Python module 'moduls'", "moduls.py"),
-        ("train --task modul:mine", "no 'mine' in modul.py", "no task_formats.Task"),
-        ("show modul:x", "modul:x is of type int", "Tasks there"),
+        ("train --task moduls:mine", "No module named 'moduls'", "moduls.py"),
+        ("train --task modul:mine", "no task 'mine' in module 'modul'", "no task_formats.Task"),
+        ("show modul:x", "no task 'x' in module", "no task_formats.Task"),
         # Values
         (f"{TRAIN} --seed -1", "train.seed", ""),
         (f"{TRAIN} --seed 18446744073709551616", "4294967296", ""),

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from errno import EEXIST
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,6 @@ from finetune.cli.task_guess import TaskGuess, guess_task, summarize_columns
 from task_formats import Row, UsageError
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
-_MAX_LABELS_SHOWN = 12
 _HOLD_OUT_SEED = 42
 _PLAIN_YAML = re.compile(
     r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [\w./+-]+)*", re.I
@@ -76,8 +75,6 @@ def new(
     print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
     for name, column in guess.columns.items():
         print_line(f"  {name:<10} ", (_format_column(column), "cyan"))
-    for name, count in islice(guess.labels.items(), _MAX_LABELS_SHOWN):
-        print_line(f"  {'':<10} ", (one_line(name), "green"), f"  {format_count(count, 'row')}")
     if evaluate is None:
         print_line(("No evaluation data. ", "yellow"), "Use --hold-out 0.1 or --evaluate FILE.")
     print_line("Wrote ", (str(target), "bold"), ". Check it, then:")

@@ -12,8 +12,8 @@ def tasks() -> None:
 
     Example: gptft tasks
     """
-    from finetune.cli.task_sources import describe_labels, name_format
     from finetune.recipe.loading import load_recipe, shipped_recipes
+    from task_formats import Classes
 
     out = console()
     wide = out.width >= 110
@@ -24,8 +24,11 @@ def tasks() -> None:
             table.add_column(column, max_width=width)
     for name in sorted(shipped_recipes()):
         recipe = load_recipe(name)
-        kind, labels = name_format(recipe.task), describe_labels(recipe.task)
-        details = [kind.replace("_", " "), labels, ", ".join(recipe.task.metrics), recipe.about]
+        task = recipe.task.build()
+        kind = "multiple choice" if task.format.is_multiple_choice else recipe.task.format
+        kind = kind if isinstance(kind, str) else "custom views"
+        labels = ", ".join(task.labels.names) if isinstance(task.labels, Classes) else "a score"
+        details = [kind, labels, ", ".join(task.metrics), recipe.about]
         if not wide:
             details = ["  ".join(details[:3]) + f"\n{recipe.about}"]
         table.add_row(*map(Text, (name, *details)))
