@@ -30,9 +30,6 @@ def test_a_run_can_be_moved_and_copied(job, undisturbed, tmp_path) -> None:
         jobs.assert_same(run, undisturbed)
 
 
-# The recipe.
-
-
 def edit(run: Path, old: str, new: str) -> None:
     """Replaces text in the recipe of a run."""
     text = (run / RECIPE).read_text()
@@ -78,9 +75,6 @@ def test_a_command_overrides_an_edited_recipe(job, undisturbed, tmp_path) -> Non
     assert "learning_rate: 0.001" in (run / RECIPE).read_text()
 
 
-# The base.
-
-
 @pytest.fixture
 def own_base(bases, tmp_path) -> Path:
     return Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
@@ -92,12 +86,25 @@ def scale(base: Path) -> None:
     save_file(scaled, base / "model.safetensors", {"format": "pt"})
 
 
-def test_a_changed_base_is_reported(job, own_base, undisturbed, tmp_path) -> None:
+def annotate(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": "edited"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (scale, "weights"),
+        (lambda base: annotate(base / "config.json"), "config"),
+        (lambda base: annotate(base / "tokenizer_config.json"), "tokenizer"),
+    ],
+    ids=["weights", "config", "tokenizer"],
+)
+def test_a_changed_base_is_reported(change, part, job, own_base, undisturbed, tmp_path) -> None:
     """All weights are in the checkpoint, so the run can continue."""
     run = stop(jobs.change(job, "base", path=str(own_base)), tmp_path / "run")
-    scale(own_base)
+    change(own_base)
     notices, done = jobs.resume(run)
-    assert [text.split(" was ")[0] for text in notices] == ["resumed with other base: weights"]
+    assert [text.split(" was ")[0] for text in notices] == [f"resumed with other base: {part}"]
     assert done == [2]
     assert jobs.distance(jobs.weights(run), jobs.weights(undisturbed)) == 0
 
@@ -109,14 +116,3 @@ def test_a_changed_base_is_refused_where_its_weights_are_frozen(job, own_base, t
     scale(own_base)
     with pytest.raises(UsageError, match="the weights of the base have changed"):
         jobs.resume(run)
-
-
-@pytest.mark.parametrize(
-    ("name", "part"), [("config.json", "config"), ("tokenizer_config.json", "tokenizer")]
-)
-def test_changed_files_of_a_base_are_reported(name, part, job, own_base, tmp_path) -> None:
-    run = stop(jobs.change(job, "base", path=str(own_base)), tmp_path / "run")
-    content = json.loads((own_base / name).read_text())
-    (own_base / name).write_text(json.dumps({**content, "note": "edited"}))
-    notices, _ = jobs.resume(run)
-    assert f"resumed with other base: {part}" in [text.split(" was ")[0] for text in notices]

@@ -18,7 +18,6 @@ from finetune.checkpointing.checkpoint import (
     load_latest_checkpoint,
     save_checkpoint,
 )
-from task_formats import UsageError
 from tests.storage.test_json_files import VALUES
 from tests.support.checkpoints import (
     assert_checkpoint,
@@ -76,16 +75,6 @@ def test_saving_an_earlier_update_deletes_the_later_ones(tmp_path: Path) -> None
     assert load_latest_checkpoint(tmp_path)[1] == []
 
 
-def test_an_update_can_be_saved_again(tmp_path: Path) -> None:
-    save_checkpoints(tmp_path, 1, 2)
-    save_checkpoint(tmp_path, 2, tensors_of(5), metadata_of(5))
-    assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 5)
-    assert names(tmp_path) == ["update-00000001", "update-00000002"]
-
-
-# Saving in the background.
-
-
 def test_the_writer_saves_what_was_and_not_what_becomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,24 +104,3 @@ def test_the_writer_keeps_the_memory_of_its_copies(tmp_path: Path) -> None:
     writer.wait()
     assert_checkpoint(load_checkpoint(tmp_path / "update-00000003"), 3)
     assert load_checkpoint(tmp_path / "update-00000004").tensors.keys() == {"weight", "new"}
-
-
-@pytest.mark.parametrize("call", ["poll", "wait", "save"])
-def test_the_writer_raises_the_error_of_a_save_at_the_next_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    def fail(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    writer = CheckpointWriter(tmp_path)
-    writer.save(1, tensors_of(1), metadata_of(1))
-    writer.wait()
-    monkeypatch.setattr(checkpoint, "save_tensors", fail)
-    writer.save(2, tensors_of(2), metadata_of(2))
-    assert writer._thread is not None
-    writer._thread.join()
-    with pytest.raises(UsageError, match="No space left"):
-        getattr(writer, call)(*((3, {}, {}) if call == "save" else ()))
-    writer.wait()  # It is raised once.
-    assert_checkpoint(load_latest_checkpoint(tmp_path)[0], 1)
-    assert names(tmp_path) == ["update-00000001"]

@@ -1,5 +1,6 @@
 """Kills, power cuts and full disks: a complete checkpoint always remains."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -59,8 +60,7 @@ def test_a_checkpoint_remains_after_a_kill_at_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """Each call that changes the disk is the last one once; the next save then tidies up."""
-    kill = 0
-    ended = False
+    kill, ended = 0, False
     while not ended:
         folder = tmp_path / str(kill)
         save_checkpoints(folder, 5)
@@ -88,13 +88,11 @@ def test_a_checkpoint_remains_after_a_kill_at_every_step(
 
 
 def _kill_after(calls: int, patch: pytest.MonkeyPatch) -> None:
-    left = calls
+    left = itertools.count(calls, -1)
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
+            if next(left) <= 0:
                 raise Killed
             return call(*arguments, **named)
 

@@ -19,11 +19,7 @@ def load_plain(folder) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request) -> str:
-    return request.param
-
-
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_loaded_model_computes_the_same_bits(family, bases, tmp_path: Path) -> None:
     kind, base = KINDS["multiple_choice"], samples.load(bases(family))
     model = samples.task_model(kind, base, dropout=0.1)
@@ -47,6 +43,7 @@ def test_a_loaded_model_computes_the_same_bits(family, bases, tmp_path: Path) ->
     assert "gptft" not in json.dumps(config)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_is_a_plain_transformers_folder(family, bases, tmp_path: Path) -> None:
     kind, base = KINDS["classification"], samples.load(bases(family))
     model = samples.task_model(kind, base).eval()

@@ -25,31 +25,18 @@ def test_a_run_keeps_what_it_is_given(tmp_path: Path) -> None:
         assert run.resume() is None
         run.write_recipe("about: grüße\n")
         run.log("train", {"update": 1, "loss": torch.tensor(0.5), "seconds": {"step": 0.25}})
+        assert len((folder / LOG).read_text().splitlines()) == 1, "at once"
         run.log("evaluate", {"update": 1, "scores": {"f1": float("nan")}})
         run.write_result({"scores": {"f1": float("inf")}, "update": 1})
         assert run.finished
         assert run.warnings == []
+    assert names(folder) == [".lock", LOG, "recipe.yaml", "result.json"]
     assert read_recipe(folder) == "about: grüße\n"
     assert read_result(folder) == {"scores": {"f1": None}, "update": 1}
     assert (folder / LOG).read_text().splitlines() == [
         '{"event": "train", "update": 1, "loss": 0.5, "seconds": {"step": 0.25}}',
         '{"event": "evaluate", "update": 1, "scores": {"f1": null}}',
     ]
-
-
-def test_the_files_of_a_run(tmp_path: Path) -> None:
-    with RunFolder.open(tmp_path) as run:
-        run.write_recipe("about: a test\n")
-        for update in range(3):
-            run.log("train", {"update": update})
-            # An event is in the file immediately.
-            assert len((tmp_path / LOG).read_text().splitlines()) == update + 1
-        run.save(1, {"a": torch.ones(1)}, {})
-        run.model_folder.mkdir()
-        run.write_result({})
-    assert names(tmp_path) == [
-        ".lock", "checkpoints", "metrics.jsonl", "model", "recipe.yaml", "result.json",
-    ]  # fmt: skip
 
 
 # Resume.
@@ -101,15 +88,6 @@ def test_the_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(
     assert read_result(resumed) == read_result(whole)
 
 
-def test_without_a_checkpoint_the_log_is_emptied(tmp_path: Path) -> None:
-    with RunFolder.open(tmp_path) as run:
-        run.log("train", {"update": 1})
-    with RunFolder.open(tmp_path, resume=True) as run:
-        assert run.resume() is None
-        assert (tmp_path / LOG).read_bytes() == b""
-        assert run.warnings == []
-
-
 def test_lost_events_are_reported(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as run:
         for update in (1, 2, 3):
@@ -139,20 +117,23 @@ def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     assert "Free some space" in caught.value.cure
 
 
-@pytest.mark.parametrize("call", ["log", "write_result", "close"])
+@pytest.mark.parametrize("call", ["log", "save", "write_result", "close"])
 def test_a_failed_save_is_reported_at_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_tensors", fail)
     with RunFolder.open(tmp_path) as run:
         run.save(1, {"a": torch.ones(1)}, {})
+        run._writer.wait()
+        monkeypatch.setattr(checkpoint, "save_tensors", fail)
+        run.save(2, {"a": torch.ones(1)}, {})
         assert run._writer._thread is not None
         run._writer._thread.join()
-        arguments = {"log": ("train", {"update": 2}), "write_result": ({},), "close": ()}
+        arguments = {"log": ("train", {}), "save": (3, {}, {}), "write_result": ({},), "close": ()}
         with pytest.raises(UsageError, match="No space left"):
             getattr(run, call)(*arguments[call])
         assert not run.finished
+    assert names(tmp_path / "checkpoints") == ["update-00000001"]
     RunFolder.open(tmp_path, resume=True).close()  # The folder is unlocked.
