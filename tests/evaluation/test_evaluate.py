@@ -9,7 +9,12 @@ from accelerate import Accelerator
 
 from finetune.batching.collate import collate
 from finetune.batching.sampler import BatchConfig
-from finetune.evaluation.evaluate import compute_logits, evaluate, gather_logits
+from finetune.evaluation.evaluate import (
+    EvaluationResult,
+    compute_logits,
+    evaluate,
+    gather_logits,
+)
 from task_formats import Task
 from tests.support import samples
 from tests.support.samples import KINDS
@@ -24,27 +29,26 @@ def task_of(name: str) -> Task:
     return Task(kind.format, columns, kind.labels, ("mse" if name == "score" else "accuracy",))
 
 
+def evaluate_examples(model, examples, name: str, base, limit: int) -> EvaluationResult:
+    config = BatchConfig("packed", base.task_tokens.pad_id, limit)
+    passes = compute_logits(model, examples, config, ACCELERATOR)
+    return evaluate(passes, examples, task_of(name), ACCELERATOR)
+
+
 @pytest.mark.parametrize("name", sorted(KINDS))
 @pytest.mark.parametrize("limit", [1, 70, 10_000])
 def test_every_row_is_scored_once_and_in_order(name: str, limit: int, bases) -> None:
     kind, base = KINDS[name], samples.load(bases("gpt2"))
     examples = samples.examples(kind, base, count=9)
     model = samples.task_model(kind, base, dropout=0.5)
-    batch_config = BatchConfig("packed", base.task_tokens.pad_id, limit)
-    result = evaluate(
-        compute_logits(model, examples, batch_config, ACCELERATOR),
-        examples,
-        task_of(name),
-        ACCELERATOR,
-    )
+    result = evaluate_examples(model, examples, name, base, limit)
     assert model.training
     model.eval()
     values, losses = [], []
     for example, prediction in zip(examples, result.predictions, strict=True):
+        batch = collate([example], "separate", base.task_tokens.pad_id)
         with torch.no_grad():
-            logits = (
-                model(collate([example], "separate", base.task_tokens.pad_id)).logits[0].double()
-            )
+            logits = model(batch).logits[0].double()
         assert prediction.id == example.id
         if name == "score":
             assert prediction.label == pytest.approx(logits.item(), rel=1e-5)
@@ -52,9 +56,8 @@ def test_every_row_is_scored_once_and_in_order(name: str, limit: int, bases) -> 
             losses.append(values[-1])
             continue
         probabilities = logits.softmax(0)
-        assert len(logits) == (
-            len(example.endings) if kind.format.is_multiple_choice else kind.labels.num_outputs
-        )
+        chooses = kind.format.is_multiple_choice
+        assert len(logits) == (len(example.endings) if chooses else kind.labels.num_outputs)
         assert prediction.scores == pytest.approx(probabilities.tolist(), rel=1e-4)
         best = int(logits.argmax())
         assert prediction.label == kind.labels.names[best]
@@ -69,24 +72,12 @@ def test_rows_without_a_label_are_predicted_and_not_scored(bases) -> None:
     kind, base = KINDS["entailment"], samples.load(bases("gpt2"))
     examples = samples.examples(kind, base, count=4)
     model = samples.task_model(kind, base)
-    batch_config = BatchConfig("packed", base.task_tokens.pad_id, 100)
-
-    def scores(rows):
-        return evaluate(
-            compute_logits(model, rows, batch_config, ACCELERATOR),
-            rows,
-            task_of("entailment"),
-            ACCELERATOR,
-        )
-
-    with_unlabelled = [
-        examples[0]._replace(label=None),
-        *examples[:2],
-        examples[1]._replace(label=None),
-        *examples[2:],
-    ]
-    assert scores(with_unlabelled).scores == pytest.approx(scores(examples).scores)
-    assert len(scores(with_unlabelled).predictions) == 6
+    unlabelled = [example._replace(label=None) for example in examples[:2]]
+    mixed = [unlabelled[0], *examples[:2], unlabelled[1], *examples[2:]]
+    result = evaluate_examples(model, mixed, "entailment", base, 100)
+    expected = evaluate_examples(model, examples, "entailment", base, 100)
+    assert result.scores == pytest.approx(expected.scores)
+    assert [p.id for p in result.predictions] == [example.id for example in mixed]
 
 
 @pytest.mark.parametrize("indices", [[0, 1], [0, 1, 1], [0, 1, 2, 2], [0, 1, 3], []])
