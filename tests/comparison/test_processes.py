@@ -25,7 +25,7 @@ CELL = "lambda-0.5-seed-0"
 
 @pytest.fixture
 def recipe(bases, tmp_path):
-    return make_recipe("entailment", bases("gpt2"), tmp_path / "data")
+    return make_recipe(bases("gpt2"), tmp_path / "data")
 
 
 def compare_here(recipe: Recipe, folder: Path) -> int:
@@ -34,8 +34,7 @@ def compare_here(recipe: Recipe, folder: Path) -> int:
 
 
 def test_two_processes_make_the_table_of_one(bases, tmp_path):
-    settings = {"epochs": 1, "batch_size": 7, "epsilon": 1e-3}
-    recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data", **settings)
+    recipe = make_recipe(bases("gpt2"), tmp_path / "data", batch_size=7, epsilon=1e-3)
     run_processes(2, compare_here, recipe, tmp_path / "two", output=tmp_path / "two")
     tables = [compare(recipe, tmp_path / run, SMALL, only=ONLY) for run in ("one", "two")]
     one, two = ([row._replace(seconds=0) for row in table.rows] for table in tables)
@@ -54,7 +53,7 @@ def stop_in_training(recipe: Recipe, folder: Path) -> int:
 
 
 def test_an_interrupted_cell_resumes_from_its_checkpoint(bases, tmp_path):
-    recipe = make_recipe("entailment", bases("gpt2"), tmp_path / "data")
+    recipe = make_recipe(bases("gpt2"), tmp_path / "data")
     run = tmp_path / "run"
     run_processes(1, stop_in_training, recipe, run, output=run, code=143)
     resumed = list(events(recipe, tmp_path / "run", SMALL, only=ONLY))
@@ -64,19 +63,19 @@ def test_an_interrupted_cell_resumes_from_its_checkpoint(bases, tmp_path):
     assert jobs.log(tmp_path / "run" / CELL) == jobs.log(tmp_path / "whole" / CELL)
 
 
-def follow(recipe, folder, finished: list[str], started: list[str]) -> None:
-    """Appends the names of cells as they start and finish."""
+def follow(recipe, folder, cells: dict[str, bool]) -> None:
+    """Sets the cells that start to False, and to True when they finish."""
     design = Design(seeds=(0,), shots=(0,), fractions=(1,))
     for event in events(recipe, folder, design, only=("majority", "lambda-*")):
         if isinstance(event, CellStarted):
-            started.append(event.cell.name)
+            cells[event.cell.name] = False
         if isinstance(event, CellFinished) and not event.reused:
-            finished.append(event.result.cell.name)
+            cells[event.result.cell.name] = True
 
 
 def test_a_signal_at_the_end_of_a_cell_stops_the_study(recipe, tmp_path, monkeypatch) -> None:
     """The cell is complete, and the same call continues with the next one."""
-    write, finished, started = RunRecorder.write_result, [], []
+    write, cells, again = RunRecorder.write_result, {}, {}
 
     def write_and_stop(self, *arguments):
         write(self, *arguments)
@@ -85,29 +84,25 @@ def test_a_signal_at_the_end_of_a_cell_stops_the_study(recipe, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(RunRecorder, "write_result", write_and_stop)
         with pytest.raises(Interrupted) as stop:
-            follow(recipe, tmp_path / "cells", finished, started)
+            follow(recipe, tmp_path / "cells", cells)
     assert (stop.value.exit_code, stop.value.update) == (143, None)
-    assert stop.value.folder.name == finished[-1] == started[-1]
-    assert started == ["majority", "lambda-0-seed-0"]
-    before, finished[:] = len(finished), []
-    follow(recipe, tmp_path / "cells", finished, [])
-    assert before + len(finished) == 3
-    assert jobs.result(tmp_path / "cells" / CELL)["scores"]
+    assert stop.value.folder.name == "lambda-0-seed-0"
+    assert cells == {"majority": True, "lambda-0-seed-0": True}
+    follow(recipe, tmp_path / "cells", again)
+    assert again == {CELL: True}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_a_cell_without_checkpoints_at_once(
     number, code, recipe, tmp_path, monkeypatch
 ):
-    finished, started = [], []
-
     def send_signal(*arguments):
         os.kill(os.getpid(), number)
         raise AssertionError("not stopped at once")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(finetune.comparison.study, "predict_majority", send_signal)
-        with pytest.raises(Interrupted) as stop:
-            follow(recipe, tmp_path / "cells", finished, started)
+    cells = {}
+    monkeypatch.setattr(finetune.comparison.study, "predict_majority", send_signal)
+    with pytest.raises(Interrupted) as stop:
+        follow(recipe, tmp_path / "cells", cells)
     assert (stop.value.exit_code, stop.value.folder.name) == (code, "majority")
-    assert (started, finished) == (["majority"], [])
+    assert cells == {"majority": False}

@@ -29,12 +29,10 @@ from tests.support import jobs
 pytestmark = pytest.mark.usefixtures("no_flush")
 
 
-def make_recipe(kind: str, base: Path, folder: Path, **settings) -> Recipe:
+def make_recipe(base: Path, folder: Path, **settings) -> Recipe:
     """A task with a prompt, and a job of two updates."""
-    settings = {"epochs": 1, "batch_size": 10, **settings}
-    recipe = jobs.recipe(kind, base, folder, **settings)
-    answers = {"no": " no", "yes": " yes"}
-    prompt = PromptConfig(text="{premise} {hypothesis}", answers=answers)
+    recipe = jobs.recipe("entailment", base, folder, **{"epochs": 1, "batch_size": 10, **settings})
+    prompt = PromptConfig(text="{premise} {hypothesis}", answers={"no": " no", "yes": " yes"})
     return jobs.change(recipe, "task", prompt=prompt)
 
 
@@ -43,15 +41,12 @@ def study(bases, tmp_path_factory):
     """A finished study: recipe, folder, design, table."""
     folder = tmp_path_factory.mktemp("study")
     design = Design(seeds=(0, 1), shots=(0, 2), fractions=(0.5, 1))
-    recipe = make_recipe("entailment", bases("gpt2"), folder / "data")
+    recipe = make_recipe(bases("gpt2"), folder / "data")
     return recipe, folder / "cells", design, compare(recipe, folder / "cells", design)
 
 
-NAMES = [
-    "majority", "ask-0", "ask-2-seed-0", "ask-2-seed-1", "scratch-seed-0", "scratch-seed-1",
-    "lambda-0-seed-0", "lambda-0-seed-1", "lambda-0.5-seed-0", "lambda-0.5-seed-1",
-    "lambda-0.5-labels-0.5-seed-0", "lambda-0.5-labels-0.5-seed-1",
-]  # fmt: skip
+METHODS = ("ask-2", "scratch", "lambda-0", "lambda-0.5", "lambda-0.5-labels-0.5")
+NAMES = ["majority", "ask-0", *(f"{method}-seed-{n}" for method in METHODS for n in (0, 1))]
 
 
 def test_a_study_has_a_cell_for_every_method_and_seed(study):
@@ -162,9 +157,8 @@ def test_seeds_and_fractions_may_be_added_later(study):
     recipe, folder, _, _ = study
     wider = Design(seeds=(0, 1, 2), shots=(0, 2), fractions=(0.25, 0.5))
     missing = {cell.name for cell, result in list_cells(recipe, folder, wider) if not result}
-    methods = ("ask-2", "scratch", "lambda-0", "lambda-0.5", "lambda-0.5-labels-0.5")
     quarters = {f"lambda-0.5-labels-0.25-seed-{seed}" for seed in (0, 1, 2)}
-    assert missing == {f"{method}-seed-2" for method in methods} | quarters
+    assert missing == {f"{method}-seed-2" for method in METHODS} | quarters
 
 
 def test_overwrite_repeats_selected_cells(study, tmp_path):

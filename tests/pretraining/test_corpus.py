@@ -38,9 +38,7 @@ smoke. Nobody walked abroad.
 The master of the house looked up from the paper that he had been reading,
 and shook his head.
 He had been a soldier in his youth, and nothing that came to pass at night
-could move him from his chair before the last column had been read, nor had
-the servants of the house been known to try it, for they were afraid of him
-and, to say it plainly, of the dark.
+could move him from his chair before the last column had been read.
 """
 UNWRAPPED = """\
 It was a cold and cheerless evening, and the wind that blew from the river brought with it \
@@ -52,13 +50,17 @@ nothing but the smell of coal-smoke. Nobody walked abroad.
 "Quiet!" said he.
 The master of the house looked up from the paper that he had been reading, and shook his head.
 He had been a soldier in his youth, and nothing that came to pass at night could move him from \
-his chair before the last column had been read, nor had the servants of the house been known to \
-try it, for they were afraid of him and, to say it plainly, of the dark.
+his chair before the last column had been read.
 """
 
 
 def read(path: Path, unwrap: bool = False) -> str:
     return "".join(make_pieces(read_text(path), unwrap))
+
+
+def cut_blocks(text: str, cuts: list[int]) -> list[str]:
+    bounds = sorted(min(cut, len(text)) for cut in cuts)
+    return [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +83,7 @@ def test_any_text_is_read_back(tmp_path_factory, text):
 
 @given(st.text(), st.integers(1, 50), st.lists(st.integers(0, 60), max_size=5))
 def test_pieces_join_to_the_text_wherever_blocks_end(text, size, cuts):
-    bounds = sorted(min(cut, len(text)) for cut in cuts)
-    blocks = [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
+    blocks = cut_blocks(text, cuts)
     pieces = list(cut_pieces(blocks, size))
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= size + 1 for piece in pieces)
@@ -105,7 +106,7 @@ def test_a_piece_ends_where_byte_level_bpe_splits_the_text_anyway(text, size):
 
 
 def test_wrapped_lines_are_joined_within_paragraphs_only():
-    assert detect_width(PAGE * 4) == 75
+    assert detect_width(PAGE * 4) == 74
     assert "".join(unwrap_lines([PAGE * 4])) == UNWRAPPED * 4
 
 
@@ -119,8 +120,7 @@ def test_text_without_wrapped_lines_is_unchanged():
 
 @given(LINES, st.lists(st.integers(0, 300), max_size=6), st.integers(3, 20))
 def test_unwrapping_changes_only_line_breaks_wherever_blocks_end(text, cuts, width):
-    bounds = sorted(min(cut, len(text)) for cut in cuts)
-    blocks = [text[a:b] for a, b in zip([0, *bounds], [*bounds, len(text)], strict=True)]
+    blocks = cut_blocks(text, cuts)
     joined = "".join(join_lines(blocks, width))
     assert joined == "".join(join_lines([text], width))
     assert "".join(joined.split()) == "".join(text.split())
@@ -191,17 +191,6 @@ def test_the_fingerprint_depends_on_contents_and_order_but_not_on_names(tmp_path
     a, b, c = paths
     assert fingerprint([a, b]) == fingerprint([c, b])
     assert len({fingerprint([a, b]), fingerprint([b, a]), fingerprint([a]), fingerprint([])}) == 4
-
-
-def test_every_novel_is_read(shared):
-    """46 and 4 files, each with a byte order mark and Windows line ends."""
-    novels = shared / "data/lm/novels"
-    assert [len(find_files([str(novels / s)])) for s in ("train", "valid")] == [46, 4]
-    path = novels / "valid/Conrad_Almayer_1895.txt.xz"
-    raw = lzma.decompress(path.read_bytes()).decode("utf-8-sig")
-    assert read(path) == raw.replace("\r\n", "\n")
-    whole, joined = read(path), read(path, unwrap=True)
-    assert joined.count("\n") < whole.count("\n") / 5
 
 
 @pytest.mark.parametrize("kind", ["xztar", "zip"])

@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 
 from finetune.data.token_store import compute_lengths
 from finetune.pretraining.blocks import TokenBlocks
-from finetune.pretraining.encoded_corpus import (
-    EncodedCorpus,
-    encode_corpus,
-    open_encoded_corpus,
-)
+from finetune.pretraining.encoded_corpus import EncodedCorpus, encode_corpus, open_encoded_corpus
 from task_formats import UsageError
 
 END = 99

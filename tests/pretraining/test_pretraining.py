@@ -124,32 +124,30 @@ def test_the_loss_of_an_update_matches_transformers_on_the_whole_batch(books, tm
             loss = float(event.losses.lm)
             assert float(event.losses.total) == loss
             assert float(event.losses.task) == 0
-    first = _drawn(changed, books)
+    first = build_decoder(changed.shape, 300, 0, dropout=0.0, initial_std=0.02, seed=42)
+    first.set_attn_implementation("eager")
     blocks = TokenBlocks(open_encoded_corpus(books / "shards" / "train"), 48, "train")
     order = EpochSampler(len(blocks), 8, 1 / (len(blocks) // 8), 42, drop_incomplete=True)
     nats = targets = 0.0
     for index in order.indices(1).tolist():
         block = torch.tensor(blocks[index].prefix.astype(np.int64))[None]
         with torch.no_grad():
-            nats += float(first.double()(block, labels=block).loss) * (block.shape[1] - 1)
+            nats += float(first.double().eval()(block, labels=block).loss) * (block.shape[1] - 1)
         targets += block.shape[1] - 1
     assert loss == pytest.approx(nats / targets, rel=1e-6)
 
 
-def _drawn(plan: Plan, books: Path):
-    decoder = build_decoder(plan.shape, 300, 0, dropout=0.0, initial_std=0.02, seed=plan.train.seed)
-    decoder.set_attn_implementation("eager")
-    return decoder.eval()
+def stop_after(update: int, plan: Plan, folder: Path) -> None:
+    """Starts a run and ends it after an update, as an error would."""
+    happening = events(plan, folder)
+    next(event for event in happening if isinstance(event, Step) and event.number == update)
+    happening.close()
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_an_interrupted_run_resumes_bit_equal(books, run, tmp_path, stop):
     folder = tmp_path / "run"
-    happening = events(plan(books), folder)
-    for event in happening:
-        if isinstance(event, Step) and event.number == stop:
-            break
-    happening.close()
+    stop_after(stop, plan(books), folder)
     assert not (folder / "result.json").exists()
     pretrain(plan(books), folder, resume=True)
     assert _bytes(folder) == _bytes(run)
@@ -202,11 +200,8 @@ def test_short_documents_are_packed(books, tmp_path):
 
 
 def test_notices_describe_the_corpus_and_a_short_warm_up(books, tmp_path):
-    texts = [
-        event.text
-        for event in events(plan(books, updates=2, warmup_updates=2000), tmp_path / "run")
-        if isinstance(event, Notice)
-    ]
+    shown = list(events(plan(books, updates=2, warmup_updates=2000), tmp_path / "run"))
+    texts = [event.text for event in shown if isinstance(event, Notice)]
     assert any("bytes per token" in text for text in texts)
     assert any("2 updates, which are fewer than 2000" in text for text in texts)
 
@@ -227,10 +222,6 @@ def test_errors_name_the_cause(books, tmp_path, changes, message):
 
 
 def test_a_run_cannot_be_resumed_with_another_plan(books, tmp_path):
-    happening = events(plan(books), tmp_path / "run")
-    for event in happening:
-        if isinstance(event, Step) and event.number == 3:
-            break
-    happening.close()
+    stop_after(3, plan(books), tmp_path / "run")
     with pytest.raises(UsageError, match=r"another train\.learning_rate: 0\.01, not 0\.02"):
         pretrain(plan(books, learning_rate=2e-2), tmp_path / "run", resume=True)

@@ -54,9 +54,8 @@ def test_two_interrupted_processes_resume_bit_equal(books, tmp_path):  # noqa: F
     train_in_processes(2, with_dropout, tmp_path / "whole", function=pretrain_here)
     train_in_processes(2, with_dropout, tmp_path / "run", stop=3, function=pretrain_here)
     train_in_processes(2, with_dropout, tmp_path / "run", function=pretrain_here)
-    assert jobs.distance(weights(tmp_path / "whole"), weights(tmp_path / "run")) == 0
-    logs = [jobs.log(tmp_path / run) for run in ("whole", "run")]
-    assert logs[0] == logs[1]
+    assert jobs.distance(*(weights(tmp_path / run) for run in ("whole", "run"))) == 0
+    assert jobs.log(tmp_path / "whole") == jobs.log(tmp_path / "run")
 
 
 def pretrain_with_little_memory(plan: Plan, run: Path, max_tokens: int) -> int:

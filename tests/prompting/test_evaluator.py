@@ -38,26 +38,22 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def entailment(data: Path, base: Path, **prompt) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "task": {
-                "format": "entailment",
-                "columns": {"premise": "one", "hypothesis": "two", "label": "label"},
-                "labels": ["no", "yes"],
-                "metrics": ["accuracy", "f1"],
-                "prompt": {
-                    "text": "{premise} {hypothesis} True?",
-                    "answers": {"yes": " True, it is", "no": " No"},
-                    "separator": "\n",
-                    **prompt,
-                },
-            },
-            "base": {"path": str(base)},
-            "data": {"train": str(data / "train.jsonl"), "evaluate": str(data / "dev.jsonl")},
-            "train": {"precision": "fp32"},
-        }
-    )
+def entailment(data: Path, base: Path) -> Recipe:
+    prompt = {
+        "text": "{premise} {hypothesis} True?",
+        "answers": {"yes": " True, it is", "no": " No"},
+        "separator": "\n",
+    }
+    task = {
+        "format": "entailment",
+        "columns": {"premise": "one", "hypothesis": "two", "label": "label"},
+        "labels": ["no", "yes"],
+        "metrics": ["accuracy", "f1"],
+        "prompt": prompt,
+    }
+    files = {"train": str(data / "train.jsonl"), "evaluate": str(data / "dev.jsonl")}
+    base, train = {"path": str(base)}, {"precision": "fp32"}
+    return Recipe.model_validate({"task": task, "base": base, "data": files, "train": train})
 
 
 def log_likelihood(base: Path, context: str, answer: str) -> tuple[float, int]:
@@ -216,24 +212,23 @@ SCORES = st.lists(st.floats(-50, -0.01), min_size=2, max_size=5)
 
 @given(SCORES, st.integers(1, 3))
 def test_normalizations_match_their_formulas(values, absent):
-    width = len(values) + absent
+    width, short = len(values) + absent, len(values)
     table = np.array([[*values, *[-np.inf] * absent], [*values, *[-1.0] * absent]])
-    endings = tuple((1,) * (k + 1) for k in range(width))
-    part = Encoded("x", (1,), endings)
-    places = tuple((0, k) for k in range(width))
-    sizes = tuple(3 * (k + 1) for k in range(width))
-    whole = Question("x", 0, (part,), places, sizes, 0)
-    short = Question("x", 0, (part,), places[: len(values)], sizes[: len(values)], 0)
+    part = Encoded("x", (1,), tuple((1,) * (k + 1) for k in range(width)))
+    places, sizes = [(0, k) for k in range(width)], [3 * (k + 1) for k in range(width)]
+    questions = [
+        Question("x", 0, (part,), tuple(places[:n]), tuple(sizes[:n]), 0) for n in (short, width)
+    ]
     per_token, per_byte = (
-        normalization.normalize_lengths(table, [short, whole], kind) for kind in ("token", "byte")
+        normalization.normalize_lengths(table, questions, kind) for kind in ("token", "byte")
     )
     for k, value in enumerate(values):
         assert per_token[0, k] == value / (k + 1)
         assert per_byte[0, k] == value / (3 * (k + 1))
-    assert np.all(per_token[0, len(values) :] == -np.inf)
+    assert np.all(per_token[0, short:] == -np.inf)
     ratio = normalization.log_ratio(table, table)
-    assert np.all(ratio[0, : len(values)] == 0)
-    assert np.all(ratio[0, len(values) :] == -np.inf)
+    assert np.all(ratio[0, :short] == 0)
+    assert np.all(ratio[0, short:] == -np.inf)
     shares = np.exp(normalization.log_softmax(table))
     assert shares.sum(1) == pytest.approx([1, 1])
     mean = normalization.mean_log_probability([table, table, table])

@@ -17,14 +17,14 @@ from tests.support.processes import run_processes
 pytestmark = pytest.mark.usefixtures("no_flush")
 
 
-def run_in_two_processes(function, *arguments, folder: Path) -> list:
-    """Calls `function` in two processes; returns what each wrote to its file."""
-    run_processes(2, function, *arguments, folder, output=folder / "output")
+def run_in_two_processes(function, argument, folder: Path) -> list:
+    """Calls `function` in two processes; returns what each of them got."""
+    run_processes(2, write_result, function, argument, folder, output=folder / "output")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def write_result(folder: Path, result: list) -> int:
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(result))
+def write_result(function, argument, folder: Path) -> int:
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(function(argument)))
     return 0
 
 
@@ -38,16 +38,12 @@ def prompt_results(recipe: Recipe) -> list:
     return json.loads(json.dumps(results))
 
 
-def write_prompt_results(recipe: Recipe, folder: Path) -> int:
-    return write_result(folder, prompt_results(recipe))
-
-
 def test_two_processes_predict_what_one_predicts(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path, held_out=11)
     answers = {"no": " no", "yes": " yes, it is so"}
     prompt = PromptConfig(text="{premise} {hypothesis}", answers=answers)
     recipe = jobs.change(recipe, "task", prompt=prompt)
-    first, second = run_in_two_processes(write_prompt_results, recipe, folder=tmp_path)
+    first, second = run_in_two_processes(prompt_results, recipe, tmp_path)
     assert first == second
     for mine, theirs in zip(prompt_results(recipe), first, strict=True):
         assert mine[0] == theirs[0]
@@ -74,13 +70,9 @@ def generated_rows(base: Path) -> list:
     ]
 
 
-def write_generated_rows(base: Path, folder: Path) -> int:
-    return write_result(folder, generated_rows(base))
-
-
 def test_two_processes_generate_what_one_generates(bases, tmp_path):
     """Seven rows in batches of two: in the last round only one process has a batch."""
-    results = run_in_two_processes(write_generated_rows, bases("gpt2"), folder=tmp_path)
+    results = run_in_two_processes(generated_rows, bases("gpt2"), tmp_path)
     alone = generated_rows(bases("gpt2"))
     assert [[n for n, _ in rows] for rows in alone] == [list(range(7))] * 3
     assert results == [alone, alone]
