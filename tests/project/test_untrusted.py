@@ -122,17 +122,13 @@ def test_local_files_need_no_network_and_no_pickle(bases, tmp_path, monkeypatch)
 # -- run directories -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def finished(bases, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("untrusted")
-    recipe = jobs.recipe("entailment", bases("gpt2"), folder / "data", checkpoint_updates=2)
-    return jobs.train(recipe, folder / "run")
+JOB = ("entailment", {"checkpoint_updates": 2})
 
 
 @pytest.fixture
-def run(finished, tmp_path) -> Path:
+def run(undisturbed, tmp_path) -> Path:
     """A copy of a finished run, to be modified."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    return Path(shutil.copytree(undisturbed, tmp_path / "run"))
 
 
 def resume(run: Path):
