@@ -1,5 +1,6 @@
 """Checkpoints for tests: each update has its own tensors and metadata."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,14 @@ def tensors_of(update: int) -> dict[str, Tensor]:
 
 
 def metadata_of(update: int) -> dict[str, Any]:
-    names = ["a", "ü\ud800"]
-    return {"update": update, "best": float("-inf"), "names": names, "rate": 0.1 * update}
+    return {"update": update, "best": -math.inf, "names": ["a", "ü\ud800"], "rate": 0.1 * update}
 
 
 def assert_checkpoint(checkpoint: Checkpoint | None, update: int) -> None:
     """The checkpoint holds exactly the tensors and the metadata of that update."""
     assert checkpoint is not None
     assert checkpoint.metadata == metadata_of(update)
-    expected = tensors_of(update)
-    assert checkpoint.tensors.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert checkpoint.tensors[name].dtype == tensor.dtype
-        assert torch.equal(checkpoint.tensors[name], tensor)
+    torch.testing.assert_close(checkpoint.tensors, tensors_of(update), rtol=0, atol=0)
 
 
 def save_checkpoints(folder: Path, *updates: int) -> None:

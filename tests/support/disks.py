@@ -1,7 +1,6 @@
 """Small and read-only disks for tests, where a tmpfs may be mounted."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,8 @@ import pytest
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of `size` ("1m") at `folder`; skips the test where mounting is forbidden."""
-    mount = shutil.which("mount")
     folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or not mount
-        or _run(mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
-    ):
+    if os.geteuid() != 0 or _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder):
         pytest.skip("this user cannot mount a tmpfs")
     try:
         yield folder
@@ -28,7 +22,6 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def make_read_only(disk: Path) -> None:
-    """Remounts the disk read-only."""
     assert _run("mount", "-o", "remount,ro", disk) == 0
 
 

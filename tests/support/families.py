@@ -10,7 +10,6 @@ matrix of its own (gpt_neox, llama, mistral).
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,27 +43,25 @@ _GATED = {**_SHAPE, **_LONG, "intermediate_size": 48, "num_key_value_heads": 2, 
 _GPT = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS}
 _OPT = {**_SHAPE, **_LONG, "ffn_dim": 48}
 
-CONFIGURATIONS: dict[str, Callable[..., transformers.PreTrainedConfig]] = {
-    "openai-gpt": lambda **rest: transformers.OpenAIGPTConfig(**_GPT, **rest),
-    "gpt2": lambda **rest: transformers.GPT2Config(**_GPT, **rest),
-    "gpt_neo": lambda **rest: transformers.GPTNeoConfig(
-        hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, intermediate_size=48,
-        attention_types=[[["global", "local"], 1]], window_size=WINDOW, **_LONG, **rest,
+CONFIGURATIONS: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] = {
+    "openai-gpt": (transformers.OpenAIGPTConfig, _GPT),
+    "gpt2": (transformers.GPT2Config, _GPT),
+    "gpt_neo": (transformers.GPTNeoConfig, {
+        "hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "intermediate_size": 48,
+        "attention_types": [[["global", "local"], 1]], "window_size": WINDOW, **_LONG,
+    }),
+    "gpt_neox": (transformers.GPTNeoXConfig, {**_SHAPE, **_LONG, "intermediate_size": 48}),
+    "opt": (transformers.OPTConfig, {**_OPT, "word_embed_proj_dim": WIDTH}),
+    "opt_narrow": (
+        transformers.OPTConfig, {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
     ),
-    "gpt_neox": lambda **rest: transformers.GPTNeoXConfig(
-        **_SHAPE, **_LONG, intermediate_size=48, **rest
-    ),
-    "opt": lambda **rest: transformers.OPTConfig(**_OPT, word_embed_proj_dim=WIDTH, **rest),
-    "opt_narrow": lambda **rest: transformers.OPTConfig(
-        **_OPT, word_embed_proj_dim=16, do_layer_norm_before=False, **rest
-    ),
-    "llama": lambda **rest: transformers.LlamaConfig(**_GATED, **rest),
-    "mistral": lambda **rest: transformers.MistralConfig(**_GATED, sliding_window=WINDOW, **rest),
-    "qwen3": lambda **rest: transformers.Qwen3Config(**_GATED, tie_word_embeddings=True, **rest),
-    "gemma3": lambda **rest: transformers.Gemma3TextConfig(
-        **_GATED, sliding_window=WINDOW, query_pre_attn_scalar=8,
-        layer_types=["sliding_attention", "full_attention"], **rest,
-    ),
+    "llama": (transformers.LlamaConfig, _GATED),
+    "mistral": (transformers.MistralConfig, {**_GATED, "sliding_window": WINDOW}),
+    "qwen3": (transformers.Qwen3Config, {**_GATED, "tie_word_embeddings": True}),
+    "gemma3": (transformers.Gemma3TextConfig, {
+        **_GATED, "sliding_window": WINDOW, "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }),
 }  # fmt: skip
 FAMILIES = tuple(CONFIGURATIONS)
 OWN_ATTENTION = ("openai-gpt", "gpt_neo")
@@ -91,23 +88,20 @@ _MARKS: dict[str, dict[str, str]] = {
     "gemma3": {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"},
 }
 _ADDS_START = {"opt", "opt_narrow", "llama", "mistral", "gemma3"}
-_OWN_TOKENIZER = {
-    "gpt2": transformers.GPT2Tokenizer,
-    "openai-gpt": transformers.OpenAIGPTTokenizer,
-}
+_OWN_TOKENIZER = {"gpt2": transformers.GPT2Tokenizer, "openai-gpt": transformers.OpenAIGPTTokenizer}
 _PADS_LEFT = {"llama", "mistral", "gemma3"}
 
 
 def make(family: str, folder: Path, seed: int = 0) -> Path:
-    """Save a random base of the family, with its tokenizer, as a transformers folder; `folder`."""
+    """Saves a random base of the family, with its tokenizer, as a transformers folder."""
     transformers.utils.logging.disable_progress_bar()
     tokenizer = make_tokenizer(family)
     ids = {f"{name[:-6]}_token_id": tokenizer.convert_tokens_to_ids(text)
            for name, text in _MARKS[family].items() if name != "unk_token"}  # fmt: skip
-    configuration = CONFIGURATIONS[family](
-        vocab_size=len(tokenizer) + SPARE_ROWS.get(family, 0),
-        **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **ids},
-    )
+    config_class, settings = CONFIGURATIONS[family]
+    size = len(tokenizer) + SPARE_ROWS.get(family, 0)
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    configuration = config_class(vocab_size=size, **{**settings, **no_ids, **ids})
     model = _draw(configuration, seed).to(STORED.get(family, torch.float32))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -130,10 +124,9 @@ def make_tokenizer(family: str) -> transformers.PreTrainedTokenizerBase:
     core = _word_bpe() if family == "openai-gpt" else _byte_bpe(set(_MARKS[family].values()))
     if family in _ADDS_START:
         start = _MARKS[family]["bos_token"]
+        special = [(start, core.token_to_id(start))]
         core.post_processor = processors.TemplateProcessing(
-            single=f"{start} $A",
-            pair=f"{start} $A {start} $B",
-            special_tokens=[(start, core.token_to_id(start))],
+            single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=special
         )
     settings: dict[str, Any] = {**_MARKS[family], "model_max_length": POSITIONS}
     settings["padding_side"] = "left" if family in _PADS_LEFT else "right"

@@ -17,7 +17,6 @@ NO_CHECKPOINT = 99
 """Exit code of a run that was stopped while it prepared its data, with nothing to save."""
 NOT_STARTED = (NO_CHECKPOINT, -signal.SIGTERM)
 """Exit codes of a run that SIGTERM ended before its first update."""
-_FILE_OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir")
 
 
 class Moment(NamedTuple):
@@ -29,9 +28,7 @@ class Moment(NamedTuple):
 
 def draw_moment(draw: random.Random, updates: int, seconds: float = 0.0) -> Moment:
     """Any moment of a run that saves a checkpoint after every update; mostly during a save."""
-    kind = draw.choice(
-        ["event", "file", "file", "seconds"] if seconds else ["event", "file", "file"]
-    )
+    kind = draw.choice(["event", "file", "file", *["seconds"] * (seconds > 0)])
     most = {"event": updates, "file": 10 * updates, "seconds": seconds}[kind]
     return Moment(kind, draw.uniform(0, seconds) if kind == "seconds" else draw.randint(1, most))
 
@@ -59,7 +56,7 @@ def resume_run(recipe: Recipe, run: Path, moment: Moment | None, number: int) ->
             os.kill(os.getpid(), number)
 
     if moment and moment.kind == "file":
-        for name in _FILE_OPERATIONS:
+        for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
             setattr(os, name, _call_before(count_and_signal, getattr(os, name)))
     try:
         for _ in events(recipe, run, resume=True):

@@ -14,10 +14,9 @@ from torch import Tensor
 
 import finetune
 import finetune.data.splits
-from finetune.checkpointing.run_folder import LOG, RECIPE, read_result
-from finetune.recipe.loading import load_recipe
+from finetune.checkpointing.run_folder import LOG, read_result
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
-from finetune.training.events import Interrupted, Notice, Started
+from finetune.training.events import Interrupted
 from finetune.training.finetuning import events
 from finetune.training.loop import Step
 from task_formats import Example
@@ -150,11 +149,8 @@ def result(run: Path) -> dict[str, Any]:
 
 def numbers(run: Path) -> list[float]:
     """Every number that a run logged, in order, but those that depend on the layout or a clock."""
-    found: list[float] = []
-    for event in log(run):
-        values = {**event, **event.get("scores", {})}
-        found += [value for name, value in values.items() if isinstance(value, float)]
-    return found
+    values = [value for e in log(run) for value in {**e, **e.get("scores", {})}.values()]
+    return [value for value in values if isinstance(value, float)]
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -175,28 +171,14 @@ def watch_examples(note: Callable[[Example], Example]) -> Callable[..., Any]:
     return watched
 
 
-def stop_at(
-    recipe: Recipe,
-    run: Path,
-    update: int,
-    number: int = signal.SIGTERM,
-    *,
-    overwrite: bool = False,
-) -> Interrupted:
-    """Trains until an update is done, and then asks this process to end."""
+def stop_at(recipe: Recipe, run: Path, update: int, number: int = signal.SIGTERM) -> Interrupted:
+    """Resumes or starts a run, and sends this process a signal after an update."""
 
     def watch() -> None:
-        for event in events(recipe, run, resume=not overwrite, overwrite=overwrite):
+        for event in events(recipe, run, resume=True):
             if isinstance(event, Step) and event.number == update:
                 os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as stop:
         watch()
     return stop.value
-
-
-def resume(run: Path) -> tuple[list[str], list[int]]:
-    """As `gptft resume RUN`: what it tells, and after how many updates it begins."""
-    seen = list(events(load_recipe(run / RECIPE), run, resume=True))
-    told = [event.text for event in seen if isinstance(event, Notice)]
-    return told, [event.done for event in seen if isinstance(event, Started)]

@@ -87,8 +87,7 @@ def run_processes(
         "MASTER_PORT": f"{free_port()}",
         **(environment or {}),
     }
-    outputs = [output.with_suffix(f".{rank}") for rank in range(count)]
-    children = []
+    outputs, children = [output.with_suffix(f".{rank}") for rank in range(count)], []
     for rank, path in enumerate(outputs):
         place = {**job, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} if count > 1 else environment
         children.append(start(function, *arguments, environment=place, output=path))

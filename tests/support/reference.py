@@ -1,9 +1,8 @@
-"""GPT-1's fine-tuning once more: slow, plain, in float64, from facts.md and the paper alone.
+"""A second implementation of GPT-1's fine-tuning: slow, plain, in float64, after the paper.
 
-Nothing here comes from the packages under test. A view is a list of token ids, an example a list
-of views. Array functions are written once and run on numpy arrays (values) and on float64 torch
-tensors (gradients): `xp` is the module an array came from. T tokens, D width, V vocabulary, K
-views.
+It imports nothing from the packages under test. A view is a list of token ids, an example a list
+of views. Functions run on numpy arrays (for values) and on float64 torch tensors (for gradients):
+`xp` is the module of an array. T tokens, D width, V vocabulary, K views.
 """
 
 import math
@@ -16,9 +15,6 @@ import torch
 Array = Any
 Weights = Mapping[str, Array]
 View = Sequence[int]
-
-
-# -- the decoder: GPT-2's shape (layer norms before each part) and GPT-1's (after) -----------------
 
 
 class Shape(NamedTuple):
@@ -114,9 +110,6 @@ def softmax(x: Array) -> Array:
     return module_of(x).exp(log_softmax(x))
 
 
-# -- the objective: L3 = L2 + λ · L1 ---------------------------------------------------------------
-
-
 class Head(NamedTuple):
     """The linear layer at E: weight (C, D) and bias (C,)."""
 
@@ -198,9 +191,6 @@ def objective(
     return Loss(task + coefficient * lm, task, lm)
 
 
-# -- the update ------------------------------------------------------------------------------------
-
-
 def rate_factor(x: float, warmup: float = 0.002) -> float:
     """What the peak learning rate is multiplied by, x = t / T of the way through."""
     return (x / warmup if x <= warmup else 1.0) * (1 - x)
@@ -232,8 +222,8 @@ def adam(
 ) -> tuple[np.ndarray, Moments]:
     """One update, `step` counted from 1; `rate` already holds the schedule's factor.
 
-    facts.md: epsilon outside the bias correction, so it is added to the uncorrected root; decoupled
-    decay inside the corrected step, so both corrections scale it too; only on more than one axis.
+    As in GPT-1's code: epsilon is added to the uncorrected root; the bias corrections also scale
+    the decoupled decay, which applies to weights with more than one axis.
     """
     first = betas[0] * moments.first + (1 - betas[0]) * gradient
     second = betas[1] * moments.second + (1 - betas[1]) * gradient**2

@@ -11,40 +11,25 @@ from finetune.models.losses import Losses, objective
 from finetune.models.pretrained import Base, load_decoder
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
-from task_formats import (
-    FORMATS,
-    Classes,
-    Encoded,
-    Example,
-    Format,
-    Labels,
-    Range,
-    Task,
-    ViewEncoder,
-)
+from task_formats import FORMATS, Classes, Encoded, Example, Format, Range, Task, ViewEncoder
 from tests.support.families import SENTENCES
 
 LAYOUTS = ("separate", "shared", "packed")
 WORDS = " ".join(SENTENCES).split()
-LETTERS = Classes.of(["A", "B", "C", "D", "E"])
 
 
 class Kind(NamedTuple):
     """A format with labels: one of the four kinds, or similarity with a score."""
 
     format: Format
-    labels: Labels
+    labels: Classes | Range
     name: str
     """What the reference implementation calls it: "class", "choice" or "score"."""
 
     @property
     def task(self) -> Task:
         """Columns are named after the fields that they fill."""
-        names = [
-            *self.format.fields,
-            "label",
-            *(["choices"] if self.format.is_multiple_choice else []),
-        ]
+        names = [*self.format.fields, *["choices"] * self.format.is_multiple_choice, "label"]
         return Task(self.format, {name: name for name in names}, self.labels)
 
 
@@ -53,7 +38,7 @@ KINDS = {
     "entailment": Kind(FORMATS["entailment"], Classes.of(["no", "yes"]), "class"),
     "similarity": Kind(FORMATS["similarity"], Classes.of(["no", "yes"]), "class"),
     "score": Kind(FORMATS["similarity"], Range(0, 5), "score"),
-    "multiple_choice": Kind(FORMATS["multiple_choice"], LETTERS, "choice"),
+    "multiple_choice": Kind(FORMATS["multiple_choice"], Classes.of([*"ABCDE"]), "choice"),
 }
 
 
@@ -72,19 +57,16 @@ def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> li
     made = []
     for n in range(count):
         fields = {name: text(14) for name in kind.format.fields}
-        choices = (
-            tuple(text(5) for _ in range(draw.integers(2, 6)))
-            if kind.format.is_multiple_choice
-            else ()
-        )
+        number = draw.integers(2, 6) if kind.format.is_multiple_choice else 0
+        choices = tuple(text(5) for _ in range(number))
         if kind.name == "score":
             label = float(draw.uniform(0, 5))
         else:
             label = int(draw.integers(len(choices) or kind.labels.num_outputs))
         made.append(Example(f"x/{n}", fields, choices, label))
-    return ViewEncoder(
-        kind.format, base.task_tokens.tokenize, base.task_tokens.special_tokens, max_tokens
-    ).encode(made)
+    tokens = base.task_tokens
+    encoder = ViewEncoder(kind.format, tokens.tokenize, tokens.special_tokens, max_tokens)
+    return encoder.encode(made)
 
 
 def views(example: Encoded) -> list[list[int]]:
