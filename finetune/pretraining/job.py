@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.batching.collate import Batch
 from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.model_folder import save_decoder
 from finetune.checkpointing.provenance import fingerprint_base
@@ -25,6 +27,7 @@ from finetune.distributed.setup import (
 )
 from finetune.evaluation.evaluate import RowLogits, compute_logits, gather_logits
 from finetune.models.language_model import LanguageModel
+from finetune.models.losses import Outputs
 from finetune.models.pretrained import (
     DEFAULT_CONTEXT,
     count_positions,
@@ -36,7 +39,6 @@ from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Corpus, open_corpus
 from finetune.pretraining.encoded_corpus import encode_corpus
-from finetune.pretraining.perplexity import TextScorer, measure_perplexity
 from finetune.pretraining.plan import Plan, dump_plan
 from finetune.pretraining.tokenizer import learn_tokenizer
 from finetune.recipe.schema import BaseConfig
@@ -76,9 +78,8 @@ def events(
 ) -> Iterator[Event]:
     """Pre-trains as `pretrain` does, and yields every update and evaluation when it is done."""
     if fsdp_requested():
-        raise UsageError(
-            "pre-training does not support FSDP", cure="Omit --use_fsdp: it runs data-parallel."
-        )
+        what = "pre-training does not support FSDP"
+        raise UsageError(what, cure="Omit --use_fsdp: it runs data-parallel.")
     accelerator = create_accelerator(choose_precision(plan.train.precision))
     prepare = partial(prepare_pretraining, plan, Path(folder))
     options = {"resume": resume, "overwrite": overwrite}
@@ -96,6 +97,18 @@ class TextSplit:
     fingerprint: str
 
 
+class TextScorer(LanguageModel):
+    """A decoder whose output for each example is its negative log-likelihood."""
+
+    def forward(self, batch: Batch, lm: bool = False) -> Outputs:
+        """(N, 1) negative log-likelihoods in nats, summed over the targets of each example."""
+        states = self.backbone.hidden_states(batch)[batch.lm_index]
+        nats = self.backbone.token_losses(states, batch.lm_target)
+        examples = batch.example_id.flatten()[batch.lm_index]
+        sums = nats.new_zeros(len(batch.last_index)).index_add(0, examples, nats)
+        return Outputs(sums[:, None], nats.new_zeros(()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainingJob(TrainingJob):
     """A pre-training run, ready for its first update."""
@@ -108,18 +121,21 @@ class PretrainingJob(TrainingJob):
 
     def evaluation(self) -> Evaluation | None:
         """Returns the evaluation of the current decoder; None without an evaluation split."""
-        return (
-            self._evaluation(self.decoder, self.evaluation_text) if self.evaluation_text else None
-        )
+        text = self.evaluation_text
+        return None if text is None else self._evaluation(self.decoder, text)
 
     def _evaluation(self, decoder: PreTrainedModel, text: TextSplit) -> Evaluation:
         def score(passes: Iterable[RowLogits]) -> dict[str, float]:
-            nats = gather_logits(passes, len(text.blocks), self.accelerator).sum(dtype=np.float64)
-            perplexity = measure_perplexity(float(nats), text.blocks.targets, text.text_bytes)
-            return perplexity._asdict()
+            table = gather_logits(passes, len(text.blocks), self.accelerator)
+            nats = float(table.sum(dtype=np.float64))
+            loss = nats / text.blocks.targets
+            # Bits per byte do not depend on the tokenizer, so decoders with other ones compare.
+            bits_per_byte = nats / math.log(2) / text.text_bytes
+            return {"perplexity": math.exp(loss), "bits_per_byte": bits_per_byte, "loss": loss}
 
-        scorer = TextScorer(decoder)
-        passes = compute_logits(scorer, text.blocks, self.batch_config, self.accelerator)
+        passes = compute_logits(
+            TextScorer(decoder), text.blocks, self.batch_config, self.accelerator
+        )
         return Evaluation("evaluate", passes, score)
 
     def selection_value(self, scores: Mapping[str, float]) -> float:

@@ -72,8 +72,8 @@ def collate_answers(
     """Collates N contexts (prefix) with up to K answers (endings) each.
 
     The first `cached_tokens` of every context, which a prefix cache holds, are left out of the
-    batch, and positions continue after them. `lm_index`, `lm_target` and `view` of the batch have
-    one entry per answer token; `view` is n · K + k for answer k of request n.
+    batch, and positions continue after them. The batch's `lm_index`, `lm_target` and `target_view`
+    have one entry per answer token; `target_view` is n · K + k for answer k of request n.
 
     The last token of an answer is predicted but never an input. So an answer of one token costs
     nothing beyond its context, and answers that differ only in their last token are read once.

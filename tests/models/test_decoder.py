@@ -9,7 +9,7 @@ from finetune.batching.collate import collate
 from finetune.models.decoder import LogitTransform
 from finetune.models.language_model import LanguageModel
 from finetune.models.speedups.optimize import optimize_decoder
-from finetune.pretraining.perplexity import TextScorer
+from finetune.pretraining.job import TextScorer
 from task_formats import Encoded
 
 SHAPE = {
