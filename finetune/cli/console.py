@@ -2,8 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterable
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 PIPED_WIDTH = 120
@@ -36,6 +39,15 @@ def console(*, stderr: bool = False) -> Console:
 def print_line(*parts: str | tuple[str, str], stderr: bool = False) -> None:
     """Prints texts and (text, style) pairs as one line, without wrapping paths."""
     console(stderr=stderr).print(Text.assemble(*parts), soft_wrap=True)
+
+
+def make_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table without lines but one under the header."""
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.columns[0].style = "cyan"
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def format_count(number: int, noun: str) -> str:

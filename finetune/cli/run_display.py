@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from statistics import mean
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.console import console, format_count, print_line
+from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
 from finetune.training.events import (
     Evaluated,
@@ -99,42 +98,41 @@ class RunProgress:
         return f"{format_time((self.updates - self.update) * seconds)} left"
 
 
-def display_run(events: Iterable[Event], title: str) -> Result | None:
-    """Displays a run and returns its result; None if it was stopped before the end.
+def display_run(
+    events: Iterable[Event],
+    title: str,
+    out: Console | None = None,
+    clock: Clock = time.monotonic,
+) -> Result | None:
+    """Displays events as they come, live in a terminal; returns the result, if the run finishes.
 
     Raises:
         typer.Exit: A signal stopped the run; the exit code is 128 plus its number.
     """
-    try:
-        return display_events(events, title, console())
-    except Interrupted as stop:
-        exit_stopped(str(stop), stop.exit_code)
-
-
-def display_events(
-    events: Iterable[Event], title: str, out: Console, clock: Clock = time.monotonic
-) -> Result | None:
-    """Displays events as they come, live in a terminal; returns the result, if the run finishes."""
+    out = out or console()
     progress = RunProgress(clock)
     spinner = Spinner("dots", Text(" preparing"), style="cyan")
     live = Live(spinner, console=out, refresh_per_second=8, transient=True)
-    with live if out.is_terminal else nullcontext():
-        for event in events:
-            progress.add(event)
-            match event:
-                case Started():
-                    out.print(_describe_start(event, title))
-                case Step() if progress.is_due(live=out.is_terminal):
-                    if out.is_terminal:
-                        live.update(_draw(progress, event))
-                    else:
-                        out.print(_describe_step(progress, event), soft_wrap=True)
-                case Evaluated():
-                    out.print(_describe_evaluation(event, progress), soft_wrap=True)
-                case Notice():
-                    out.print(make_note(event.text), soft_wrap=True)
-                case Finished():
-                    return event.result
+    try:
+        with live if out.is_terminal else nullcontext():
+            for event in events:
+                progress.add(event)
+                match event:
+                    case Started():
+                        out.print(_describe_start(event, title))
+                    case Step() if progress.is_due(live=out.is_terminal):
+                        if out.is_terminal:
+                            live.update(_draw(progress, event))
+                        else:
+                            out.print(_describe_step(progress, event), soft_wrap=True)
+                    case Evaluated():
+                        out.print(_describe_evaluation(event, progress), soft_wrap=True)
+                    case Notice():
+                        out.print(make_note(event.text), soft_wrap=True)
+                    case Finished():
+                        return event.result
+    except Interrupted as stop:
+        exit_stopped(str(stop), stop.exit_code)
     return None
 
 
@@ -224,11 +222,8 @@ def print_result(result: Result) -> None:
 def make_score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each split, a column for each metric."""
     metrics = list(dict.fromkeys(name for row in scores.values() for name in row))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("split", style="cyan")
-    for metric in metrics:
-        table.add_column(Text(metric), justify="right")
-    for split, row in scores.items():
-        cells = (f"{row[name]:.4f}" if name in row else "" for name in metrics)
-        table.add_row(Text(split), *cells)
-    return table
+    rows = (
+        [split, *(f"{row[name]:.4f}" if name in row else "" for name in metrics)]
+        for split, row in scores.items()
+    )
+    return make_table(["split", *metrics], rows)

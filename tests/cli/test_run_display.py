@@ -9,7 +9,7 @@ from rich.console import Console
 
 from finetune.cli.run_display import (
     RunProgress,
-    display_events,
+    display_run,
     format_losses,
     format_time,
     make_score_table,
@@ -60,7 +60,7 @@ def screen(width=80, terminal=False):
 
 
 def display(events, out, clock=None):
-    result = display_events(iter(events), "Training rte from gpt2", out, clock or Clock())
+    result = display_run(iter(events), "Training rte from gpt2", out, clock or Clock())
     return result, out.file.getvalue()
 
 
@@ -145,7 +145,7 @@ def test_the_live_display_shows_the_last_update_and_the_best_score():
 def test_no_line_of_the_live_display_is_wider_than_the_screen(width):
     clock = Clock()
     out = screen(width, terminal=True)
-    display_events(iter([*run_events(clock, 1.0), step(40)]), "a", out, clock)
+    display_run(iter([*run_events(clock, 1.0), step(40)]), "a", out, clock)
     drawn = [line for line in out.file.getvalue().replace("\r", "\n").split("\n") if "━" in line]
     assert drawn
     assert max(len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) for line in drawn) <= width
@@ -167,7 +167,7 @@ def test_losses_are_read_no_more_than_four_times_a_second():
             clock.now += 0.01
             yield step(number)._replace(losses=Losses(Counting(), Counting(), Counting()))
 
-    display_events(events(), "a", screen(80, terminal=True), clock)
+    display_run(events(), "a", screen(80, terminal=True), clock)
     assert 30 <= len(reads) / 3 <= 41
 
 

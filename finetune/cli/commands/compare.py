@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
 from typer import Context, Option
 
-from finetune.cli.console import console, get_rank, print_line, silence_libraries
+from finetune.cli.console import console, get_rank, make_table, print_line, silence_libraries
 from finetune.cli.errors import exit_stopped
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
@@ -37,19 +39,17 @@ def compare(
         None, min=0, metavar="K ...", help="Numbers of demonstrations.", show_default="0 4 32"
     ),
     no_shots: bool = Option(False, "--no-shots", help="Skip prompting."),
-    fractions: list[float] | None = Option(
-        None, metavar="F ...", help="Fractions of the training rows, for a learning curve."
+    fractions: list[float] = Option(
+        [], metavar="F ...", help="Fractions of the training rows, for a learning curve."
     ),
-    scratch: list[str] | None = Option(
-        None, metavar="KEY=VALUE", help="Recipe value only for runs from scratch."
+    scratch: list[str] = Option(
+        [], metavar="KEY=VALUE", help="Recipe value only for runs from scratch."
     ),
-    only: list[str] | None = Option(
-        None, metavar="CELL ...", help="Only these cells: names, or patterns such as 'scratch*'."
+    only: list[str] = Option(
+        [], metavar="CELL ...", help="Only these cells: names, or patterns such as 'scratch*'."
     ),
     list_cells: bool = Option(False, "--list", help="List all cells with their scores and exit."),
-    keep_models: bool = Option(
-        False, "--keep-models", help="Keep the best model of each trained cell."
-    ),
+    keep_models: bool = Option(False, "--keep-models", help="Keep the best model of each cell."),
     overwrite: bool = Option(False, "--overwrite", help="Overwrite the results of the cells."),
     plot: bool = Option(True, help="Plot the learning curve of --fractions."),
     num_processes: NumProcesses = 1,
@@ -67,18 +67,18 @@ def compare(
     design = Design(
         tuple(parse_seeds(seeds)),
         () if no_shots else None if shots is None else tuple(shots),
-        tuple(fractions or ()),
-        collect_overrides({}, scratch or [], "--scratch"),
+        tuple(fractions),
+        collect_overrides({}, scratch, "--scratch"),
     )
     source = find_task(task, overrides)
     target = folder or Path("studies", source.name)
     if list_cells:
-        _print_cells(source, target, design, only or ())
+        _print_cells(source, target, design, only)
         return
     if design.fractions and plot:
         check_matplotlib()
     launch_processes(context, num_processes)
-    options = {"only": only or (), "keep_models": keep_models, "overwrite": overwrite}
+    options = {"only": only, "keep_models": keep_models, "overwrite": overwrite}
     _run_cells(source, target, design, options)
     _print_table(source, target, design, plot)
 
@@ -86,14 +86,39 @@ def compare(
 def _run_cells(
     source: "TaskSource", folder: Path, design: "Design", options: Mapping[str, Any]
 ) -> None:
+    """Prints a line for each finished cell, and the state of the current one."""
     silence_libraries()
-    from finetune.cli.comparison_display import display_comparison
-    from finetune.comparison import events
-    from finetune.training.events import Interrupted
+    from finetune.cli.run_display import RunProgress, format_scores, format_time, make_note
+    from finetune.comparison import CellFinished, CellStarted, events
+    from finetune.training.events import Interrupted, Notice
+    from finetune.training.loop import Step
 
-    run = events(source.recipe, folder, design, task=source.task, **options)
+    out, progress, name = console(), RunProgress(), ""
     try:
-        display_comparison(run, console())
+        with out.status(Text(" preparing")) as status:
+            for event in events(source.recipe, folder, design, task=source.task, **options):
+                match event:
+                    case CellStarted():
+                        progress = RunProgress()
+                        name = f"{event.cell.name} ({event.number} of {event.cells})"
+                        status.update(Text(f" {name}"))
+                    case CellFinished():
+                        cell, cells = event.result, event.cells
+                        duration = "already done" if event.reused else format_time(cell.seconds)
+                        print_line(
+                            (f"{event.number:>{len(str(cells))}}/{cells}  ", "dim"),
+                            f"{cell.cell.name:<28} ",
+                            (format_scores(cell.scores), "green"),
+                            (f"  {duration}", "dim"),
+                        )
+                    case Notice():
+                        out.print(make_note(event.text), soft_wrap=True)
+                    case _:
+                        progress.add(event)
+                if isinstance(event, Step):
+                    best = f"  best {format_scores(progress.best.scores)}" if progress.best else ""
+                    update = f"update {progress.update}/{progress.updates}"
+                    status.update(Text(f" {name}  {update}  {progress.time_left}{best}"))
     except Interrupted as stop:
         after = "" if stop.update is None else f" after update {stop.update}"
         message = f"stopped in {stop.folder.name}{after}; run the same command to continue"
@@ -102,12 +127,14 @@ def _run_cells(
 
 def _print_table(source: "TaskSource", folder: Path, design: "Design", plot: bool) -> None:
     """Prints the table of all finished cells and where it is written."""
-    from finetune.cli.comparison_display import make_comparison_table
     from finetune.comparison import read_table
     from finetune.comparison.curve import draw_curve
+    from finetune.comparison.table import format_row
 
     table = read_table(source.recipe, folder, design)
-    console().print(make_comparison_table(table))
+    metrics = chain.from_iterable((metric, "interval") for metric in table.metrics)
+    rows = (format_row(row, table.metrics) for row in table.rows)
+    console().print(make_table(["", "labels", "seeds", *metrics, "collapsed"], rows))
     for note in table.notes:
         print_line((note, "dim"))
     files = ["table.md", "table.json"]

@@ -1,16 +1,15 @@
 """`gptft prompt`."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from statistics import mean, median
 from typing import TYPE_CHECKING, Literal
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from finetune.cli.console import console, get_rank, silence_libraries
+from finetune.cli.console import console, get_rank, make_table, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
     Base,
@@ -98,29 +97,24 @@ def prompt(
 
 def make_shots_table(results: "Sequence[PromptResult]") -> Table:
     """A row for each number of demonstrations: every metric with its interval."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
-    table.add_column("shots", justify="right", style="cyan")
-    table.add_column("in context", justify="right")
-    for metric in results[0].scores:
-        table.add_column(Text(metric), justify="right")
-        table.add_column("interval")
-    table.add_column("over")
-    precision = results[0].precision
-    hint = (
-        "" if precision == "fp32" else " (--precision fp32 reproduces the numbers of transformers)"
-    )
-    table.caption = f"precision: {precision}{hint}\n"
-    table.caption += "interval over rows: 95 % bootstrap confidence interval"
+    rows = []
     for shots, group in groupby(results, key=lambda result: result.options.shots):
         first, *others = group
-        cells = [f"{mean(result.mean_shots for result in (first, *others)):.4g}"]
+        cells = [str(shots), f"{mean(result.mean_shots for result in (first, *others)):.4g}"]
         for metric, interval in first.intervals.items():
             values = [result.scores[metric] for result in (first, *others)]
             low, high = (min(values), max(values)) if others else interval
             cells += [f"{median(values):.4f}", f"{low:.4f} to {high:.4f}"]
-        table.add_row(str(shots), *cells, f"{len(others) + 1} seeds" if others else "rows")
-    if len(results) > table.row_count:
-        table.caption += "\ninterval over seeds: minimum to maximum; the score is the median"
+        rows.append([*cells, f"{len(others) + 1} seeds" if others else "rows"])
+    columns = chain.from_iterable((metric, "interval") for metric in results[0].intervals)
+    table = make_table(["shots", "in context", *columns, "over"], rows)
+    precision = results[0].precision
+    hint = " (--precision fp32 reproduces the numbers of transformers)"
+    caption = [f"precision: {precision}{'' if precision == 'fp32' else hint}"]
+    caption.append("interval over rows: 95 % bootstrap confidence interval")
+    if len(results) > len(rows):
+        caption.append("interval over seeds: minimum to maximum; the score is the median")
+    table.caption, table.caption_justify = "\n".join(caption), "left"
     return table
 
 
