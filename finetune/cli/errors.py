@@ -44,22 +44,24 @@ def report_error(error: BaseException) -> int:
     # Paths inside the current folder are relative to it.
     here = re.compile(re.escape(str(Path.cwd())) + r"(/|(?![\w.-]))")
     message, cure = (here.sub(lambda m: "" if m[1] else ".", text) for text in (message, cure))
-    report = ErrorReport(message, cure, exit_code, trace, time.time())
     rank = get_rank()
+    if "WORLD_SIZE" in os.environ and exit_code == UNEXPECTED_ERROR:
+        message = f"process {rank}: {message}"
+    report = ErrorReport(message, cure, exit_code, trace, time.time())
     if folder := os.environ.get(ERROR_FOLDER):
         Path(folder, f"{rank}.json").write_text(json.dumps(report._asdict()), encoding="utf-8")
         return exit_code
     if rank > 0:
         time.sleep(_FIRST_RANK_SECONDS)
-    print_error(report, prefix=f"process {rank}: " if rank else "")
+    print_error(report)
     return exit_code
 
 
-def print_error(report: ErrorReport, prefix: str = "") -> None:
+def print_error(report: ErrorReport) -> None:
     """Prints a report on standard error, after the traceback if GPTFT_TRACEBACK is set."""
     if report.traceback and os.environ.get(TRACEBACK):
         sys.stderr.write(report.traceback)
-    print_line(("error: ", "bold red"), prefix, report.message, stderr=True)
+    print_line(("error: ", "bold red"), report.message, stderr=True)
     for line in report.cure.splitlines():
         print_line("  ", line, stderr=True)
 

@@ -29,8 +29,6 @@ _FAILURE_SECONDS = 2.0
 """Time for the other processes to exit after one has failed."""
 _STOP_SECONDS = 60.0
 """The same after a stop, when a checkpoint may be being written."""
-_STOP_CODES = {code for number in STOP_SIGNALS for code in (128 + number, -number)}
-"""Exit codes of a process that has handled such a signal, and of one that has not."""
 _PORTS = range(20_000, 32_000)
 """Below the range from which systems assign ports, so that no other program takes one."""
 
@@ -55,10 +53,10 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
         exit code of the process that failed first.
     """
     children: list[subprocess.Popen[bytes]] = []
-    received: set[int] = set()
+    received: set[int] = set()  # the stop signals
 
     def forward(number: int, frame: FrameType | None) -> None:
-        received.add(number)
+        received.update({number}.intersection(STOP_SIGNALS))
         for child in children:
             child.send_signal(number)
 
@@ -78,18 +76,16 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
             for rank in map(str, range(num_processes)):
                 environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
                 children.append(subprocess.Popen(command, env=environment))
-            exit_codes = _wait(children)
+            exit_codes = _wait(children, received)
         finally:
             for child in children:
                 child.kill()
                 child.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        errors = [
-            (int(path.stem), ErrorReport(**json.loads(path.read_text("utf-8"))))
-            for path in Path(folder).glob("*.json")
-        ]
-    return _finish(exit_codes, dict(errors), received.intersection(STOP_SIGNALS))
+        texts = [path.read_text("utf-8") for path in Path(folder).glob("*.json")]
+    errors = [ErrorReport(**json.loads(text)) for text in texts]
+    return _finish(exit_codes, errors, received)
 
 
 def _find_free_port() -> int:
@@ -100,12 +96,12 @@ def _find_free_port() -> int:
             return port
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+def _wait(children: Sequence[subprocess.Popen[bytes]], stops: Collection[int]) -> list[int | None]:
     """Exit codes of all processes; None for one still running some time after another failed."""
     deadline = math.inf
     while None in (exit_codes := [child.poll() for child in children]):
-        if failed := [code for code in exit_codes if code]:
-            seconds = _STOP_SECONDS if _STOP_CODES.issuperset(failed) else _FAILURE_SECONDS
+        if any(exit_codes):
+            seconds = _STOP_SECONDS if stops else _FAILURE_SECONDS
             deadline = min(deadline, time.monotonic() + seconds)
         if time.monotonic() > deadline:
             break
@@ -114,14 +110,14 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 def _finish(
-    exit_codes: Sequence[int | None], errors: dict[int, ErrorReport], stops: Collection[int]
+    exit_codes: Sequence[int | None], errors: Sequence[ErrorReport], stops: Collection[int]
 ) -> int:
     """Prints the earliest error, if any, and returns the exit code of all processes together."""
     failed = {rank: code for rank, code in enumerate(exit_codes) if code}
     if not failed:
         return 0
     console().show_cursor()
-    if stops and not any(error.exit_code == USAGE_ERROR for error in errors.values()):
+    if stops and not any(error.exit_code == USAGE_ERROR for error in errors):
         # After a stop the other errors mostly say that a process has gone.
         return 128 + min(stops)
     for rank, code in failed.items():
@@ -132,6 +128,6 @@ def _finish(
             return 1
     if not errors:
         return next(iter(failed.values()))
-    rank, error = min(errors.items(), key=lambda item: item[1].time)
-    print_error(error, "" if error.exit_code == USAGE_ERROR else f"process {rank}: ")
+    error = min(errors, key=lambda error: error.time)
+    print_error(error)
     return error.exit_code

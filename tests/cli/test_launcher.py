@@ -67,7 +67,7 @@ open({str(tmp_path)!r} + "/" + values["RANK"], "w").write(json.dumps(values))
         (
             FAIL + "\nif rank == 0: time.sleep(0.3); fail('peer is gone')\nfail('the cause')",
             1,
-            "error: process 1: the cause\n",
+            "error: the cause\n",
         ),
         (FAIL + "fail('no such column', 2)", 2, "error: no such column\n"),
         ("raise SystemExit(130)", 130, ""),
@@ -147,7 +147,7 @@ time.sleep(600)
 
 
 def test_a_checkpoint_that_could_not_be_saved_is_reported_after_a_stop(capfd):
-    errors = {0: ErrorReport("the disk is full", "", 2)}
+    errors = [ErrorReport("the disk is full", "", 2)]
     assert launcher._finish([2, -signal.SIGTERM], errors, {signal.SIGTERM}) == 2
     assert capfd.readouterr().err == "error: the disk is full\n"
 
