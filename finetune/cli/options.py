@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,6 @@ PythonTask = Annotated[
     str | None, Option("--task", "-t", help="module:attribute of a task defined in Python.")
 ]
 Run = Annotated[Path, Argument(metavar="RUN", help="Run directory, such as runs/rte.")]
-Base = Annotated[str | None, Option("--base", help=BASE_HELP)]
 Data = Annotated[str | None, Option(help=_DATA)]
 Output = Annotated[
     str, Option("--output", "-o", metavar="OUT", help="Output file; - is standard output.")
@@ -117,29 +116,22 @@ def name_flag(key: str) -> str:
 
 
 def with_recipe_flags(
-    command: Callable[..., Any], without: Collection[str] = ()
+    command: Callable[..., Any], keys: Iterable[str] = tuple(RECIPE_FLAGS)
 ) -> Callable[..., Any]:
-    """Adds RECIPE_FLAGS and --set to a command, which receives them as its argument `overrides`.
-
-    Args:
-        command: A typer command with a parameter `overrides`.
-        without: Keys of flags to leave out.
-    """
-    keys = {key.replace(".", "_"): key for key in RECIPE_FLAGS if key not in without}
+    """Adds flags and --set to a typer command, which receives them as its argument `overrides`."""
+    names = {key: key.replace(".", "_") for key in keys}
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:
-        values = {key: arguments.pop(name) for name, key in keys.items()}
+        values = {key: arguments.pop(name) for key, name in names.items()}
         overrides = collect_overrides(values, arguments.pop("settings") or [])
         return command(**arguments, overrides=overrides)
 
     added: dict[str, Any] = {}
-    for name, key in keys.items():
+    for key, name in names.items():
         kind, text = RECIPE_FLAGS[key]
-        panel = _PANELS[key.partition(".")[0]]
-        added[name] = Annotated[
-            kind | None, Option(name_flag(key), help=text, rich_help_panel=panel)
-        ]
+        flag = Option(name_flag(key), help=text, rich_help_panel=_PANELS[key.partition(".")[0]])
+        added[name] = Annotated[kind | None, flag]
     added["settings"] = Annotated[list[str] | None, _SET]
     signature = inspect.signature(command, eval_str=True)
     parameters = [

@@ -13,6 +13,7 @@ from finetune.cli.console import console, get_rank, make_table, print_line, sile
 from finetune.cli.errors import exit_stopped
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
+    RECIPE_FLAGS,
     NumProcesses,
     Overrides,
     TaskName,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from finetune.comparison import Design
 
 
-@partial(with_recipe_flags, without=("train.seed",))
+@partial(with_recipe_flags, keys=[key for key in RECIPE_FLAGS if key != "train.seed"])
 def compare(
     context: Context,
     overrides: Overrides,

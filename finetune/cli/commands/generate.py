@@ -76,8 +76,13 @@ def generate(
         config = BaseConfig(path=base, trust_remote_code=trust_remote_code)
         generator = TextGenerator(config, device)
     if print_texts:
+        out = console()
         for text in texts:
-            _print_generated(text, generator.stream(text, decoding))
+            pieces = generator.stream(text, decoding)  # Checks the length before the text is shown.
+            out.out(text, end="", style="bold", highlight=False)
+            for piece in pieces:
+                out.out(piece, end="", highlight=False)
+            out.out("")
         return
     pairs = generator.generate_rows(rows, column, decoding, batch_size)
     if get_rank() > 0:
@@ -87,15 +92,6 @@ def generate(
     with write_rows(output, [*columns, _GENERATED], format=output_format) as writer:
         for row, generated in pairs:
             writer.write({**row, _GENERATED: generated})
-
-
-def _print_generated(text: str, pieces: Iterable[str]) -> None:
-    """Prints a prompt and the generated text as it comes."""
-    out = console()
-    out.out(text, end="", style="bold", highlight=False)
-    for piece in pieces:
-        out.out(piece, end="", highlight=False)
-    out.out("")
 
 
 def _check_rows(

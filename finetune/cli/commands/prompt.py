@@ -1,9 +1,10 @@
 """`gptft prompt`."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, groupby
 from statistics import mean, median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -12,25 +13,24 @@ from typer import Context, Option
 from finetune.cli.console import console, get_rank, make_table, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
-    Base,
-    Data,
     NumProcesses,
-    Precision,
-    Settings,
+    Overrides,
     TaskName,
-    Trust,
-    collect_overrides,
     parse_seeds,
+    with_recipe_flags,
 )
 
 if TYPE_CHECKING:
     from finetune.prompting import PromptResult
 
+_FLAGS = ("base.path", "base.trust_remote_code", "data.path", "train.precision")
 
+
+@partial(with_recipe_flags, keys=_FLAGS)
 def prompt(
     context: Context,
+    overrides: Overrides,
     task: TaskName,
-    base: Base = None,
     shots: list[int] = Option([0], min=0, metavar="K ...", help="Demonstrations in the prompt."),
     seeds: str = Option("0", metavar="N-M", help="Seeds that draw demonstrations: 0-4 or 0,7."),
     shared: bool = Option(False, "--shared", help="The same demonstrations for all rows."),
@@ -41,11 +41,7 @@ def prompt(
     prompt: str | None = Option(
         None, metavar="NAME", help="Another prompt of the recipe, such as gpt1 of cola."
     ),
-    data: Data = None,
     limit: int | None = Option(None, min=1, help="Evaluate only the first rows."),
-    precision: Precision = None,
-    trust_remote_code: Trust = False,
-    settings: Settings = None,
     output: str | None = Option(
         None, "--output", "-o", metavar="OUT", help="Write each answer to this file."
     ),
@@ -65,29 +61,16 @@ def prompt(
     draws = parse_seeds(seeds)
     if output is not None:
         choose_format(output)
-    flags = {
-        "base.path": base,
-        "base.trust_remote_code": trust_remote_code or None,
-        "data.path": data,
-        "train.precision": precision,
-    }
-    source = find_task(task, collect_overrides(flags, settings or []))
+    source = find_task(task, overrides)
     recipe = source.recipe
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
     launch_processes(context, num_processes)
-    results = []
+    shots, results = list(dict.fromkeys(shots)), []
+    options: dict[str, Any] = {"limit": limit, "shared": shared, "calibrated": calibrated}
+    options["normalization"] = normalization
     with console(stderr=get_rank() == 0).status(Text(" loading")) as status:
-        for result in evaluate_prompts(
-            recipe,
-            list(dict.fromkeys(shots)),
-            draws,
-            task=source.task,
-            limit=limit,
-            shared=shared,
-            calibrated=calibrated,
-            normalization=normalization,
-        ):
+        for result in evaluate_prompts(recipe, shots, draws, task=source.task, **options):
             results.append(result)
             status.update(Text(f" evaluated with {result.options.shots} shots"))
     if output is not None and get_rank() == 0:
