@@ -9,12 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from finetune.recipe.loading import check_code_trust, find_yaml_file, shipped_folder
 from finetune.recipe.schema import (
+    CommonTrainConfig,
     Epochs,
     Fraction,
-    NonNegativeFloat,
     Positive,
     PositiveFloat,
-    Seed,
     StrictModel,
     resume_safe,
 )
@@ -91,7 +90,7 @@ class ShapeConfig(StrictModel):
         return self
 
 
-class PretrainConfig(StrictModel):
+class PretrainConfig(CommonTrainConfig):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
     learning_rate: PositiveFloat = 2.5e-4
@@ -109,30 +108,10 @@ class PretrainConfig(StrictModel):
     """Cut blocks from the concatenated documents; by default no block crosses a boundary."""
     dropout: Fraction = 0.1
     """Dropout probability of the decoder."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay on everything but biases and gains."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    epsilon: PositiveFloat = 1e-8
-    max_grad_norm: PositiveFloat = 1.0
-    """Maximum global norm of the gradient."""
     initial_spread: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
-    seed: Seed = 42
-    tokens_per_forward: Positive | None = resume_safe(None)
-    """Maximum tokens in one forward pass; updates are split as needed, with the same gradient."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 with fp32 weights; auto uses it on hardware made for it."""
-    deterministic: bool = False
-    """Bit-identical results on a GPU, at lower speed. CPU runs are always bit-identical."""
     evaluations: Positive = 10
     """Validations over the whole run."""
-    most_refused: Positive = resume_safe(10)
-    """Stop after this many consecutive updates with a non-finite loss or gradient."""
-    checkpoint_minutes: PositiveFloat | None = resume_safe(10)
-    """Minutes between checkpoints, besides one per epoch; if this and the next are null, only on a
-    signal."""
-    checkpoint_updates: Positive | None = resume_safe(None)
-    """Updates between checkpoints."""
     store: Literal["fp32", "bf16"] = resume_safe("fp32")
     """Number format of the weights of the finished model."""
 

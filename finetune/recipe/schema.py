@@ -250,7 +250,37 @@ class DataConfig(StrictModel):
         return self
 
 
-class TrainConfig(StrictModel):
+class CommonTrainConfig(StrictModel):
+    """Settings that fine-tuning and pre-training share."""
+
+    learning_rate: PositiveFloat
+    batch_size: Positive
+    epochs: Epochs
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay, on every tensor with more than one dimension."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Clip gradients to this global norm."""
+    seed: Seed = 42
+    """Random seed."""
+    tokens_per_forward: Positive | None = resume_safe(None)
+    """Maximum number of tokens in a forward pass [default: by memory]; the gradient is the same."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes in bfloat16 with fp32 weights; auto uses it where hardware supports it."""
+    deterministic: bool = False
+    """Use deterministic GPU kernels, which are slower. A CPU is always deterministic."""
+    most_refused: Positive = resume_safe(10)
+    """Stop after this many consecutive updates with non-finite gradients."""
+    checkpoint_minutes: PositiveFloat | None = resume_safe(10)
+    """Minutes between checkpoints, in addition to one per epoch."""
+    checkpoint_updates: Positive | None = resume_safe(None)
+    """Updates between checkpoints. If it and the minutes are null, only a signal causes one."""
+
+
+class TrainConfig(CommonTrainConfig):
     """How to train (defaults: GPT-1, section 4.1)."""
 
     learning_rate: PositiveFloat = 6.25e-5
@@ -265,14 +295,6 @@ class TrainConfig(StrictModel):
     """λ of L3 = L2 + λ · L1; 0 computes no language-model loss."""
     warmup: Fraction = 0.002
     """Fraction of all updates with linear warm-up; then the rate decays linearly to 0."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay, on every tensor with more than one dimension."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
-    epsilon: PositiveFloat = 1e-8
-    """Adam's epsilon."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Clip gradients to this global norm."""
     head_dropout: Fraction = 0.1
     """Dropout on the input of the head."""
     max_tokens: Positive = 512
@@ -283,24 +305,10 @@ class TrainConfig(StrictModel):
     """Evaluations per epoch."""
     patience: Positive | None = resume_safe(None)
     """Stop after this many evaluations without improvement."""
-    seed: Seed = 42
-    """Random seed."""
     layout: Literal["auto", "separate", "shared", "packed"] = resume_safe("auto")
     """How views are arranged in batches. Results are equal; auto takes the fastest possible."""
-    tokens_per_forward: Positive | None = resume_safe(None)
-    """Maximum number of tokens in a forward pass [default: by memory]; the gradient is the same."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes in bfloat16 with fp32 weights; auto uses it where hardware supports it."""
-    deterministic: bool = False
-    """Use deterministic GPU kernels, which are slower. A CPU is always deterministic."""
     compile: bool = False
     """Compile the blocks of the decoder with torch.compile: slower to start, then faster."""
-    most_refused: Positive = resume_safe(10)
-    """Stop after this many consecutive updates with non-finite gradients."""
-    checkpoint_minutes: PositiveFloat | None = resume_safe(10)
-    """Minutes between checkpoints, in addition to one per epoch."""
-    checkpoint_updates: Positive | None = resume_safe(None)
-    """Updates between checkpoints. If it and the minutes are null, only a signal causes one."""
 
 
 class Recipe(StrictModel):
