@@ -61,7 +61,7 @@ def create_accelerator(precision: Precision, device: str | None = None) -> RunAc
         what = f"process {rank + 1} of this machine finds only {devices} device(s)"
         raise UsageError(what, cure=f"Start {devices} with --num-processes {devices}.")
     _reset_device(chosen)
-    # accelerate looks for other CPU processes only if it is told to use the CPU.
+    # accelerate looks for other CPU processes only with cpu=True.
     return RunAccelerator(precision, chosen)
 
 

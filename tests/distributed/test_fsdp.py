@@ -1,4 +1,4 @@
-"""FSDP2: weights in shards train what whole ones train, and states fit everywhere."""
+"""FSDP2: sharded weights train as whole ones do, and checkpoints fit any number of shards."""
 
 import itertools
 import os
@@ -28,8 +28,8 @@ def train_sharded(count, recipe, run, stop=None):
         ("entailment", "gpt2", {"lora": {"rank": 2}}, {}),
     ],
 )
-def test_shards_train_what_whole_weights_train(kind, family, part, settings, bases, tmp_path):
-    """Tied weights and an output matrix of its own; several passes an update; adapters."""
+def test_shards_train_as_whole_weights(kind, family, part, settings, bases, tmp_path):
+    """Tied weights, a separate output matrix, several passes per update, adapters."""
     recipe = jobs.recipe(
         kind, bases(family), tmp_path / "data", base_part=part, **{**ODD, **settings}
     )
@@ -38,7 +38,7 @@ def test_shards_train_what_whole_weights_train(kind, family, part, settings, bas
     assert_same(one, shards)
 
 
-def test_a_state_of_shards_goes_on_whole_and_in_shards_again(bases, tmp_path):
+def test_a_checkpoint_of_shards_resumes_with_and_without_shards(bases, tmp_path):
     """Two shards, then two whole models, three shards, and one process."""
     recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data", **ODD)
     one, run = jobs.train(recipe, tmp_path / "one"), tmp_path / "run"
@@ -51,7 +51,7 @@ def test_a_state_of_shards_goes_on_whole_and_in_shards_again(bases, tmp_path):
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(run), rel=1e-4)
 
 
-def test_shards_go_on_to_the_same_bits(bases, tmp_path):
+def test_shards_resume_bit_equal(bases, tmp_path):
     noisy = {**ODD, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
     recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **noisy)
     whole = train_sharded(2, recipe, tmp_path / "whole")
@@ -83,19 +83,8 @@ def test_shards_are_in_place_again_after_every_evaluation(bases, tmp_path):
     torch.testing.assert_close(shards, alone, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_shards_go_on_after_an_evaluation_that_saved_no_model(bases, tmp_path):
-    often = {**ODD, "evaluations": 3, "checkpoint_updates": 1}
-    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **often)
-    whole, run = (tmp_path / name for name in ("whole", "run"))
-    train_in_processes(2, recipe, whole, environment=SHARDS, function=train_declining)
-    train_in_processes(2, recipe, run, stop=5, environment=SHARDS, function=train_declining)
-    train_in_processes(2, recipe, run, environment=SHARDS, function=train_declining)
-    jobs.assert_same(whole, run)
-
-
 def count_numbers(recipe, run, stop):
-    """Fails unless this process holds but a part of weights and moments."""
+    """Fails unless this process holds only a part of the weights and moments."""
     from finetune.training import finetuning
 
     found = {}
@@ -117,7 +106,7 @@ def count_numbers(recipe, run, stop):
     return 0 if here < 0.6 * whole and sum(moments) == here and notice else 1
 
 
-def test_every_process_holds_its_part_alone(bases, tmp_path):
+def test_every_process_holds_only_its_shards(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
     train_in_processes(2, recipe, tmp_path / "run", environment=SHARDS, function=count_numbers)
 
@@ -132,21 +121,21 @@ def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("told", "what"),
+    ("options", "what"),
     [
         ({"FSDP_VERSION": "1"}, "version 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
     ],
 )
-def test_what_is_not_supported_is_refused(told, what, monkeypatch):
-    for name, value in {**SHARDS, **told}.items():
+def test_unsupported_options_are_refused(options, what, monkeypatch):
+    for name, value in {**SHARDS, **options}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=what):
         fsdp_requested()
 
 
-def test_nothing_is_asked_for_by_default(monkeypatch):
+def test_fsdp_is_off_by_default(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         monkeypatch.delenv(name)
     assert fsdp_requested() is False

@@ -1,4 +1,4 @@
-"""Precision and device belong to a job, not to the Python process that does it."""
+"""Precision and device belong to a run, not to the Python process."""
 
 import os
 
@@ -15,16 +15,16 @@ from task_formats import UsageError
 from tests.support import jobs
 
 
-def product(place) -> torch.dtype:
-    with place.autocast():
+def product(accelerator) -> torch.dtype:
+    with accelerator.autocast():
         return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
 
-def test_every_place_keeps_its_precision() -> None:
+def test_every_accelerator_keeps_its_precision() -> None:
     wide, narrow = create_accelerator("fp32"), create_accelerator("bf16")
     assert (wide.mixed_precision, narrow.mixed_precision) == ("no", "bf16")
-    found = [product(place) for place in (wide, narrow, wide)]
-    assert found == [torch.float32, torch.bfloat16, torch.float32]
+    dtypes = [product(accelerator) for accelerator in (wide, narrow, wide)]
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32]
 
 
 def test_runs_of_both_precisions_follow_each_other(bases, tmp_path) -> None:
@@ -32,8 +32,8 @@ def test_runs_of_both_precisions_follow_each_other(bases, tmp_path) -> None:
     predictors, started = {}, []
     for precision in ("fp32", "bf16", "fp32"):
         run = tmp_path / f"{precision}-{len(started)}"
-        told = events(jobs.change(recipe, "train", precision=precision), run)
-        started += [event.precision for event in told if isinstance(event, Started)]
+        stream = events(jobs.change(recipe, "train", precision=precision), run)
+        started += [event.precision for event in stream if isinstance(event, Started)]
         predictors[run] = finetune.load(run)
     assert started == ["fp32", "bf16", "fp32"]
     for run, predictor in predictors.items():
@@ -49,12 +49,12 @@ def test_the_head_computes_in_float32() -> None:
     head = LinearHead(8, 3, is_multiple_choice=False).eval()
     features, present = torch.randn(2, 1, 8), torch.ones(2, 1, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        found = head(features.bfloat16(), present)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, head(features.bfloat16(), present), rtol=0, atol=0)
+        dtypes = head(features.bfloat16(), present)
+    assert dtypes.dtype == torch.float32
+    torch.testing.assert_close(dtypes, head(features.bfloat16(), present), rtol=0, atol=0)
 
 
-def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
+def test_an_accelerator_keeps_its_device(monkeypatch) -> None:
     old = create_accelerator("fp32", "cpu")
     # As if it had been a GPU.
     shared = {**AcceleratorState._shared_state, "device": torch.device("cuda")}
@@ -66,7 +66,7 @@ def test_a_place_on_another_device_stays_where_it_is(monkeypatch) -> None:
 
 @pytest.fixture
 def two_gpus(monkeypatch) -> None:
-    """As a machine with two of them looks to whoever asks for its devices."""
+    """Simulates a machine with two GPUs."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
@@ -79,15 +79,15 @@ def two_gpus(monkeypatch) -> None:
 @pytest.mark.usefixtures("two_gpus")
 def test_the_device_is_the_one_that_was_named() -> None:
     names = ("cuda:1", "cuda:0", "cuda:1", "cuda", None, "cpu", "cuda:1")
-    places = [create_accelerator("fp32", name) for name in names]
+    accelerators = [create_accelerator("fp32", name) for name in names]
     expected = ["cuda:1", "cuda:0", "cuda:1", "cuda", "cuda", "cpu", "cuda:1"]
     # Each keeps its own, whatever was chosen after it.
-    assert [str(place.device) for place in places] == expected
+    assert [str(accelerator.device) for accelerator in accelerators] == expected
 
 
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("name", ["cuda:2", "gpu", "mps", "cuda:x", ""])
-def test_a_device_besides_those_of_the_machine_is_a_mistake(name) -> None:
+def test_an_unknown_device_is_refused(name) -> None:
     with pytest.raises(UsageError, match=f"no device '{name}'") as caught:
         create_accelerator("fp32", name)
     assert caught.value.cure == "Omit the device, or use cuda or cuda:0 or cuda:1 or cpu."
@@ -126,6 +126,6 @@ def test_a_deterministic_run_is_the_same_twice(device: str, bases, tmp_path, mon
     jobs.assert_same(tmp_path / "one", tmp_path / "two")
 
 
-def test_precision_is_what_is_asked_for() -> None:
+def test_the_precision_of_a_recipe_is_used() -> None:
     assert [choose_precision(asked) for asked in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert choose_precision("auto") in ("fp32", "bf16")

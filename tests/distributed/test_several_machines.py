@@ -114,11 +114,11 @@ def test_two_machines_of_torchrun(shards, bases, tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*FSDP2:UserWarning")
-def test_accelerate_asks_for_shards_in_the_words_that_are_read(monkeypatch) -> None:
+def test_accelerate_sets_the_variables_that_are_read(monkeypatch) -> None:
     words = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "train.py"]
-    told = launch_command_parser().parse_args(words)
-    told.num_machines, told.mixed_precision, told.dynamo_backend = 1, "no", "no"
-    environment = prepare_multi_gpu_env(told)
+    arguments = launch_command_parser().parse_args(words)
+    arguments.num_machines, arguments.mixed_precision, arguments.dynamo_backend = 1, "no", "no"
+    environment = prepare_multi_gpu_env(arguments)
     assert {name: environment.get(name) for name in SHARDS} == SHARDS
     assert environment["FSDP_OFFLOAD_PARAMS"] == "false"
     assert environment["FSDP_ACTIVATION_CHECKPOINTING"] == "false"

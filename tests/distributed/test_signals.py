@@ -22,11 +22,6 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_nothing_is_requested_before_a_signal() -> None:
-    with SignalListener() as listener:
-        assert (listener.take(), listener.exit_code) == (None, 0)
-
-
 def test_a_request_to_save_is_taken_once() -> None:
     with SignalListener() as listener:
         for _ in range(2):

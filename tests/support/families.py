@@ -120,7 +120,7 @@ def _draw(configuration: transformers.PreTrainedConfig, seed: int) -> transforme
 
 
 def make_tokenizer(family: str) -> transformers.PreTrainedTokenizerBase:
-    """A trained tokenizer in the family's manner: a few hundred tokens, no S, D or E."""
+    """A trained tokenizer of the family's kind: a few hundred tokens, no S, D or E."""
     core = _word_bpe() if family == "openai-gpt" else _byte_bpe(set(_MARKS[family].values()))
     if family in _ADDS_START:
         start = _MARKS[family]["bos_token"]
