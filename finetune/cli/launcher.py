@@ -1,7 +1,4 @@
-"""Launches one command in several processes on this machine: `--num-processes`.
-
-Uses the environment variables of torchrun.
-"""
+"""Launches one command in several processes, with the environment variables of torchrun."""
 
 import json
 import math
@@ -34,23 +31,16 @@ _PORTS = range(20_000, 32_000)
 
 
 def launch_processes(context: typer.Context, num_processes: int) -> None:
-    """Runs the current command in several processes and exits with their exit code.
-
-    Returns at once if one process is enough, or in one of the launched processes.
-    """
+    """Runs the command in several processes and exits; returns at once in one of them."""
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
 
 
 def run_processes(arguments: Sequence[str], num_processes: int) -> int:
-    """Runs `gptft ARGUMENTS` in several processes and waits for them.
+    """Runs `gptft ARGUMENTS` in several processes and returns their exit code.
 
     SIGINT, SIGTERM and SIGUSR1 are forwarded to every process. If one fails, the others are
-    ended and the earliest error is printed.
-
-    Returns:
-        The exit code: 0, 128 plus the number of the signal that stopped the processes, or the
-        exit code of the process that failed first.
+    ended, and the earliest error is printed. After a stop the code is 128 plus the signal.
     """
     children: list[subprocess.Popen[bytes]] = []
     received: set[int] = set()  # the stop signals

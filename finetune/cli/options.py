@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +19,7 @@ BASE_HELP = "A Hugging Face id, a local folder, a run directory, or tiny."
 _TASK = "A shipped recipe, a YAML file, or module:attribute."
 _DATA = "Local folder with the data set, or a Hugging Face id."
 _TRUST = "Run Python code that comes with the base."
-_PRECISIONS = Literal["auto", "fp32", "bf16"]
 _MAX_SEEDS = 1000
-_PRECISION = "Numerical precision."
 
 TaskName = Annotated[str, Option("--task", "-t", help=_TASK)]
 TaskArgument = Annotated[str, Argument(metavar="TASK", help=_TASK)]
@@ -38,15 +36,8 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite the run.")]
 NumProcesses = Annotated[
     int, Option("--num-processes", min=1, metavar="N", help="Number of processes, one per GPU.")
 ]
-Settings = Annotated[
-    list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Set any other value. May be repeated."),
-]
 Device = Annotated[str | None, Option(help="cpu, cuda or cuda:1.", show_default="the best")]
-Precision = Annotated[_PRECISIONS | None, Option(help=_PRECISION)]
 Trust = Annotated[bool, Option("--trust-remote-code", help=_TRUST)]
-
-
 Folder = Annotated[
     Path | None, Option("--folder", "-o", help="Output directory.", show_default="runs/NAME")
 ]
@@ -94,14 +85,14 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "train.lm_coefficient": (float, "Weight λ of the LM loss (paper: 0.5)."),
     "train.max_tokens": (int, "Maximum sequence length in tokens (paper: 512)."),
     "train.seed": (int, "Random seed."),
-    "train.precision": (_PRECISIONS, _PRECISION),
+    "train.precision": (Literal["auto", "fp32", "bf16"], "Numerical precision."),
     "train.layout": (_LAYOUTS, "How sequences are batched; the result is the same."),
     "train.deterministic": (bool, "Use deterministic GPU kernels."),
     "train.compile": (bool, "Compile the model: slow start, then faster."),
 }
 """Recipe values with a flag of their own: key to type and help."""
 
-_SET_HELP = "Set any recipe value, such as train.warmup=0.1. May be repeated."
+_SET_HELP = "Set any other value, such as train.weight_decay=0.1. May be repeated."
 _SET = Option("--set", metavar="KEY=VALUE", help=_SET_HELP, rich_help_panel=_PANELS["train"])
 
 
@@ -116,10 +107,10 @@ def name_flag(key: str) -> str:
 
 
 def with_recipe_flags(
-    command: Callable[..., Any], keys: Iterable[str] = tuple(RECIPE_FLAGS)
+    command: Callable[..., Any], flags: Mapping[str, tuple[Any, str]] = RECIPE_FLAGS
 ) -> Callable[..., Any]:
     """Adds flags and --set to a typer command, which receives them as its argument `overrides`."""
-    names = {key: key.replace(".", "_") for key in keys}
+    names = {key: key.replace(".", "_") for key in flags}
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:
@@ -129,7 +120,7 @@ def with_recipe_flags(
 
     added: dict[str, Any] = {}
     for key, name in names.items():
-        kind, text = RECIPE_FLAGS[key]
+        kind, text = flags[key]
         flag = Option(name_flag(key), help=text, rich_help_panel=_PANELS[key.partition(".")[0]])
         added[name] = Annotated[kind | None, flag]
     added["settings"] = Annotated[list[str] | None, _SET]

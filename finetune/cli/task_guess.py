@@ -160,9 +160,7 @@ def guess_task(
         return TaskGuess(chosen, fields, unused, {}, bounds, ("pearson", "spearman"))
     count = columns[choices[0]].longest_list or len(choices) if choices else 0
     labels = _count_labels(target, count)
-    rare = 2 * min(labels.values()) * len(labels) < sum(labels.values()) and not choices
-    metrics = ("accuracy", "macro_f1") if rare else ("accuracy",)
-    return TaskGuess(chosen, fields, unused, labels, None, metrics)
+    return TaskGuess(chosen, fields, unused, labels, None, ("accuracy",))
 
 
 def _find_label(columns: Mapping[str, Column]) -> Column:

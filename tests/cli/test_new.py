@@ -115,11 +115,6 @@ def test_labels_such_as_nan_are_no_numbers():
     assert (guess.labels, guess.range) == ({"1": 13, "inf": 13, "nan": 14}, None)
 
 
-def test_a_rare_class_adds_macro_f1():
-    rows = table(text=sentence, label=lambda n: "spam" if n % 10 == 0 else "ham")
-    assert guess_task(summarize_columns(rows)).metrics == ("accuracy", "macro_f1")
-
-
 @pytest.mark.parametrize(
     ("rows", "options", "what"),
     [

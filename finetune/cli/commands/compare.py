@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from finetune.cli.task_sources import TaskSource
     from finetune.comparison import Design
 
+_FLAGS = {key: flag for key, flag in RECIPE_FLAGS.items() if key != "train.seed"}
 
-@partial(with_recipe_flags, keys=[key for key in RECIPE_FLAGS if key != "train.seed"])
+
+@partial(with_recipe_flags, flags=_FLAGS)
 def compare(
     context: Context,
     overrides: Overrides,

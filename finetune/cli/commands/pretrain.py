@@ -1,6 +1,7 @@
 """`gptft pretrain`."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,34 +10,40 @@ from typer import Argument, Context, Option
 from finetune.cli.console import console, print_line, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
+    RECIPE_FLAGS,
     Folder,
     NumProcesses,
+    Overrides,
     Overwrite,
-    Precision,
     Resume,
-    Settings,
     Trust,
     collect_overrides,
+    with_recipe_flags,
 )
 
 if TYPE_CHECKING:
     from finetune.pretraining import Plan
 
 
+_FLAGS = {
+    "train.learning_rate": (float, "Peak learning rate."),
+    "train.epochs": (float, "Number of epochs."),
+    "train.updates": (int, "Number of updates, instead of epochs."),
+    "train.batch_size": (int, "Batch size in blocks."),
+    "train.seed": RECIPE_FLAGS["train.seed"],
+    "train.precision": RECIPE_FLAGS["train.precision"],
+}
+
+
+@partial(with_recipe_flags, flags=_FLAGS)
 def pretrain(
     context: Context,
+    overrides: Overrides,
     plan: str = Argument(metavar="PLAN", help="A YAML file or a shipped plan."),
     folder: Folder = None,
-    corpus: str | None = Option(None, metavar="FOLDER", help="Text files, or train/ and valid/."),
+    corpus: str | None = Option(None, metavar="FOLDER", help="Texts, or folders train and valid."),
     base: str | None = Option(None, "--from", metavar="BASE", help="Continue training this base."),
-    learning_rate: float | None = Option(None, help="Peak learning rate."),
-    epochs: float | None = Option(None, help="Number of epochs."),
-    updates: int | None = Option(None, help="Number of updates, instead of epochs."),
-    batch_size: int | None = Option(None, help="Batch size in blocks."),
-    seed: int | None = Option(None, help="Random seed."),
-    precision: Precision = None,
     trust_remote_code: Trust = False,
-    settings: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = 1,
@@ -49,18 +56,9 @@ def pretrain(
     """
     from finetune.pretraining.plan import load_plan
 
-    flags = {
-        "base": base,
-        "trust_remote_code": trust_remote_code or None,
-        "train.learning_rate": learning_rate,
-        "train.epochs": epochs,
-        "train.updates": updates,
-        "train.batch_size": batch_size,
-        "train.seed": seed,
-        "train.precision": precision,
-        **(_find_corpus(corpus) if corpus else {"corpus.train": corpus}),
-    }
-    loaded = load_plan(plan, collect_overrides(flags, settings or []))
+    flags = {"base": base, "trust_remote_code": trust_remote_code or None, **overrides}
+    flags |= _find_corpus(corpus) if corpus else {"corpus.train": corpus}
+    loaded = load_plan(plan, collect_overrides(flags, []))
     launch_processes(context, num_processes)
     target = folder or Path("runs", Path(plan).stem)
     pretrain_with_display(loaded, target, resume=resume, overwrite=overwrite)

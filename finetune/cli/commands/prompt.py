@@ -13,6 +13,7 @@ from typer import Context, Option
 from finetune.cli.console import console, get_rank, make_table, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
+    RECIPE_FLAGS,
     NumProcesses,
     Overrides,
     TaskName,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _FLAGS = ("base.path", "base.trust_remote_code", "data.path", "train.precision")
 
 
-@partial(with_recipe_flags, keys=_FLAGS)
+@partial(with_recipe_flags, flags={key: RECIPE_FLAGS[key] for key in _FLAGS})
 def prompt(
     context: Context,
     overrides: Overrides,
