@@ -11,7 +11,7 @@ from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.evaluate import compute_logits, evaluate
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import build_task_model
-from finetune.recipe.schema import BaseConfig
+from finetune.recipe.schema import BaseConfig, TrainConfig
 from finetune.training.loop import LoopSettings, MicroBatches, run_updates
 from finetune.training.optimizer import build_optimizer, build_schedule
 from task_formats import FORMATS, Classes, Task, ViewEncoder
@@ -42,7 +42,7 @@ def main() -> None:
     accelerator = create_accelerator("fp32")
     model = build_task_model(base, TASK).to(accelerator.device)
     settings = LoopSettings(build_schedule(peak=1e-3, updates=20, warmup=0.1))
-    optimizer = build_optimizer(model.parameters(), learning_rate=1e-3)
+    optimizer = build_optimizer(model.parameters(), TrainConfig(learning_rate=1e-3))
 
     def make_microbatches(update: int, max_tokens: int | None) -> MicroBatches:
         batch = collate(encoded, "separate", base.task_tokens.pad_id)

@@ -204,13 +204,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         config=plan,
         fixed_sections=("tokenizer", "shape", "train"),
         model=model,
-        optimizer=build_optimizer(
-            model.parameters(),
-            learning_rate=config.learning_rate,
-            betas=config.betas,
-            epsilon=config.epsilon,
-            weight_decay=config.weight_decay,
-        ),
+        optimizer=build_optimizer(model.parameters(), config),
         accelerator=accelerator,
         batch_config=choose_batch_config(
             decoder,

@@ -224,13 +224,7 @@ def prepare_finetuning(
         fixed_sections=("task", "base", "train"),
         model=model,
         # After prepare_model, which may replace weights by shards.
-        optimizer=build_optimizer(
-            model.parameters(),
-            learning_rate=config.learning_rate,
-            betas=config.betas,
-            epsilon=config.epsilon,
-            weight_decay=config.weight_decay,
-        ),
+        optimizer=build_optimizer(model.parameters(), config),
         accelerator=accelerator,
         batch_config=batch_config,
         examples=train_split.examples,

@@ -7,17 +7,12 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW
 
+from finetune.recipe.schema import CommonTrainConfig
+
 Decay = Literal["linear", "cosine"]
 
 
-def build_optimizer(
-    parameters: Iterable[nn.Parameter],
-    *,
-    learning_rate: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> AdamW:
+def build_optimizer(parameters: Iterable[nn.Parameter], config: CommonTrainConfig) -> AdamW:
     """Builds a fused AdamW over all trainable parameters.
 
     Only tensors with more than one dimension decay: matrices and embeddings, but no biases and
@@ -25,11 +20,13 @@ def build_optimizer(
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "decay": weight_decay},
+        {"params": [p for p in trained if p.dim() > 1], "decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+    return AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True
+    )
 
 
 def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon: float) -> None:

@@ -97,13 +97,7 @@ def test_our_update_is_the_papers_adam() -> None:
     part = TrainConfig(epsilon=0.03, weight_decay=0.1, learning_rate=0.05)
     shapes = [(4, 3), (5,), (2, 3, 2), (1,)]
     ours = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
-    optimizer = build_optimizer(
-        ours,
-        learning_rate=part.learning_rate,
-        betas=part.betas,
-        epsilon=part.epsilon,
-        weight_decay=part.weight_decay,
-    )
+    optimizer = build_optimizer(ours, part)
     theirs = [weight.detach().numpy().copy() for weight in ours]
     moments = [Moments(np.zeros_like(weight), np.zeros_like(weight)) for weight in theirs]
     for step in range(1, 8):
