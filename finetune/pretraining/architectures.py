@@ -14,35 +14,25 @@ from transformers import (
 
 from finetune.models.pretrained import set_dropout
 from finetune.models.speedups.optimize import optimize_decoder
-from finetune.pretraining.plan import ShapeConfig
-from task_formats import UsageError
+from finetune.pretraining.plan import Plan, ShapeConfig
 
 
-def build_decoder(
-    shape: ShapeConfig,
-    vocabulary_size: int,
-    end_id: int,
-    *,
-    dropout: float,
-    initial_std: float,
-    seed: int,
-) -> PreTrainedModel:
-    """Builds a float32 decoder with weights from N(0, initial_std); equal seeds give equal weights.
+def build_decoder(plan: Plan, vocabulary_size: int, end_id: int) -> PreTrainedModel:
+    """Builds a float32 decoder with normally distributed weights; equal seeds give equal ones.
 
-    `end_id` is the id of the end-of-text token. Raises UsageError for a shape that the style does
-    not support.
+    `end_id` is the id of the end-of-text token.
     """
     config = _make_config(
-        shape,
+        plan.shape,
         vocab_size=vocabulary_size,
         bos_token_id=end_id,
         eos_token_id=end_id,
         pad_token_id=None,
-        initializer_range=initial_std,
-        tie_word_embeddings=shape.tied,
+        initializer_range=plan.train.initial_spread,
+        tie_word_embeddings=plan.shape.tied,
     )
-    set_dropout(config, dropout)
-    torch.manual_seed(seed)
+    set_dropout(config, plan.train.dropout)
+    torch.manual_seed(plan.train.seed)
     return optimize_decoder(cast(PreTrainedModel, AutoModelForCausalLM.from_config(config).float()))
 
 
@@ -61,10 +51,4 @@ def _make_config(shape: ShapeConfig, **common: Any) -> PreTrainedConfig:
     common |= {"n_layer": shape.layers, "n_head": shape.heads}
     if shape.style == "gpt2":
         return GPT2Config(n_inner=shape.feed_forward, **common)
-    if shape.feed_forward not in (None, 4 * shape.width):
-        raise UsageError(
-            f"style gpt1 needs feed_forward 4 · width, not {shape.feed_forward}",
-            where="shape.feed_forward",
-            cure="Leave it out, or use style: gpt2.",
-        )
     return OpenAIGPTConfig(**common)

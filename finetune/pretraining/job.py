@@ -169,17 +169,24 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
     corpus_folder = Path(plan.corpus.shards) if plan.corpus.shards else folder / "corpus"
     # The main process writes tokenizer and tokens; the others then read them.
     with accelerator.main_process_first():
+        names = {"train": plan.corpus.train, "evaluate": plan.corpus.evaluate}
         corpora = {
-            name: open_corpus(plan.corpus, paths)
-            for name, paths in (("train", plan.corpus.train), ("evaluate", plan.corpus.evaluate))
-            if paths
+            split: open_corpus(plan.corpus, paths) for split, paths in names.items() if paths
         }
         decoder, tokenizer = _load(plan, corpora["train"], corpus_folder)
-        context = _context(plan, decoder)
-        texts = {
-            name: _encode(plan, corpus, tokenizer, corpus_folder, name, context)
-            for name, corpus in corpora.items()
-        }
+        context, end_id, texts = _context(plan, decoder), _document_separator(tokenizer), {}
+        for split, corpus in corpora.items():
+            content = corpus.fingerprint()
+            encoded = encode_corpus(
+                corpus.read(),
+                partial(tokenize, tokenizer),
+                corpus_folder / split,
+                key=json.dumps([content, fingerprint_tokenizer(tokenizer), len(tokenizer), end_id]),
+                vocabulary_size=len(tokenizer),
+                end_id=end_id,
+            )
+            blocks = TokenBlocks(encoded, context, split, config.mix_documents)
+            texts[split] = TextSplit(blocks, encoded.text_bytes, content)
     blocks = texts["train"].blocks
     model = LanguageModel(decoder.to(accelerator.device))
     batch_size = min(config.batch_size, len(blocks))
@@ -253,15 +260,7 @@ def _load(
         tokenizer = load_base_tokenizer(config)
     else:
         tokenizer = _learn_tokenizer(plan, corpus, folder / "tokenizer")
-    decoder = build_decoder(
-        plan.shape,
-        len(tokenizer),
-        _document_separator(tokenizer),
-        dropout=plan.train.dropout,
-        initial_std=plan.train.initial_spread,
-        seed=plan.train.seed,
-    )
-    return decoder, tokenizer
+    return build_decoder(plan, len(tokenizer), _document_separator(tokenizer)), tokenizer
 
 
 def _learn_tokenizer(plan: Plan, corpus: Corpus, folder: Path) -> PreTrainedTokenizerBase:
@@ -275,28 +274,6 @@ def _learn_tokenizer(plan: Plan, corpus: Corpus, folder: Path) -> PreTrainedToke
             learned.save_pretrained(partial_folder)
             write_atomically(partial_folder / record.name, key)
     return load_base_tokenizer(BaseConfig(path=str(folder.absolute())))
-
-
-def _encode(
-    plan: Plan,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    name: str,
-    context: int,
-) -> TextSplit:
-    """The blocks of a split; its tokens are written unless they exist."""
-    content, end_id = corpus.fingerprint(), _document_separator(tokenizer)
-    encoded = encode_corpus(
-        corpus.read(),
-        partial(tokenize, tokenizer),
-        folder / name,
-        key=json.dumps([content, fingerprint_tokenizer(tokenizer), len(tokenizer), end_id]),
-        vocabulary_size=len(tokenizer),
-        end_id=end_id,
-    )
-    blocks = TokenBlocks(encoded, context, name, plan.train.mix_documents)
-    return TextSplit(blocks, encoded.text_bytes, content)
 
 
 def _context(plan: Plan, decoder: PreTrainedModel) -> int:

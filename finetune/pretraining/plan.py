@@ -85,6 +85,8 @@ class ShapeConfig(StrictModel):
             raise UsageError(f"heads {self.heads} is not a multiple of key_value_heads {groups}")
         if self.style != "llama" and (groups != self.heads or not self.tied):
             raise UsageError("key_value_heads and tied: false are for style: llama")
+        if self.style == "gpt1" and self.feed_forward not in (None, 4 * self.width):
+            raise UsageError("style: gpt1 needs feed_forward 4 · width; leave it out")
         if self.style == "llama" and self.width // self.heads % 2:
             raise UsageError("llama's rotary positions need an even width / heads")
         return self
@@ -173,11 +175,7 @@ def parse_plan(text: str, where: str = "") -> Plan:
 
 
 def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Plan:
-    """Parses the plan that a run has saved.
-
-    Raises:
-        UsageError: The text has an error, or the plan trusts remote code and the user does not.
-    """
+    """Parses the plan of a run; UsageError where it trusts remote code and the user does not."""
     plan = parse_plan(text, where)
     if trust_remote_code:
         return plan.model_copy(update={"trust_remote_code": True})

@@ -34,6 +34,7 @@ def test_defaults_are_the_papers():
         ({"shape": {"style": "llama", "width": 36, "heads": 12}}, "even"),
         ({"shape": {"style": "gpt2", "tied": False}}, "for style: llama"),
         ({"shape": {"style": "gpt3"}}, "gpt1"),
+        ({"shape": {"style": "gpt1", "feed_forward": 64}}, "4 · width"),
         ({"train": {"context": 1}}, "greater than or equal to 2"),
         ({"train": {"context": 513}}, "train.context 513 is more than shape.positions 512"),
         ({"tokenizer": {"vocabulary": 256}}, "257"),
@@ -67,7 +68,7 @@ def test_the_mini_plan_has_29_676_544_parameters():
     plan = load_plan("mini")
     shape, vocabulary = plan.shape, plan.tokenizer.vocabulary
     with torch.device("meta"):
-        decoder = build_decoder(shape, vocabulary, 0, dropout=0.1, initial_std=0.02, seed=42)
+        decoder = build_decoder(plan, vocabulary, 0)
     count = sum(part.numel() for part in decoder.parameters())
     blocks = shape.layers * (12 * shape.width**2 + 13 * shape.width)
     tables = (vocabulary + shape.positions) * shape.width

@@ -124,7 +124,7 @@ def test_the_loss_of_an_update_matches_transformers_on_the_whole_batch(books, tm
             loss = float(event.losses.lm)
             assert float(event.losses.total) == loss
             assert float(event.losses.task) == 0
-    first = build_decoder(changed.shape, 300, 0, dropout=0.0, initial_std=0.02, seed=42)
+    first = build_decoder(changed, 300, 0)
     first.set_attn_implementation("eager")
     blocks = TokenBlocks(open_encoded_corpus(books / "shards" / "train"), 48, "train")
     order = EpochSampler(len(blocks), 8, 1 / (len(blocks) // 8), 42, drop_incomplete=True)
@@ -212,7 +212,6 @@ def test_notices_describe_the_corpus_and_a_short_warm_up(books, tmp_path):
         ({"corpus": {"train": "nowhere/*.txt"}}, "no text files under 'nowhere"),
         ({"base": "./nowhere"}, "no such folder"),
         ({"tokenizer": {"path": "./nowhere"}}, "no such folder"),
-        ({"shape": {"style": "gpt1", "width": 32, "heads": 2, "feed_forward": 64}}, "4 · width"),
     ],
 )
 def test_errors_name_the_cause(books, tmp_path, changes, message):
