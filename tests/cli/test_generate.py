@@ -54,6 +54,8 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_line(base, tmp_path, caps
     assert main([*words, "-o", str(tmp_path / "out.jsonl")]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "texts.jsonl, line 2: a text of" in error
+    assert main(["generate", "x", "--base", str(base), "--max-new-tokens", "99"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_rows_keep_their_columns(base, tmp_path, capsys):
@@ -67,8 +69,3 @@ def test_rows_keep_their_columns(base, tmp_path, capsys):
     assert main([*words, "--max-new-tokens", "3", "--beams", "2"]) == 0
     written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["n"] for row in written] == [1, 2, 3]
-
-
-def test_nothing_is_printed_of_a_prompt_that_is_too_long(base, capsys):
-    assert main(["generate", "x", "--base", str(base), "--max-new-tokens", "99"]) == 2
-    assert capsys.readouterr().out == ""

@@ -132,20 +132,6 @@ def test_a_process_that_does_not_stop_is_killed(run_scripts, tmp_path, monkeypat
     assert not (tmp_path / "stopped0").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), STOPS)
-def test_a_stop_before_a_process_handles_signals_is_no_crash(number, code, run_scripts, capfd):
-    script = f"""
-import os, signal, time
-signal.signal(signal.{number}, signal.SIG_DFL)
-if os.environ["RANK"] == "0":
-    time.sleep(0.3)
-    os.kill(os.getppid(), signal.{number})
-time.sleep(600)
-"""
-    assert run_scripts(script) == code
-    assert capfd.readouterr().err == ""
-
-
 def test_a_checkpoint_that_could_not_be_saved_is_reported_after_a_stop(capfd):
     errors = [ErrorReport("the disk is full", "", 2)]
     assert launcher._finish([2, -signal.SIGTERM], errors, {signal.SIGTERM}) == 2
@@ -157,12 +143,6 @@ def test_a_command_in_two_processes_prints_once(capfd):
     assert capfd.readouterr().out.count("format: entailment") == 1
     assert run_processes(["show", "rtee"], 2) == 2
     assert capfd.readouterr().err.count("error: unknown task 'rtee'\n") == 1
-
-
-def test_a_wrong_task_is_refused_before_processes_start(monkeypatch, capsys):
-    monkeypatch.setattr(launcher, "run_processes", None)
-    assert main(["train", "--task", "rtee", "--num-processes", "2"]) == 2
-    assert "unknown task" in capsys.readouterr().err
 
 
 @pytest.mark.slow

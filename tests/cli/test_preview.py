@@ -12,7 +12,6 @@ from finetune.cli.token_preview import (
     list_templates,
     make_token_views,
     render_view,
-    split_at_tokens,
     summarize,
 )
 from finetune.models.pretrained import load_task_tokens
@@ -104,11 +103,6 @@ def test_a_piece_that_is_cut_is_cut_where_it_stands(task_tokens):
     assert plain.index(f"<-{count}:") < plain.index("W|") < plain.index("[D]")
 
 
-@given(texts)
-def test_spelled_tokens_are_as_many_as_the_tokens(task_tokens, text):
-    assert len(split_at_tokens(task_tokens, text)) == len(task_tokens.tokenize([text])[0])
-
-
 def test_no_text_is_lost(task_tokens):
     fields = {"premise": "[bold]the cat[/bold]\tsat", "hypothesis": "on\nthe mat"}
     _, [view] = views(task_tokens, Example("x/0", fields, label=0), PAIR, 512)
@@ -120,11 +114,8 @@ def test_no_text_is_lost(task_tokens):
 def test_every_kind_is_shown(kind, base, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = write_rows(tmp_path / "rows.jsonl", rows(kind, 5))
-    recipe = Recipe(
-        task=TASKS[kind],
-        base=BaseConfig(path=str(base)),
-        data=DataConfig(train=data, evaluate=None),
-    )
+    data_config, base_config = DataConfig(train=data, evaluate=None), BaseConfig(path=str(base))
+    recipe = Recipe(task=TASKS[kind], base=base_config, data=data_config)
     (tmp_path / "mine.yaml").write_text(dump_recipe(recipe))
     assert main(["preview", "mine.yaml", "--rows", "2", "--max-tokens", "40"]) == 0
     text = capsys.readouterr().out

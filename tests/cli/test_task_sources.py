@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from finetune.cli.task_sources import find_split, find_task
-from finetune.recipe.schema import DataConfig, TaskConfig
-from task_formats import FORMATS, Classes, Format, Range, Task, UsageError
+from finetune.recipe.schema import DataConfig
+from task_formats import UsageError
 
 MODULE = """
 from task_formats import FORMATS, Classes, Task
@@ -50,35 +50,6 @@ def test_a_task_of_a_module_in_the_current_folder(module):
 def test_what_is_no_task_is_refused(module, name, what):
     with pytest.raises(UsageError, match=what):
         find_task(name.format(module), {})
-
-
-OWN = Format((("{a} and {b}", "{c}"),))
-
-
-@pytest.mark.parametrize(
-    "task",
-    [
-        Task(FORMATS["classification"], {"text": "t", "label": "l"}, Classes.of(["a", "b"])),
-        Task(FORMATS["similarity"], {"first": "x", "second": "y", "label": "z"}, Range(0, 5)),
-        Task(
-            FORMATS["multiple_choice"],
-            {"context": "{x} {y}", "choices": ["p", "q"], "label": "z"},
-            Classes.of({0: "p", 1: "q"}),
-            metrics=("accuracy",),
-            unlabelled=frozenset({"-"}),
-        ),
-        Task(OWN, {"a": "x", "b": "y", "c": "z", "label": "l"}, Classes.of(["a", "b"])),
-    ],
-)
-def test_a_recipe_around_a_task_builds_the_same_task(task):
-    built = TaskConfig.from_task(task).build()
-    assert (built.format, built.labels, built.unlabelled) == (
-        task.format,
-        task.labels,
-        task.unlabelled,
-    )
-    as_lists = {k: v if isinstance(v, str) else list(v) for k, v in built.columns.items()}
-    assert as_lists == task.columns
 
 
 def test_splits_go_by_their_role_or_their_own_name():
