@@ -133,11 +133,9 @@ def read_text(path: Path) -> Iterator[str]:
         while lines := stream.readlines(BLOCK):
             content = b"".join(lines)
             if line == 1 and (index := content.find(0)) >= 0:
-                raise UsageError(
-                    f"byte {index} is NUL, so this is not a text file",
-                    where=str(path),
-                    cure="Unpack archives into a folder of texts, or leave the file out.",
-                )
+                what = f"byte {index} is NUL, so this is not a text file"
+                cure = "Unpack archives into a folder of texts, or leave the file out."
+                raise UsageError(what, where=str(path), cure=cure)
             try:
                 text = content.decode("utf-8-sig" if line == 1 else "utf-8")
             except UnicodeDecodeError as error:

@@ -281,11 +281,8 @@ def _context(plan: Plan, decoder: PreTrainedModel) -> int:
     positions = count_positions(decoder)
     context = plan.train.context or positions or DEFAULT_CONTEXT
     if positions is not None and context > positions:
-        raise UsageError(
-            f"train.context is {context}, but the base reads at most {positions} tokens",
-            where="train.context",
-            cure=f"Set it to {positions} or less.",
-        )
+        what = f"train.context is {context}, but the base reads at most {positions} tokens"
+        raise UsageError(what, cure=f"Set it to {positions} or less.")
     return context
 
 
@@ -293,9 +290,7 @@ def _document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the token between documents: the end of text, or the nearest to it."""
     token = find_special_token(tokenizer, "eos", "bos", "pad")
     if token is None:
-        raise UsageError(
-            "the tokenizer has no special token to separate documents",
-            where=tokenizer.name_or_path,
-            cure="Name one of its tokens as eos_token in its tokenizer_config.json.",
-        )
+        what = "the tokenizer has no special token to separate documents"
+        cure = "Name one of its tokens as eos_token in its tokenizer_config.json."
+        raise UsageError(what, where=tokenizer.name_or_path, cure=cure)
     return token

@@ -136,9 +136,8 @@ class Plan(StrictModel):
     def _context_fits(self) -> "Plan":
         context = self.train.context
         if self.base is None and context is not None and context > self.shape.positions:
-            raise UsageError(
-                f"train.context {context} is more than shape.positions {self.shape.positions}"
-            )
+            positions = self.shape.positions
+            raise UsageError(f"train.context {context} is more than shape.positions {positions}")
         return self
 
 
@@ -185,11 +184,8 @@ def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Pl
 
 def _validate(document: Document) -> Plan:
     if "task" in document.data and "corpus" not in document.data:
-        raise UsageError(
-            "this is the recipe of a task, not a plan",
-            where=document.where,
-            cure="Use it with gptft train --task; a plan names a corpus.",
-        )
+        cure = "Use it with gptft train --task; a plan names a corpus."
+        raise UsageError("this is a recipe, not a plan", where=document.where, cure=cure)
     return validate(Plan, document)
 
 

@@ -124,11 +124,8 @@ class PromptEvaluator:
         """
         prompt = self.task.prompt
         if prompt and prompt.threshold and (options.shots or options.calibrated):
-            raise UsageError(
-                "a prompt with a threshold takes no demonstrations and no calibration",
-                where="task.prompt.threshold",
-                cure="Use --shots 0 without --calibrated, or another prompt.",
-            )
+            what = "a prompt with a threshold takes no demonstrations and no calibration"
+            raise UsageError(what, cure="Use --shots 0 without --calibrated, or another prompt.")
         pool = self.demonstration_pool if options.shots else []
         demonstrations = Demonstrations(pool, options.shots, options.seed, options.shared)
         encoder = PromptEncoder(self.task, self.answer_tokenizer, self._max_tokens, demonstrations)

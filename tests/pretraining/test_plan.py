@@ -112,7 +112,7 @@ def test_paths_are_relative_to_the_plan_and_those_of_overrides_to_the_current_fo
         ("corpus: {train: a}\ntrain:\n  epoch: 3", r"line 3: unknown key 'train.epoch'\n.*epochs"),
         ("train: {}", "corpus is missing"),
         ("corpus: {train: a}\nshape: {width: 10, heads: 3}", "line 2: shape: width 10 is not"),
-        ("task: {format: classification}", "this is the recipe of a task, not a plan"),
+        ("task: {format: classification}", "this is a recipe, not a plan"),
     ],
 )
 def test_errors_name_the_line(tmp_path, text, message):
