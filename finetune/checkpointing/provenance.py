@@ -50,13 +50,7 @@ def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
 def collect_provenance(
     base: Mapping[str, str], data: Mapping[str, str], rows: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Returns what results and checkpoints record of a run.
-
-    Args:
-        base: Fingerprints of the base's weights, config and tokenizer.
-        data: Fingerprint of each split.
-        rows: Number of rows of each split.
-    """
+    """Returns what results and checkpoints record: versions, fingerprints and numbers of rows."""
     versions = {name: _version(name) for name in _PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **versions},

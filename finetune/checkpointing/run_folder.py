@@ -63,12 +63,7 @@ class RunFolder:
     def open(
         cls, folder: Path | str, *, resume: bool = False, overwrite: bool = False
     ) -> "RunFolder":
-        """Locks the folder, creating it where missing.
-
-        Args:
-            folder: The run folder.
-            resume: Continue the run in it, if there is one.
-            overwrite: Delete the run in it, if there is one.
+        """Locks the folder, creating it where missing; resumes or deletes the run in it.
 
         Raises:
             UsageError: Another process writes to it, it holds other files, it holds a run and
@@ -181,12 +176,7 @@ def read_recipe(folder: Path | str) -> str:
 
 
 def load_run_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
-    """Returns the resolved recipe of a run.
-
-    Args:
-        folder: The run folder.
-        trust_remote_code: The user allows Python code that comes with the base to run; the run's
-            own recipe cannot allow it.
+    """Returns the resolved recipe of a run, which cannot itself allow code of the base to run.
 
     Raises:
         UsageError: The folder holds no run, or its base needs code that is not allowed.
