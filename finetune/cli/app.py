@@ -56,7 +56,6 @@ COMMANDS = (
 
 app = typer.Typer(
     name="gptft",
-    help="Fine-tune pretrained decoders for language understanding, as GPT-1 did.",
     epilog="Start here: gptft train --task demo --base tiny",
     add_completion=False,
     pretty_exceptions_enable=False,

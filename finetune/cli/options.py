@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,29 +49,19 @@ class MultiValueCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeats the option's name before each further value."""
         names = {name for item in self.params if getattr(item, "multiple", 0) for name in item.opts}
-        return super().parse_args(ctx, repeat_option_names(args, names))
-
-
-def repeat_option_names(arguments: Sequence[str], names: Collection[str]) -> list[str]:
-    """Repeats each option of `names` before every one of its values.
-
-    >>> repeat_option_names(["--shots", "0", "4", "--plot"], {"--shots"})
-    ['--shots', '0', '--shots', '4', '--plot']
-    """
-    result: list[str] = []
-    option = ""
-    for argument in arguments:
-        if argument.startswith("-"):
-            option = argument if argument in names else ""
-        elif option and result[-1] != option:
-            result.append(option)
-        result.append(argument)
-    return result
+        words: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in names else ""
+            elif option and words[-1] != option:
+                words.append(option)
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 _PANELS = {"base": "Base model", "data": "Data", "train": "Training"}
 _LAYOUTS = Literal["auto", "separate", "shared", "packed"]
-
 RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "base.path": (str, BASE_HELP),
     "base.from_scratch": (bool, "Train from random weights of the same shape."),
@@ -139,11 +129,7 @@ def with_recipe_flags(
 def collect_overrides(
     flags: Overrides, settings: Sequence[str], option: str = "--set"
 ) -> dict[str, Any]:
-    """Merges flags, of which None was not given, and KEY=VALUE settings into one mapping.
-
-    Raises:
-        UsageError: A flag is empty, a setting is not KEY=VALUE, or a key is given twice.
-    """
+    """Merges flags (None where not given) and KEY=VALUE settings; UsageError if one is wrong."""
     overrides = {key: value for key, value in flags.items() if value is not None}
     for key, value in overrides.items():
         if value == "":

@@ -23,12 +23,7 @@ Located = TypeVar("Located", LocatedExample, tuple[RowLocation, Row])
 
 
 def choose_format(output: str, format: str | None = None, *, source: str = "-") -> str:
-    """The format in which to write the output.
-
-    Raises:
-        UsageError: The format is unknown, the folder of the output does not exist, or the output
-            is the source.
-    """
+    """The format of the output; UsageError if it is unknown, or the output cannot be written."""
     if output == "-" and format is None:
         what = "the format of standard output is unknown"
         raise UsageError(what, cure="Name a file with -o.")
@@ -71,10 +66,7 @@ def label_rows(
     *,
     on_bad_row: Literal["stop", "skip"] = "stop",
 ) -> ReadReport:
-    """Writes every row with its prediction, one window of rows after the other.
-
-    Returns:
-        How many rows were written, and which were left out.
+    """Writes every row with its prediction, and reports which rows were left out.
 
     Raises:
         UsageError: There are no rows.

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from datetime import timedelta
 from statistics import mean
 
 from rich.console import Console, Group
@@ -99,10 +100,7 @@ class RunProgress:
 
 
 def display_run(
-    events: Iterable[Event],
-    title: str,
-    out: Console | None = None,
-    clock: Clock = time.monotonic,
+    events: Iterable[Event], title: str, out: Console | None = None, clock: Clock = time.monotonic
 ) -> Result | None:
     """Displays events as they come, live in a terminal; returns the result, if the run finishes.
 
@@ -128,7 +126,8 @@ def display_run(
                     case Evaluated():
                         out.print(_describe_evaluation(event, progress), soft_wrap=True)
                     case Notice():
-                        out.print(make_note(event.text), soft_wrap=True)
+                        note = Text.assemble(("note: ", "yellow"), event.text)
+                        out.print(note, soft_wrap=True)
                     case Finished():
                         return event.result
     except Interrupted as stop:
@@ -177,11 +176,6 @@ def _describe_evaluation(event: Evaluated, progress: RunProgress) -> Text:
     return Text.assemble((where, "dim"), format_scores(event.scores), best)
 
 
-def make_note(text: str) -> Text:
-    """A line for a notice of a run."""
-    return Text.assemble(("note: ", "yellow"), text)
-
-
 def format_losses(step: Step) -> str:
     """The losses and the learning rate of a step. Reading the losses waits for the device."""
     total, task, lm = (float(loss) for loss in step.losses)
@@ -196,14 +190,8 @@ def format_scores(scores: Mapping[str, float]) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """Minutes and seconds, with hours if there are any.
-
-    >>> format_time(83.2), format_time(3600 * 5 + 62)
-    ('1:23', '5:01:02')
-    """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def print_result(result: Result) -> None:

@@ -20,11 +20,7 @@ class TaskSource(NamedTuple):
 
 
 def find_task(name: str, overrides: Overrides) -> TaskSource:
-    """Loads the recipe of a task: a shipped recipe, a YAML file, or module:attribute.
-
-    Raises:
-        UsageError: There is no such task; the message suggests the nearest name.
-    """
+    """Loads the recipe of a task: a shipped recipe, a YAML file, or module:attribute."""
     module, colon, attribute = name.rpartition(":")
     if colon and not Path(name).exists() and not Path(module).is_absolute():
         task = _import_task(module, attribute)
@@ -57,11 +53,7 @@ def _import_task(module: str, attribute: str) -> Task:
 
 
 def find_split(data: DataConfig, name: str) -> str:
-    """The split or file for a name: train, evaluate, predict, an extra split, or a file.
-
-    Raises:
-        UsageError: The recipe has no such split, or the name is neither a split nor a file.
-    """
+    """The split or file for a name: train, evaluate, predict, an extra split, or a file."""
     roles = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
     split = roles[name] if name in roles else data.extra.get(name, name)
     if split is None:

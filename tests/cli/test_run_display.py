@@ -20,8 +20,7 @@ from finetune.training.loop import Step
 class Clock:
     """A clock that the tests set."""
 
-    def __init__(self):
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self):
         return self.now
@@ -121,7 +120,7 @@ def test_a_plain_line_has_losses_learning_rate_speed_and_time_left():
     _, text = display(run_events(clock, 3.0), screen(), clock)
     line = next(line for line in text.splitlines() if line.startswith("update  4/40"))
     assert "10%  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in line
-    assert "33 tokens/s  1:48 left" in line
+    assert "33 tokens/s  0:01:48 left" in line
 
 
 def test_evaluations_and_notices_are_printed():
@@ -169,7 +168,7 @@ def test_the_result_is_printed_with_the_next_commands(tmp_path, capsys):
     assert shown == result(folder)
     print_result(shown)
     text = capsys.readouterr().out
-    assert "Trained 40 updates, 4,000 tokens, in 1:23." in text
+    assert "Trained 40 updates, 4,000 tokens, in 0:01:23." in text
     assert f"gptft predict '{folder}' FILE -o OUT" in text
     assert "update 20" in text
 
@@ -186,7 +185,7 @@ def test_speed_is_that_of_recent_updates_without_evaluations():
     clock.now += 2
     progress.add(step(5, tokens=100))
     assert progress.speed == "50 tokens/s"
-    assert progress.time_left == "1:10 left"
+    assert progress.time_left == "0:01:10 left"
     for number in range(6, 106):
         clock.now += 3
         progress.add(step(number, tokens=100))

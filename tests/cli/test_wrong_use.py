@@ -216,8 +216,3 @@ def test_a_plan_is_not_a_recipe(refuses, folder):
 def test_a_run_in_use(refuses, folder):
     with RunFolder.open(folder / "runs" / "mine"):
         refuses(TRAIN, "in use by process", "another directory")
-
-
-def test_the_recipe_without_mistakes_trains(folder, capsys):
-    assert main(TRAIN.split()) == 0
-    assert "gptft predict runs/mine" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """`gptft compare`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -63,11 +63,11 @@ def compare(
 
     Run the command again to complete an interrupted comparison: finished cells are kept.
     """
+    from finetune import comparison
     from finetune.cli.task_sources import find_task
-    from finetune.comparison import Design
     from finetune.comparison.curve import check_matplotlib
 
-    design = Design(
+    design = comparison.Design(
         tuple(parse_seeds(seeds)),
         () if no_shots else None if shots is None else tuple(shots),
         tuple(fractions),
@@ -76,7 +76,11 @@ def compare(
     source = find_task(task, overrides)
     target = folder or Path("studies", source.name)
     if list_cells:
-        _print_cells(source, target, design, only)
+        from finetune.cli.run_display import format_scores
+
+        for cell, result in comparison.list_cells(source.recipe, target, design, only):
+            state = format_scores(result.scores) if result else "to do"
+            print_line(f"{cell.name:<28} ", (state, "green" if result else "dim"))
         return
     if design.fractions and plot:
         check_matplotlib()
@@ -91,7 +95,7 @@ def _run_cells(
 ) -> None:
     """Prints a line for each finished cell, and the state of the current one."""
     silence_libraries()
-    from finetune.cli.run_display import RunProgress, format_scores, format_time, make_note
+    from finetune.cli.run_display import RunProgress, format_scores, format_time
     from finetune.comparison import CellFinished, CellStarted, events
     from finetune.training.events import Interrupted, Notice
     from finetune.training.loop import Step
@@ -115,7 +119,7 @@ def _run_cells(
                             (f"  {duration}", "dim"),
                         )
                     case Notice():
-                        out.print(make_note(event.text), soft_wrap=True)
+                        print_line(("note: ", "yellow"), event.text)
                     case _:
                         progress.add(event)
                 if isinstance(event, Step):
@@ -146,13 +150,3 @@ def _print_table(source: "TaskSource", folder: Path, design: "Design", plot: boo
             draw_curve(table, folder / "curve.png")
         files.append("curve.png")
     print_line(f"{', '.join(files)} and a folder for each cell are in ", (str(folder), "bold"))
-
-
-def _print_cells(source: "TaskSource", folder: Path, design: "Design", only: Sequence[str]) -> None:
-    """Prints the name of each cell, and its scores if it is finished."""
-    from finetune.cli.run_display import format_scores
-    from finetune.comparison import list_cells
-
-    for cell, result in list_cells(source.recipe, folder, design, only):
-        state = format_scores(result.scores) if result else "to do"
-        print_line(f"{cell.name:<28} ", (state, "green" if result else "dim"))

@@ -18,9 +18,8 @@ from task_formats import Row, UsageError
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
 _HOLD_OUT_SEED = 42
-_PLAIN_YAML = re.compile(
-    r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [\w./+-]+)*", re.I
-)
+_Formats = Literal["classification", "entailment", "similarity", "multiple_choice"]
+_PLAIN = re.compile(r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [\w./+-]+)*", re.I)
 
 
 def new(
@@ -34,7 +33,7 @@ def new(
     hold_out: float | None = Option(
         None, min=0, max=0.9, metavar="F", help="Fraction of rows to hold out for evaluation."
     ),
-    format: Literal["classification", "entailment", "similarity", "multiple_choice"] | None = None,
+    format: _Formats | None = Option(None, help="What the rows hold."),
     text: list[str] = Option([], metavar="COLUMN", help="Column of the text; twice for two texts."),
     choices: list[str] = Option(
         [], metavar="COLUMN", help="Column of lists of choices, or one for each choice."
@@ -170,7 +169,7 @@ def quote(text: str) -> str:
     >>> quote("no"), quote("not_entailment"), quote("1")
     ('"no"', 'not_entailment', '"1"')
     """
-    if text.isascii() and _PLAIN_YAML.fullmatch(text):
+    if text.isascii() and _PLAIN.fullmatch(text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'

@@ -64,15 +64,13 @@ def pretrain(
     pretrain_with_display(loaded, target, resume=resume, overwrite=overwrite)
 
 
-def pretrain_with_display(
-    plan: "Plan", folder: Path, *, resume: bool = False, overwrite: bool = False
-) -> None:
+def pretrain_with_display(plan: "Plan", folder: Path, **options: bool) -> None:
     """Pre-trains with a live progress display, then prints the scores and the next command."""
     silence_libraries()
     from finetune.cli.run_display import display_run, make_score_table
     from finetune.pretraining.job import events
 
-    run = events(plan, folder, resume=resume, overwrite=overwrite)
+    run = events(plan, folder, **options)
     result = display_run(run, f"Pre-training {folder.name}")
     if result is not None:
         if result.scores:

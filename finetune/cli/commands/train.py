@@ -1,7 +1,7 @@
 """`gptft train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typer import Context
 
@@ -46,20 +46,13 @@ def train(
     train_with_display(source.recipe, target, source.task, resume=resume, overwrite=overwrite)
 
 
-def train_with_display(
-    recipe: "Recipe",
-    folder: Path,
-    task: "Task | None",
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> None:
+def train_with_display(recipe: "Recipe", folder: Path, task: "Task | None", **options: Any) -> None:
     """Trains with a live progress display, then prints the scores and the next commands."""
     silence_libraries()
     from finetune.cli.run_display import display_run, print_result
     from finetune.training.finetuning import events
 
-    run = events(recipe, folder, resume=resume, overwrite=overwrite, task=task)
+    run = events(recipe, folder, task=task, **options)
     result = display_run(run, f"Training {folder.name} from {recipe.base.path}")
     if result is not None:
         print_result(result)
