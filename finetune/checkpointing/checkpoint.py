@@ -76,7 +76,16 @@ def load_latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest undamaged checkpoint, and a warning for every newer, damaged one.
 
     Changes nothing on disk: any number of processes may call it at once.
+
+    Raises:
+        UsageError: The checkpoints have the format of an older version.
     """
+    if any(folder.glob("update-*/facts.json")):
+        raise UsageError(
+            "an older version of gptft saved these checkpoints, and this one cannot read them",
+            where=str(folder),
+            cure="Finish the run with that version, or start over with --overwrite.",
+        )
     warnings: list[str] = []
     for path in sorted(folder.glob(_NAMES), reverse=True):
         try:

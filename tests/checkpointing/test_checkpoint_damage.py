@@ -173,3 +173,12 @@ def test_links_in_the_folder_are_deleted_and_not_followed(tmp_path: Path) -> Non
     save_checkpoints(folder, 1, 2)
     assert names(folder) == ["update-00000001", "update-00000002"]
     assert (precious / MANIFEST).read_text() == "precious"
+
+
+def test_checkpoints_of_an_older_version_are_refused_with_a_cure(tmp_path: Path) -> None:
+    older = tmp_path / "update-00000001"
+    older.mkdir()
+    (older / "facts.json").write_text("{}")
+    with pytest.raises(UsageError, match="an older version of gptft saved") as caught:
+        checkpoint.load_latest_checkpoint(tmp_path)
+    assert "--overwrite" in caught.value.cure
