@@ -164,3 +164,10 @@ def parse_seeds(text: str) -> list[int]:
         cure = f"Write them as 0-4 or 0,3,7: at most {_MAX_SEEDS}, each below {SEED_LIMIT}."
         raise UsageError(f"invalid seeds {text!r}", where="--seeds", cure=cure)
     return seeds
+
+
+def refuse_options(options: Mapping[str, object], problem: str, cure: str) -> None:
+    """Raises UsageError if one of these options, which would have no effect, was given."""
+    for option, value in options.items():
+        if value not in (None, False, []):
+            raise UsageError(f"{option} {problem}", cure=cure)

@@ -194,6 +194,12 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("prompt --task rte -o out.txt", "unknown kind of file '.txt'", ""),
         ("prompt --task rte -o -", "the format of standard output is unknown", "-o"),
         # Generation
+        ("prompt --task rte --seeds 0-4", "--seeds has no effect without", "--shots"),
+        ("prompt --task rte --shared", "--shared has no effect without", "--shots"),
+        ("prompt --task rte --set train.epochs=2", "train.epochs has no effect", ""),
+        ("compare --task rte --no-shots --shots 4", "--shots and --no-shots exclude", ""),
+        ("compare --task rte --list --overwrite", "--overwrite and --list exclude", ""),
+        ("compare --task rte --set train.seed=3", "train.seed has no effect", "--seeds 3"),
         ("generate --base BASE", "no prompt given", "--file"),
         ("generate x -f texts.jsonl", "both texts and a file of prompts", ""),
         ("generate x --base ", "no such folder", ""),

@@ -19,6 +19,7 @@ from finetune.cli.options import (
     TaskName,
     collect_overrides,
     parse_seeds,
+    refuse_options,
     with_recipe_flags,
 )
 
@@ -67,6 +68,14 @@ def compare(
     from finetune.cli.task_sources import find_task
     from finetune.comparison.curve import check_matplotlib
 
+    if no_shots:
+        refuse_options({"--shots": shots}, "and --no-shots exclude each other", "Give one.")
+    if list_cells:
+        others = {"--overwrite": overwrite, "--keep-models": keep_models}
+        refuse_options(others, "and --list exclude each other", "Give one.")
+    seed = overrides.get("train.seed")
+    problem = "has no effect: the runs have several seeds"
+    refuse_options({"train.seed": seed}, problem, f"Use --seeds {seed}.")
     design = comparison.Design(
         tuple(parse_seeds(seeds)),
         () if no_shots else None if shots is None else tuple(shots),

@@ -18,6 +18,7 @@ from finetune.cli.options import (
     Overrides,
     TaskName,
     parse_seeds,
+    refuse_options,
     with_recipe_flags,
 )
 
@@ -60,6 +61,14 @@ def prompt(
     from finetune.prompting import evaluate_prompts
 
     draws = parse_seeds(seeds)
+    if not any(shots):
+        seeds_given = seeds if seeds != "0" else None
+        problem = "has no effect without demonstrations"
+        refuse_options({"--seeds": seeds_given, "--shared": shared}, problem, "Add --shots 4.")
+    unused = {key: overrides[key] for key in overrides if key.startswith("train.")}
+    for key in ("train.precision", "train.layout", "train.tokens_per_forward"):
+        unused.pop(key, None)
+    refuse_options(unused, "has no effect: nothing is trained", "Leave it out.")
     if output is not None:
         choose_format(output)
     source = find_task(task, overrides)
