@@ -21,7 +21,6 @@ from finetune.checkpointing.checkpoint import (
     capture_state,
     load_latest_checkpoint,
 )
-from finetune.models.speedups.allocator import keep_freed_memory
 
 
 def main() -> None:
@@ -31,7 +30,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="length of a window")
     parser.add_argument("--folder", help="folder of the checkpoints; default: temporary")
     options = parser.parse_args()
-    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT2LMHeadModel(GPT2Config(loss_type="ForCausalLM")).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)

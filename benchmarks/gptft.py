@@ -7,7 +7,6 @@ from typing import Any
 
 from benchmarks import inputs
 from benchmarks.harness import Measurement, Scale, clock
-from finetune.models.speedups.allocator import keep_freed_memory
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.finetuning import events
@@ -24,7 +23,6 @@ def train_rte(
     *,
     shape: str = "small",
     updates: int,
-    allocator: bool = True,
     repeated: bool = False,
     **train: Any,
 ) -> Measurement:
@@ -32,8 +30,6 @@ def train_rte(
 
     RTE has rows for 77 updates. With `repeated` they come from a file that repeats its rows.
     """
-    if allocator:
-        keep_freed_memory()
     train = {"lm_coefficient": 0, "precision": "fp32", "max_tokens": WIDTH, **train}
     count = BATCH * (updates + WARM)
     changes: dict[str, Any] = {
@@ -49,7 +45,6 @@ def train_rte(
 
 def train_choices(scale: Scale, *, updates: int, batch: int, **train: Any) -> Measurement:
     """Trains updates of RACE-like questions with the LM loss."""
-    keep_freed_memory()
     rows = inputs.questions(scale, batch * (updates + 1))
     path = inputs.write_rows(scale.material / f"questions-{len(rows)}.jsonl", rows)
     changes = {

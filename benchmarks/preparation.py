@@ -16,14 +16,12 @@ from benchmarks.gptft import WIDTH
 from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, clock, main
 from finetune.data.splits import encode_split
 from finetune.models.pretrained import build_encoder, load_decoder
-from finetune.models.speedups.allocator import keep_freed_memory
 from finetune.recipe.loading import load_recipe
 
 FEW, MANY = 20_000, 400_000
 
 
 def _gptft(scale: Scale, *, share: int = 1, times: int = 1) -> Measurement:
-    keep_freed_memory()
     file = inputs.pairs(scale, scale.choose(FEW, MANY) // share)
     changes = {"base.path": str(inputs.base(scale, "tiny")), "data.train": str(file)}
     recipe = load_recipe("rte", {**changes, "data.path": None, "data.name": None})

@@ -1,4 +1,4 @@
-"""What each speed-up is worth: training with all of them, and with each one switched off.
+"""What each speed-up is worth: training with all of them, and with each one off.
 
 Run: python -m benchmarks.speedups [--tiny] [--rounds 5]
 """
@@ -23,7 +23,6 @@ from benchmarks.harness import (
 )
 from finetune.models import pretrained
 from finetune.models.speedups.optimize import ALL, optimize_decoder
-from finetune.training import loop
 
 LEAST = 1.03
 """A speed-up is kept if it makes updates this much faster, for gpt2-small or the tiny shape."""
@@ -31,23 +30,19 @@ UPDATES = {"small": 4, "tiny": 30}
 
 
 class Variant(NamedTuple):
-    """One speed-up that is switched off, with or without the LM loss."""
+    """One speed-up that is switched off."""
 
     without: str | None
-    lm_coefficient: float = 0
 
     @property
     def name(self) -> str:
         """For the table."""
-        name = f"without {self.without}" if self.without else "all speed-ups"
-        return f"{name}, with LM loss" if self.lm_coefficient else name
+        return f"without {self.without}" if self.without else "all speed-ups"
 
 
 VARIANTS = [
     Variant(None),
-    *(Variant(name) for name in (*asdict(ALL), "embedding_gradients", "allocator")),
-    Variant(None, 0.5),
-    Variant("embedding_gradients", 0.5),
+    *(Variant(name) for name in asdict(ALL)),
 ]
 
 
@@ -56,19 +51,15 @@ def train(scale: Scale, shape: str, variant: Variant) -> Measurement:
     if variant.without in asdict(ALL):
         speedups = replace(ALL, **{variant.without: False})
         pretrained.optimize_decoder = partial(optimize_decoder, speedups=speedups)
-    if variant.without == "embedding_gradients":
-        loop.accumulate_in_place = lambda model, processes: None
     return gptft.train_rte(
         scale,
         shape=shape,
         updates=scale.choose(1, UPDATES[shape]),
-        allocator=variant.without != "allocator",
-        lm_coefficient=variant.lm_coefficient,
     )
 
 
 def benchmark_of(shape: str) -> Benchmark:
-    """All variants of a shape; each is compared with all speed-ups on the same loss."""
+    """All variants of a shape; each is compared with all speed-ups."""
     contestants: dict[str, Contestant] = {
         f"{shape}: {variant.name}": partial(train, shape=shape, variant=variant)
         for variant in VARIANTS

@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 
 from benchmarks.harness import Benchmark, Claim, Contestant, Measurement, Scale, clock, main
 from finetune.models.losses import lm_loss
-from finetune.models.speedups.allocator import keep_freed_memory
 
 TARGETS, WIDTH, VOCABULARY = 2048, 768, 50_261
 """Of a forward pass of gpt2-small with four added tokens."""
@@ -21,7 +20,6 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _measure(scale: Scale, *, loss: Loss, dtype: torch.dtype = torch.float32) -> Measurement:
-    keep_freed_memory()
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, WIDTH).mul_(0.02).requires_grad_()
     states = torch.randn(TARGETS, WIDTH).requires_grad_()

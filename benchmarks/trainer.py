@@ -18,7 +18,6 @@ CONTESTANTS: dict[str, Contestant] = {
     "Trainer, pad to 128, fp32": _peer,
     "Trainer, dynamic padding, fp32": partial(_peer, padded=False),
     "gptft, fp32": _gptft,
-    "gptft, fp32, allocator left alone": partial(_gptft, allocator=False),
     "Trainer, pad to 128, bf16": partial(_peer, bf16=True),
     "gptft, bf16": partial(_gptft, precision="bf16"),
 }

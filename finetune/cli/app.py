@@ -25,7 +25,6 @@ from finetune.cli.commands.version import version
 from finetune.cli.console import replace_unprintable_characters
 from finetune.cli.errors import report_error
 from finetune.cli.options import MultiValueCommand
-from finetune.models.speedups.allocator import keep_freed_memory
 
 
 class Command(NamedTuple):
@@ -84,7 +83,6 @@ def start(
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; see `finetune.cli.main`."""
     replace_unprintable_characters()
-    keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)

@@ -33,7 +33,7 @@ from finetune.distributed.setup import RunAccelerator, choose_precision, create_
 from finetune.distributed.signals import SignalListener
 from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
 from finetune.prompting import PromptEvaluator, PromptOptions
-from finetune.recipe.loading import dump_recipe, resolve_paths
+from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
@@ -199,7 +199,7 @@ class Study:
                 values["made_with"] = {"data": {"evaluate": rows.fingerprint()}}
                 values["seconds"] = time.perf_counter() - start
                 with RunFolder.open(folder, overwrite=True) as run_folder:
-                    run_folder.write_recipe(dump_recipe(cell.recipe))
+                    run_folder.write_recipe(cell.recipe.to_yaml())
                     run_folder.write_result(values)
         self.accelerator.wait_for_everyone()
 

@@ -22,7 +22,6 @@ from finetune.evaluation.evaluate import (
 )
 from finetune.models.pretrained import Base, build_encoder
 from finetune.models.task_model import TaskModel
-from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from task_formats import Example, Prediction, Row, Task, UsageError
@@ -94,7 +93,7 @@ class Predictor:
 
     def save(self, folder: Path) -> None:
         """Writes recipe and model, which `load` reads, without the history of the run."""
-        files.write_atomically(folder / RECIPE, dump_recipe(self.recipe))
+        files.write_atomically(folder / RECIPE, self.recipe.to_yaml())
         save_model(folder / MODEL, self.model, self._base)
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune.batching.collate import NO_LABEL, Batch
-from finetune.models.speedups.embedding_gradients import accumulates_in_place
 
 CHUNK = 1024
 """Targets per chunk of logits."""
@@ -149,16 +148,12 @@ class _LmLoss(torch.autograd.Function):
             if d_bias is not None:
                 d_bias += logits.t() @ factors[:, 0]
         ctx.save_for_backward(d_states, d_weight, d_bias)
-        ctx.weight = weight
         return loss
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
         d_states, d_weight, d_bias = ctx.saved_tensors
-        if d_weight is not None and accumulates_in_place(ctx.weight):
-            ctx.weight.grad.add_(d_weight, alpha=float(scale))
-            d_weight = None
         gradients = (d_states, d_weight, d_bias)
         scaled = (None if gradient is None else gradient.mul_(scale) for gradient in gradients)
         return (*scaled, None, None, None, None)

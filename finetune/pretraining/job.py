@@ -39,13 +39,18 @@ from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Corpus, open_corpus
 from finetune.pretraining.encoded_corpus import encode_corpus
-from finetune.pretraining.plan import Plan, dump_plan
+from finetune.pretraining.plan import Plan
 from finetune.pretraining.tokenizer import learn_tokenizer
 from finetune.recipe.schema import BaseConfig
 from finetune.storage.files import replace_folder, write_atomically
 from finetune.training.events import Event, Notice, Result
-from finetune.training.job import Evaluation, EvaluationSchedule, SplitSource, TrainingJob
-from finetune.training.loop import LoopSettings
+from finetune.training.job import (
+    Evaluation,
+    EvaluationSchedule,
+    SplitSource,
+    TrainingJob,
+    loop_settings,
+)
 from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import spread_evenly
 from finetune.training.runner import collect_result, run
@@ -84,7 +89,7 @@ def events(
     prepare = partial(prepare_pretraining, plan, Path(folder))
     options = {"resume": resume, "overwrite": overwrite}
     with deterministic_kernels(plan.train.deterministic):
-        yield from run(prepare, Path(folder), accelerator, dump_plan(plan), **options)
+        yield from run(prepare, Path(folder), accelerator, plan.to_yaml(), **options)
 
 
 @dataclass(frozen=True)
@@ -222,20 +227,12 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         ),
         examples=blocks,
         sampler=sampler,
-        settings=LoopSettings(
+        settings=loop_settings(
+            config,
             build_schedule(config.learning_rate, updates, warmup, "cosine"),
-            config.epsilon,
             lm_coefficient=1.0,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
         ),
-        schedule=EvaluationSchedule(
-            spread_evenly(updates, config.evaluations),
-            None,
-            config.checkpoint_minutes,
-            config.checkpoint_updates,
-            config.most_refused,
-        ),
+        schedule=EvaluationSchedule.of(config, spread_evenly(updates, config.evaluations)),
         sources={
             name: SplitSource(text.fingerprint, len(text.blocks)) for name, text in texts.items()
         },

@@ -18,7 +18,7 @@ from finetune.recipe.schema import (
     resume_safe,
 )
 from finetune.recipe.validation import apply_overrides, validate
-from finetune.recipe.yaml_documents import Document, parse_document, read_document, write_document
+from finetune.recipe.yaml_documents import Document, parse_document, read_document
 from task_formats import UsageError
 
 Paths = Annotated[
@@ -192,11 +192,6 @@ def _validate(document: Document) -> Plan:
 def is_plan(text: str) -> bool:
     """Whether a YAML text is a plan rather than a recipe."""
     return "corpus" in parse_document(text, "").data
-
-
-def dump_plan(plan: Plan) -> str:
-    """Returns the plan as YAML with every value; it loads back equal."""
-    return write_document(plan.model_dump())
 
 
 def shipped_plans() -> dict[str, Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import apply_overrides, validate
-from finetune.recipe.yaml_documents import Document, parse_document, read_document, write_document
+from finetune.recipe.yaml_documents import Document, parse_document, read_document
 from task_formats import UsageError, suggest
 
 TRUST_VARIABLE = "GPTFT_TRUST_REMOTE_CODE"
@@ -71,11 +71,6 @@ def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ())
     if (local := Path(base.path).expanduser()).is_dir():  # not a hub id or a name
         base = base.model_copy(update={"path": str(local.resolve())})
     return recipe.model_copy(update={"data": data.model_copy(update=paths), "base": base})
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Returns the recipe as YAML with every value written out; it loads back equal."""
-    return write_document(recipe.model_dump())
 
 
 def check_code_trust(key: str, wanted: bool, overrides: Container[str], where: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from finetune.evaluation.metrics import METRICS
+from finetune.recipe.yaml_documents import write_document
 from task_formats import (
     FORMATS,
     Classes,
@@ -43,6 +44,10 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    def to_yaml(self) -> str:
+        """Returns YAML with every value written out; it loads back equal."""
+        return write_document(self.model_dump())
 
     def fixed_on_resume(self, sections: Iterable[str]) -> dict[str, Any]:
         """Returns dotted key to value of the fields that must not change when a run is resumed."""

@@ -27,11 +27,16 @@ from finetune.evaluation.metrics import selection_value
 from finetune.models.pretrained import Base, build_encoder, load_decoder
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel, build_task_model
-from finetune.recipe.loading import dump_recipe, resolve_paths
+from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Event, Notice, Result
-from finetune.training.job import Evaluation, EvaluationSchedule, SplitSource, TrainingJob
-from finetune.training.loop import LoopSettings
+from finetune.training.job import (
+    Evaluation,
+    EvaluationSchedule,
+    SplitSource,
+    TrainingJob,
+    loop_settings,
+)
 from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
@@ -99,7 +104,7 @@ def events(
     prepare = partial(prepare_finetuning, recipe, task, examples=examples)
     options = {"resume": resume, "overwrite": overwrite}
     with deterministic_kernels(recipe.train.deterministic):
-        yield from run(prepare, Path(folder), accelerator, dump_recipe(recipe), **options)
+        yield from run(prepare, Path(folder), accelerator, recipe.to_yaml(), **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,19 +234,13 @@ def prepare_finetuning(
         batch_config=batch_config,
         examples=train_split.examples,
         sampler=sampler,
-        settings=LoopSettings(
+        settings=loop_settings(
+            config,
             build_schedule(config.learning_rate, sampler.updates, config.warmup),
-            config.epsilon,
             config.lm_coefficient,
-            config.max_grad_norm,
-            config.seed,
         ),
-        schedule=EvaluationSchedule(
-            plan_evaluations(sampler, config.evaluations),
-            config.patience,
-            config.checkpoint_minutes,
-            config.checkpoint_updates,
-            config.most_refused,
+        schedule=EvaluationSchedule.of(
+            config, plan_evaluations(sampler, config.evaluations), config.patience
         ),
         sources={
             name: SplitSource(split.fingerprint, len(split.examples))

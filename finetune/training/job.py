@@ -19,8 +19,8 @@ from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import is_sharded
 from finetune.evaluation.evaluate import RowLogits
 from finetune.models.losses import objective
-from finetune.recipe.schema import StrictModel
-from finetune.recipe.yaml_documents import parse_document, write_document
+from finetune.recipe.schema import CommonTrainConfig, StrictModel
+from finetune.recipe.yaml_documents import parse_document
 from finetune.training.events import Notice, Started
 from finetune.training.loop import LoopSettings, MicroBatches
 from task_formats import Encoded
@@ -42,6 +42,30 @@ class EvaluationSchedule(NamedTuple):
     def saves_checkpoints(self) -> bool:
         """False if only a signal saves a checkpoint."""
         return bool(self.checkpoint_minutes or self.checkpoint_updates)
+
+    @classmethod
+    def of(
+        cls,
+        config: CommonTrainConfig,
+        evaluate_after: Callable[[int], bool],
+        patience: int | None = None,
+    ) -> "EvaluationSchedule":
+        """Takes everything else from the configuration."""
+        return cls(
+            evaluate_after,
+            patience,
+            config.checkpoint_minutes,
+            config.checkpoint_updates,
+            config.most_refused,
+        )
+
+
+def loop_settings(
+    config: CommonTrainConfig, learning_rate: Callable[[int], float], lm_coefficient: float
+) -> LoopSettings:
+    """Takes everything but the learning rate and λ from the configuration."""
+    norm = config.max_grad_norm
+    return LoopSettings(learning_rate, config.epsilon, lm_coefficient, norm, config.seed)
 
 
 class SplitSource(NamedTuple):
@@ -102,10 +126,6 @@ class TrainingJob(ABC):
     @abstractmethod
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         """Writes the current model; `weights` are those of a sharded one, gathered."""
-
-    def config_yaml(self) -> str:
-        """Returns the recipe or plan as YAML, every value written out."""
-        return write_document(self.config.model_dump())
 
     def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
         """Returns dotted key to value of all settings that may not change on resume.

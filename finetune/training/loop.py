@@ -15,7 +15,6 @@ from finetune.distributed.collectives import all_reduce_gradients, all_reduce_ma
 from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard
 from finetune.distributed.memory import is_out_of_memory
 from finetune.models.losses import Losses, objective
-from finetune.models.speedups.embedding_gradients import accumulate_in_place, clear_gradients
 from finetune.training.optimizer import set_adamw_step
 
 
@@ -82,13 +81,12 @@ def run_updates(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     max_tokens = settings.max_tokens_per_forward
-    accumulate_in_place(model, accelerator.num_processes)
     model.train()
     for number in updates:
         started = time.perf_counter()
         while True:
             reshard(model)  # An evaluation leaves the outermost FSDP weights gathered.
-            clear_gradients(model)
+            model.zero_grad(set_to_none=True)
             microbatches = make_microbatches(number, max_tokens)
             seed_update(settings.seed, number, accelerator.process_index)
             sums, limit = _accumulate_gradients(model, microbatches, settings, accelerator)

@@ -136,7 +136,7 @@ class RunRecorder:
             progress.forget_best()
         self._accelerator.wait_for_everyone()
         if self._run:
-            self._run.write_recipe(job.config_yaml())
+            self._run.write_recipe(job.config.to_yaml())
         self._accelerator.wait_for_everyone()
         return progress, notices
 
@@ -195,7 +195,7 @@ class RunRecorder:
         if self._run:
             metadata = {
                 "progress": asdict(progress),
-                "config": job.config_yaml(),
+                "config": job.config.to_yaml(),
                 "provenance": self._provenance,
             }
             self._run.save(progress.update, tensors, metadata)

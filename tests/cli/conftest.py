@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 
 from finetune.cli import main
-from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import DataConfig, PromptConfig, Recipe
 from finetune.recipe.yaml_documents import write_document
 from tests.support.jobs import TASKS, change, rows, write_rows
@@ -46,7 +45,7 @@ def task(tmp_path: Path) -> str:
     data = DataConfig(train="train.jsonl", evaluate="dev.jsonl")
     prompt = PromptConfig(text="{premise} {hypothesis}", answers={"yes": " yes", "no": " no"})
     recipe = change(Recipe(task=TASKS["entailment"], data=data), "task", prompt=prompt)
-    (tmp_path / "mine.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
     return str(tmp_path / "mine.yaml")
 
 

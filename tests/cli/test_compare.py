@@ -7,7 +7,6 @@ import pytest
 
 from finetune.cli import main
 from finetune.comparison import curve
-from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import PromptConfig
 from tests.support import jobs
 
@@ -21,7 +20,7 @@ def words(bases, tmp_path_factory) -> list[str]:
     recipe = jobs.recipe("entailment", bases("gpt2"), home, epochs=1, batch_size=10)
     answers = {"no": " no", "yes": " yes"}
     recipe = jobs.change(recipe, "task", prompt=PromptConfig(text="{hypothesis}", answers=answers))
-    (home / "mine.yaml").write_text(dump_recipe(recipe))
+    (home / "mine.yaml").write_text(recipe.to_yaml())
     words = ["compare", "--task", str(home / "mine.yaml"), "--seeds", "0-1", "--shots", "0", "2"]
     return [*words, "-o", str(home / "study")]
 

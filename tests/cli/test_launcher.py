@@ -12,7 +12,6 @@ from finetune.checkpointing.run_folder import read_result
 from finetune.cli import launcher, main
 from finetune.cli.errors import ErrorReport
 from finetune.cli.launcher import run_processes
-from finetune.recipe.loading import dump_recipe
 from tests.support.jobs import recipe as job
 
 STOPS = [("SIGTERM", 143), ("SIGINT", 130)]
@@ -148,7 +147,7 @@ def test_a_command_in_two_processes_prints_once(capfd):
 @pytest.mark.slow
 def test_two_processes_train_to_the_scores_of_one(bases, tmp_path, capfd):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(dump_recipe(job("entailment", bases("gpt2"), tmp_path / "rows")))
+    recipe.write_text(job("entailment", bases("gpt2"), tmp_path / "rows").to_yaml())
     scores = []
     for count in ("1", "2"):
         run = tmp_path / count

@@ -15,7 +15,6 @@ from finetune.cli.token_preview import (
     summarize,
 )
 from finetune.models.pretrained import load_task_tokens
-from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe
 from task_formats import FORMATS, Classes, Example, Format, Task, ViewEncoder
 from tests.support import families
@@ -116,7 +115,7 @@ def test_every_kind_is_shown(kind, base, tmp_path, capsys, monkeypatch):
     data = write_rows(tmp_path / "rows.jsonl", rows(kind, 5))
     data_config, base_config = DataConfig(train=data, evaluate=None), BaseConfig(path=str(base))
     recipe = Recipe(task=TASKS[kind], base=base_config, data=data_config)
-    (tmp_path / "mine.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
     assert main(["preview", "mine.yaml", "--rows", "2", "--max-tokens", "40"]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^train/\d", text, re.MULTILINE) == ["train/0", "train/1"]

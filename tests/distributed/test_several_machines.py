@@ -14,7 +14,6 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from finetune.distributed.fsdp import fsdp_requested
-from finetune.recipe.loading import dump_recipe
 from tests.support import jobs
 from tests.support.processes import ODD, SHARDS, free_port
 
@@ -43,7 +42,7 @@ def write_job(bases, folder: Path, **settings) -> tuple[Path, Path]:
     """The recipe of a small job as a file, and the run of one process to compare with."""
     recipe = jobs.recipe("entailment", bases("gpt2"), folder / "data", **{**ODD, **settings})
     path = folder / "mine.yaml"
-    path.write_text(dump_recipe(recipe))
+    path.write_text(recipe.to_yaml())
     return path, jobs.train(recipe, folder / "one")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune.data.readers.files import FileRows
 from finetune.data.rows import ReadOptions
-from finetune.recipe.loading import dump_recipe, load_recipe, override_recipe, parse_recipe
+from finetune.recipe.loading import load_recipe, override_recipe, parse_recipe
 from finetune.storage.tensors import read_tensors
 from task_formats import (
     FORMATS,
@@ -119,7 +119,7 @@ def check_recipe(data: bytes) -> None:
     except UsageError as error:
         check_message(error)
         return
-    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert parse_recipe(recipe.to_yaml()) == recipe
     recipe.task.build()
 
 
@@ -141,7 +141,7 @@ def check_overrides(data: bytes) -> None:
     except UsageError as error:
         check_message(error)
         return
-    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert parse_recipe(recipe.to_yaml()) == recipe
 
 
 # -- the encoder -----------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from finetune.cli import main
 from finetune.data.readers.files import open_file
 from finetune.models.pretrained import load_decoder
 from finetune.pretraining.plan import load_plan, parse_run_plan
-from finetune.recipe.loading import dump_recipe
 from finetune.recipe.schema import BaseConfig, PromptConfig
 from task_formats import UsageError
 from tests.support import jobs
@@ -265,7 +264,7 @@ def test_every_command_that_loads_a_base_needs_trust_remote_code(
         "entailment", base_with_code, tmp_path / "data", epochs=1, train=4, held_out=4
     )
     prompt = PromptConfig(text="{premise}", answers={"yes": " yes", "no": " no"})
-    (tmp_path / "mine.yaml").write_text(dump_recipe(jobs.change(recipe, "task", prompt=prompt)))
+    (tmp_path / "mine.yaml").write_text(jobs.change(recipe, "task", prompt=prompt).to_yaml())
     jobs.write_rows(tmp_path / "new.jsonl", jobs.rows("entailment", 2, seed=5))
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("It rained all night. " * 40)

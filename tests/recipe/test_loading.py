@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.recipe.loading import (
-    dump_recipe,
     load_recipe,
     override_recipe,
     parse_recipe,
@@ -147,7 +146,7 @@ def test_a_damaged_recipe_is_read_or_refused_in_one_sentence(name, damages):
         said = parse_recipe(text, "a.yaml")
     except UsageError as error:
         said = error.headline
-    assert "\n" not in said if isinstance(said, str) else parse_recipe(dump_recipe(said)) == said
+    assert "\n" not in said if isinstance(said, str) else parse_recipe(said.to_yaml()) == said
 
 
 def test_the_error_of_a_missing_section_describes_it():
@@ -285,10 +284,10 @@ def test_an_error_in_an_override_names_the_key(path, given, what):
 
 def test_an_override_does_not_change_the_recipe():
     recipe = parse_recipe(TEXT)
-    before = dump_recipe(recipe)
+    before = recipe.to_yaml()
     changed = override_recipe(recipe, {"task.labels.0": "ja", "task.prompt": None})
     assert changed.task.labels[0] == "ja"
-    assert dump_recipe(recipe) == before
+    assert recipe.to_yaml() == before
 
 
 # Writing
@@ -321,12 +320,12 @@ def recipes(draw):
 
 @given(recipes())
 def test_a_dumped_recipe_loads_back_equal(recipe):
-    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert parse_recipe(recipe.to_yaml()) == recipe
 
 
 def test_every_value_is_written_out():
     recipe = parse_recipe(TEXT)
-    written = parse_document(dump_recipe(recipe)).data
+    written = parse_document(recipe.to_yaml()).data
     assert written.keys() == Recipe.model_fields.keys()
     for section in ("task", "base", "data", "train"):
         assert written[section].keys() == type(getattr(recipe, section)).model_fields.keys()

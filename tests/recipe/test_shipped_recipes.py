@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.data import open_rows, read_examples
-from finetune.recipe.loading import dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from finetune.recipe.loading import load_recipe, parse_recipe, shipped_recipes
 from task_formats import Example, Range, SpecialTokens, ViewEncoder
 
 SPECIALS = SpecialTokens(-1, -2, -3)
@@ -76,7 +76,7 @@ def test_a_recipe_is_short_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert 10 <= len(recipe.about) < 100
     assert len(shipped_recipes()[name].read_text(encoding="utf-8").splitlines()) <= 20
-    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert parse_recipe(recipe.to_yaml()) == recipe
     if name != "demo":
         assert recipe.train == parse_recipe("task: {format: classification, columns: {text: a}, "
                                      "labels: [a, b]}").train  # fmt: skip

@@ -13,9 +13,8 @@ def show(task: TaskArgument, overrides: Overrides) -> None:
     Example: gptft show rte --epochs 5 > mine.yaml
     """
     from finetune.cli.task_sources import find_task
-    from finetune.recipe.loading import dump_recipe
 
-    text = dump_recipe(find_task(task, overrides).recipe)
+    text = find_task(task, overrides).recipe.to_yaml()
     out = console()
     if out.is_terminal:
         out.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
