@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
@@ -11,10 +11,11 @@ from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, load_run_recipe
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
-from finetune.data.splits import encode_split
+from finetune.data.splits import Split, encode_split
 from finetune.distributed.setup import choose_batch_config, choose_precision, create_accelerator
 from finetune.evaluation.evaluate import (
     WINDOW,
+    EvaluationResult,
     compute_logits,
     decode_logits,
     evaluate,
@@ -22,9 +23,17 @@ from finetune.evaluation.evaluate import (
 )
 from finetune.models.pretrained import Base, build_encoder
 from finetune.models.task_model import TaskModel
+from finetune.models.token_views import TokenView, make_token_views
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from task_formats import Example, Prediction, Row, Task, UsageError
+
+
+class SplitEvaluation(NamedTuple):
+    """The rows of a split, with their scores and predictions in the same order."""
+
+    split: Split
+    result: EvaluationResult
 
 
 class Predictor:
@@ -80,16 +89,27 @@ class Predictor:
         Returns:
             Metric name to value.
         """
+        return self.evaluate_split(split, data).result.scores
+
+    def evaluate_split(
+        self, split: str = "evaluate", data: DataConfig | None = None
+    ) -> SplitEvaluation:
+        """Like `evaluate`, and returns the rows and their predictions as well."""
         recipe = self.recipe.model_copy(update={"data": data}) if data else self.recipe
         data = recipe.data
         of_recipe = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
         name = of_recipe.get(split) or data.extra.get(split, split)
         tokenizer = self._base.task_tokens.fingerprint
-        examples = encode_split(
-            recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer
-        ).examples
+        encoded = encode_split(recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer)
+        examples = encoded.examples
         passes = compute_logits(self.model, examples, self._batch_config, self._accelerator)
-        return evaluate(passes, examples, self.task, self._accelerator).scores
+        return SplitEvaluation(encoded, evaluate(passes, examples, self.task, self._accelerator))
+
+    def view_tokens(self, example: Example) -> list[TokenView]:
+        """Returns the K views of an example as the model reads them, token by token."""
+        [encoded] = self._encoder.encode([example])
+        task_tokens, max_tokens = self._base.task_tokens, self._encoder.max_tokens
+        return make_token_views(example, encoded, self.task, task_tokens, max_tokens, with_lm=False)
 
     def save(self, folder: Path) -> None:
         """Writes recipe and model, which `load` reads, without the history of the run."""

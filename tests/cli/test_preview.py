@@ -8,13 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.cli import main
-from finetune.cli.token_preview import (
-    list_templates,
-    make_token_views,
-    render_view,
-    summarize,
-)
+from finetune.cli.token_preview import render_view, summarize
 from finetune.models.pretrained import load_task_tokens
+from finetune.models.token_views import list_templates, make_token_views
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe
 from task_formats import FORMATS, Classes, Example, Format, Task, ViewEncoder
 from tests.support import families

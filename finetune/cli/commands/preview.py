@@ -22,15 +22,10 @@ def preview(
     Example: gptft preview rte --base tiny --data glue --rows 2
     """
     from finetune.cli.task_sources import find_split, find_task
-    from finetune.cli.token_preview import (
-        list_templates,
-        make_token_views,
-        render_legend,
-        render_view,
-        summarize,
-    )
+    from finetune.cli.token_preview import render_legend, render_view, summarize
     from finetune.data import open_rows, read_examples
     from finetune.models.pretrained import load_task_tokens
+    from finetune.models.token_views import list_templates, make_token_views
     from task_formats import ViewEncoder
 
     source = find_task(task, overrides)
