@@ -64,8 +64,8 @@ def load_model(
         )
     path = str(folder.absolute())
     base = load_decoder(BaseConfig(path=path, dropout=None, trust_remote_code=trust_remote_code))
-    model = build_task_model(base, task)
     tensors = read_tensors(folder / HEAD_FILE)
+    model = build_task_model(base, task, head_bias="bias" in tensors)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     needed = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
     if found != needed:

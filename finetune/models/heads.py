@@ -20,16 +20,24 @@ class LinearHead(nn.Module):
         outputs: C classes, or 1 for a score. Choices always have one output, the score of a choice.
         is_multiple_choice: True where the views of an example are its choices.
         dropout: Probability of dropping a feature. All views of an example share one mask.
+        bias: False for a linear map without a bias.
     """
 
     def __init__(
-        self, width: int, outputs: int, *, is_multiple_choice: bool, dropout: float = 0.1
+        self,
+        width: int,
+        outputs: int,
+        *,
+        is_multiple_choice: bool,
+        dropout: float = 0.1,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.is_multiple_choice, self.dropout = is_multiple_choice, dropout
         outputs = 1 if is_multiple_choice else outputs
         self.weight = nn.Parameter(0.02 * torch.randn(outputs, width))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
         """Computes the logits of N examples of up to K views.
@@ -47,16 +55,18 @@ class LinearHead(nn.Module):
         # In float32 under autocast too: the product is small, and its precision decides.
         with torch.autocast(features.device.type, enabled=False):
             scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
+        bias = 0 if self.bias is None else self.bias
         if self.is_multiple_choice:
-            return (scores[..., 0] + self.bias).masked_fill(~present, -torch.inf)
-        return scores.masked_fill(~present[..., None], 0).sum(1) + self.bias
+            return (scores[..., 0] + bias).masked_fill(~present, -torch.inf)
+        return scores.masked_fill(~present[..., None], 0).sum(1) + bias
 
 
-def build_head(task: Task, width: int, dropout: float = 0.1) -> LinearHead:
+def build_head(task: Task, width: int, dropout: float = 0.1, bias: bool = True) -> LinearHead:
     """Builds the head of a task for states of a width. Every head of gptft is made here."""
     return LinearHead(
         width,
         task.labels.num_outputs,
         is_multiple_choice=task.format.is_multiple_choice,
         dropout=dropout,
+        bias=bias,
     )

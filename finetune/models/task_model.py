@@ -33,8 +33,10 @@ class TaskModel(nn.Module):
         return Outputs(logits, loss)
 
 
-def build_task_model(base: Base, task: Task, head_dropout: float = 0.1) -> TaskModel:
+def build_task_model(
+    base: Base, task: Task, head_dropout: float = 0.1, head_bias: bool = True
+) -> TaskModel:
     """Builds the model of a task on the weights of a base, with a new head drawn at random."""
     # The output layer's width, because OPT's states may be narrower than its embeddings.
     width = base.decoder.get_output_embeddings().weight.shape[1]
-    return TaskModel(base.decoder, build_head(task, width, head_dropout))
+    return TaskModel(base.decoder, build_head(task, width, head_dropout, head_bias))

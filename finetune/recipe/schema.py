@@ -200,6 +200,14 @@ class LoraConfig(StrictModel):
     """Names of the linear layers that get an adapter."""
 
 
+class HeadConfig(StrictModel):
+    """The layer that turns the states of the decoder into logits."""
+
+    bias: bool = True
+    """Train a bias. Without one, `gptft export` writes models of every family for sequence
+    classification in transformers, whose head has no bias."""
+
+
 class BaseConfig(StrictModel):
     """The pretrained decoder."""
 
@@ -325,6 +333,8 @@ class Recipe(StrictModel):
     """How a row becomes an example, its labels, and the metrics."""
     base: BaseConfig = BaseConfig()
     """The pretrained decoder."""
+    head: HeadConfig = HeadConfig()
+    """The layer that turns the states of the decoder into logits."""
     data: DataConfig = DataConfig()
     """Where rows come from."""
     train: TrainConfig = TrainConfig()

@@ -158,7 +158,7 @@ class FinetuningJob(TrainingJob):
         model = self.model
         if weights is not None:
             base = load_decoder(self.config.base, self.config.train.seed)
-            model = build_task_model(base, self.task)
+            model = build_task_model(base, self.task, head_bias=self.config.head.bias)
             model.load_state_dict(weights)
         save_model(folder, model, self.base)
 
@@ -201,7 +201,7 @@ def prepare_finetuning(
             cure="Lower --batch-size, or set train.incomplete_batch to keep.",
         )
     torch.manual_seed(config.seed)
-    model = build_task_model(base, task, config.head_dropout)
+    model = build_task_model(base, task, config.head_dropout, recipe.head.bias)
     if config.lm_coefficient == 0:
         _freeze_output_layer(model)
     prepare_model(model, accelerator)
@@ -226,7 +226,7 @@ def prepare_finetuning(
         notices.append(f"{family} needs its own attention: every view is a padded row")
     return FinetuningJob(
         config=recipe,
-        fixed_sections=("task", "base", "train"),
+        fixed_sections=("task", "base", "head", "train"),
         model=model,
         # After prepare_model, which may replace weights by shards.
         optimizer=build_optimizer(model.parameters(), config),

@@ -54,6 +54,7 @@ def edit(run: Path, old: str, new: str) -> None:
         ("seed: 1\n", "seed: 2\n", r"train\.seed: 1, not 2"),
         ("epochs: 2", "epochs: 3", r"train\.epochs: 2\.0, not 3\.0"),
         ("0: bad", "0: worse", r"task\.labels: {0: 'bad'"),
+        ("bias: true", "bias: false", r"head\.bias: True, not False"),
     ],
 )
 def test_an_edited_recipe_is_refused(old, new, named, job, undisturbed, tmp_path) -> None:

@@ -9,6 +9,7 @@ import transformers
 
 from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.models.task_model import build_task_model
 from tests.support import samples
 from tests.support.families import FAMILIES, SENTENCES
 from tests.support.samples import KINDS
@@ -58,3 +59,14 @@ def test_a_saved_model_is_a_plain_transformers_folder(family, bases, tmp_path: P
         expected = states[-1] @ model.head.weight.t() + model.head.bias
         logits = model(collate([example], "separate", base.task_tokens.pad_id)).logits[0]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_without_bias_is_saved_and_loaded(bases, tmp_path: Path) -> None:
+    kind, base = KINDS["classification"], samples.load(bases("llama"))
+    model = build_task_model(base, kind.task, head_bias=False).eval()
+    save_model(tmp_path, model, base)
+    loaded, _ = load_model(tmp_path, kind.task)
+    assert loaded.head.bias is None
+    batch = collate(samples.examples(kind, base), "separate", base.task_tokens.pad_id)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch).logits, model(batch).logits)

@@ -11,21 +11,21 @@ from tests.support.samples import KINDS
 SIZES = st.tuples(*[st.integers(1, 4)] * 3)
 
 
-@given(SIZES, st.integers(0, 2**31), st.booleans())
+@given(SIZES, st.integers(0, 2**31), st.booleans(), st.booleans())
 def test_logits_are_linear_in_the_sum_of_views_or_in_each_choice(
-    sizes, seed: int, is_multiple_choice: bool
+    sizes, seed: int, is_multiple_choice: bool, bias: bool
 ):
     examples, views, classes = sizes
     torch.manual_seed(seed)
-    head = LinearHead(6, classes, is_multiple_choice=is_multiple_choice).double().eval()
-    head.bias.data.normal_()
+    head = LinearHead(6, classes, is_multiple_choice=is_multiple_choice, bias=bias).double().eval()
+    added = head.bias.data.normal_() if bias else 0
     features = torch.randn(examples, views, 6, dtype=torch.float64)
     present = torch.rand(examples, views) < 0.7
     if is_multiple_choice:
-        expected = (features @ head.weight[0] + head.bias).masked_fill(~present, -torch.inf)
+        expected = (features @ head.weight[0] + added).masked_fill(~present, -torch.inf)
     else:
         summed = torch.where(present[..., None], features, 0).sum(1)
-        expected = summed @ head.weight.t() + head.bias
+        expected = summed @ head.weight.t() + added
     torch.testing.assert_close(head(features, present), expected)
 
 
