@@ -5,6 +5,8 @@ metrics.jsonl    the log: one event a line
 result.json      scores; written when the run has finished
 model/           the best model
 checkpoints/     see finetune.checkpointing.checkpoint
+trackers.json    the tracker runs that log this run, with train.trackers
+tensorboard/     what the tracker of that name logged
 """
 
 import os
@@ -27,8 +29,9 @@ from finetune.recipe.schema import Recipe
 from finetune.storage import files, json_files
 from task_formats import UsageError
 
-RECIPE, LOG, RESULT, MODEL, CHECKPOINTS = _RUN_FILES = (
-    "recipe.yaml", "metrics.jsonl", "result.json", "model", "checkpoints",
+RECIPE, LOG, RESULT, MODEL, CHECKPOINTS, TRACKERS, TENSORBOARD = _RUN_FILES = (
+    "recipe.yaml", "metrics.jsonl", "result.json", "model", "checkpoints", "trackers.json",
+    "tensorboard",
 )  # fmt: skip
 _LOCK = ".lock"
 _LOG_BYTES = "log_bytes"

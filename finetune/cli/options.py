@@ -36,6 +36,10 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite the run.")]
 NumProcesses = Annotated[
     int, Option("--num-processes", min=1, metavar="N", help="Number of processes, one per GPU.")
 ]
+Track = Annotated[
+    list[str] | None,
+    Option("--track", metavar="TRACKER", help="Log to tensorboard, trackio, wandb or mlflow."),
+]
 Device = Annotated[str | None, Option(help="cpu, cuda or cuda:1.", show_default="the best")]
 Trust = Annotated[bool, Option("--trust-remote-code", help=_TRUST)]
 Folder = Annotated[

@@ -54,6 +54,7 @@ from finetune.training.job import (
 from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import spread_evenly
 from finetune.training.runner import collect_result, run
+from finetune.training.trackers import check_trackers, track
 from task_formats import UsageError
 
 
@@ -88,8 +89,10 @@ def events(
     accelerator = create_accelerator(choose_precision(plan.train.precision))
     prepare = partial(prepare_pretraining, plan, Path(folder))
     options = {"resume": resume, "overwrite": overwrite}
+    check_trackers(plan.train)
     with deterministic_kernels(plan.train.deterministic):
-        yield from run(prepare, Path(folder), accelerator, plan.to_yaml(), **options)
+        events = run(prepare, Path(folder), accelerator, plan.to_yaml(), **options)
+        yield from track(events, plan, plan.train, Path(folder), accelerator)
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,10 @@ class CommonTrainConfig(StrictModel):
     """Minutes between checkpoints, in addition to one per epoch."""
     checkpoint_updates: Positive | None = resume_safe(None)
     """Updates between checkpoints. If it and the minutes are null, only a signal causes one."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = resume_safe(())
+    """Experiment trackers that log the run, through Accelerate."""
+    tracker_project: Annotated[str, Field(min_length=1)] = resume_safe("gptft")
+    """Project of the trackers that have projects; MLflow calls it experiment."""
 
 
 class TrainConfig(CommonTrainConfig):

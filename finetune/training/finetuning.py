@@ -40,6 +40,7 @@ from finetune.training.job import (
 from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
+from finetune.training.trackers import check_trackers, track
 from task_formats import Example, Task, UsageError
 
 
@@ -103,8 +104,10 @@ def events(
     task = recipe.task.resolve(task)
     prepare = partial(prepare_finetuning, recipe, task, examples=examples)
     options = {"resume": resume, "overwrite": overwrite}
+    check_trackers(recipe.train)
     with deterministic_kernels(recipe.train.deterministic):
-        yield from run(prepare, Path(folder), accelerator, recipe.to_yaml(), **options)
+        events = run(prepare, Path(folder), accelerator, recipe.to_yaml(), **options)
+        yield from track(events, recipe, recipe.train, Path(folder), accelerator)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from finetune.training.progress import TrainingProgress
 from task_formats import UsageError
 
 _RESULT_FIELDS = ("scores", "update", "updates", "tokens", "seconds")
-_READ_DELAY = {"cpu": 1, "cuda": 20}
+READ_DELAY = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device, since each reading waits for it."""
 
 
@@ -165,7 +165,7 @@ class RunRecorder:
     def log_step(self, step: Step) -> None:
         """Records an update; it is written once the device has surely finished it."""
         self._pending.append(step)
-        if len(self._pending) >= _READ_DELAY.get(self._accelerator.device.type, 1):
+        if len(self._pending) >= READ_DELAY.get(self._accelerator.device.type, 1):
             self.flush()
 
     def flush(self) -> None:

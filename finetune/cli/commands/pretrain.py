@@ -16,6 +16,7 @@ from finetune.cli.options import (
     Overrides,
     Overwrite,
     Resume,
+    Track,
     Trust,
     collect_overrides,
     with_recipe_flags,
@@ -47,6 +48,7 @@ def pretrain(
     resume: Resume = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = 1,
+    track: Track = None,
 ) -> None:
     """Pre-train a decoder on plain text.
 
@@ -58,6 +60,7 @@ def pretrain(
 
     flags = {"base": base, "trust_remote_code": trust_remote_code or None, **overrides}
     flags |= _find_corpus(corpus) if corpus else {"corpus.train": corpus}
+    flags["train.trackers"] = track
     loaded = load_plan(plan, collect_overrides(flags, []))
     launch_processes(context, num_processes)
     target = folder or Path("runs", Path(plan).stem)

@@ -14,6 +14,7 @@ from finetune.cli.options import (
     Overwrite,
     Resume,
     TaskName,
+    Track,
     with_recipe_flags,
 )
 
@@ -31,6 +32,7 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = 1,
+    track: Track = None,
 ) -> None:
     """Fine-tune a pretrained decoder on a task and evaluate it.
 
@@ -40,7 +42,7 @@ def train(
     """
     from finetune.cli.task_sources import find_task
 
-    source = find_task(task, overrides)
+    source = find_task(task, {**overrides, **({"train.trackers": track} if track else {})})
     launch_processes(context, num_processes)
     target = folder or Path("runs", source.name)
     train_with_display(source.recipe, target, source.task, resume=resume, overwrite=overwrite)

@@ -1,0 +1,157 @@
+"""Trackers log what metrics.jsonl holds, and a resumed run continues the same tracker run."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+from finetune.recipe.schema import LoraConfig
+from finetune.training import trackers
+from finetune.training.events import Interrupted
+from finetune.training.finetuning import events
+from finetune.training.loop import Step
+from finetune.training.trackers import hyperparameters, tracker_options
+from task_formats import UsageError
+from tests.support import jobs
+
+JOB = ("classification", {"evaluations": 2})
+UPDATES = 6
+
+
+def logged(run: Path, kind: str, name: str) -> dict[int, float]:
+    """Update to value, from metrics.jsonl."""
+    log = [event for event in jobs.log(run) if event["event"] == kind]
+    return {event["update"]: {**event, **event.get("scores", {})}[name] for event in log}
+
+
+def abandon(job, run: Path, update: int) -> None:
+    """Ends a run without a checkpoint of its last update, as a kill does."""
+    watched = events(job, run)
+    for event in watched:
+        if isinstance(event, Step) and event.number == update:
+            break
+    watched.close()
+
+
+def test_tensorboard_shows_every_update_once_however_the_run_was_resumed(job, tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    job = jobs.change(job, "train", trackers=("tensorboard",), checkpoint_updates=2)
+    abandon(job, run, 3)
+    state = json.loads((run / "trackers.json").read_text())
+    jobs.train(job, run, resume=True)
+    assert json.loads((run / "trackers.json").read_text()) == state
+    shown = accumulators.EventAccumulator(str(run / "tensorboard"))
+    shown.Reload()
+    for tag, kind, name in (
+        ("train/loss", "train", "loss"),
+        ("train/learning_rate", "train", "learning_rate"),
+        ("evaluate/accuracy", "evaluate", "accuracy"),
+    ):
+        points = [(point.step, point.value) for point in shown.Scalars(tag)]
+        expected = logged(run, kind, name)
+        assert [step for step, _ in points] == list(expected)
+        assert [value for _, value in points] == pytest.approx(list(expected.values()))
+    [final] = shown.Scalars("final/evaluate/accuracy")
+    assert final.value == pytest.approx(jobs.result(run)["scores"]["evaluate"]["accuracy"])
+
+
+def test_trackio_continues_the_run_of_the_folder(job, tmp_path):
+    trackio = pytest.importorskip("trackio")
+    project, run = f"test-{tmp_path.name}", tmp_path / "run"
+    job = jobs.change(job, "train", trackers=("trackio",), tracker_project=project)
+    assert jobs.stop_at(job, run, 3).update == 3
+    jobs.train(job, run, resume=True)
+    jobs.train(job, tmp_path / "other" / "run")
+    shown = {one.name: one for one in trackio.Api().runs(project)}
+    assert len(shown) == 2
+    name = json.loads((run / "trackers.json").read_text())["trackio"]
+    assert shown[name].config["train.batch_size"] == job.train.batch_size
+    rows = trackio.sqlite_storage.SQLiteStorage.get_logs(project, name)
+    losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert losses == pytest.approx(logged(run, "train", "loss"))
+    assert len([row for row in rows if "train/loss" in row]) == UPDATES
+
+
+class Fake(GeneralTracker):
+    """Stands in for a tracker with a server: keeps what it is told."""
+
+    name = "mlflow"
+    requires_logging_directory = False
+    instances: list["Fake"]
+
+    def __init__(self, project: str, **options: Any) -> None:
+        super().__init__()
+        self.project, self.options = project, options
+        self.steps: list[int] = []
+        self.configured = self.finished = 0
+        self.instances.append(self)
+
+    @property
+    def tracker(self) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="id of the server"))
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.configured += 1
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        self.steps.append(step)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", Fake)
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["mlflow"])
+    monkeypatch.setattr(Fake, "instances", [], raising=False)
+    return Fake.instances
+
+
+def test_an_interrupted_run_has_logged_its_last_update_and_goes_on_under_its_id(
+    job, tmp_path, fakes
+):
+    job = jobs.change(job, "train", trackers=("mlflow",), tracker_project="mine")
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        raise jobs.stop_at(job, run, 4)
+    jobs.train(job, run, resume=True)
+    first, second = fakes
+    assert (first.project, second.project) == ("mine", "mine")
+    assert first.options == {"run_name": "run", "run_id": None}
+    assert second.options == {"run_name": "run", "run_id": "id of the server"}
+    assert max(first.steps) == 4
+    assert second.steps[0] == 5
+    assert (first.configured, second.configured) == (1, 0)
+    assert (first.finished, second.finished) == (1, 1)
+
+
+def test_overwriting_a_run_begins_a_new_tracker_run(job, tmp_path, fakes):
+    job = jobs.change(job, "train", trackers=("mlflow",), epochs=1)
+    jobs.train(job, tmp_path / "run")
+    jobs.train(job, tmp_path / "run", overwrite=True)
+    assert [fake.options["run_id"] for fake in fakes] == [None, None]
+
+
+def test_wandb_gets_an_id_that_it_may_resume(tmp_path):
+    options = tracker_options("wandb", "run-1234", tmp_path / "run", None, 7)
+    assert options == {"id": "run-1234", "name": "run", "resume": "allow"}
+
+
+def test_a_missing_tracker_is_named_before_anything_is_written(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", list)
+    job = jobs.change(job, "train", trackers=("wandb",))
+    with pytest.raises(UsageError, match="wandb is not installed\nInstall it: pip install wandb"):
+        jobs.train(job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_hyperparameters_are_plain_values(job):
+    values = hyperparameters(jobs.change(job, "base", lora=LoraConfig(targets=("q", "v"))))
+    assert values["base.lora.targets"] == "['q', 'v']"
+    assert values["train.epochs"] == job.train.epochs
+    assert all(isinstance(value, str | int | float) for value in values.values())
