@@ -51,7 +51,8 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
             child.send_signal(number)
 
     handlers = {n: signal.signal(n, forward) for n in (*STOP_SIGNALS, signal.SIGUSR1)}
-    command = [sys.executable, "-m", "finetune", *arguments]
+    # Without -P modules of the current folder would come first, also a yaml.py in it.
+    command = [sys.executable, "-P", "-m", "finetune", *arguments]
     with TemporaryDirectory(prefix="gptft-") as folder:
         shared = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),

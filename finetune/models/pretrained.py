@@ -1,6 +1,8 @@
 """Loads any pretrained decoder of transformers, ready for the tokens of the input transforms."""
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -17,7 +19,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils.hub import cached_file
 
 from finetune.data.hub import is_hub_reachable
 from finetune.models.lora import add_adapters
@@ -28,6 +31,11 @@ from task_formats import Task, UsageError, ViewEncoder
 
 DEFAULT_CONTEXT = 2048
 """Tokens that are read at once by a decoder that sets no limit."""
+
+_STORED_BUFFERS = re.compile(
+    r"(^|\.)((self_)?att(entio)?n\.(masked_)?bias|causal_mask|inv_freq|position_ids)$"
+)
+"""Masks and positions, which older versions of transformers saved with the weights."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ class _Source:
             draw = partial(AutoModelForCausalLM.from_config, trust_remote_code=trust)
             drawn = self._load(lambda _, **options: draw(architecture))
             return optimize_decoder(cast(PreTrainedModel, drawn.float()))
+        self._check_weight_files(architecture)
         decoder, info = self._load(
             AutoModelForCausalLM.from_pretrained,
             config=architecture,
@@ -196,13 +205,31 @@ class _Source:
             use_safetensors=True,
             output_loading_info=True,
         )
-        # transformers only warns of missing weights, and draws them at random.
+        # transformers only warns of missing weights, which it draws at random, and of unused ones.
         if missing := sorted(info["missing_keys"]):
             raise self._error(
                 f"{len(missing)} weights are missing, including {missing[0]}",
                 "Save the whole model with its language-model head, or train it --from-scratch.",
             )
+        if unused := _find_unused_weights(decoder, info["unexpected_keys"]):
+            raise self._error(
+                f"{len(unused)} weights have no place in its configuration, including {unused[0]}",
+                "Restore the config.json that was saved with the weights.",
+            )
         return optimize_decoder(cast(PreTrainedModel, decoder))
+
+    def _check_weight_files(self, architecture: PreTrainedConfig) -> None:
+        """Raises UsageError unless all weights are safetensors files beside config.json.
+
+        The index of a sharded base may name any file, and transformers would unpickle it.
+        """
+        chosen = getattr(architecture, "transformers_weights", None)
+        for name in [chosen] if chosen else sorted(self._load(_list_shards)):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise self._error(
+                    f"it names the file of weights {name!r}",
+                    "Save it with save_pretrained, as safetensors files in one folder.",
+                )
 
     def _load(self, loader: Callable[..., Any], **options: Any) -> Any:
         """Calls a loader of transformers without its progress bar."""
@@ -228,3 +255,26 @@ class _Source:
     def _error(self, reason: str, cure: str) -> UsageError:
         what = f"cannot load the base {self.config.path!r}: {reason}"
         return UsageError(what, where="base.path", cure=cure)
+
+
+def _list_shards(path: str, **options: Any) -> set[str]:
+    """The files that the index of a sharded base names; none without an index."""
+    try:
+        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **options)
+    except OSError:
+        return set()
+    return set(map(str, json.loads(Path(cast(str, index)).read_bytes())["weight_map"].values()))
+
+
+def _find_unused_weights(decoder: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """The stored weights of a decoder's own modules that are not in it, such as a further layer.
+
+    Heads of other tasks and vision towers are modules that the decoder does not have.
+    """
+    prefix = f"{decoder.base_model_prefix}."
+    modules = {name.removeprefix(prefix).split(".")[0] for name in decoder.state_dict()}
+    return sorted(
+        name
+        for name in unexpected
+        if name.removeprefix(prefix).split(".")[0] in modules and not _STORED_BUFFERS.search(name)
+    )

@@ -144,6 +144,15 @@ def test_a_command_in_two_processes_prints_once(capfd):
     assert capfd.readouterr().err.count("error: unknown task 'rtee'\n") == 1
 
 
+def test_processes_import_nothing_from_the_current_folder(tmp_path, monkeypatch, capfd):
+    for name in ("finetune", "typer", "yaml"):
+        (tmp_path / f"{name}.py").write_text("open('imported', 'w')\nraise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    assert run_processes(["show", "rte"], 2) == 0
+    assert "format: entailment" in capfd.readouterr().out
+    assert not (tmp_path / "imported").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_to_the_scores_of_one(bases, tmp_path, capfd):
     recipe = tmp_path / "mine.yaml"
