@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from finetune.models.gguf_files import find_gguf_file, hash_gguf
 from finetune.models.pretrained import find_base
 from finetune.storage import files
 from task_formats import UsageError
@@ -31,9 +32,11 @@ def fingerprint_base(path: str, decoder: nn.Module) -> dict[str, str]:
     """Identifies the base of a run, which the recipe names `path`.
 
     Returns:
-        SHA-256 of the weights, configuration and tokenizer of a local base; the commit of one from
-        the hub, under "weights".
+        SHA-256 of the weights, configuration and tokenizer of a local base. Under "weights", the
+        SHA-256 of a GGUF file, which contains all three, or the commit of a base from the hub.
     """
+    if file := find_gguf_file(path):
+        return {WEIGHTS: hash_gguf(file)}
     folder = Path(find_base(path))
     if folder.is_dir():
         return {name: _hash_files(folder, patterns) for name, patterns in _BASE_FILES.items()}

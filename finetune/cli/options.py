@@ -15,7 +15,7 @@ from task_formats import UsageError
 Overrides = Mapping[str, Any]
 """Dotted key to value, as `finetune.recipe.loading.load_recipe` takes them."""
 
-BASE_HELP = "A Hugging Face id, a local folder, a run directory, or tiny."
+BASE_HELP = "A Hugging Face id, a folder, a run, a GGUF file, tiny, or smollm2-135m."
 _TASK = "A shipped recipe, a YAML file, or module:attribute."
 _DATA = "Local folder with the data set, or a Hugging Face id."
 _TRUST = "Run Python code that comes with the base."

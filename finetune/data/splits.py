@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from finetune.data.examples import ReadReport, read_examples
 from finetune.data.sources import open_rows
 from finetune.data.token_store import Array, TokenStore, encode_examples, load_or_encode
 from finetune.recipe.schema import Recipe
+from finetune.storage.files import cache_folder
 from task_formats import Example, Task, UsageError, ViewEncoder
 
 _SCORE_BINS = 10
@@ -66,9 +66,7 @@ def encode_split(
     content = [fingerprint, name, labelled, tokenizer_hash]
     content += [recipe.task.model_dump_json(exclude=unused), list(encoder.specials)]
     key = json.dumps([*content, encoder.max_tokens, data.limit, data.on_bad_row])
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
-    cache = Path(os.environ.get("GPTFT_CACHE", default))
-    store = load_or_encode(examples, encoder, cache, key, report)
+    store = load_or_encode(examples, encoder, cache_folder(), key, report)
     return Split(store, report, rows.origin, fingerprint)
 
 

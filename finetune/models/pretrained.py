@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import cached_file
 
 from finetune.data.hub import is_hub_reachable
+from finetune.models.gguf_files import convert_gguf, find_gguf_file
 from finetune.models.lora import add_adapters
 from finetune.models.speedups.optimize import optimize_decoder
 from finetune.models.task_tokens import TaskTokens, add_embedding_rows
@@ -114,20 +115,24 @@ def load_task_tokens(config: BaseConfig) -> TaskTokens:
 
 
 def find_base(path: str) -> str:
-    """Returns the folder of a shipped base, a saved model or a run; or the hub id.
+    """Returns the folder of a shipped base, a saved model, a run or a GGUF file; or the hub id.
+
+    A GGUF file is dequantized when it is used for the first time.
 
     Raises:
-        UsageError: The folder does not exist or holds adapters only.
+        UsageError: The folder does not exist or holds adapters only; the file cannot be read.
     """
     if path == "tiny" and not Path(path).exists():
         return str(files("finetune") / "shipped" / path)
+    if path and (file := find_gguf_file(path)):
+        return str(convert_gguf(file))
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if not path or folder.is_file() or (looks_local and not folder.is_dir()):
         raise UsageError(
             f"no such folder: {path}",
             where="base.path",
-            cure="Give a folder made by save_pretrained, a hub id such as gpt2, or tiny.",
+            cure="Give a folder made by save_pretrained, a GGUF file, a hub id as gpt2, or tiny.",
         )
     if not folder.is_dir():
         return path

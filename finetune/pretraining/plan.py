@@ -207,7 +207,7 @@ def _resolve_paths(plan: Plan, folder: Path, overrides: Collection[str]) -> Plan
             return path
         resolved = folder / expanduser(path)
         # `openai-community/gpt2` is a Hub id unless there is such a folder beside the plan.
-        is_local = not maybe_hub or path.startswith((".", "~")) or resolved.is_dir()
+        is_local = not maybe_hub or path.startswith((".", "~")) or resolved.exists()
         return str(resolved) if is_local else path
 
     corpus, tokenizer = plan.corpus, plan.tokenizer

@@ -68,7 +68,7 @@ def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ())
         # `nyu-mll/glue` is a data set of the hub, unless there is such a folder.
         if data.path.startswith((".", "~")) or source.is_dir():
             paths["path"] = str(source.resolve())
-    if (local := Path(base.path).expanduser()).is_dir():  # not a hub id or a name
+    if (local := Path(base.path).expanduser()).exists():  # not a hub id or a name
         base = base.model_copy(update={"path": str(local.resolve())})
     return recipe.model_copy(update={"data": data.model_copy(update=paths), "base": base})
 

@@ -212,7 +212,7 @@ class BaseConfig(StrictModel):
     """The pretrained decoder."""
 
     path: str = "gpt2"
-    """A hub id, a local folder, or the shipped base `tiny`."""
+    """A hub id, a local folder, a GGUF file, the shipped base `tiny`, or `smollm2-135m`."""
     revision: str | None = None
     """A branch, tag or commit on the hub."""
     from_scratch: bool = False

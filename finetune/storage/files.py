@@ -32,6 +32,12 @@ _ENCODING_CURES = {
 """By the first two bytes of a text."""
 
 
+def cache_folder() -> Path:
+    """Returns the user's cache: $GPTFT_CACHE, or gptft in $XDG_CACHE_HOME or ~/.cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
+    return Path(os.environ.get("GPTFT_CACHE", default))
+
+
 @contextmanager
 def explain_os_errors(path: Path | str) -> Iterator[None]:
     """Turns a system error of the block into a UsageError with the file, the reason and a cure."""

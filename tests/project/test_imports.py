@@ -35,7 +35,8 @@ LAYERS = (
 DOORS = {
     "accelerate": "distributed evaluation training prompting pretraining checkpointing",
     "datasets": "data.hub",
-    "filelock": "checkpointing.run_folder",
+    "filelock": "checkpointing.run_folder models.gguf_files",
+    "gguf": "models.gguf_files",
     "huggingface_hub": "data",
     "matplotlib": "comparison.curve reports",
     "numpy": "data batching models evaluation training prompting pretraining comparison sklearn",
