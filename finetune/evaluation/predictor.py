@@ -1,10 +1,11 @@
 """Predictions and scores with a finished run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from accelerate import Accelerator
 
 from finetune.checkpointing.model_folder import load_model, save_model
@@ -26,7 +27,7 @@ from finetune.models.task_model import TaskModel
 from finetune.models.token_views import TokenView, make_token_views
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
-from task_formats import Example, Prediction, Row, Task, UsageError
+from task_formats import Encoded, Example, Prediction, Row, Task, UsageError
 
 
 class SplitEvaluation(NamedTuple):
@@ -43,7 +44,7 @@ class Predictor:
         self, recipe: Recipe, task: Task, model: TaskModel, base: Base, accelerator: Accelerator
     ) -> None:
         self.recipe, self.task, self.model = recipe, task, model
-        self._base, self._accelerator = base, accelerator
+        self.base, self._accelerator = base, accelerator
         self._batch_config = choose_batch_config(
             base.decoder,
             accelerator.device,
@@ -51,7 +52,7 @@ class Predictor:
             layout=recipe.train.layout,
             max_tokens=recipe.train.tokens_per_forward,
         )
-        self._encoder = build_encoder(recipe, task, base)
+        self.encoder = build_encoder(recipe, task, base)
 
     def predict(self, rows: Iterable[Row]) -> list[Prediction]:
         """Predicts rows.
@@ -73,10 +74,13 @@ class Predictor:
         """Yields a prediction per example, in order; holds one window of examples at a time."""
         remaining = iter(examples)
         while window := list(islice(remaining, WINDOW)):
-            encoded = self._encoder.encode(window)
-            passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
-            logits = gather_logits(passes, len(encoded), self._accelerator)
-            yield from decode_logits(logits, encoded, self.task)
+            encoded = self.encoder.encode(window)
+            yield from decode_logits(self.compute_logits(encoded), encoded, self.task)
+
+    def compute_logits(self, encoded: Sequence[Encoded]) -> np.ndarray:
+        """Returns (N, L) logits of N examples: L classes, choices (-inf where absent), or 1 score."""
+        passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
+        return gather_logits(passes, len(encoded), self._accelerator)
 
     def evaluate(self, split: str = "evaluate", data: DataConfig | None = None) -> dict[str, float]:
         """Computes the task's metrics on a labelled split.
@@ -99,22 +103,22 @@ class Predictor:
         data = recipe.data
         of_recipe = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
         name = of_recipe.get(split) or data.extra.get(split, split)
-        tokenizer = self._base.task_tokens.fingerprint
-        encoded = encode_split(recipe, self.task, self._encoder, name, tokenizer_hash=tokenizer)
+        tokenizer = self.base.task_tokens.fingerprint
+        encoded = encode_split(recipe, self.task, self.encoder, name, tokenizer_hash=tokenizer)
         examples = encoded.examples
         passes = compute_logits(self.model, examples, self._batch_config, self._accelerator)
         return SplitEvaluation(encoded, evaluate(passes, examples, self.task, self._accelerator))
 
     def view_tokens(self, example: Example) -> list[TokenView]:
         """Returns the K views of an example as the model reads them, token by token."""
-        [encoded] = self._encoder.encode([example])
-        task_tokens, max_tokens = self._base.task_tokens, self._encoder.max_tokens
+        [encoded] = self.encoder.encode([example])
+        task_tokens, max_tokens = self.base.task_tokens, self.encoder.max_tokens
         return make_token_views(example, encoded, self.task, task_tokens, max_tokens, with_lm=False)
 
     def save(self, folder: Path) -> None:
         """Writes recipe and model, which `load` reads, without the history of the run."""
         files.write_atomically(folder / RECIPE, self.recipe.to_yaml())
-        save_model(folder / MODEL, self.model, self._base)
+        save_model(folder / MODEL, self.model, self.base)
 
 
 def load(
