@@ -78,7 +78,7 @@ class Predictor:
             yield from decode_logits(self.compute_logits(encoded), encoded, self.task)
 
     def compute_logits(self, encoded: Sequence[Encoded]) -> np.ndarray:
-        """Returns (N, L) logits of N examples: L classes, choices (-inf where absent), or 1 score."""
+        """Returns (N, L) logits: L is C classes, K choices (-inf where absent) or 1 score."""
         passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
         return gather_logits(passes, len(encoded), self._accelerator)
 
