@@ -3,8 +3,9 @@
 recipe.yaml      the resolved recipe
 metrics.jsonl    the log: one event a line
 result.json      scores; written when the run has finished
-model/           the best model
+model/           the best model; update.json in it says of which update
 checkpoints/     see finetune.checkpointing.checkpoint
+.gptft           a marker: a run of gptft made this folder
 trackers.json    the tracker runs that log this run, with train.trackers
 tensorboard/     what the tracker of that name logged
 """
@@ -12,6 +13,7 @@ tensorboard/     what the tracker of that name logged
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from finetune.checkpointing.checkpoint import (
+    TENSORS,
     Checkpoint,
     CheckpointWriter,
     finish_interrupted_saves,
@@ -33,7 +36,9 @@ RECIPE, LOG, RESULT, MODEL, CHECKPOINTS, TRACKERS, TENSORBOARD = _RUN_FILES = (
     "recipe.yaml", "metrics.jsonl", "result.json", "model", "checkpoints", "trackers.json",
     "tensorboard",
 )  # fmt: skip
-_LOCK = ".lock"
+MARKER, MODEL_UPDATE, _LOCK = ".gptft", "update.json", ".lock"
+_EVIDENCE = {LOG: b'{"event": "', RESULT: b'"made_with"'}
+"""What files of a run contain near their beginning."""
 _LOG_BYTES = "log_bytes"
 
 
@@ -41,6 +46,7 @@ class RunFolder:
     """Writes the folder of a run. Use it in a `with` block, which locks the folder.
 
         with RunFolder.open(folder, resume=True) as run:
+            run.delete_overwritten()
             checkpoint = run.resume()
             run.write_recipe(text)
             for step in train(checkpoint):
@@ -53,12 +59,14 @@ class RunFolder:
     read-only or forbidden.
     """
 
-    def __init__(self, folder: Path, lock: FileLock, warnings: list[str]) -> None:
+    def __init__(
+        self, folder: Path, lock: FileLock, warnings: list[str], overwrite: bool = False
+    ) -> None:
         self.folder, self.warnings = folder, warnings
-        self.model_folder = files.safe_join(folder, MODEL)
+        self.model_folder = folder / MODEL
         """Where the best model goes; write it with `files.replace_folder`."""
-        self.checkpoints = files.safe_join(folder, CHECKPOINTS)
-        self._lock = lock
+        self.checkpoints = folder / CHECKPOINTS
+        self._lock, self._overwrite = lock, overwrite
         self._writer = CheckpointWriter(self.checkpoints)
         self._log: BinaryIO | None = None
 
@@ -66,11 +74,16 @@ class RunFolder:
     def open(
         cls, folder: Path | str, *, resume: bool = False, overwrite: bool = False
     ) -> "RunFolder":
-        """Locks the folder, creating it where missing; resumes or deletes the run in it.
+        """Locks the folder, creating it where missing.
+
+        Args:
+            folder: The run folder.
+            resume: A run in it goes on.
+            overwrite: A run in it stays until `delete_overwritten` is called.
 
         Raises:
-            UsageError: Another process writes to it, it holds other files, it holds a run and
-                neither `resume` nor `overwrite` is given, or both are given.
+            UsageError: Another process writes to it, it holds files that no run has made, it holds
+                a run and neither `resume` nor `overwrite` is given, or both are given.
         """
         folder = Path(folder)
         if resume and overwrite:
@@ -81,12 +94,15 @@ class RunFolder:
             _refuse_other_files(folder)
             lock = _acquire_lock(folder)
         try:
-            present = [name for name in _RUN_FILES if os.path.lexists(folder / name)]
+            present = any(os.path.lexists(folder / name) for name in _RUN_FILES)
             if present and not (resume or overwrite):
                 raise _existing_run(folder)
-            _clean_up(folder, [] if resume else present)
+            if not (folder / MARKER).exists():
+                files.write_atomically(folder / MARKER, "A run of gptft made this folder.\n")
+            if not overwrite:
+                _clean_up(folder)
             nothing = f"{folder}: nothing to resume, the run starts from the beginning"
-            return cls(folder, lock, [nothing] if resume and not present else [])
+            return cls(folder, lock, [nothing] if resume and not present else [], overwrite)
         except BaseException:
             lock.release()
             raise
@@ -109,12 +125,29 @@ class RunFolder:
         finally:
             if self._log:
                 self._log.close()
+            with suppress(OSError):
+                if not _visible_names(self.folder):  # The run has not begun.
+                    files.remove(self.folder / MARKER)
             self._lock.release()
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds a result."""
-        return (self.folder / RESULT).exists()
+        """Whether the folder holds a result that is not to be overwritten."""
+        return not self._overwrite and (self.folder / RESULT).exists()
+
+    def delete_overwritten(self) -> None:
+        """Deletes the run in a folder that was opened with `overwrite`, else does nothing."""
+        if not self._overwrite:
+            return
+        with files.explain_os_errors(self.folder):
+            # In this order, what a kill leaves can be resumed from a checkpoint or the start.
+            files.remove(self.folder / RESULT)
+            files.remove_folder(self.checkpoints)
+            files.remove_folder(self.model_folder)
+            for name in _RUN_FILES:
+                files.remove(self.folder / name)
+        _clean_up(self.folder)
+        self._overwrite = False
 
     def resume(self) -> Checkpoint | None:
         """Returns the latest checkpoint, or None, and cuts the log back to when it was saved.
@@ -202,11 +235,26 @@ def _run_file(folder: Path | str, name: str) -> Path:
     path = files.safe_join(folder, name)
     if path.exists():
         return path
-    if any((Path(folder) / other).exists() for other in _RUN_FILES):
+    if is_run(Path(folder)):
         what, cure = f"{name} is missing", "`gptft resume` finishes an interrupted run."
     else:
         what, cure = f"Not a run directory: {name} is missing", "Check the path."
     raise UsageError(what, where=str(folder), cure=cure)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run of gptft made this folder; others may have a recipe.yaml or model/ too.
+
+    Copies without hidden files, and runs of older versions, have no marker. They are recognized by
+    their result, checkpoints or log.
+    """
+    if (folder / MARKER).is_file() or any((folder / CHECKPOINTS).glob(f"update-*/{TENSORS}")):
+        return True
+    for name, content in _EVIDENCE.items():
+        with suppress(OSError, UsageError), files.open_regular_file(folder / name) as file:
+            if content in file.read(2**20):
+                return True
+    return False
 
 
 def _acquire_lock(folder: Path) -> FileLock:
@@ -225,15 +273,18 @@ def _acquire_lock(folder: Path) -> FileLock:
 
 def _refuse_other_files(folder: Path) -> None:
     """Raises UsageError where the folder holds visible files and no run."""
-    names = sorted(path.name for path in folder.iterdir())
-    others = [name for name in names if not name.startswith(".")]
-    if others and _LOCK not in names and RECIPE not in names:
+    others = _visible_names(folder)
+    if others and not is_run(folder):
         listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise UsageError(
             f"Directory is not empty: it holds {listed}",
             where=str(folder),
             cure="Choose an empty directory, or one that does not exist yet.",
         )
+
+
+def _visible_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _existing_run(folder: Path) -> UsageError:
@@ -246,10 +297,10 @@ def _existing_run(folder: Path) -> UsageError:
     return UsageError(what, where=str(folder), cure=cure)
 
 
-def _clean_up(folder: Path, unwanted: list[str]) -> None:
-    """Deletes files of a run, and what a kill left in the middle of a write."""
+def _clean_up(folder: Path) -> None:
+    """Deletes what a kill left in the middle of a write."""
     with files.explain_os_errors(folder):
-        for path in [*(folder / name for name in unwanted), *folder.glob(".*.partial")]:
+        for path in folder.glob(".*.partial"):
             files.remove(path)
-        files.finish_replacement(folder / MODEL)
+        files.finish_replacement(files.safe_join(folder, MODEL))
         finish_interrupted_saves(files.safe_join(folder, CHECKPOINTS))

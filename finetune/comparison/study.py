@@ -199,6 +199,7 @@ class Study:
                 values["made_with"] = {"data": {"evaluate": rows.fingerprint()}}
                 values["seconds"] = time.perf_counter() - start
                 with RunFolder.open(folder, overwrite=True) as run_folder:
+                    run_folder.delete_overwritten()
                     run_folder.write_recipe(cell.recipe.to_yaml())
                     run_folder.write_result(values)
         self.accelerator.wait_for_everyone()

@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from finetune.checkpointing.model_folder import load_model, save_model
-from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, load_run_recipe
+from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, is_run, load_run_recipe
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
 from finetune.data.splits import Split, encode_split
@@ -146,7 +146,7 @@ def load(
     recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-    if not (folder / MODEL).is_dir():
+    if not (folder / MODEL).is_dir() and is_run(folder):
         what, cure = "this run has no model yet", f"gptft resume {folder}"
         if (folder / RESULT).exists():
             what = "this run is finished and has no model"

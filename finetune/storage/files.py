@@ -105,6 +105,12 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         remove(old)
 
 
+def remove_folder(path: Path) -> None:
+    """Deletes a folder, and what a `replace_folder` that was killed left of it."""
+    for folder in (path, *_temporary_paths(path)):
+        remove(folder)
+
+
 def finish_replacement(path: Path) -> None:
     """Completes or undoes a `replace_folder` that was killed."""
     partial, old = _temporary_paths(path)

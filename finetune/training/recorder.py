@@ -19,6 +19,7 @@ from finetune.checkpointing.provenance import check_frozen, collect_provenance, 
 from finetune.checkpointing.run_folder import (
     CHECKPOINTS,
     MODEL,
+    MODEL_UPDATE,
     RECIPE,
     RESULT,
     RunFolder,
@@ -27,7 +28,7 @@ from finetune.checkpointing.run_folder import (
 )
 from finetune.distributed.collectives import barrier
 from finetune.distributed.fsdp import gather_state_dict
-from finetune.storage import files
+from finetune.storage import files, json_files
 from finetune.training.events import Interrupted, Result
 from finetune.training.job import TrainingJob
 from finetune.training.loop import Step
@@ -45,8 +46,11 @@ class RunRecorder:
     All processes create it and call its methods together.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, run: RunFolder | None) -> None:
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, run: RunFolder | None, overwrite: bool
+    ) -> None:
         self.folder, self._accelerator, self._run = folder, accelerator, run
+        self._overwrite = overwrite
         self.model_folder = folder / MODEL
         self.consecutive_nonfinite = 0
         self._provenance: dict[str, Any] = {}
@@ -63,7 +67,7 @@ class RunRecorder:
         if accelerator.is_main_process:
             run = RunFolder.open(folder, resume=resume, overwrite=overwrite)
         accelerator.wait_for_everyone()
-        return cls(folder, accelerator, run)
+        return cls(folder, accelerator, run, overwrite)
 
     def __enter__(self) -> "RunRecorder":
         return self
@@ -89,8 +93,8 @@ class RunRecorder:
             barrier(self._accelerator)
 
     def finished_result(self) -> Result | None:
-        """Returns the result of a finished run, else None."""
-        if not (self.folder / RESULT).exists():
+        """Returns the result of a finished run that is not to be overwritten, else None."""
+        if self._overwrite or not (self.folder / RESULT).exists():
             return None
         values = read_result(self.folder)
         if not values.keys() >= set(_RESULT_FIELDS):
@@ -102,7 +106,7 @@ class RunRecorder:
         return Result(**{name: values[name] for name in _RESULT_FIELDS}, folder=self.folder)
 
     def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
-        """Restores the latest checkpoint, if there is one.
+        """Restores the latest checkpoint, or deletes the run that is to be overwritten.
 
         Returns:
             The progress to continue from, and messages for the user.
@@ -116,6 +120,9 @@ class RunRecorder:
             {name: source.fingerprint for name, source in job.sources.items()},
             {name: source.rows for name, source in job.sources.items()},
         )
+        if self._run:
+            self._run.delete_overwritten()
+        self._accelerator.wait_for_everyone()
         if self._run:
             checkpoint = self._run.resume()
             notices += self._run.warnings
@@ -200,13 +207,23 @@ class RunRecorder:
             }
             self._run.save(progress.update, tensors, metadata)
 
-    def save_model(self, job: TrainingJob) -> None:
-        """Saves the current model as the run's best one."""
+    def save_model(self, job: TrainingJob, update: int) -> None:
+        """Saves the current model, that of an update, as the run's best one."""
         weights = gather_state_dict(job.model, keep=self._run is not None)
         if self._run:
             with files.replace_folder(self.model_folder) as partial:
                 job.save_model(partial, weights)
+                content = json_files.encode({"update": update}) + b"\n"
+                files.write_atomically(partial / MODEL_UPDATE, content)
         self._accelerator.wait_for_everyone()
+
+    def saved_model_update(self) -> int | None:
+        """Returns the update of the saved model; None if the folder does not say it."""
+        path = self.model_folder / MODEL_UPDATE
+        if not path.exists():
+            return None
+        values = json_files.decode(files.read_regular_file(path), str(path))
+        return values.get("update") if isinstance(values, dict) else None
 
     def write_result(self, result: Result) -> None:
         """Writes result.json: the run is finished."""

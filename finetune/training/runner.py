@@ -142,7 +142,7 @@ class _Runner:
         scores = self.run_evaluation(evaluation)
         is_best = self.progress.record_evaluation(update, self.job.selection_value(scores))
         if is_best:
-            self.recorder.save_model(self.job)
+            self.recorder.save_model(self.job, update)
         event = Evaluated(update, self.job.sampler.epoch(update), scores, is_best)
         self.recorder.log("evaluate", event._asdict())
         yield event
@@ -162,8 +162,13 @@ class _Runner:
         """Scores the best model, reloaded from disk, and writes the result."""
         progress = self.progress
         if progress.best_update == 0:
-            self.recorder.save_model(self.job)
+            self.recorder.save_model(self.job, progress.update)
             progress.best_update = progress.update
+        saved_update = self.recorder.saved_model_update()
+        if saved_update not in (None, progress.best_update):
+            # A kill came after the model was saved, and before the checkpoint that counts it.
+            yield Notice(f"the best model is that of update {saved_update}, saved before a kill")
+            progress.best_update = saved_update
         scores: dict[str, dict[str, float]] = {}
         for evaluation in self.job.final_evaluations(self.recorder.model_folder):
             if isinstance(evaluation, Notice):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.checkpointing import checkpoint
-from finetune.checkpointing.run_folder import LOG, RunFolder, read_recipe, read_result
+from finetune.checkpointing.run_folder import LOG, MARKER, RunFolder, read_recipe, read_result
 from task_formats import UsageError
 from tests.support import jobs
 from tests.support.disks import names, small_disk
@@ -30,7 +30,7 @@ def test_a_run_keeps_what_it_is_given(tmp_path: Path) -> None:
         run.write_result({"scores": {"f1": float("inf")}, "update": 1})
         assert run.finished
         assert run.warnings == []
-    assert names(folder) == [".lock", LOG, "recipe.yaml", "result.json"]
+    assert names(folder) == [MARKER, ".lock", LOG, "recipe.yaml", "result.json"]
     assert read_recipe(folder) == "about: grüße\n"
     assert read_result(folder) == {"scores": {"f1": None}, "update": 1}
     assert (folder / LOG).read_text().splitlines() == [

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.checkpointing.run_folder import LOG, RunFolder, read_recipe, read_result
+from finetune.checkpointing.run_folder import LOG, MARKER, RunFolder, read_recipe, read_result
+from finetune.storage import files
 from task_formats import UsageError
 from tests.support.disks import names
 
@@ -26,7 +27,7 @@ def start(folder: Path, *, finish: bool = False) -> None:
         run.save(1, {"a": torch.ones(1)}, {})
         run.model_folder.mkdir()
         if finish:
-            run.write_result({"scores": {"accuracy": 0.5}})
+            run.write_result({"scores": {"accuracy": 0.5}, "made_with": {}})
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,24 @@ def test_an_existing_run_needs_resume_or_overwrite(
 def test_overwrite_deletes_only_the_run(tmp_path: Path) -> None:
     start(tmp_path, finish=True)
     (tmp_path / "notes.txt").write_text("mine")
-    with RunFolder.open(tmp_path, overwrite=True):
-        assert names(tmp_path) == [".lock", "notes.txt"]
+    before = names(tmp_path)
+    with RunFolder.open(tmp_path, overwrite=True) as run:
+        assert names(tmp_path) == before, "nothing before the data and the base are checked"
+        assert not run.finished
+        run.delete_overwritten()
+        assert names(tmp_path) == [MARKER, ".lock", "notes.txt"]
+        assert run.resume() is None
+
+
+def test_overwrite_deletes_what_a_kill_left_and_links_but_not_their_targets(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    (tmp_path / "run" / "model").rename(tmp_path / "run" / "model.old")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "checkpoints")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "checkpoints")
+    with RunFolder.open(tmp_path / "run", overwrite=True) as run:
+        run.delete_overwritten()
+        assert names(tmp_path / "run") == [MARKER, ".lock"]
+    assert names(tmp_path / "checkpoints") == ["update-00000001"]
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
@@ -73,13 +90,45 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, options: dict[str,
     assert names(tmp_path) == ["model", "thesis.tex"]
 
 
-def test_a_run_that_was_copied_without_its_lock_is_recognized(tmp_path: Path) -> None:
-    start(tmp_path)
-    (tmp_path / ".lock").unlink()
-    with pytest.raises(UsageError, match="is not finished"):
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("name", ["recipe.yaml", "result.json", LOG, "checkpoints"])
+def test_a_project_with_names_of_a_run_is_no_run(
+    tmp_path: Path, name: str, options: dict[str, bool]
+) -> None:
+    (tmp_path / "model").mkdir()
+    if name == "checkpoints":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text('{"scores": 1}\n')
+    before = names(tmp_path)
+    with pytest.raises(UsageError, match="Directory is not empty") as caught:
+        RunFolder.open(tmp_path, **options)
+    assert "--" not in caught.value.cure
+    assert names(tmp_path) == before
+    for read in (read_recipe, read_result):
+        if name not in ("recipe.yaml", "result.json"):
+            with pytest.raises(UsageError, match="Not a run directory"):
+                read(tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["result.json", LOG, "checkpoints"])
+def test_a_run_is_recognized_without_its_hidden_files(tmp_path: Path, kept: str) -> None:
+    """Copies have none; runs of older versions have no marker."""
+    start(tmp_path, finish=True)
+    for name in {MARKER, ".lock", "result.json", LOG, "checkpoints"} - {kept}:
+        files.remove(tmp_path / name)
+    with pytest.raises(UsageError, match=r"holds a (finished )?run"):
         RunFolder.open(tmp_path)
     with RunFolder.open(tmp_path, resume=True) as run:
-        assert run.resume() is not None
+        assert (run.resume() is not None) == (kept == "checkpoints")
+    assert (tmp_path / MARKER).exists()
+
+
+def test_a_run_that_has_not_begun_leaves_no_marker(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path).close()
+    (tmp_path / "recipe.yaml").write_text("mine")
+    with pytest.raises(UsageError, match=r"not empty: it holds recipe\.yaml"):
+        RunFolder.open(tmp_path, overwrite=True)
 
 
 def test_resuming_an_empty_folder_starts_a_run(tmp_path: Path) -> None:
@@ -147,7 +196,7 @@ def test_what_a_kill_left_is_cleaned_up(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/update-00000001").rename(tmp_path / "checkpoints/update-00000001.old")
     with RunFolder.open(tmp_path, resume=True) as run:
         assert run.resume() is not None
-        assert names(tmp_path) == [".lock", "checkpoints", LOG, "model", "recipe.yaml"]
+        assert names(tmp_path) == [MARKER, ".lock", "checkpoints", LOG, "model", "recipe.yaml"]
         assert names(tmp_path / "model") == ["new"]
 
 

@@ -99,7 +99,7 @@ def test_a_cell_equals_a_run_of_its_recipe(study, tmp_path):
 def test_models_are_kept_on_request_and_checkpoints_never(study, tmp_path):
     recipe, folder, design, _ = study
     names = {path.name for path in (folder / "scratch-seed-0").iterdir()}
-    assert names == {".lock", "recipe.yaml", "metrics.jsonl", "result.json"}
+    assert names == {".gptft", ".lock", "recipe.yaml", "metrics.jsonl", "result.json"}
     compare(recipe, tmp_path, design, only=["scratch-seed-1"], keep_models=True)
     assert (tmp_path / "scratch-seed-1" / "model" / "config.json").exists()
     assert not (tmp_path / "scratch-seed-1" / "checkpoints").exists()

@@ -2,7 +2,9 @@
 
 import itertools
 import random
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from finetune.models.task_model import TaskModel
 from finetune.training.events import Evaluated, Finished, Notice, Started
 from finetune.training.finetuning import events
 from finetune.training.loop import Step, count_tokens
+from finetune.training.progress import TrainingProgress
 from task_formats import UsageError
 from tests.support import interruptions, jobs
 
@@ -82,6 +85,55 @@ def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
             assert code == -signal.SIGKILL
             kills += 1
         jobs.assert_same(run, undisturbed)
+
+
+def test_after_a_kill_between_model_and_checkpoint_the_result_names_the_model(
+    job, tmp_path, monkeypatch
+) -> None:
+    """The resumed run scores otherwise, as on another device: update 3 is the best no more."""
+    run, values = tmp_path / "run", {2: 0.5, 3: 0.9}
+    record = TrainingProgress.record_evaluation
+    monkeypatch.setattr(
+        TrainingProgress,
+        "record_evaluation",
+        lambda self, update, _: record(self, update, values.get(update, 0.0)),
+    )
+    jobs.stop_at(job, run, 3)
+    watched = events(job, run, resume=True)
+    assert next(e.update for e in watched if isinstance(e, Evaluated) and e.best) == 3
+    watched.close()
+    saved = jobs.weights(run)
+    del values[3]
+    seen = [event.text for event in events(job, run, resume=True) if isinstance(event, Notice)]
+    assert jobs.distance(jobs.weights(run), saved) == 0
+    assert jobs.result(run)["update"] == 3
+    assert any("the best model is that of update 3" in text for text in seen)
+    assert finetune.load(run).evaluate() == jobs.result(run)["scores"]["evaluate"]
+
+
+# -- a mistake ---------------------------------------------------------------------------------
+
+
+MISTAKES = {
+    "a missing file": {"data": {"evaluate": "missing.jsonl"}},
+    "a missing base": {"base": {"path": "./missing"}},
+    "too few rows": {"train": {"batch_size": 1000, "incomplete_batch": "drop"}},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_costs_nothing_with_overwrite(mistake, job, undisturbed, tmp_path) -> None:
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    wrong = job
+    for section, changes in MISTAKES[mistake].items():
+        wrong = jobs.change(wrong, section, **changes)
+    with pytest.raises(UsageError):
+        finetune.train(wrong, run, overwrite=True)
+    jobs.assert_same(run, undisturbed)
+    assert len(list((run / "checkpoints").iterdir())) == 2
+    assert finetune.load(run).evaluate() == jobs.result(run)["scores"]["evaluate"]
+    jobs.train(job, run, overwrite=True)
+    jobs.assert_same(run, undisturbed)
 
 
 # -- another machine, another recipe, other data -------------------------------------------------
