@@ -1,7 +1,8 @@
 """A trained model on disk: a plain transformers folder, and the head beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,21 +12,25 @@ from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import Base, load_decoder
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
-from finetune.storage import files
-from finetune.storage.tensors import read_tensors, save_tensors
-from task_formats import Task, UsageError
+from finetune.storage import files, json_files
+from finetune.storage.tensors import read_metadata, read_tensors, save_tensors
+from task_formats import Classes, Task, UsageError
 
 HEAD_FILE = "head.safetensors"
+_TASK = "task"
+"""The metadata of a head: what its outputs mean."""
 
 
-def save_model(folder: Path, model: nn.Module, base: Base) -> None:
+def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_tokens: int) -> None:
     """Writes decoder, tokenizer and head; the model that is read back computes equal numbers.
 
-    Adapters are merged into the weights, so the folder can be the base of another run.
+    Adapters are merged into the weights, so the folder can be the base of another run. Labels,
+    format and `max_tokens` are stored with the head.
     """
     task_model = cast(TaskModel, model)
     save_decoder(folder, merge_adapters(task_model.backbone.decoder), base.task_tokens.tokenizer)
-    save_tensors(folder / HEAD_FILE, task_model.head.state_dict())
+    metadata = {_TASK: json_files.encode(_describe_task(task, max_tokens)).decode()}
+    save_tensors(folder / HEAD_FILE, task_model.head.state_dict(), metadata)
 
 
 def save_decoder(
@@ -49,12 +54,13 @@ def has_model(folder: Path) -> bool:
 
 
 def load_model(
-    folder: Path, task: Task, *, trust_remote_code: bool = False
+    folder: Path, task: Task, max_tokens: int, *, trust_remote_code: bool = False
 ) -> tuple[TaskModel, Base]:
     """Reads decoder and head, as `save_model` wrote them, for evaluation (no dropout).
 
     Raises:
-        UsageError: There is no head, or it has another shape than the task needs.
+        UsageError: There is no head, it was trained with other labels, another format or another
+            `max_tokens`, or it has another shape than the task needs.
     """
     if not (folder / HEAD_FILE).is_file():
         raise UsageError(
@@ -62,6 +68,7 @@ def load_model(
             where=str(folder),
             cure="Give the directory of a finished run, such as runs/rte.",
         )
+    _check_task(folder / HEAD_FILE, task, max_tokens)
     path = str(folder.absolute())
     base = load_decoder(BaseConfig(path=path, dropout=None, trust_remote_code=trust_remote_code))
     tensors = read_tensors(folder / HEAD_FILE)
@@ -76,3 +83,39 @@ def load_model(
         )
     model.head.load_state_dict(tensors)
     return model.eval(), base
+
+
+def _describe_task(task: Task, max_tokens: int) -> dict[str, Any]:
+    """What gives the outputs of a head their meaning."""
+    labels = task.labels
+    return {
+        "task.format": [list(view) for view in task.format.views],
+        "task.labels": dict(labels.raw) if isinstance(labels, Classes) else None,
+        "train.max_tokens": max_tokens,
+    }
+
+
+def _check_task(path: Path, task: Task, max_tokens: int) -> None:
+    """Raises UsageError where a head was trained for another task."""
+    text = read_metadata(path).get(_TASK)
+    if text is None:  # Older versions and other programs write none.
+        return
+    trained = json_files.decode(text.encode(), str(path))
+    for key, now in _describe_task(task, max_tokens).items():
+        before = trained.get(key) if isinstance(trained, dict) else None
+        if isinstance(now, dict) and isinstance(before, dict):
+            fits = _same_classes(before, now)
+        else:
+            fits = before == now
+        if not fits:
+            what = f"the model was trained with {key} {before}, and the recipe has {now}"
+            raise UsageError(what, where=str(path), cure=f"Restore {key} in the recipe.")
+
+
+def _same_classes(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether the classes have one order, and raw values that both contain mean the same class.
+
+    Data with other raw values can be evaluated, once the recipe names them.
+    """
+    names, others = (list(dict.fromkeys(raw.values())) for raw in (one, other))
+    return names == others and all(one[raw] == other[raw] for raw in one.keys() & other.keys())

@@ -118,7 +118,7 @@ class Predictor:
     def save(self, folder: Path) -> None:
         """Writes recipe and model, which `load` reads, without the history of the run."""
         files.write_atomically(folder / RECIPE, self.recipe.to_yaml())
-        save_model(folder / MODEL, self.model, self.base)
+        save_model(folder / MODEL, self.model, self.base, self.task, self.recipe.train.max_tokens)
 
 
 def load(
@@ -156,6 +156,6 @@ def load(
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
-    model, base = load_model(folder / MODEL, task, trust_remote_code=trust)
+    model, base = load_model(folder / MODEL, task, recipe.train.max_tokens, trust_remote_code=trust)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)

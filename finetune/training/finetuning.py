@@ -130,8 +130,8 @@ class FinetuningJob(TrainingJob):
 
     def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
         """Yields the evaluations of the saved model: the evaluation split and the extra ones."""
-        trust = self.config.base.trust_remote_code
-        model, _ = load_model(folder, self.task, trust_remote_code=trust)
+        trust, max_tokens = self.config.base.trust_remote_code, self.config.train.max_tokens
+        model, _ = load_model(folder, self.task, max_tokens, trust_remote_code=trust)
         prepare_model(model, self.accelerator)
         splits = dict(self.extra_splits)
         if self.evaluation_split is not None:
@@ -163,7 +163,7 @@ class FinetuningJob(TrainingJob):
             base = load_decoder(self.config.base, self.config.train.seed)
             model = build_task_model(base, self.task, head_bias=self.config.head.bias)
             model.load_state_dict(weights)
-        save_model(folder, model, self.base)
+        save_model(folder, model, self.base, self.task, self.config.train.max_tokens)
 
 
 def prepare_finetuning(

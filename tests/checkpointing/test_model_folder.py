@@ -28,8 +28,8 @@ def test_a_loaded_model_computes_the_same_bits(family, bases, tmp_path: Path) ->
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=1e-3)
     many = samples.examples(kind, base)
-    save_model(tmp_path, model, base)
-    loaded, other = load_model(tmp_path, kind.task)
+    save_model(tmp_path, model, base, kind.task, 40)
+    loaded, other = load_model(tmp_path, kind.task, 40)
     assert other.task_tokens.special_tokens == base.task_tokens.special_tokens
     assert other.task_tokens.pad_id == base.task_tokens.pad_id
     assert other.task_tokens.tokenize(SENTENCES) == base.task_tokens.tokenize(SENTENCES)
@@ -48,7 +48,7 @@ def test_a_loaded_model_computes_the_same_bits(family, bases, tmp_path: Path) ->
 def test_a_saved_model_is_a_plain_transformers_folder(family, bases, tmp_path: Path) -> None:
     kind, base = KINDS["classification"], samples.load(bases(family))
     model = samples.task_model(kind, base).eval()
-    save_model(tmp_path, model, base)
+    save_model(tmp_path, model, base, kind.task, 40)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer.convert_tokens_to_ids(["<|start|>", "<|delimiter|>", "<|extract|>"])
     assert tuple(ids) == base.task_tokens.special_tokens
@@ -64,8 +64,8 @@ def test_a_saved_model_is_a_plain_transformers_folder(family, bases, tmp_path: P
 def test_a_head_without_bias_is_saved_and_loaded(bases, tmp_path: Path) -> None:
     kind, base = KINDS["classification"], samples.load(bases("llama"))
     model = build_task_model(base, kind.task, head_bias=False).eval()
-    save_model(tmp_path, model, base)
-    loaded, _ = load_model(tmp_path, kind.task)
+    save_model(tmp_path, model, base, kind.task, 40)
+    loaded, _ = load_model(tmp_path, kind.task, 40)
     assert loaded.head.bias is None
     batch = collate(samples.examples(kind, base), "separate", base.task_tokens.pad_id)
     with torch.no_grad():

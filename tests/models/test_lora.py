@@ -34,9 +34,9 @@ def test_adapters_head_and_new_rows_train_and_are_saved_merged(
     model.eval()
     with torch.no_grad():
         expected = model(batch, lm=True)
-    save_model(tmp_path, model, base)
+    save_model(tmp_path, model, base, kind.task, 40)
     assert not (tmp_path / "adapter_config.json").exists()
-    loaded, _ = load_model(tmp_path, kind.task)
+    loaded, _ = load_model(tmp_path, kind.task, 40)
     with torch.no_grad():
         outputs = loaded(batch, lm=True)
     torch.testing.assert_close(outputs.logits, expected.logits, rtol=1e-4, atol=1e-4)
