@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     GPT2ForSequenceClassification,
@@ -24,6 +25,11 @@ from transformers import (
 from benchmarks import inputs
 from benchmarks.gptft import BATCH, WARM, WIDTH
 from benchmarks.harness import Measurement, Scale, clock
+from finetune.data.examples import read_examples
+from finetune.data.sources import open_rows
+from finetune.evaluation.metrics import compute_metrics
+from finetune.recipe.schema import Recipe
+from task_formats import Task
 
 Features = list[dict[str, Any]]
 
@@ -127,3 +133,55 @@ def mean_of_views(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     targets = tokens.masked_fill(mask == 0, -100)[:, 1:]
     nll = cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
     return (nll.sum(1) / (targets >= 0).sum(1)).mean()
+
+
+def train_run_glue(recipe: Recipe) -> float:
+    """Trains on a recipe's rows the way run_glue does and returns the evaluation's first metric.
+
+    The recipe's base, rows, epochs, batch size, learning rate, precision, seed and maximum length
+    are used; everything else is what run_glue and Trainer take by default: no warm-up, linear
+    decay, weight decay 0, the base's own dropout, states read at the last token.
+    """
+    task, config = recipe.task.build(), recipe.train
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base.path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    splits = {name: _features(recipe, task, tokenizer, getattr(recipe.data, name))
+              for name in ("train", "evaluate")}  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        recipe.base.path, num_labels=task.labels.num_outputs, dtype=torch.float32
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, use_cpu=not torch.cuda.is_available(), bf16=config.precision == "bf16",
+            disable_tqdm=True, report_to=[], save_strategy="no", logging_strategy="no",
+            per_device_train_batch_size=config.batch_size, num_train_epochs=config.epochs,
+            learning_rate=config.learning_rate, seed=config.seed,
+        )  # fmt: skip
+        trainer = Trainer(
+            model, arguments, train_dataset=splits["train"],
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )  # fmt: skip
+        trainer.train()
+        predictions = trainer.predict(splits["evaluate"])
+    labels, logits = task.labels, predictions.predictions
+    predicted = [labels.decode("", row.tolist()).label for row in logits]
+    gold = [labels.name(label) for label in predictions.label_ids.tolist()]
+    return compute_metrics(recipe.task.metrics[:1], predicted, gold, task.positive_class)[
+        recipe.task.metrics[0]
+    ]
+
+
+def _features(
+    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, split: str
+) -> Features:
+    """Texts or pairs of a split as run_glue prepares them; padding is left to the collator."""
+    examples, _ = read_examples(task, open_rows(recipe.data, split), split, limit=recipe.data.limit)
+    features = []
+    for example in examples:
+        texts = list(example.fields.values())
+        encoded = tokenizer(*texts, truncation=True, max_length=recipe.train.max_tokens)
+        names = ("input_ids", "attention_mask")
+        features.append({**{name: encoded[name] for name in names}, "labels": example.label})
+    return features

@@ -64,7 +64,7 @@ class MultiValueCommand(TyperCommand):
         return super().parse_args(ctx, words)
 
 
-_PANELS = {"base": "Base model", "data": "Data", "train": "Training"}
+_PANELS = {"base": "Base model", "data": "Data", "train": "Training", "profile": "Training"}
 _LAYOUTS = Literal["auto", "separate", "shared", "packed"]
 RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "base.path": (str, BASE_HELP),
@@ -73,6 +73,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "data.path": (str, _DATA),
     "data.limit": (int, "Use only the first rows of each split."),
     "data.on_bad_row": (Literal["stop", "skip"], "Action on an unusable row."),
+    "profile": (Literal["modern", "paper"], "Defaults: for today's bases, or GPT-1's."),
     "train.learning_rate": (float, "Peak learning rate (paper: 6.25e-5)."),
     "train.epochs": (float, "Number of epochs (paper: 3)."),
     "train.batch_size": (int, "Batch size in examples (paper: 32)."),
@@ -97,7 +98,7 @@ def name_flag(key: str) -> str:
     ('--batch-size', '--base')
     """
     section, _, name = key.partition(".")
-    return f"--{section if name == 'path' else name.replace('_', '-')}"
+    return f"--{section if name in ('', 'path') else name.replace('_', '-')}"
 
 
 def with_recipe_flags(

@@ -74,8 +74,8 @@ def count_positions(decoder: PreTrainedModel) -> int | None:
 def load_decoder(config: BaseConfig, seed: int = 0) -> Base:
     """Loads a base in float32 and adds the start, delimiter, extract and pad tokens.
 
-    New embedding rows start at the mean of the old rows plus small noise; for GPT-1's own base and
-    with `from_scratch` they are drawn from N(0, 0.02), as in the paper. Only safetensors are read.
+    New embedding rows start as `config.new_tokens` says; for GPT-1's own base and with
+    `from_scratch` they are drawn from N(0, 0.02), as in the paper. Only safetensors are read.
 
     The seed decides new rows, weights drawn `from_scratch`, and adapters.
 
@@ -87,8 +87,9 @@ def load_decoder(config: BaseConfig, seed: int = 0) -> Base:
     task_tokens, new_tokens = TaskTokens.add_to(source.tokenizer())
     torch.manual_seed(seed)
     decoder = source.decoder(architecture)
-    random = config.from_scratch or architecture.model_type == "openai-gpt"
-    add_embedding_rows(decoder, task_tokens.tokenizer, new_tokens, random=random)
+    is_gpt1 = architecture.model_type == "openai-gpt"
+    start = "random" if config.from_scratch or is_gpt1 else config.new_tokens
+    add_embedding_rows(decoder, task_tokens.tokenizer, new_tokens, start)
     if config.lora:
         decoder = add_adapters(decoder, config.lora, list(task_tokens.special_tokens))
     return Base(decoder, task_tokens)

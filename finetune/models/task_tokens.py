@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from task_formats import SpecialTokens
 
 START, DELIMITER, EXTRACT, PAD = "<|start|>", "<|delimiter|>", "<|extract|>", "<|pad|>"
+NewRows = Literal["copy", "mean", "random"]
 _NOISE = 0.1
-"""Noise of new embedding rows, relative to the standard deviation of the old rows.
+"""Noise of rows that start at the mean, relative to the standard deviation of the old rows.
 
-New rows must differ from each other, but in a model whose embeddings are tied their logits must
+These rows must differ from each other, but in a model whose embeddings are tied their logits must
 stay where those of other tokens are: GPT-2's are far below 0, and a row drawn from N(0, 0.02) would
 take nearly all probability in the LM loss.
 """
@@ -78,21 +79,26 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 
 def find_special_token(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
     """The id of the first token that exists among `names` (bos, eos, pad) and then unk."""
-    ids = (getattr(tokenizer, f"{name}_token_id") for name in (*names, "unk"))
-    return next((token for token in ids if isinstance(token, int)), None)
+    return _special_token(tokenizer, *names, "unk")
 
 
 def add_embedding_rows(
     decoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     new_tokens: list[str],
-    *,
-    random: bool,
+    start: NewRows,
 ) -> None:
     """Resizes the embeddings to the tokenizer and initializes the rows of new tokens, in place.
 
-    With `random` they are drawn from N(0, 0.02); else they are the old rows' mean plus small noise.
+    Args:
+        decoder: The decoder to change.
+        tokenizer: Its tokenizer, with the new tokens.
+        new_tokens: Their names.
+        start: "copy" copies the rows of the base's tokens that mean nearly the same: start of
+            text, newline, end of text. "mean" takes the mean of the old rows plus small noise, and
+            so does "copy" where the base has no such token. "random" draws from N(0, 0.02).
     """
+    copied = _similar_tokens(tokenizer) if start == "copy" else {}
     rows = cast(nn.Embedding, decoder.get_input_embeddings()).weight.shape[0]
     ids = cast(list[int], tokenizer.convert_tokens_to_ids(new_tokens))
     old_rows = min(ids, default=rows)
@@ -102,10 +108,28 @@ def add_embedding_rows(
     tables = [embedding.weight]  # (V, D)
     if output.weight is not embedding.weight:
         tables += [output.weight] if output.bias is None else [output.weight, output.bias]
-    for table, row in product(tables, ids):
+    for table, (name, row) in product(tables, zip(new_tokens, ids, strict=True)):
         values = cast(Tensor, table).data
-        if random and values.dim() > 1:
+        if name in copied:
+            values[row] = values[copied[name]]
+        elif start == "random" and values.dim() > 1:
             values[row] = 0.02 * torch.randn_like(values[row])
         else:
             mean, deviation = values[:old_rows].mean(0), values[:old_rows].std(0)
             values[row] = mean + _NOISE * deviation * torch.randn_like(mean)
+
+
+def _similar_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokens of a base that are used as ours will be, as far as there are any."""
+    newline = tokenize(tokenizer, ["\n"])[0][-1:]
+    found = {
+        START: _special_token(tokenizer, "bos", "eos"),
+        DELIMITER: newline[0] if newline and newline[0] != tokenizer.unk_token_id else None,
+        EXTRACT: _special_token(tokenizer, "eos", "bos"),
+    }
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def _special_token(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in names)
+    return next((token for token in ids if isinstance(token, int)), None)

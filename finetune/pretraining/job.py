@@ -51,7 +51,7 @@ from finetune.training.job import (
     TrainingJob,
     loop_settings,
 )
-from finetune.training.optimizer import build_optimizer, build_schedule
+from finetune.training.optimizer import build_optimizer, pretraining_factor
 from finetune.training.progress import spread_evenly
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
@@ -232,7 +232,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         sampler=sampler,
         settings=loop_settings(
             config,
-            build_schedule(config.learning_rate, updates, warmup, "cosine"),
+            lambda update: config.learning_rate * pretraining_factor(update, updates, warmup),
             lm_coefficient=1.0,
         ),
         schedule=EvaluationSchedule.of(config, spread_evenly(updates, config.evaluations)),

@@ -1,4 +1,4 @@
-"""The typed sections of a recipe. Defaults are the values of the GPT-1 paper."""
+"""The typed sections of a recipe. Defaults are those of the profile "modern"."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -35,6 +35,7 @@ Epochs = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 RawLabel = bool | str | int | float
 """A value of a column, as the data has it."""
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*METRICS]})]
+Schedule = Literal["linear", "cosine", "constant", "gpt1"]
 _RESUME_SAFE: dict[str, Any] = {"resume_safe": True}
 
 
@@ -217,10 +218,14 @@ class BaseConfig(StrictModel):
     """A branch, tag or commit on the hub."""
     from_scratch: bool = False
     """Use only the configuration and tokenizer, and initialize the weights at random."""
-    dropout: Fraction | None = 0.1
+    dropout: Fraction | None = None
     """All dropout of the decoder; null keeps the values of its configuration."""
     trust_remote_code: bool = resume_safe(False)
     """Run Python code that comes with the base. Only for sources you trust."""
+    new_tokens: Literal["copy", "mean", "random"] = "copy"
+    """How the embeddings of the start, delimiter and extract tokens start: as copies of the base's
+    own start, newline and end tokens, at the mean of all rows plus small noise, or drawn from
+    N(0, 0.02). GPT-1's own base and `from_scratch` always draw them, as in the paper."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of the decoder's weights; null trains all weights."""
 
@@ -298,9 +303,9 @@ class CommonTrainConfig(StrictModel):
 
 
 class TrainConfig(CommonTrainConfig):
-    """How to train (defaults: GPT-1, section 4.1)."""
+    """How to train."""
 
-    learning_rate: PositiveFloat = 6.25e-5
+    learning_rate: PositiveFloat = 5e-5
     """Peak learning rate, reached after the warm-up."""
     batch_size: Positive = 32
     """Examples per update, over all processes."""
@@ -308,11 +313,14 @@ class TrainConfig(CommonTrainConfig):
     """Number of epochs; may be fractional."""
     fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
     """Fraction of the labelled training rows to use, stratified by label and drawn by the seed."""
-    lm_coefficient: NonNegativeFloat = 0.5
+    lm_coefficient: NonNegativeFloat = 0
     """λ of L3 = L2 + λ · L1; 0 computes no language-model loss."""
-    warmup: Fraction = 0.002
-    """Fraction of all updates with linear warm-up; then the rate decays linearly to 0."""
-    head_dropout: Fraction = 0.1
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up: linear, cosine or constant; gpt1 is the
+    paper's, whose last update has the rate 0."""
+    warmup: Fraction | Positive = 0.1
+    """Linear warm-up: a number of updates, or below 1 a fraction of all updates."""
+    head_dropout: Fraction = 0
     """Dropout on the input of the head."""
     max_tokens: Positive = 512
     """Maximum sequence length in tokens, special tokens included."""
@@ -328,11 +336,28 @@ class TrainConfig(CommonTrainConfig):
     """Compile the blocks of the decoder with torch.compile: slower to start, then faster."""
 
 
+Profile = Literal["modern", "paper"]
+_PAPER: dict[str, dict[str, Any]] = {
+    "base": {"dropout": 0.1, "new_tokens": "mean"},
+    "train": {
+        "learning_rate": 6.25e-5,
+        "lm_coefficient": 0.5,
+        "schedule": "gpt1",
+        "warmup": 0.002,
+        "head_dropout": 0.1,
+    },
+}
+"""The defaults of GPT-1 (section 4.1) where they differ from those of the sections."""
+
+
 class Recipe(StrictModel):
-    """A complete fine-tuning run. Values that are not given are those of the GPT-1 paper."""
+    """A complete fine-tuning run. Values that are not given are those of its profile."""
 
     about: str = ""
     """One line for `gptft tasks`."""
+    profile: Profile = "modern"
+    """Where defaults come from: "modern" suits today's bases (docs/results.md), "paper" has the
+    values of GPT-1, section 4.1."""
     task: TaskConfig
     """How a row becomes an example, its labels, and the metrics."""
     base: BaseConfig = BaseConfig()
@@ -343,3 +368,22 @@ class Recipe(StrictModel):
     """Where rows come from."""
     train: TrainConfig = TrainConfig()
     """How to train."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_profile(cls, data: Any) -> Any:
+        """Gives the sections the defaults of the paper, if that is the profile."""
+        if not isinstance(data, dict) or data.get("profile") != "paper":
+            return data
+        sections = {
+            name: section.model_dump(exclude_unset=True)
+            if isinstance(section := data.get(name, {}), StrictModel)
+            else section
+            for name in _PAPER
+        }
+        filled = {
+            name: {**_PAPER[name], **section}
+            for name, section in sections.items()
+            if isinstance(section, dict)
+        }
+        return {**data, **filled}

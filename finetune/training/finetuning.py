@@ -239,7 +239,7 @@ def prepare_finetuning(
         sampler=sampler,
         settings=loop_settings(
             config,
-            build_schedule(config.learning_rate, sampler.updates, config.warmup),
+            build_schedule(config.learning_rate, sampler.updates, config.warmup, config.schedule),
             config.lm_coefficient,
         ),
         schedule=EvaluationSchedule.of(

@@ -1,15 +1,12 @@
-"""The optimizer and the learning-rate schedule of GPT-1."""
+"""The optimizer and the learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW
 
-from finetune.recipe.schema import CommonTrainConfig
-
-Decay = Literal["linear", "cosine"]
+from finetune.recipe.schema import CommonTrainConfig, Schedule
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: CommonTrainConfig) -> AdamW:
@@ -45,26 +42,47 @@ def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon:
 
 
 def learning_rate_factor(
-    update: int, updates: int, warmup: float, decay: Decay = "linear"
+    update: int, updates: int, warmup: float, schedule: Schedule = "linear"
 ) -> float:
     """Returns what the peak learning rate is multiplied by at update t = 1, 2, ..., T.
 
-    With x = t / T, "linear" is (x / warmup if x <= warmup else 1) · (1 − x), the original code's
-    schedule for fine-tuning. "cosine" climbs to the peak and then follows half a cosine to 0
-    (pre-training, GPT-1, section 4.1).
+    After W updates of warm-up (t / (W + 1)) the factor is 1 ("constant"), or it falls from 1 at
+    t = W + 1 in equal steps ("linear") or along half a cosine ("cosine"); it would reach 0 at
+    t = T + 1. "gpt1" is the original code's: with x = t / T, (x / warmup if x <= warmup else 1) ·
+    (1 − x), which is 0 at the last update.
 
-    >>> round(learning_rate_factor(5, 10, warmup=0.002), 9)
-    0.5
+    Args:
+        update: t.
+        updates: T.
+        warmup: W; or below 1, the fraction W / T.
+        schedule: The shape of the curve.
+
+    >>> [round(learning_rate_factor(t, 4, warmup=0), 9) for t in (1, 2, 3, 4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    if schedule == "gpt1":
+        x, warmup = update / updates, warmup if warmup < 1 else warmup / updates
+        return (x / warmup if x <= warmup else 1.0) * (1 - x)
+    warmup_updates = min(round(warmup * updates) if warmup < 1 else int(warmup), updates - 1)
+    if update <= warmup_updates:
+        return update / (warmup_updates + 1)
+    fallen = (update - warmup_updates - 1) / (updates - warmup_updates)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * fallen)) / 2
+    return 1 - fallen if schedule == "linear" else 1.0
+
+
+def pretraining_factor(update: int, updates: int, warmup: float) -> float:
+    """Returns the factor of GPT-1's pre-training (section 4.1) at update t = 1, 2, ..., T.
+
+    It climbs for the fraction `warmup` of all updates, then follows half a cosine to 0 at T.
     """
     x = update / updates
-    climb = x / warmup if x <= warmup else 1.0
-    if decay == "linear":
-        return climb * (1 - x)
-    return climb if x <= warmup else (1 + math.cos(math.pi * (x - warmup) / (1 - warmup))) / 2
+    return x / warmup if x <= warmup else (1 + math.cos(math.pi * (x - warmup) / (1 - warmup))) / 2
 
 
 def build_schedule(
-    peak: float, updates: int, warmup: float, decay: Decay = "linear"
+    peak: float, updates: int, warmup: float, schedule: Schedule = "linear"
 ) -> Callable[[int], float]:
     """Returns the learning rate as a function of the update 1, 2, ..."""
-    return lambda update: peak * learning_rate_factor(update, updates, warmup, decay)
+    return lambda update: peak * learning_rate_factor(update, updates, warmup, schedule)

@@ -107,8 +107,9 @@ def recipe(
         evaluate=write_rows(folder / "held-out.jsonl", rows(kind, held_out, seed=1)),
     )
     quiet = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 2, "max_tokens": 48}
-    part = TrainConfig(**{**quiet, "head_dropout": 0, "precision": "fp32", **settings})
-    decoder = BaseConfig(path=str(base), **{"dropout": 0, **(base_part or {})})
+    papers = {"lm_coefficient": 0.5, "schedule": "gpt1", "warmup": 0.002}
+    part = TrainConfig(**{**quiet, **papers, "precision": "fp32", **settings})
+    decoder = BaseConfig(path=str(base), **{"dropout": 0, "new_tokens": "mean", **(base_part or {})})
     return Recipe(task=TASKS[kind], base=decoder, data=data, train=part)
 
 

@@ -55,6 +55,16 @@ def train_with_display(recipe: "Recipe", folder: Path, task: "Task | None", **op
     from finetune.training.finetuning import events
 
     run = events(recipe, folder, task=task, **options)
-    result = display_run(run, f"Training {folder.name} from {recipe.base.path}")
+    result = display_run(run, _title(recipe, folder))
     if result is not None:
         print_result(result)
+
+
+def _title(recipe: "Recipe", folder: Path) -> str:
+    """What is trained, and with which settings."""
+    train, rate = recipe.train, f"{recipe.train.learning_rate:.3g}"
+    return (
+        f"Training {folder.name} from {recipe.base.path}\n"
+        f"  profile {recipe.profile}: learning rate {rate}, {train.schedule} schedule, "
+        f"λ = {train.lm_coefficient:g}"
+    )

@@ -1,0 +1,186 @@
+"""What each choice of fine-tuning is worth on a real base: one change at a time, several seeds.
+
+    python -m benchmarks.ablation --base smollm2-135m --data ../shared/data/glue
+    python -m benchmarks.ablation ... --write      # prints the table
+
+A run that was stopped goes on: every finished cell is a line of OUT/cells.jsonl.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import finetune
+from benchmarks import peers
+from finetune.batching import collate as batching
+from finetune.models import task_tokens
+from finetune.models.task_tokens import TaskTokens
+from finetune.training.events import Evaluated
+
+COMMON = {
+    "data.limit": 2000,
+    "train.epochs": 1,
+    "train.batch_size": 32,
+    "train.learning_rate": 5e-5,
+    "train.lm_coefficient": 0,
+    "train.precision": "bf16",
+    "train.checkpoint_minutes": None,
+}
+PAPER = {
+    "base.new_tokens": "mean",
+    "base.dropout": 0.1,
+    "train.head_dropout": 0.1,
+    "train.schedule": "gpt1",
+    "train.warmup": 0.002,
+    "train.weight_decay": 0.01,
+}
+MODERN = {**PAPER, "base.new_tokens": "copy", "base.dropout": None, "train.head_dropout": 0}
+PEER = "transformers' Trainer, the run_glue way"
+
+
+class Arm(NamedTuple):
+    """One way to train."""
+
+    changes: Mapping[str, Any]
+    patch: Callable[[], Any] = nullcontext
+
+
+@contextmanager
+def read_last_word() -> Iterator[None]:
+    """The head reads the token before the extract token."""
+    collate = batching.collate
+
+    def shifted(*args: Any, **kwargs: Any) -> batching.Batch:
+        batch = collate(*args, **kwargs)
+        return batch._replace(last_index=batch.last_index - (batch.last_index >= 0).long())
+
+    with (
+        mock.patch("finetune.training.job.collate", shifted),
+        mock.patch("finetune.evaluation.evaluate.collate", shifted),
+        # The last block must compute the states that are read.
+        mock.patch("finetune.models.speedups.optimize.enable_last_token_shortcut"),
+    ):
+        yield
+
+
+@contextmanager
+def leading_blank() -> Iterator[None]:
+    """Every text starts with a blank, as a word inside a text does."""
+    tokenize = TaskTokens.tokenize
+
+    def spaced(self: TaskTokens, texts: Any) -> list[list[int]]:
+        return tokenize(self, [" " + text for text in texts])
+
+    with mock.patch.object(TaskTokens, "tokenize", spaced):
+        yield
+
+
+@contextmanager
+def start_of_text() -> Iterator[None]:
+    """The start token is a copy of <|endoftext|>, not of the token that begins a chat turn."""
+    similar = task_tokens._similar_tokens
+
+    def other(tokenizer: Any) -> dict[str, int]:
+        token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        return {**similar(tokenizer), task_tokens.START: token}
+
+    with mock.patch.object(task_tokens, "_similar_tokens", other):
+        yield
+
+
+ARMS = {
+    "paper": Arm(PAPER),
+    "paper, copied rows": Arm({**PAPER, "base.new_tokens": "copy"}),
+    "paper, no dropout in the decoder": Arm({**PAPER, "base.dropout": None}),
+    "paper, no dropout at all": Arm({**PAPER, "base.dropout": None, "train.head_dropout": 0}),
+    "modern: copied rows, no dropout": Arm(MODERN),
+    "modern, rows at the mean": Arm({**MODERN, "base.new_tokens": "mean"}),
+    "modern, rows drawn": Arm({**MODERN, "base.new_tokens": "random"}),
+    "modern, start copies <|endoftext|>": Arm(MODERN, start_of_text),
+    "modern, head dropout 0.1": Arm({**MODERN, "train.head_dropout": 0.1}),
+    "modern, decoder dropout 0.1": Arm({**MODERN, "base.dropout": 0.1}),
+    "modern, head reads the last word": Arm(MODERN, read_last_word),
+    "modern, leading blank": Arm(MODERN, leading_blank),
+    "modern, linear schedule": Arm({**MODERN, "train.schedule": "linear", "train.warmup": 0}),
+    "modern, linear, warm-up 0.1": Arm({**MODERN, "train.schedule": "linear", "train.warmup": 0.1}),
+    "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),
+    "modern, weight decay 0.1": Arm({**MODERN, "train.weight_decay": 0.1}),
+    "modern, fp32": Arm({**MODERN, "train.precision": "fp32"}),
+    "modern, lambda 0.1": Arm({**MODERN, "train.lm_coefficient": 0.1}),
+    "modern, lambda 0.5": Arm({**MODERN, "train.lm_coefficient": 0.5}),
+    "modern, rate 1e-4": Arm({**MODERN, "train.learning_rate": 1e-4}),
+    "modern, rate 2e-5": Arm({**MODERN, "train.learning_rate": 2e-5}),
+    PEER: Arm({"train.max_tokens": 128}),
+}
+
+
+def main() -> None:
+    """Runs what is missing, or prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with a copy of GLUE")
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--out", type=Path, default=Path("studies/ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--write", action="store_true", help="print the table")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = options.out / "cells.jsonl"
+    if options.write:
+        print(table(record))
+        return
+    for seed in options.seeds:
+        for arm in options.arms:
+            if (arm, seed) not in {(cell["arm"], cell["seed"]) for cell in read(record)}:
+                cell = {"arm": arm, "seed": seed, **train(options, ARMS[arm], seed)}
+                with record.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(cell) + "\n")
+                print(cell, flush=True)
+
+
+def read(record: Path) -> list[dict[str, Any]]:
+    """The finished cells."""
+    text = record.read_text("utf-8") if record.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def train(options: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
+    """Trains one cell; returns its score and seconds."""
+    where = {"base.path": options.base, "data.path": str(options.data.resolve())}
+    changes = {**COMMON, **where, **arm.changes, "train.seed": seed}
+    recipe = finetune.load_recipe(options.task, changes)
+    started = time.perf_counter()
+    if arm is ARMS[PEER]:
+        score = peers.train_run_glue(recipe)
+    else:
+        with arm.patch(), tempfile.TemporaryDirectory() as folder:
+            run = finetune.events(recipe, Path(folder) / "run")
+            # The evaluation after the only epoch is enough: the run need not be finished.
+            evaluated = next(event for event in run if isinstance(event, Evaluated))
+            run.close()
+        score = evaluated.scores[recipe.task.metrics[0]]
+    return {"score": score, "seconds": time.perf_counter() - started}
+
+
+def table(record: Path) -> str:
+    """Markdown: each arm's median and its seeds."""
+    lines = ["| arm | median | by seed |", "|---|---|---|"]
+    cells = read(record)
+    for arm in ARMS:
+        scores = [cell["score"] for cell in cells if cell["arm"] == arm]
+        if scores:
+            by_seed = ", ".join(f"{score:.3f}" for score in scores)
+            lines.append(f"| {arm} | {statistics.median(scores):.3f} | {by_seed} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
