@@ -31,7 +31,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     labels, such as texts or integers; `predict` returns labels of the same type.
 
     Every parameter from `learning_rate` to `precision` is a field of `TrainConfig`. None keeps the
-    value of the recipe that `task` names, or else the default of the GPT-1 paper.
+    value of the recipe that `task` names, or else the default of gptft.
 
     A fitted classifier can be pickled and copied; the pickle contains the whole model.
 
@@ -46,7 +46,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         batch_size: Examples in one update.
         epochs: Passes over the training data.
         lm_coefficient: Weight λ of the auxiliary language-model loss.
-        warmup: Fraction of updates over which the learning rate rises.
+        schedule: `linear`, `cosine`, `constant` or `gpt1`: how the learning rate falls.
+        warmup: Updates over which the learning rate rises; below 1, a fraction of all updates.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Maximum global norm of the gradient.
         head_dropout: Dropout probability before the head.
@@ -78,6 +79,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         batch_size: int | None = None,
         epochs: float | None = None,
         lm_coefficient: float | None = None,
+        schedule: str | None = None,
         warmup: float | None = None,
         weight_decay: float | None = None,
         max_grad_norm: float | None = None,
@@ -93,7 +95,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.base, self.task, self.format = base, task, format
         self.learning_rate, self.batch_size, self.epochs = learning_rate, batch_size, epochs
-        self.lm_coefficient, self.warmup, self.weight_decay = lm_coefficient, warmup, weight_decay
+        self.lm_coefficient, self.schedule, self.warmup = lm_coefficient, schedule, warmup
+        self.weight_decay = weight_decay
         self.max_grad_norm, self.head_dropout = max_grad_norm, head_dropout
         self.max_tokens, self.incomplete_batch = max_tokens, incomplete_batch
         self.layout, self.tokens_per_forward, self.precision = layout, tokens_per_forward, precision

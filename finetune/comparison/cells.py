@@ -60,8 +60,8 @@ class Cell:
 def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
     """Returns all cells of a study, the cheapest first.
 
-    Training from scratch uses the recipe's λ; fine-tuning is done with λ = 0 and with that λ. A
-    fraction f of the labels is trained on for epochs / √f, so that few labels still make enough
+    Training from scratch uses the recipe's λ; fine-tuning is done with λ = 0 and with that λ, or
+    the paper's if it is 0. A fraction f of the labels is trained on for epochs / √f, so that few labels still make enough
     updates. Raises UsageError if the recipe itself trains from scratch.
     """
     if recipe.base.from_scratch:
@@ -91,7 +91,7 @@ def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
     coefficient = recipe.train.lm_coefficient
     scratch = override_recipe(recipe, {"base.from_scratch": True, **design.scratch})
     runs = [("scratch", "from scratch", scratch)]
-    for value in dict.fromkeys((0.0, coefficient)):
+    for value in dict.fromkeys((0.0, coefficient or PAPER_COEFFICIENT)):
         changed = _with_train(recipe, lm_coefficient=value)
         runs.append((f"lambda-{value:g}", f"fine-tuned, λ = {value:g}", changed))
     for fraction in sorted(set(design.fractions) - {1.0}):

@@ -68,9 +68,27 @@ def test_new_rows_are_near_the_mean_or_for_gpt1_drawn_at_random(family, bases) -
         assert probabilities[:, list(base.task_tokens.special_tokens)].sum(-1).mean() < 0.1
 
 
+def test_new_rows_copy_the_tokens_that_a_base_uses_in_their_place(family, bases) -> None:
+    base = load(bases(family), new_tokens="copy")
+    tokenizer, tokens = base.task_tokens.tokenizer, base.task_tokens.special_tokens
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    newline = tokenizer.encode("\n", add_special_tokens=False)[-1:] or [None]
+    copied = {
+        tokens.start: eos if bos is None else bos,
+        tokens.delimiter: None if newline[0] == tokenizer.unk_token_id else newline[0],
+        tokens.extract: bos if eos is None else eos,
+    }
+    for layer in (base.decoder.get_input_embeddings(), base.decoder.get_output_embeddings()):
+        for token, source in copied.items():
+            if source is not None:
+                same = torch.equal(layer.weight[token], layer.weight[source])
+                assert same == (family != "openai-gpt")
+
+
 def test_the_same_seed_gives_the_same_rows(bases) -> None:
     def rows(seed: int) -> torch.Tensor:
-        base = load_decoder(BaseConfig(path=str(bases("gpt2"))), seed)
+        config = BaseConfig(path=str(bases("gpt2")), new_tokens="mean")
+        base = load_decoder(config, seed)
         return base.decoder.get_input_embeddings().weight
 
     assert torch.equal(rows(1), rows(1))

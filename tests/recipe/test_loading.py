@@ -12,7 +12,7 @@ from finetune.recipe.loading import (
     parse_recipe,
     shipped_recipes,
 )
-from finetune.recipe.schema import Recipe
+from finetune.recipe.schema import Recipe, TrainConfig
 from finetune.recipe.yaml_documents import parse_document
 from task_formats import UsageError
 
@@ -45,11 +45,26 @@ def test_yes_and_no_are_names_and_3e_5_is_a_number():
     assert recipe.train.learning_rate == 3e-5
 
 
-def test_defaults_are_those_of_the_paper():
-    train = parse_recipe(TEXT.partition("train:\n")[0]).train
+def test_the_profile_paper_has_the_values_of_the_paper():
+    recipe = parse_recipe(TEXT.partition("train:\n")[0] + "profile: paper\n")
+    train = recipe.train
     assert (train.learning_rate, train.batch_size, train.epochs) == (6.25e-5, 32, 3)
     assert (train.warmup, train.lm_coefficient, train.head_dropout) == (0.002, 0.5, 0.1)
-    assert (train.weight_decay, train.max_grad_norm) == (0.01, 1)
+    assert (train.weight_decay, train.max_grad_norm, train.schedule) == (0.01, 1, "gpt1")
+    assert (recipe.base.dropout, recipe.base.new_tokens) == (0.1, "mean")
+
+
+def test_what_a_recipe_says_counts_more_than_its_profile():
+    task = parse_recipe(TEXT).task
+    given = {"learning_rate": 3e-5}
+    from_text = parse_recipe(TEXT + "profile: paper\n")
+    from_parts = Recipe(task=task, profile="paper", train=TrainConfig(**given))
+    for recipe in (from_text, from_parts, parse_recipe(from_text.to_yaml())):
+        assert (recipe.train.learning_rate, recipe.train.lm_coefficient) == (3e-5, 0.5)
+        assert recipe.base.dropout == 0.1
+    assert parse_recipe(TEXT).base.dropout is None
+    changed = load_recipe("rte", {"profile": "paper", "base.dropout": 0.3})
+    assert (changed.base.dropout, changed.train.schedule) == (0.3, "gpt1")
 
 
 RATE = "learning_rate: 3e-5"

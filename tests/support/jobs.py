@@ -109,7 +109,9 @@ def recipe(
     quiet = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 2, "max_tokens": 48}
     papers = {"lm_coefficient": 0.5, "schedule": "gpt1", "warmup": 0.002}
     part = TrainConfig(**{**quiet, **papers, "precision": "fp32", **settings})
-    decoder = BaseConfig(path=str(base), **{"dropout": 0, "new_tokens": "mean", **(base_part or {})})
+    decoder = BaseConfig(
+        path=str(base), **{"dropout": 0, "new_tokens": "mean", **(base_part or {})}
+    )
     return Recipe(task=TASKS[kind], base=decoder, data=data, train=part)
 
 

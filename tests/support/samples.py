@@ -44,7 +44,9 @@ KINDS = {
 
 def load(folder, **options) -> Base:
     """Loads a base without dropout; options are fields of BaseConfig."""
-    return load_decoder(BaseConfig(path=str(folder), **{"dropout": 0.0, **options}))
+    return load_decoder(
+        BaseConfig(path=str(folder), **{"dropout": 0.0, "new_tokens": "mean", **options})
+    )
 
 
 def examples(kind: Kind, base: Base, count: int = 5, max_tokens: int = 40) -> list[Encoded]:

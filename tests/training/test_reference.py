@@ -1,6 +1,7 @@
 """The reference is held to itself and to other people's code before anything is held to it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,27 @@ def test_the_reference_schedule_climbs_for_a_fifth_of_a_percent_and_falls(x, fac
 def test_our_schedule_is_the_papers(case: tuple[int, int]) -> None:
     update, updates = case
     expected = reference.rate_factor(update / updates)
-    assert learning_rate_factor(update, updates, 0.002) == pytest.approx(expected, abs=1e-15)
+    found = learning_rate_factor(update, updates, 0.002, "gpt1")
+    assert found == pytest.approx(expected, abs=1e-15)
+
+
+@given(
+    st.integers(1, 300),
+    st.floats(0, 0.99) | st.integers(1, 400),
+    st.sampled_from(["linear", "cosine", "constant"]),
+)
+def test_other_schedules_climb_to_1_and_fall_without_an_update_at_rate_0(
+    updates: int, warmup: float, schedule: Any
+) -> None:
+    factors = [learning_rate_factor(t, updates, warmup, schedule) for t in range(1, updates + 1)]
+    peak = factors.index(1.0)
+    assert min(factors) > 0
+    assert factors[: peak + 1] == sorted(set(factors[: peak + 1]))
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert peak == min(warmup if warmup >= 1 else round(warmup * updates), updates - 1)
+    if schedule == "linear":
+        steps = np.diff([*factors[peak:], 0.0])
+        np.testing.assert_allclose(steps, -1 / (updates - peak), rtol=1e-9)
 
 
 def test_our_update_is_the_papers_adam() -> None:
