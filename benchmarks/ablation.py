@@ -19,6 +19,7 @@ from unittest import mock
 
 import finetune
 from benchmarks import peers
+from benchmarks.results import score_predictions
 from finetune.batching import collate as batching
 from finetune.models import task_tokens
 from finetune.models.task_tokens import TaskTokens
@@ -157,16 +158,16 @@ def train(options: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
     where = {"base.path": options.base, "data.path": str(options.data.resolve())}
     changes = {**COMMON, **where, **arm.changes, "train.seed": seed}
     recipe = finetune.load_recipe(options.task, changes)
-    started = time.perf_counter()
+    started, metric = time.perf_counter(), recipe.task.metrics[0]
     if arm is ARMS[PEER]:
-        score = peers.train_run_glue(recipe)
+        score = score_predictions(recipe, peers.train_run_glue(recipe).predictions)[metric]
     else:
         with arm.patch(), tempfile.TemporaryDirectory() as folder:
             run = finetune.events(recipe, Path(folder) / "run")
             # The evaluation after the only epoch is enough: the run need not be finished.
             evaluated = next(event for event in run if isinstance(event, Evaluated))
             run.close()
-        score = evaluated.scores[recipe.task.metrics[0]]
+        score = evaluated.scores[metric]
     return {"score": score, "seconds": time.perf_counter() - started}
 
 

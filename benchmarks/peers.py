@@ -1,10 +1,11 @@
 """The peers: what people use today."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from queue import Queue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from benchmarks.gptft import BATCH, WARM, WIDTH
 from benchmarks.harness import Measurement, Scale, clock
 from finetune.data.examples import read_examples
 from finetune.data.sources import open_rows
-from finetune.evaluation.metrics import compute_metrics
 from finetune.recipe.schema import Recipe
 from task_formats import Task
 
@@ -135,8 +135,17 @@ def mean_of_views(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return (nll.sum(1) / (targets >= 0).sum(1)).mean()
 
 
-def train_run_glue(recipe: Recipe) -> float:
-    """Trains on a recipe's rows the way run_glue does and returns the evaluation's first metric.
+class PeerRun(NamedTuple):
+    """What a peer predicts after training."""
+
+    predictions: list[str | float]
+    """One per row of the evaluation split."""
+    seconds: float
+    """Of training, without loading and evaluation."""
+
+
+def train_run_glue(recipe: Recipe) -> PeerRun:
+    """Trains on a recipe's rows the way run_glue does and predicts the evaluation split.
 
     The recipe's base, rows, epochs, batch size, learning rate, precision, seed and maximum length
     are used; everything else is what run_glue and Trainer take by default: no warm-up, linear
@@ -163,14 +172,12 @@ def train_run_glue(recipe: Recipe) -> float:
             model, arguments, train_dataset=splits["train"],
             data_collator=DataCollatorWithPadding(tokenizer),
         )  # fmt: skip
+        started = time.perf_counter()
         trainer.train()
+        seconds = time.perf_counter() - started
         predictions = trainer.predict(splits["evaluate"])
-    labels, logits = task.labels, predictions.predictions
-    predicted = [labels.decode("", row.tolist()).label for row in logits]
-    gold = [labels.name(label) for label in predictions.label_ids.tolist()]
-    return compute_metrics(recipe.task.metrics[:1], predicted, gold, task.positive_class)[
-        recipe.task.metrics[0]
-    ]
+    decoded = [task.labels.decode("", row.tolist()).label for row in predictions.predictions]
+    return PeerRun(decoded, seconds)
 
 
 def _features(

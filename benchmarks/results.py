@@ -1,262 +1,393 @@
-"""GPT-1's claims on a small scale: pre-trained or from scratch, with and without the LM loss.
+"""Results on a real base: gptft beside prompting, training from scratch and run_glue.
 
-    python -m benchmarks.results --data ../shared/data/glue --search     # learning rates, once
-    python -m benchmarks.results --data ../shared/data/glue              # six tasks, five seeds
-    python -m benchmarks.results --data ../shared/data/glue --write      # docs/results.md
+    python -m benchmarks.results --data ../shared/data --search     # learning rates
+    python -m benchmarks.results --data ../shared/data              # the cells of the table
+    python -m benchmarks.results --data ../shared/data --write      # docs/results.md
 
-Run it again to continue. Seeds are the outer loop, so an interrupted study has a complete table
-for fewer seeds; two processes may share the work with --tasks.
+Every cell runs in a process of its own, and is a line of benchmarks/cells/<base>.jsonl when it is
+finished. A study that was stopped goes on with the cells that are missing. --tasks, --arms and
+--seeds choose some.
 """
 
 import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.comparison import CellFinished, Design, Row, ScoreSummary, Table, events, read_table
+import numpy as np
+
+import finetune
+from benchmarks import peers
+from finetune.comparison.study import predict_majority
+from finetune.data.examples import read_split
+from finetune.evaluation.metrics import compute_metrics
+from finetune.prompting.evaluator import evaluate_prompts
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
 
+FOLDER = Path(__file__).parent / "cells"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+RATES = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
+SEARCH_SEED = 100
+"""Learning rates are chosen with this seed; the table does not use it."""
+DEFAULT_RATE = 5e-5
+"""For arms whose rate was not searched."""
 
 
 class Share(NamedTuple):
     """How much of a task is used."""
 
+    folder: str
+    """Folder of the data."""
     rows: int | None
     """Rows of every split; None is all of them."""
     epochs: float
-    """Three as in the paper, or one for tasks with long texts, to save time."""
+    changes: Mapping[str, Any] = {}
 
 
 TASKS = {
-    "sst2": Share(5000, 3), "cola": Share(None, 3), "rte": Share(None, 1),
-    "qnli": Share(5000, 1), "stsb": Share(None, 1), "mrpc": Share(None, 1),
-}  # fmt: skip
-GRID = (2.5e-4, 5e-4, 1e-3, 2e-3)
-SEARCHED, SEARCH_SEED = "sst2", 100
-"""Task and seed of the search; the table does not use this seed."""
-TUNED_RATE, SCRATCH_RATE = 5e-4, 5e-4
-"""What --search found best for each arm."""
-TRAIN = {
-    "train.batch_size": 16,
-    "train.max_tokens": 256,
-    "train.warmup": 0.1,
-    "train.checkpoint_minutes": None,  # cells take minutes: save on a signal only
+    "sst2": Share("glue", 5000, 1),
+    "cola": Share("glue", None, 3),
+    "mrpc": Share("glue", None, 3),
+    "rte": Share("glue", None, 3),
+    "stsb": Share("glue", None, 3),
+    "qnli": Share("glue", 5000, 1),
+    "copa": Share("copa", None, 3),
+    # There is no training part in the copy: the development part is trained on.
+    "arc": Share("arc", 500, 3, {"data.train": "validation", "data.evaluate": "test"}),
 }
-"""Batches of 16 rather than 32 make more updates."""
-ENOUGH = 3
-"""Fewest seeds for a range."""
-ARMS = (("scratch", 0.5), ("finetune", 0.0), ("finetune", 0.5))
+COMMON = {"train.max_tokens": 128, "train.batch_size": 32, "train.checkpoint_minutes": None}
+"""The same for all arms that train; so are rows, epochs and precision."""
+ARMS: dict[str, Mapping[str, Any]] = {
+    "majority": {},
+    "0-shot": {},
+    "8-shot": {},
+    "32-shot": {},
+    "scratch": {"base.from_scratch": True, "train.lm_coefficient": 0.5},
+    "lambda-0": {"train.lm_coefficient": 0},
+    "lambda-0.5": {"train.lm_coefficient": 0.5},
+    "lora": {"base.lora": {"rank": 8}},
+    "run_glue": {},
+}
+OURS, PEER = "lambda-0", "run_glue"
+SEARCHED = ("scratch", "lambda-0", "lambda-0.5", "lora", "run_glue")
 
 
-class Plan(NamedTuple):
-    """What was options on the command line."""
+class Cell(NamedTuple):
+    """One arm on one task with one seed and one learning rate."""
 
-    base: str
-    data: Path
-    out: Path
-    tasks: Sequence[str]
-    seeds: tuple[int, ...]
-    rates: tuple[float, float]
-    """Learning rates of fine-tuning, and from scratch."""
-    changes: Mapping[str, Any]
+    task: str
+    arm: str
+    seed: int
+    rate: float
+
+
+class Outcome(NamedTuple):
+    """What a cell gives."""
+
+    scores: dict[str, float]
+    predictions: list[str | float]
+    """One per row of the evaluation split."""
+    seconds: float
+    """Of training, or of prompting; without loading."""
+    peak_mib: float
+    """Largest memory of the process."""
 
 
 def main() -> None:
-    """Searches learning rates, runs the study or writes the page."""
+    """Runs the missing cells, or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="tiny")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with a copy of GLUE")
-    parser.add_argument("--out", type=Path, default=Path("studies/results"))
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with glue, copa, arc")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument(
-        "--rate", type=float, default=TUNED_RATE, help="learning rate of fine-tuning"
-    )
-    parser.add_argument("--scratch-rate", type=float, default=SCRATCH_RATE)
-    parser.add_argument("--epochs", type=float, help="the same for all tasks")
-    parser.add_argument("--limit", type=int, help="fewer rows, to try the script")
-    parser.add_argument("--search", action="store_true", help="try the learning rates")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--limit", type=int, help="fewer rows of every split")
+    parser.add_argument("--search", action="store_true", help="search learning rates")
     parser.add_argument("--write", action="store_true", help="write docs/results.md")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.epochs and options.write:
-        parser.error("the page uses the epochs of TASKS: --epochs is only for trials")
-    changes = {**TRAIN}
-    changes |= {"train.epochs": options.epochs} if options.epochs else {}
-    changes |= {"data.limit": options.limit} if options.limit else {}
-    seeds, rates = tuple(range(options.seeds)), (options.rate, options.scratch_rate)
-    plan = Plan(options.base, options.data, options.out, options.tasks, seeds, rates, changes)
-    if options.search:
-        search(plan)
-    elif options.write:
-        PAGE.write_text(write_page(plan), encoding="utf-8")
-    else:
-        run(plan)
+    if options.cell:
+        cell = Cell(*json.loads(options.cell))
+        print(json.dumps(run_cell(recipe_of(options, cell), cell.arm, cell.seed)._asdict()))
+        return
+    record = Record(record_path(options.base, options.limit))
+    if options.write:
+        PAGE.write_text(write_page(options, record), encoding="utf-8")
+        return
+    for cell in plan_cells(options, record):
+        if cell not in record.outcomes:
+            outcome = run_in_process(cell, sys.argv[1:])
+            record.add(cell, outcome)
+            scores = ", ".join(f"{name} {score:.4f}" for name, score in outcome.scores.items())
+            now = time.strftime("%H:%M")
+            print(
+                f"{now} {' '.join(map(str, cell))}: {scores} ({outcome.seconds:.0f} s)", flush=True
+            )
 
 
-def recipe_of(plan: Plan, task: str, rate: float) -> Recipe:
-    """A task's recipe with the values of this study."""
-    share = TASKS[task]
-    changes = {"base.path": plan.base, "data.path": str(plan.data.resolve())}
-    changes |= {"data.limit": share.rows} if share.rows else {}
-    changes |= {"train.epochs": share.epochs, **plan.changes, "train.learning_rate": rate}
-    return load_recipe(task, changes)
+def record_path(base: str, limit: int | None) -> Path:
+    """The file of the finished cells."""
+    return FOLDER / f"{Path(base).name}{f'-{limit}-rows' if limit else ''}.jsonl"
 
 
-def design_of(plan: Plan, rate: float) -> Design:
-    """Three trained arms and the majority class."""
-    return Design(plan.seeds, shots=(), scratch={"train.learning_rate": rate})
+class Record:
+    """The finished cells, one line each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: dict[Cell, Outcome] = {}
+        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+            values = json.loads(line)
+            cell = Cell(*(values.pop(name) for name in Cell._fields))
+            self.outcomes[cell] = Outcome(**values)
+
+    def add(self, cell: Cell, outcome: Outcome) -> None:
+        """Appends a finished cell."""
+        self.outcomes[cell] = outcome
+        self.path.parent.mkdir(exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**cell._asdict(), **outcome._asdict()}) + "\n")
+
+    def best_rate(self, task: str, arm: str) -> float:
+        """The learning rate with the best first metric on the search seed."""
+        searched = {
+            cell.rate: next(iter(outcome.scores.values()))
+            for cell, outcome in self.outcomes.items()
+            if (cell.task, cell.arm, cell.seed) == (task, arm, SEARCH_SEED)
+        }
+        return max(searched, key=searched.__getitem__) if searched else DEFAULT_RATE
 
 
-def run(plan: Plan) -> None:
-    """Runs every cell, seed after seed."""
-    for seed in plan.seeds:
-        for task in plan.tasks:
-            recipe, design = recipe_of(plan, task, plan.rates[0]), design_of(plan, plan.rates[1])
-            only = ["majority", f"*-seed-{seed}"]
-            for event in events(recipe, plan.out / task, design, only=only):
-                if isinstance(event, CellFinished) and not event.reused:
-                    scores = ", ".join(f"{k} {v:.4f}" for k, v in event.result.scores.items())
-                    seconds = f"{event.result.seconds:.0f} s"
-                    now = time.strftime("%H:%M")
-                    print(
-                        f"{now} {task} {event.result.cell.name}: {scores} ({seconds})", flush=True
-                    )
+def plan_cells(options: argparse.Namespace, record: Record) -> Iterator[Cell]:
+    """The cells of the table, or of the search, seed after seed."""
+    for seed in [SEARCH_SEED] if options.search else options.seeds:
+        for task in options.tasks:
+            for arm in options.arms:
+                if not is_possible(task, arm):
+                    continue
+                if not options.search:
+                    repeats = arm not in ("majority", "0-shot")
+                    yield Cell(task, arm, seed if repeats else 0, record.best_rate(task, arm))
+                elif arm in SEARCHED:
+                    yield from (Cell(task, arm, seed, rate) for rate in RATES)
 
 
-def search(plan: Plan) -> None:
-    """Tries every learning rate on one task with one seed for one epoch, for both arms."""
-    plan = _searching(plan)
-    for rate in GRID:
-        recipe, design = recipe_of(plan, SEARCHED, rate), design_of(plan, rate)
-        only = [f"scratch-seed-{SEARCH_SEED}", f"lambda-0.5-seed-{SEARCH_SEED}"]
-        for _ in events(recipe, plan.out / f"search-{rate:g}", design, only=only):
-            pass
-        print(" ".join(_searched(plan, rate)), flush=True)
+def is_possible(task: str, arm: str) -> bool:
+    """Whether a method can do a task: run_glue has no choices, scores cannot be prompted."""
+    config = load_recipe(task).task
+    if arm == PEER:
+        return config.format != "multiple_choice"
+    return not arm.endswith("-shot") or config.prompt is not None
 
 
-def _searching(plan: Plan) -> Plan:
-    return plan._replace(seeds=(SEARCH_SEED,), changes={**plan.changes, "train.epochs": 1})
-
-
-def _searched(plan: Plan, rate: float) -> list[str]:
-    """A learning rate, and the first metric from scratch and fine-tuned if they were run."""
-    plan = _searching(plan)
-    recipe, design = recipe_of(plan, SEARCHED, rate), design_of(plan, rate)
-    table = read_table(recipe, plan.out / f"search-{rate:g}", design)
-    rows = {row.kind: row for row in table.rows}
-    kinds = [rows[kind] for kind in ("scratch", "finetune") if kind in rows]
-    return [f"{rate:g}", *(f"{row.scores[table.metrics[0]].median:.4f}" for row in kinds)]
-
-
-def write_page(plan: Plan) -> str:
-    """docs/results.md: the setup, the table, and a summary."""
-    tables = {
-        task: read_table(
-            recipe_of(plan, task, plan.rates[0]),
-            plan.out / task,
-            design_of(plan, plan.rates[1]),
-        )
-        for task in plan.tasks
+def recipe_of(options: argparse.Namespace, cell: Cell) -> Recipe:
+    """The recipe of a cell."""
+    share = TASKS[cell.task]
+    changes = {
+        "base.path": options.base,
+        "data.path": str((options.data / share.folder).resolve()),
+        "train.epochs": share.epochs,
+        "train.learning_rate": cell.rate,
+        "train.seed": cell.seed,
+        **COMMON,
+        **share.changes,
+        **ARMS[cell.arm],
     }
-    complete = {task: table for task, table in tables.items() if len(_arms(table)) == len(ARMS)}
-    lines = [_HEAD.format(
-        base=plan.base, rate=f"{plan.rates[0]:g}", scratch=f"{plan.rates[1]:g}",
-        batch=plan.changes["train.batch_size"], tokens=plan.changes["train.max_tokens"],
-        searched=SEARCHED, seed=SEARCH_SEED,
-    )]  # fmt: skip
-    lines += ["", "## Learning rates", "", "| rate | from scratch | fine-tuned |", "|---|---|---|"]
-    lines += [
-        f"| {' | '.join(cells)} |" for rate in GRID if len(cells := _searched(plan, rate)) > 1
-    ]
-    lines += ["", "## The table", "", "| task | epochs | metric | majority |"]
-    lines[-1] += " from scratch, λ = 0.5 | pre-trained, λ = 0 | pre-trained, λ = 0.5 | seeds |"
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for task, table in complete.items():
-        lines += _rows(f"{task} | {recipe_of(plan, task, plan.rates[0]).train.epochs:g}", table)
-    return "\n".join([*lines, "", *_summarize(complete), ""])
+    rows = [rows for rows in (share.rows, options.limit) if rows]
+    return load_recipe(cell.task, changes | ({"data.limit": min(rows)} if rows else {}))
+
+
+def run_in_process(cell: Cell, arguments: Sequence[str]) -> Outcome:
+    """Runs a cell in a new process, so that time and memory are its own."""
+    command = [sys.executable, "-m", "benchmarks.results", *arguments, "--cell", json.dumps(cell)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_cell(recipe: Recipe, arm: str, seed: int) -> Outcome:
+    """Runs a cell in this process."""
+    started = time.perf_counter()
+    task = recipe.task.build()
+    predictions: list[str | float]
+    if arm == "majority":
+        predictions = [predict_majority(recipe, task)["answer"]] * len(read_gold(recipe))
+    elif arm == PEER:
+        run = peers.train_run_glue(recipe)
+        predictions, started = run.predictions, time.perf_counter() - run.seconds
+    elif arm.endswith("-shot"):
+        shots = int(arm.removesuffix("-shot"))
+        limit = recipe.data.limit
+        [result] = evaluate_prompts(recipe, [shots], [seed], task=task, limit=limit)
+        predictions = [prediction.label for prediction in result.predictions]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = finetune.train(recipe, Path(folder) / "run")
+            started = time.perf_counter() - result.seconds
+            found = finetune.load(Path(folder) / "run").evaluate_split().result.predictions
+        predictions = [prediction.label for prediction in found]
+    seconds = time.perf_counter() - started
+    if arm in SEARCHED and arm != PEER:
+        seconds = result.seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Outcome(
+        score_predictions(recipe, predictions), predictions, round(seconds, 1), round(peak)
+    )
+
+
+def read_gold(recipe: Recipe) -> list[str | float]:
+    """The labels of the evaluation split."""
+    task = recipe.task.build()
+    examples = read_split(task, recipe.data, "evaluate", limit=recipe.data.limit)
+    return [task.labels.name(example.label) for example in examples if example.label is not None]
+
+
+def score_predictions(recipe: Recipe, predictions: Sequence[str | float]) -> dict[str, float]:
+    """The task's metrics."""
+    positive = recipe.task.build().positive_class
+    return compute_metrics(recipe.task.metrics, predictions, read_gold(recipe), positive)
+
+
+def paired_difference(
+    recipe: Recipe, ours: Sequence[Outcome], theirs: Sequence[Outcome], draws: int = 1000
+) -> tuple[float, float, float]:
+    """The mean difference of the first metric over seeds, and its 95 % interval over rows.
+
+    Every draw takes the same rows for both methods and all seeds.
+    """
+    metric, positive = recipe.task.metrics[0], recipe.task.build().positive_class
+    gold = np.array(read_gold(recipe))
+    arms = [[np.array(outcome.predictions) for outcome in arm] for arm in (ours, theirs)]
+
+    def difference(rows: np.ndarray) -> float:
+        means = [
+            np.mean([
+                compute_metrics([metric], list(one[rows]), list(gold[rows]), positive)[metric]
+                for one in arm
+            ])
+            for arm in arms
+        ]  # fmt: skip
+        return float(means[0] - means[1])
+
+    rows = np.random.default_rng(0).integers(0, len(gold), (draws, len(gold)))
+    low, high = np.quantile([difference(row) for row in rows], [0.025, 0.975])
+    return difference(np.arange(len(gold))), float(low), float(high)
+
+
+def write_page(options: argparse.Namespace, record: Record) -> str:
+    """docs/results.md."""
+    parts = [_HEAD.format(base=options.base, seed=SEARCH_SEED), *_rate_table(record)]
+    parts += ["", "## Scores", "", *_score_table(options, record)]
+    parts += ["", "## Time and memory", "", *_cost_table(record)]
+    parts += ["", "## Against run_glue", "", *_differences(options, record), ""]
+    return "\n".join(parts)
 
 
 _HEAD = """# Results
 
-A small-scale test of GPT-1's claims on real data with several seeds: the pre-trained base `{base}` against the same
-shape from scratch, and fine-tuning with the auxiliary LM loss against fine-tuning without it.
+Real data and a real base, `{base}`: gptft beside prompting, training from scratch, and transformers' Trainer the run_glue
+way on the same rows, epochs, batch size and precision.
 
-    python -m benchmarks.results --data ../shared/data/glue --search     # learning rates
-    python -m benchmarks.results --data ../shared/data/glue              # the table
-    python -m benchmarks.results --data ../shared/data/glue --write      # this page
+    python -m benchmarks.results --data ../shared/data --search     # learning rates
+    python -m benchmarks.results --data ../shared/data              # the cells
+    python -m benchmarks.results --data ../shared/data --write      # this page
 
-Batch size {batch}, at most {tokens} tokens per sequence, warm-up over a tenth of the updates; everything else as in the
-paper. SST-2 and QNLI use the first 5,000 rows of every split. Tasks with short texts are trained for three epochs and
-report the best one on the evaluation split, which flatters all arms a little. The others are trained for one epoch,
-so that five seeds fit into the time available. Both arms chose from the same learning rates, on {searched} with seed {seed},
-which the table does not include: {rate} for fine-tuning, {scratch} from scratch."""  # noqa: E501
+Cells that have not been run are missing below. Every trained arm chooses its learning rate from the same five values with
+seed {seed}, which the tables do not use; a rate that was not searched is 5e-5.
 
-
-def _rows(name: str, table: Table) -> Iterator[str]:
-    majority = next(row for row in table.rows if row.kind == "majority")
-    arms = _arms(table)
-    for metric in table.metrics:
-        cells = [_cell(row, row.scores[metric]) for row in arms.values()]
-        seeds = min(len(row.seeds) for row in arms.values())
-        floor = f"{majority.scores[metric].median:.3f}"
-        yield f"| {name} | {metric} | {floor} | {' | '.join(cells)} | {seeds} |"
+## Learning rates
+"""
 
 
-def _cell(row: Row, spread: ScoreSummary) -> str:
-    flag = f" †{len(row.collapsed)}" if row.collapsed else ""
-    return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f}){flag}"
+def _cells_of(record: Record, task: str, arm: str, *, search: bool = False) -> list[Cell]:
+    return [
+        cell
+        for cell in record.outcomes
+        if (cell.task, cell.arm) == (task, arm) and (cell.seed == SEARCH_SEED) == search
+    ]
 
 
-def _arms(table: Table) -> dict[tuple[str, float], Row]:
-    rows = {(row.kind, row.lm_coefficient): row for row in table.rows}
-    return {arm: rows[arm] for arm in ARMS if arm in rows}  # type: ignore[index]
+def _rate_table(record: Record) -> Iterator[str]:
+    yield f"| task | arm | {' | '.join(f'{rate:g}' for rate in RATES)} |"
+    yield "|---" * (len(RATES) + 2) + "|"
+    for task in TASKS:
+        for arm in SEARCHED:
+            cells = {cell.rate: cell for cell in _cells_of(record, task, arm, search=True)}
+            values = [_first(record.outcomes[cells[r]]) if r in cells else None for r in RATES]
+            if cells:
+                shown = ["" if value is None else f"{value:.3f}" for value in values]
+                yield f"| {task} | {arm} | {' | '.join(shown)} |"
 
 
-def _summarize(tables: Mapping[str, Table]) -> Iterator[str]:
-    """Counts on how many tasks each arm is better."""
-    yield "Median, and range over the seeds. †n: n seeds are no better than the majority class."
-    yield f"By the first metric of each task (with at least {ENOUGH} seeds):"
+def _score_table(options: argparse.Namespace, record: Record) -> Iterator[str]:
+    yield f"| task | metric | {' | '.join(ARMS)} |"
+    yield "|---" * (len(ARMS) + 2) + "|"
+    for task in TASKS:
+        metrics = load_recipe(task).task.metrics
+        for metric in metrics:
+            cells = [
+                [record.outcomes[cell].scores[metric] for cell in _cells_of(record, task, arm)]
+                for arm in ARMS
+            ]
+            if any(cells):
+                yield f"| {task} | {metric} | {' | '.join(map(_spread, cells))} |"
     yield ""
-    pairs = {
-        "pre-training against from scratch (λ = 0.5 for both)": (ARMS[2], ARMS[0]),
-        "λ = 0.5 against λ = 0 (both pre-trained)": (ARMS[2], ARMS[1]),
-    }
-    for name, (one, other) in pairs.items():
-        counted = {task: t for task, t in tables.items() if _beats_majority(t, one, other)}
-        results = {task: _compare(table, one, other) for task, table in counted.items()}
-        skipped = [task for task in tables if task not in counted]
-        better = [task for task, (margin, _) in results.items() if margin > 0]
-        disjoint = [task for task, (margin, apart) in results.items() if margin > 0 and apart]
-        worse = [task for task, (margin, _) in results.items() if margin < 0]
-        yield (
-            f"* {name}: better on {len(better)} of {len(tables)} ({', '.join(better) or 'none'}), "
-            f"on {len(disjoint)} of them with disjoint ranges ({', '.join(disjoint) or '-'}); "
-            f"worse on {', '.join(worse) or 'none'}; not counted, because neither beats the "
-            f"majority class: {', '.join(skipped) or 'none'}."
-        )
+    yield "Median, and (with several seeds) lowest and highest, and the number of seeds."
+
+
+def _cost_table(record: Record) -> Iterator[str]:
+    yield "| task | arm | seconds | peak MiB |\n|---|---|---|---|"
+    for task in TASKS:
+        for arm in ARMS:
+            outcomes = [record.outcomes[cell] for cell in _cells_of(record, task, arm)]
+            if outcomes:
+                seconds = np.median([outcome.seconds for outcome in outcomes])
+                peak = np.median([outcome.peak_mib for outcome in outcomes])
+                yield f"| {task} | {arm} | {seconds:.0f} | {peak:,.0f} |"
+
+
+def _differences(options: argparse.Namespace, record: Record) -> Iterator[str]:
+    yield f"{OURS} minus {PEER}, first metric: mean over the seeds that both have, and the 95 %"
+    yield "interval of a paired bootstrap over rows."
     yield ""
-    yield "GPT-1 also found that the LM loss helps its large tasks (NLI, QQP) and not the small"
-    yield "ones (section 5). All tasks here have fewer than 10,000 rows."
+    yield "| task | difference | interval | seeds | time | memory |\n|---|---|---|---|---|---|"
+    for task in TASKS:
+        arms = {
+            arm: {cell.seed: record.outcomes[cell] for cell in _cells_of(record, task, arm)}
+            for arm in (OURS, PEER)
+        }
+        if seeds := sorted(arms[OURS].keys() & arms[PEER].keys()):
+            ours, theirs = ([arms[arm][seed] for seed in seeds] for arm in (OURS, PEER))
+            recipe = recipe_of(options, Cell(task, OURS, 0, DEFAULT_RATE))
+            mean, low, high = paired_difference(recipe, ours, theirs)
+            time_ratio = _ratio(ours, theirs, "seconds")
+            memory = _ratio(ours, theirs, "peak_mib")
+            yield (
+                f"| {task} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {len(seeds)} "
+                f"| {time_ratio:.2f} | {memory:.2f} |"
+            )
 
 
-def _beats_majority(table: Table, *arms: tuple[str, float]) -> bool:
-    """Whether the median of at least one arm is better than the majority class."""
-    metric = table.metrics[0]
-    majority = next(row for row in table.rows if row.kind == "majority")
-    best = max(_arms(table)[arm].scores[metric].median for arm in arms)
-    return best > majority.scores[metric].median
+def _ratio(ours: Iterable[Outcome], theirs: Iterable[Outcome], name: str) -> float:
+    medians = [np.median([getattr(outcome, name) for outcome in arm]) for arm in (ours, theirs)]
+    return float(medians[0] / medians[1])
 
 
-def _compare(table: Table, one: tuple[str, float], other: tuple[str, float]) -> tuple[float, bool]:
-    """Difference of the medians of two arms, and whether their ranges are disjoint."""
-    arms, metric = _arms(table), table.metrics[0]
-    first, second = arms[one].scores[metric], arms[other].scores[metric]
-    enough = min(len(arms[one].seeds), len(arms[other].seeds)) >= ENOUGH
-    apart = first.low > second.high or first.high < second.low
-    return first.median - second.median, enough and apart
+def _first(outcome: Outcome) -> float:
+    return next(iter(outcome.scores.values()))
+
+
+def _spread(scores: Sequence[float]) -> str:
+    if not scores:
+        return ""
+    bounds = f" ({min(scores):.3f} to {max(scores):.3f}; {len(scores)})" if len(scores) > 1 else ""
+    return f"{np.median(scores):.3f}{bounds}"
 
 
 if __name__ == "__main__":

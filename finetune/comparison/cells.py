@@ -9,6 +9,8 @@ from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import Recipe, TrainConfig
 from task_formats import UsageError, suggest
 
+PAPER_COEFFICIENT = 0.5
+"""λ of GPT-1 (section 4.1)."""
 Kind = Literal["majority", "prompt", "scratch", "finetune"]
 
 

@@ -250,7 +250,7 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
 
 def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
     """Raises UsageError if a cell has another recipe, so that scores are not comparable."""
-    sections = Recipe.model_fields.keys() - {"about"}
+    sections = Recipe.model_fields.keys() - {"about", "profile"}
     # Patience may change when a run is resumed, but it changes the scores.
     old_values, new_values = (
         recipe.fixed_on_resume(sections) | {"train.patience": recipe.train.patience}

@@ -1,12 +1,15 @@
 """docs/results.md is generated from the cells of the study."""
 
+import argparse
 import json
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.usefixtures("no_flush")
+ARMS = ["majority", "lambda-0", "run_glue"]
 
 
 @pytest.fixture
@@ -15,31 +18,55 @@ def results(root: Path, monkeypatch: pytest.MonkeyPatch):
     return import_module("benchmarks.results")
 
 
-def test_a_small_study_becomes_a_page(results, shared, bases, tmp_path, capsys):
-    changes = {**results.TRAIN, "train.epochs": 1, "train.max_tokens": 64, "data.limit": 24}
-    plan = results.Plan(
-        str(bases("gpt2")), shared / "data" / "glue", tmp_path, ["sst2"], (0, 1), (1e-3, 1e-3),
-        changes,
+@pytest.fixture
+def options(shared, bases) -> argparse.Namespace:
+    return argparse.Namespace(
+        base=str(bases("gpt2")), data=shared / "data", tasks=["sst2"], arms=ARMS, seeds=[0, 1],
+        limit=24, search=False,
     )  # fmt: skip
-    results.run(plan)
-    assert capsys.readouterr().out.count("accuracy") == 7
-    results.run(plan)
-    assert not capsys.readouterr().out, "finished cells are not run again"
-    page = results.write_page(plan).splitlines()
-    (row,) = [line for line in page if line.startswith("| sst2 |")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:3] == ["sst2", "1", "accuracy"]
-    assert cells[-1] == "2"
-    for cell, name in zip(cells[4:7], ("scratch", "lambda-0", "lambda-0.5"), strict=True):
-        paths = [tmp_path / "sst2" / f"{name}-seed-{seed}" / "result.json" for seed in plan.seeds]
-        low, high = sorted(
-            json.loads(path.read_text())["scores"]["validation"]["accuracy"] for path in paths
-        )
-        assert cell.startswith(f"{(low + high) / 2:.3f} ({low:.3f} to {high:.3f})")
-    floor = float(cells[3])
-    medians = [float(cell.split()[0]) for cell in cells[4:7]]
-    summary = [line for line in page if "better on" in line]
-    for line, pair in zip(summary, (medians[::2], medians[1:]), strict=True):
-        skipped = "majority class: sst2" in line
-        assert skipped == (max(pair) <= floor)
-        assert ("better on 1 of 1 (sst2)" in line) == (pair[1] > pair[0] and not skipped)
+
+
+@pytest.mark.slow
+def test_a_small_study_becomes_a_page(results, options, tmp_path):
+    record = results.Record(tmp_path / "cells.jsonl")
+    for cell in results.plan_cells(options, record):
+        if cell not in record.outcomes:
+            recipe = results.recipe_of(options, cell)
+            record.add(cell, results.run_cell(recipe, cell.arm, cell.seed))
+    read_back = results.Record(record.path)
+    assert read_back.outcomes == record.outcomes
+    assert [*map(json.dumps, read_back.outcomes)] == [
+        *map(json.dumps, dict.fromkeys(results.plan_cells(options, record)))
+    ]
+    page = results.write_page(options, read_back).splitlines()
+    row = next(line for line in page if line.startswith("| sst2 | accuracy |"))
+    shown = dict(zip(results.ARMS, row.split("|")[3:-1], strict=True))
+    for arm in ARMS:
+        cells = [cell for cell in record.outcomes if cell.arm == arm]
+        scores = [record.outcomes[cell].scores["accuracy"] for cell in cells]
+        assert shown[arm].strip().startswith(f"{np.median(scores):.3f}")
+        assert len(scores) == (1 if arm == "majority" else 2)
+
+
+def test_the_search_decides_the_learning_rate(results, options, tmp_path):
+    record = results.Record(tmp_path / "cells.jsonl")
+    options.search = True
+    for cell in results.plan_cells(options, record):
+        score = 0.9 if cell.rate == 1e-4 else 0.5
+        record.add(cell, results.Outcome({"accuracy": score}, ["positive"], 1.0, 1.0))
+    assert {cell.rate for cell in record.outcomes} == set(results.RATES)
+    options.search = False
+    rates = {cell.arm: cell.rate for cell in results.plan_cells(options, record)}
+    assert rates == {"majority": 5e-5, "lambda-0": 1e-4, "run_glue": 1e-4}
+
+
+def test_a_paired_difference_is_zero_for_equal_predictions(results, options):
+    recipe = results.recipe_of(options, results.Cell("sst2", "lambda-0", 0, 5e-5))
+    gold = results.read_gold(recipe)
+    wrong = ["positive" if label == "negative" else "negative" for label in gold]
+    right, reverse = (results.Outcome({}, p, 1.0, 1.0) for p in (gold, wrong))
+    assert results.paired_difference(recipe, [right], [right]) == (0, 0, 0)
+    assert results.paired_difference(recipe, [right], [reverse]) == (1, 1, 1)
+    mixed = results.Outcome({}, [*gold[:12], *wrong[12:]], 1.0, 1.0)
+    mean, low, high = results.paired_difference(recipe, [right], [mixed])
+    assert low < mean == pytest.approx(0.5) < high
