@@ -291,15 +291,16 @@ def write_page(options: argparse.Namespace, record: Record) -> str:
 
 _HEAD = """# Results
 
-Real data and a real base, `{base}`: gptft beside prompting, training from scratch, and transformers' Trainer the run_glue
-way on the same rows, epochs, batch size and precision.
+Real data and a real base, `{base}`: gptft beside prompting, training from scratch, and
+transformers' Trainer the run_glue way on the same rows, epochs, batch size and precision.
 
     python -m benchmarks.results --data ../shared/data --search     # learning rates
     python -m benchmarks.results --data ../shared/data              # the cells
     python -m benchmarks.results --data ../shared/data --write      # this page
 
-Cells that have not been run are missing below. Every trained arm chooses its learning rate from the same five values with
-seed {seed}, which the tables do not use; a rate that was not searched is 5e-5.
+Cells that have not been run are missing below. Every trained arm chooses its learning rate from
+the same five values with seed {seed}, which the tables do not use; a rate that was not searched
+is 5e-5.
 
 ## Learning rates
 """

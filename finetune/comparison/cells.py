@@ -63,8 +63,8 @@ def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
     """Returns all cells of a study, the cheapest first.
 
     Training from scratch uses the recipe's λ; fine-tuning is done with λ = 0 and with that λ, or
-    the paper's if it is 0. A fraction f of the labels is trained on for epochs / √f, so that few labels still make enough
-    updates. Raises UsageError if the recipe itself trains from scratch.
+    the paper's if it is 0. A fraction f of the labels is trained on for epochs / √f, so that few
+    labels still make enough updates. Raises UsageError if the recipe itself trains from scratch.
     """
     if recipe.base.from_scratch:
         what = "a study trains from scratch as well as from the base"

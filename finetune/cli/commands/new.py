@@ -110,7 +110,7 @@ def _split_rows(rows: list[Row], fraction: float, train: Path, evaluate: Path) -
 
 _RECIPE = """\
 # Written by `gptft new` for {title}.
-# Other values have their defaults, those of GPT-1; `gptft show` prints them all.
+# Other values have their defaults; `gptft show` prints them all.
 about: {about}
 task:
   # classification: one text. entailment: two texts in this order. similarity: two texts
@@ -129,7 +129,7 @@ data:
 train:
   epochs: 3
   batch_size: 32
-  learning_rate: 6.25e-5
+  learning_rate: 5e-5
   max_tokens: 512  # Longer texts are truncated.
 """
 
