@@ -108,7 +108,9 @@ def _check_task(path: Path, task: Task, max_tokens: int) -> None:
         else:
             fits = before == now
         if not fits:
-            what = f"the model was trained with {key} {before}, and the recipe has {now}"
+            what = (
+                f"the model was trained with {key} {before!s:.200}, and the recipe has {now!s:.200}"
+            )
             raise UsageError(what, where=str(path), cure=f"Restore {key} in the recipe.")
 
 

@@ -1,7 +1,11 @@
 """The application `gptft` and the list of its commands."""
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -85,9 +89,34 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     replace_unprintable_characters()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
+        with _exit_when_terminated():
+            code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
     except SystemExit as stop:
         code = stop.code
     except BaseException as error:
         return report_error(error)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _exit_when_terminated() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, so that files which are not complete are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # A second one would end the removal.
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # nohup ignores SIGHUP, and a program that calls gptft may have handlers of its own.
+    changed = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if in_main_thread and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

@@ -10,6 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from finetune.cli.console import console
 from finetune.data import ReadReport, RowLocation, Rows, detect_format, name_columns, write_rows
 from finetune.data.examples import LocatedExample, build_examples
+from finetune.data.writers import check_output
 from task_formats import Classes, Row, RowError, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def choose_format(output: str, format: str | None = None, *, source: str = "-") 
     if not target.parent.is_dir():
         what = f"there is no folder {str(Path(output).parent)!r}"
         raise UsageError(what, where=output, cure="Create it, or name another file with -o.")
+    check_output(target)
     if target.exists() and source != "-" and target.samefile(source):
         raise UsageError(f"{output} is also the input file", cure="Name another one with -o.")
     return detect_format(output, format)

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from finetune.data.readers.files import detect_format
 from finetune.data.readers.parquet import ParquetSink
+from finetune.storage.files import name_partial
 from task_formats import RowError, UsageError
 
 _as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -30,6 +30,17 @@ def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> list[s
             raise UsageError(what, cure="Rename one of them in the input.")
         added.append(longer if name in original else name)
     return added
+
+
+def check_output(path: Path | str) -> None:
+    """Raises UsageError where a file of rows would be written through a link.
+
+    Links to pipes and devices, such as /dev/stdout, may be written to.
+    """
+    path = Path(path)
+    if path.is_symlink() and (path.is_file() or not path.exists()):
+        cure = "Name the file itself, or - for standard output."
+        raise UsageError("a link, and links are not followed", where=str(path), cure=cure)
 
 
 class RowSink(Protocol):
@@ -52,7 +63,8 @@ def write_rows(
     empty; in CSV and TSV, values other than text are written as JSON.
 
     Args:
-        path: The file, compressed if it ends in .gz; `-` is standard output, which needs a format.
+        path: The file, compressed if it ends in .gz, and no link; `-` is standard output, which
+            needs a format.
         columns: Columns to write.
         format: A file ending such as csv; without it the name of the file decides.
 
@@ -87,15 +99,16 @@ def _open_output(path: Path | str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    target = Path(os.path.realpath(path))
+    check_output(path)
+    target = Path(path)
     if target.exists() and not target.is_file():
         # A device or a pipe cannot be replaced by a renamed file.
         with open(target, "wb") as stream:
             yield stream
         return
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = name_partial(target)
     try:
-        with open(partial, "wb") as stream:
+        with open(partial, "xb") as stream:
             if target.suffix == ".gz":
                 with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as compressed:
                     yield cast(BinaryIO, compressed)

@@ -65,7 +65,7 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         UsageError: The disk is full, read-only or forbidden.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    partial = name_partial(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -78,6 +78,14 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
             partial.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
+
+
+def name_partial(path: Path) -> Path:
+    """A name beside a file that nobody can guess, for its content until it is complete.
+
+    Open it with mode "x", which never opens a file or link that is there already.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 
 @contextmanager

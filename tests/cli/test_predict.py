@@ -2,14 +2,20 @@
 
 import io
 import json
+import os
+import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from finetune.checkpointing.run_folder import read_result
 from finetune.cli import main
 from finetune.data import read_rows
+from finetune.evaluation.predictor import Predictor
 from tests.cli.conftest import read_scores, round_scores
+from tests.support import processes
 from tests.support.jobs import write_rows
 
 FIRST_TEXT = {"entailment": "premise", "similarity": "one", "multiple_choice": "story"}
@@ -100,3 +106,31 @@ def test_unusable_rows_stop_the_command_or_are_skipped(trained, tmp_path, capsys
     # Without labels in the input the prediction is simply the label.
     assert "label" in predicted[0]
     assert "predicted_label" not in predicted[0]
+
+
+def predict_until_a_signal(run: Path, rows: Path, folder: Path, number: int) -> int:
+    """The exit code of `gptft predict`, which gets a signal after its first prediction."""
+    stream = Predictor.stream
+
+    def interrupted(self, examples):
+        for prediction in stream(self, examples):
+            yield prediction
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    Predictor.stream = interrupted
+    os.chdir(folder)
+    return main(["predict", str(run), str(rows), "-o", "out.csv", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_the_old_file_alone(number, trained, tmp_path):
+    (tmp_path / "out.csv").write_text("old")
+    rows = trained.folder / "more.jsonl"
+    output = tmp_path.with_suffix(".output")
+    arguments = (trained.run, rows, tmp_path, number)
+    child = processes.start(predict_until_a_signal, *arguments, output=output)
+    child.join()
+    assert child.exitcode == 128 + number, output.read_text()
+    assert os.listdir(tmp_path) == ["out.csv"]
+    assert (tmp_path / "out.csv").read_text() == "old"

@@ -154,18 +154,48 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, message: str) 
         write(tmp_path / name, ["a"], [])
 
 
-def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "real.csv").write_text("old")
-    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+def test_pipes_are_written_to_also_through_links(tmp_path: Path) -> None:
+    """As /dev/stdout and the /dev/fd/63 of a shell are."""
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    for name in ("link.csv", "pipe.csv"):
-        write(tmp_path / name, ["a"], [{"a": "1"}])
-    assert (tmp_path / "link.csv").is_symlink()
-    assert (tmp_path / "real.csv").read_text() == "a\n1\n"
-    assert os.read(reader, 100) == b"a\n1\n"
-    os.close(reader)
+    read_end, write_end = os.pipe()
+    for path in (pipe, Path(f"/dev/fd/{write_end}")):
+        with write_rows(path, ["a"], format="csv") as sink:
+            sink.write({"a": "1"})
+    for end in (reader, read_end):
+        assert os.read(end, 100) == b"a\n1\n"
+    for end in (reader, read_end, write_end):
+        os.close(end)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_are_not_followed(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    with pytest.raises(
+        UsageError, match=r"link\.csv: a link, and links are not followed"
+    ) as caught:
+        write(tmp_path / "link.csv", ["a"], [{"a": "1"}])
+    assert "Name the file itself" in caught.value.cure
+    assert (tmp_path / "real.csv").exists() == exists
+    assert not exists or (tmp_path / "real.csv").read_text() == "old"
+
+
+def test_what_lies_at_the_name_of_an_unfinished_file_is_not_opened(tmp_path: Path) -> None:
+    """Such as links that someone else has put into a shared folder."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / f".out.csv.partial-{os.getpid()}").symlink_to(tmp_path / "precious")
+    write(tmp_path / "out.csv", ["a"], [{"a": "1"}])
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "out.csv").read_text() == "a\n1\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secrets.token_hex", lambda size: "known")
+        (tmp_path / ".out.csv.known.partial").symlink_to(tmp_path / "precious")
+        with pytest.raises(UsageError, match="File exists"):
+            write(tmp_path / "out.csv", ["a"], [{"a": "2"}])
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl", "json", "parquet"])
