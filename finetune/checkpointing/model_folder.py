@@ -108,10 +108,11 @@ def _check_task(path: Path, task: Task, max_tokens: int) -> None:
         else:
             fits = before == now
         if not fits:
-            what = (
-                f"the model was trained with {key} {before!s:.200}, and the recipe has {now!s:.200}"
+            raise UsageError(
+                f"the model was trained with {key} {before!s:.200}, not {now!s:.200}",
+                where=str(path),
+                cure=f"Restore {key} in the recipe.",
             )
-            raise UsageError(what, where=str(path), cure=f"Restore {key} in the recipe.")
 
 
 def _same_classes(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -37,7 +37,7 @@ RECIPE, LOG, RESULT, MODEL, CHECKPOINTS, TRACKERS, TENSORBOARD = _RUN_FILES = (
     "tensorboard",
 )  # fmt: skip
 MARKER, MODEL_UPDATE, _LOCK = ".gptft", "update.json", ".lock"
-_EVIDENCE = {LOG: b'{"event": "', RESULT: b'"made_with"'}
+_EVIDENCE = {LOG: b'{"event": "train", "update": ', RESULT: b'"made_with"'}
 """What files of a run contain near their beginning."""
 _LOG_BYTES = "log_bytes"
 

@@ -233,7 +233,7 @@ class _Source:
         for name in [chosen] if chosen else sorted(self._load(_list_shards)):
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise self._error(
-                    f"it names the file of weights {name!r}",
+                    f"the file of weights {name!r} is no safetensors file of its folder",
                     "Save it with save_pretrained, as safetensors files in one folder.",
                 )
 

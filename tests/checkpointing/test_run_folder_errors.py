@@ -99,7 +99,7 @@ def test_a_project_with_names_of_a_run_is_no_run(
     if name == "checkpoints":
         (tmp_path / name).mkdir()
     else:
-        (tmp_path / name).write_text('{"scores": 1}\n')
+        (tmp_path / name).write_text('{"event": "started", "scores": 1}\n')
     before = names(tmp_path)
     with pytest.raises(UsageError, match="Directory is not empty") as caught:
         RunFolder.open(tmp_path, **options)

@@ -19,8 +19,9 @@ from finetune.batching.sampler import BatchConfig
 from finetune.checkpointing import checkpoint
 from finetune.evaluation.evaluate import compute_logits
 from finetune.recipe.schema import Recipe
+from finetune.training.finetuning import events
 from tests.support import jobs, samples
-from tests.support.processes import ODD, assert_same, train, train_in_processes
+from tests.support.processes import ODD, assert_same, consume, train, train_in_processes
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,17 @@ def test_two_processes_resume_bit_equal(bases, tmp_path) -> None:
     run = train_in_processes(2, recipe, tmp_path / "run", stop=3)
     train_in_processes(2, recipe, run)
     jobs.assert_same(whole, run)
+
+
+def overwrite(recipe: Recipe, run: Path, stop: int | None = None) -> int:
+    return consume(events(recipe, run, overwrite=True), stop)
+
+
+def test_two_processes_overwrite_a_finished_run(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
+    run = jobs.train(jobs.change(recipe, "train", epochs=1), tmp_path / "run")
+    train_in_processes(2, recipe, run, function=overwrite)
+    assert_same(jobs.train(recipe, tmp_path / "one"), run)
 
 
 def train_with_a_signal(recipe: Recipe, run: Path, stop: int | None = None) -> int:
