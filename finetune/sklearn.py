@@ -53,7 +53,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         head_dropout: Dropout probability before the head.
         max_tokens: Maximum sequence length in tokens.
         incomplete_batch: `keep` or `drop` the last, smaller batch of an epoch.
-        layout: How sequences fill a batch; every layout gives the same result.
+        layout: How sequences fill a batch; results are equal but for dropout's masks.
         tokens_per_forward: Maximum number of tokens in one forward pass.
         precision: `fp32`, `bf16` or `auto`.
         folder: Keeps the run there, where `finetune.load` reads it. Replaces an earlier run.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any
 
@@ -29,7 +29,7 @@ class Classes:
             if key in raw:
                 raise UsageError(f"label {key!r} is given twice", cure="Give every label once.")
             raw[key] = name
-        names = tuple(dict.fromkeys(raw.values()))
+        names = dict.fromkeys(raw.values())
         if "" in names:
             raise UsageError("a label has an empty name", cure="Give every label a name.")
         if len(names) < 2:
@@ -39,7 +39,7 @@ class Classes:
             if key in names and key != name:
                 what = f"label {key!r} is a raw value of one class and the name of another"
                 raise UsageError(what, cure="Rename the classes.")
-        return cls(names, raw)
+        return cls(tuple(names), raw)
 
     @property
     def num_outputs(self) -> int:
@@ -55,9 +55,11 @@ class Classes:
         """Returns the class index of a raw value or a name; RowError for an unknown one."""
         text = as_text(value)
         if text not in self._index:
-            cure = f"{suggest(text, self._index)} Correct the row, or add the label to task.labels."
-            raise RowError(f"unknown label {value!r}", cure=cure)
+            raise RowError(f"unknown label {_shorten(value)}", cure=partial(self._suggest, text))
         return self._index[text]
+
+    def _suggest(self, text: str) -> str:
+        return f"{suggest(text, self._index)} Correct the row, or add the label to task.labels."
 
     def name(self, label: float) -> str:
         """Returns the name of a class index."""
@@ -95,7 +97,7 @@ class Range:
         except (TypeError, ValueError):
             number = math.nan
         if not self.low <= number <= self.high:
-            what = f"label {value!r} is not a number from {self.low:g} to {self.high:g}"
+            what = f"label {_shorten(value)} is not a number from {self.low:g} to {self.high:g}"
             raise RowError(what, cure="Correct the row, or task.range.")
         return number
 
@@ -109,6 +111,12 @@ class Range:
 
 
 Labels = Classes | Range
+
+
+def _shorten(value: Any) -> str:
+    """A value for a message: a column of texts that was taken for the labels can be long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def as_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Encoded examples as tensors: one Batch, in three layouts that give the same result.
+"""Encoded examples as tensors: one Batch, in three layouts with equal results without dropout.
 
 An example has K views, the token sequences that the decoder reads: two orders of a pair, or one
 per choice. They are stored as one prefix and K endings, and a view is the prefix and an ending.

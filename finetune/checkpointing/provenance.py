@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.utils.hub import cached_file
 
 from finetune.models.gguf_files import find_gguf_file, hash_gguf
 from finetune.models.pretrained import find_base
@@ -29,25 +30,40 @@ _BASE_FILES = {
 
 
 def fingerprint_base(path: str, decoder: nn.Module) -> dict[str, str]:
-    """Identifies the base of a run, which the recipe names `path`.
+    """Identifies the base of a run, which the recipe names `path`, by its content.
 
     Returns:
-        SHA-256 of the weights, configuration and tokenizer of a local base. Under "weights", the
-        SHA-256 of a GGUF file, which contains all three, or the commit of a base from the hub.
+        SHA-256 of weights, configuration and tokenizer, the same for a copy, a folder of links and
+        a commit of the hub. Empty where the cache of the hub does not have the files. Under
+        "weights", the SHA-256 of a GGUF file, which contains all three.
     """
     if file := find_gguf_file(path):
         return {WEIGHTS: hash_gguf(file)}
+    folder = _find_files(path, decoder)
+    if folder is None:
+        return {}
+    return {name: _hash_files(folder, patterns) for name, patterns in _BASE_FILES.items()}
+
+
+def _find_files(path: str, decoder: nn.Module) -> Path | None:
+    """The folder of a base, in the cache if it is from the hub."""
     folder = Path(find_base(path))
     if folder.is_dir():
-        return {name: _hash_files(folder, patterns) for name, patterns in _BASE_FILES.items()}
+        return folder
     commit = getattr(getattr(decoder, "config", None), "_commit_hash", None)
-    return {WEIGHTS: str(commit)} if commit else {}
+    options = {"revision": commit, "local_files_only": True}
+    cached = cached_file(
+        path, "config.json", _raise_exceptions_for_missing_entries=False, **options
+    )
+    return Path(cached).parent if cached else None
 
 
 def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    # Links are followed: the cache of the hub consists of them.
-    paths = sorted({path.resolve() for pattern in patterns for path in folder.glob(pattern)})
-    return sha256("".join(map(files.hash_file, paths)).encode()).hexdigest()
+    # In the order of their names in this folder; links are followed: the cache of the hub consists
+    # of them.
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    hashes = (files.hash_file(path.resolve()) for path in paths)
+    return sha256("".join(hashes).encode()).hexdigest()
 
 
 def collect_provenance(
@@ -81,13 +97,31 @@ def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def check_frozen(model: nn.Module, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises UsageError where frozen weights, which no checkpoint holds, have changed."""
-    frozen = any(not parameter.requires_grad for parameter in model.parameters())
-    before, now = (provenance.get("base", {}).get(WEIGHTS) for provenance in (old, new))
-    if frozen and before and before != now:
+def check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises UsageError where base, training rows or evaluation rows have changed.
+
+    Only contents are compared: files may have been moved, copied or renamed.
+    """
+    before, now = old.get("base", {}), new["base"]
+    if changed := [part for part in before if part in now and before[part] != now[part]]:
         raise UsageError(
-            "the weights of the base have changed, and the checkpoint fits the old ones only",
+            f"this is not the base that the run began with: its {' and '.join(changed)} changed",
             where="base.path",
-            cure="Restore the old files, or train again with --overwrite.",
+            cure="Name the old one with --base, or train again with --overwrite.",
         )
+    for split in ("train", "evaluate"):
+        before, now = (
+            tuple(provenance.get(kind, {}).get(split) for kind in ("data", "rows"))
+            for provenance in (old, new)
+        )
+        if before != now:
+            counts = f"{_count_rows(before[1])} then, {_count_rows(now[1])} now"
+            raise UsageError(
+                f"these are not the rows that the run began with ({counts})",
+                where=f"data.{split}",
+                cure="Restore the file and data.limit, or train again with --overwrite.",
+            )
+
+
+def _count_rows(number: int | None) -> str:
+    return "none" if number is None else f"{number:,} rows"

@@ -26,7 +26,7 @@ from finetune.cli.commands.show import show
 from finetune.cli.commands.tasks import tasks
 from finetune.cli.commands.train import train
 from finetune.cli.commands.version import version
-from finetune.cli.console import replace_unprintable_characters
+from finetune.cli.console import repair_standard_streams, replace_unprintable_characters
 from finetune.cli.errors import report_error
 from finetune.cli.options import MultiValueCommand
 
@@ -86,9 +86,10 @@ def start(
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; see `finetune.cli.main`."""
-    replace_unprintable_characters()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        repair_standard_streams()
+        replace_unprintable_characters()
         with _exit_when_terminated():
             code = get_command(app).main(words, prog_name="gptft", standalone_mode=False, obj=words)
     except SystemExit as stop:

@@ -5,9 +5,13 @@ import sys
 from collections.abc import Iterable
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from finetune.storage.terminal import escape_controls
+from task_formats import UsageError
 
 PIPED_WIDTH = 120
 """Width of tables in columns when the output is a file or a pipe."""
@@ -15,7 +19,20 @@ PIPED_WIDTH = 120
 
 def get_rank() -> int:
     """Rank of this process; 0 for a single process."""
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0
+
+
+class SafeConsole(Console):
+    """A console that escapes the control characters of texts, but not its own."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Renders as every console, without control characters in the text."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else escape_controls(segment.text)
+            yield segment._replace(text=text)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -26,7 +43,7 @@ def console(*, stderr: bool = False) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     known_width = stream.isatty() or "COLUMNS" in os.environ
-    return Console(
+    return SafeConsole(
         stderr=stderr,
         width=None if known_width else PIPED_WIDTH,
         markup=False,
@@ -38,7 +55,12 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_line(*parts: str | tuple[str, str], stderr: bool = False) -> None:
     """Prints texts and (text, style) pairs as one line, without wrapping paths."""
-    console(stderr=stderr).print(Text.assemble(*parts), soft_wrap=True)
+    # rich would drop some control characters without a trace.
+    safe = (
+        escape_controls(part) if isinstance(part, str) else (escape_controls(part[0]), part[1])
+        for part in parts
+    )
+    console(stderr=stderr).print(Text.assemble(*safe), soft_wrap=True)
 
 
 def make_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
@@ -46,7 +68,7 @@ def make_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.columns[0].style = "cyan"
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape_controls, row))
     return table
 
 
@@ -57,6 +79,23 @@ def format_count(number: int, noun: str) -> str:
     ('1 update', '1,200 rows')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def repair_standard_streams() -> None:
+    """Opens standard streams that are closed; or a file of the run would take their numbers.
+
+    Raises:
+        UsageError: Standard output is closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        raise UsageError("standard output is closed", cure="Redirect it to a file or /dev/null.")
 
 
 def replace_unprintable_characters() -> None:

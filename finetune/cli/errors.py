@@ -15,6 +15,7 @@ import typer
 from finetune.cli.console import get_rank, print_line
 from finetune.distributed.memory import is_out_of_memory
 from finetune.distributed.signals import STOP_SIGNALS
+from finetune.storage.terminal import escape_controls
 from task_formats import UsageError
 
 USAGE_ERROR, UNEXPECTED_ERROR, INTERRUPTED = 2, 1, 130
@@ -60,7 +61,7 @@ def report_error(error: BaseException) -> int:
 def print_error(report: ErrorReport) -> None:
     """Prints a report on standard error, after the traceback if GPTFT_TRACEBACK is set."""
     if report.traceback and os.environ.get(TRACEBACK):
-        sys.stderr.write(report.traceback)
+        sys.stderr.write(escape_controls(report.traceback))
     print_line(("error: ", "bold red"), report.message, stderr=True)
     for line in report.cure.splitlines():
         print_line("  ", line, stderr=True)
@@ -95,13 +96,20 @@ def _describe(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         cure = "Check the path and permissions."
         return f"{error.filename}: {error.strerror}", cure, USAGE_ERROR
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        around = error.object[max(error.start - 40, 0) : error.end + 40]
+        cure = "Rename the file or folder, or correct the text."
+        return f"{around!r} is not valid UTF-8", cure, USAGE_ERROR
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path contains a NUL character", "Correct the path.", USAGE_ERROR
     first, _, _ = str(error).strip().partition("\n")
     name = type(error).__name__
     return f"{name}: {first}" if first else name, _UNEXPECTED, UNEXPECTED_ERROR
 
 
 _USE_LESS_MEMORY = """\
-Process fewer tokens at a time, with the same result: --set train.tokens_per_forward=4096
+Process fewer tokens at a time (with dropout, other masks are drawn):
+  --set train.tokens_per_forward=4096
 Or shorten the longest texts: --max-tokens 256"""
 
 _UNEXPECTED = f"""\

@@ -1,5 +1,6 @@
 """Launches one command in several processes, with the environment variables of torchrun."""
 
+import ctypes
 import json
 import math
 import os
@@ -21,6 +22,10 @@ from finetune.cli.console import console
 from finetune.cli.errors import ERROR_FOLDER, USAGE_ERROR, ErrorReport, print_error
 from finetune.distributed.signals import STOP_SIGNALS
 
+_LAUNCHER = "GPTFT_LAUNCHER"
+"""Environment variable: process id of the launcher."""
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 _POLL_SECONDS = 0.05
 _FAILURE_SECONDS = 2.0
 """Time for the other processes to exit after one has failed."""
@@ -32,8 +37,19 @@ _PORTS = range(20_000, 32_000)
 
 def launch_processes(context: typer.Context, num_processes: int) -> None:
     """Runs the command in several processes and exits; returns at once in one of them."""
-    if num_processes > 1 and "WORLD_SIZE" not in os.environ:
+    if num_processes > 1 and "RANK" not in os.environ:
         raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+    end_with_launcher()
+
+
+def end_with_launcher() -> None:
+    """Makes Linux send SIGTERM to this process, if it was launched, when its launcher is killed."""
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # It has been killed already.
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_processes(arguments: Sequence[str], num_processes: int) -> int:
@@ -62,6 +78,7 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_find_free_port()),
             ERROR_FOLDER: folder,
+            _LAUNCHER: str(os.getpid()),
         }
         try:
             for rank in map(str, range(num_processes)):

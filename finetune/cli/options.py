@@ -81,7 +81,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "train.max_tokens": (int, "Maximum sequence length in tokens (paper: 512)."),
     "train.seed": (int, "Random seed."),
     "train.precision": (Literal["auto", "fp32", "bf16"], "Numerical precision."),
-    "train.layout": (_LAYOUTS, "How sequences are batched; the result is the same."),
+    "train.layout": (_LAYOUTS, "How sequences are batched; results are equal but for dropout."),
     "train.deterministic": (bool, "Use deterministic GPU kernels."),
     "train.compile": (bool, "Compile the model: slow start, then faster."),
 }

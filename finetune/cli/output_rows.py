@@ -10,6 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from finetune.cli.console import console
 from finetune.data import ReadReport, RowLocation, Rows, detect_format, name_columns, write_rows
 from finetune.data.examples import LocatedExample, build_examples
+from finetune.data.windows import memory_size, split_into_windows
 from finetune.data.writers import check_output
 from task_formats import Classes, Row, RowError, UsageError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictor import Predictor
 
 _LOOK_AHEAD = 1000
-"""Number of first rows that determine the columns of the output."""
+"""Number of first rows that determine the columns of the output; fewer if they are large."""
 
 Located = TypeVar("Located", LocatedExample, tuple[RowLocation, Row])
 """A location and its row, perhaps with the example made of it."""
@@ -46,13 +47,13 @@ def find_columns(items: Iterable[Located]) -> tuple[list[str], Iterator[Located]
         a row with another column.
     """
     remaining = iter(items)
-    first = list(itertools.islice(remaining, _LOOK_AHEAD))
+    first = next(split_into_windows(remaining, _LOOK_AHEAD, memory_size), [])
     columns = list(dict.fromkeys(name for item in first for name in item[1]))
 
     def check() -> Iterator[Located]:
         for item in itertools.chain(first, remaining):
             if unknown := sorted(set(item[1]) - set(columns)):
-                what = f"the column {unknown[0]!r} is in none of the first {_LOOK_AHEAD} rows"
+                what = f"the column {unknown[0]!r} is in none of the first {len(first):,} rows"
                 cure = "Give every row the same columns."
                 raise RowError(what, where=str(item[0]), cure=cure)
             yield item
@@ -74,6 +75,8 @@ def label_rows(
         UsageError: There are no rows.
         RowError: A row cannot be predicted, or has a column that none of the first ones has.
     """
+    from finetune.evaluation.evaluate import WINDOW
+
     report = ReadReport()
     task = predictor.task.without_labels()
     columns, items = find_columns(
@@ -85,9 +88,6 @@ def label_rows(
         raise UsageError("no rows to label", where=rows.origin, cure="The file needs rows.")
     classes = predictor.task.labels.names if isinstance(predictor.task.labels, Classes) else ()
     added = name_columns(columns, classes)
-    # The predictor reads a window of examples ahead; tee keeps the rows of that window.
-    examples, located = itertools.tee(items)
-    predictions = predictor.stream(item.example for item in examples)
     out = console(stderr=True)
     bar = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
     with (
@@ -95,9 +95,11 @@ def label_rows(
         Progress(*bar, console=out, transient=True, disable=not out.is_terminal) as progress,
     ):
         counter = progress.add_task("labelling", total=None)
-        for prediction, item in zip(predictions, located, strict=True):
-            values = (prediction.label, *prediction.scores)[: len(added)]
-            # Choices that a row does not have stay empty.
-            sink.write({**item.row, **dict(itertools.zip_longest(added, values))})
-            progress.advance(counter)
+        for window in split_into_windows(items, WINDOW, memory_size):
+            predictions = predictor.stream(item.example for item in window)
+            for prediction, item in zip(predictions, window, strict=True):
+                values = (prediction.label, *prediction.scores)[: len(added)]
+                # Choices that a row does not have stay empty.
+                sink.write({**item.row, **dict(itertools.zip_longest(added, values))})
+                progress.advance(counter)
     return report

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
+from finetune.storage.terminal import escape_controls
 from finetune.training.events import (
     Evaluated,
     Event,
@@ -126,7 +127,7 @@ def display_run(
                     case Evaluated():
                         out.print(_describe_evaluation(event, progress), soft_wrap=True)
                     case Notice():
-                        note = Text.assemble(("note: ", "yellow"), event.text)
+                        note = Text.assemble(("note: ", "yellow"), escape_controls(event.text))
                         out.print(note, soft_wrap=True)
                     case Finished():
                         return event.result
@@ -207,11 +208,17 @@ def print_result(result: Result) -> None:
     print_line((f"  gptft predict {folder} FILE -o OUT  ", "cyan"), "  label the rows of a file")
 
 
-def make_score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row for each split, a column for each metric."""
+def make_score_table(
+    scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int] | None = None
+) -> Table:
+    """A row for each split, a column for each metric, and perhaps one for the number of rows."""
     metrics = list(dict.fromkeys(name for row in scores.values() for name in row))
     rows = (
-        [split, *(f"{row[name]:.4f}" if name in row else "" for name in metrics)]
+        [
+            split,
+            *([f"{counts[split]:,}"] if counts else []),
+            *(f"{row[name]:.4f}" if name in row else "" for name in metrics),
+        ]
         for split, row in scores.items()
     )
-    return make_table(["split", *metrics], rows)
+    return make_table(["split", *(["rows"] if counts else []), *metrics], rows)

@@ -251,9 +251,16 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
 def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
     """Raises UsageError if a cell has another recipe, so that scores are not comparable."""
     sections = Recipe.model_fields.keys() - {"about", "profile"}
-    # Patience may change when a run is resumed, but it changes the scores.
     old_values, new_values = (
-        recipe.fixed_on_resume(sections) | {"train.patience": recipe.train.patience}
+        recipe.fixed_on_resume(sections)
+        | {
+            # These may change when a run is resumed, but cells would not be comparable.
+            "base.path": recipe.base.path,
+            "base.revision": recipe.base.revision,
+            "task.prompt": recipe.task.prompt,
+            "task.metrics": recipe.task.metrics,
+            "train.patience": recipe.train.patience,
+        }
         for recipe in (old, new)
     )
     for key in sorted(old_values.keys() | new_values.keys()):

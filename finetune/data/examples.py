@@ -21,20 +21,52 @@ class BadRow(NamedTuple):
     reason: str
 
 
+LISTED_BAD_ROWS = 10
+"""Bad rows that are listed; of the others only the number is kept, as a file may have millions."""
+
+
 @dataclass
 class ReadReport:
     """Counts rows while they are read."""
 
     skipped: list[BadRow] = field(default_factory=list)
+    """The first rows that were skipped, at most LISTED_BAD_ROWS."""
+    more_skipped: int = 0
+    """How many others were skipped."""
     unlabelled: int = 0
     """Rows left out because their raw label means "no label"."""
     rows: int = 0
     """All rows that were read, including those left out."""
+    cache_error: str = ""
+    """Why the encoded rows could not be kept in the cache."""
+
+    @property
+    def num_skipped(self) -> int:
+        """All rows that were skipped."""
+        return len(self.skipped) + self.more_skipped
 
     @property
     def examples(self) -> int:
         """Rows that became an example."""
-        return self.rows - self.unlabelled - len(self.skipped)
+        return self.rows - self.unlabelled - self.num_skipped
+
+    def skip(self, row: BadRow) -> None:
+        """Counts a bad row, and lists it if it is one of the first."""
+        if len(self.skipped) < LISTED_BAD_ROWS:
+            self.skipped.append(row)
+        else:
+            self.more_skipped += 1
+
+    def describe(self, origin: str) -> Iterator[str]:
+        """Yields what the user should know; `origin` says where the rows come from."""
+        if self.unlabelled:
+            yield f"{origin}: {self.unlabelled:,} rows without a label left out"
+        for row in self.skipped:
+            yield f"left out {row.id} ({row.location}): {row.reason}"
+        if self.more_skipped:
+            yield f"{origin}: {self.more_skipped:,} more bad rows left out"
+        if self.cache_error:
+            yield f"the encoded rows are not cached: {self.cache_error}"
 
 
 class LocatedExample(NamedTuple):
@@ -84,7 +116,7 @@ def build_examples(
             example = task.example(converted, name, labelled=labelled)
         except RowError as error:
             if on_bad_row == "skip":
-                report.skipped.append(BadRow(location, name, error.what))
+                report.skip(BadRow(location, name, error.what))
             elif error is row:  # It names its location.
                 raise
             else:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,17 +57,23 @@ def encode_split(
     fingerprint = rows.fingerprint()
     # Ids contain a file's name without its folder, which is the same for all rows.
     split = name if data.path else Path(name).name
-    examples, report = read_examples(
-        task, rows, split, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit
-    )
+    read = partial(
+        read_examples,
+        task, rows, split, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit,
+    )  # fmt: skip
     if tokenizer_hash is None or task.convert_row is not None:
+        examples, report = read()
         return Split(encode_examples(examples, encoder), report, rows.origin, fingerprint)
     # The key holds everything that the encoded rows depend on.
     unused = {"prompt", "prompts", "metrics", "select", "positive"}
     content = [fingerprint, name, labelled, tokenizer_hash]
     content += [recipe.task.model_dump_json(exclude=unused), list(encoder.specials)]
     key = json.dumps([*content, encoder.max_tokens, data.limit, data.on_bad_row])
-    store = load_or_encode(examples, encoder, cache_folder(), key, report)
+    try:
+        cache = cache_folder()
+    except UsageError:
+        cache = None
+    store, report = load_or_encode(read, encoder, cache, key)
     return Split(store, report, rows.origin, fingerprint)
 
 

@@ -3,18 +3,19 @@
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast, overload
+from typing import Any, BinaryIO, NamedTuple, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.examples import BadRow, ReadReport
 from finetune.data.rows import RowLocation
+from finetune.data.windows import example_size, split_into_windows
 from finetune.storage.manifest import (
     Manifest,
     read_manifest,
@@ -22,16 +23,19 @@ from finetune.storage.manifest import (
     verify_files,
     write_manifest,
 )
-from task_formats import Encoded, Example, Label, UsageError, ViewEncoder
+from task_formats import Encoded, Example, Label, ViewEncoder
 
-FORMAT = "gptft encoded examples, version 2"
+FORMAT = "gptft encoded examples, version 3"
 """The version is raised whenever the files of an entry of the cache change."""
 
 Array = NDArray[Any]
-_Item = TypeVar("_Item")
 
-_BATCH = 1000
-"""Examples that are encoded at once."""
+_COUNTS = ("rows", "unlabelled", "more_skipped")
+"""Fields of a read report that are saved as they are."""
+_ATTEMPTS = 3
+
+_BATCH, _BATCH_BYTES = 1000, 2**22
+"""Examples that are encoded at once, and bytes of their texts: tokenizing needs much more."""
 
 
 class Arrays(NamedTuple):
@@ -142,7 +146,9 @@ class TokenStore(Sequence[Encoded]):
 
     def select(self, indices: Iterable[int]) -> "TokenStore":
         """Returns the examples at some indices, in their order, copied into memory."""
-        store = _store(_batches(self[int(n)] for n in indices))
+        rows = list(map(int, indices))
+        batches = ([self[n] for n in rows[k : k + _BATCH]] for k in range(0, len(rows), _BATCH))
+        store = _store(batches)
         return TokenStore(store.arrays, integer_labels=self.integer_labels)
 
 
@@ -151,10 +157,8 @@ def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenS
     return _store(map(encoder.encode, _batches(examples)))
 
 
-def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, _BATCH)):
-        yield batch
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    return split_into_windows(examples, _BATCH, example_size, _BATCH_BYTES)
 
 
 def _store(batches: Iterable[Sequence[Encoded]]) -> TokenStore:
@@ -194,37 +198,55 @@ def _write(batches: Iterable[Sequence[Encoded]], streams: Mapping[str, BinaryIO]
     return integer_labels
 
 
+ReadExamples = Callable[[], tuple[Iterable[Example], ReadReport]]
+"""Starts to read: the examples, and the report that is filled while they are read."""
+
+
 def load_or_encode(
-    examples: Iterable[Example], encoder: ViewEncoder, cache: Path, key: str, report: ReadReport
-) -> TokenStore:
-    """Returns encoded examples, mapped from files in the cache.
+    read: ReadExamples, encoder: ViewEncoder, cache: Path | None, key: str
+) -> tuple[TokenStore, ReadReport]:
+    """Returns encoded examples, mapped from files in the cache, and the report of their reading.
 
     The first call encodes the examples; the next call with the same key reads none of them. A
     damaged entry is replaced. An entry is a folder: a file for each array, and a manifest with
-    their hashes, the kind of label and the read report.
+    their hashes, the kind of label and the report. Several processes may use the cache at once.
+    If it cannot be written, the examples are encoded into memory, and the report says why.
 
-    The key names everything the result depends on: contents, task, tokenizer and limits. Reading
-    the examples fills the report; when they are not read, it is filled as at the first call.
-
-    Raises:
-        UsageError: The cache cannot be written.
+    Args:
+        read: Called once or more, for all examples from the first.
+        encoder: Encodes them.
+        cache: The folder of all entries; None if there is no place for one.
+        key: Everything the result depends on: contents, task, tokenizer and limits.
     """
-    folder = cache / hashlib.sha256(f"{FORMAT}\n{key}".encode()).hexdigest()[:32]
-    try:
-        return _load(folder, report)
-    except (OSError, ValueError, KeyError, TypeError):
+    reason = "there is no home folder. Set GPTFT_CACHE to a folder"
+    # Another process may replace or delete an entry between two steps.
+    for _ in range(_ATTEMPTS if cache else 0):
+        folder = cast(Path, cache) / hashlib.sha256(f"{FORMAT}\n{key}".encode()).hexdigest()[:32]
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return _load(folder)
         shutil.rmtree(folder, ignore_errors=True)  # It is damaged, or does not exist.
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=cache) as partial:
-            _save(Path(partial, "entry"), examples, encoder, report)
-            with suppress(OSError):  # Another process may have been faster.
-                Path(partial, "entry").rename(folder)
-    except OSError as error:
-        what = f"cannot write prepared data: {error.strerror}"
-        cure = "Free some space there, or set GPTFT_CACHE to another folder."
-        raise UsageError(what, where=str(cache), cure=cure) from error
-    return _load(folder, report)
+        try:
+            _encode_into(folder, read, encoder)
+        except OSError as error:
+            reason = f"{cache}: {error.strerror}. Set GPTFT_CACHE to another folder"
+            break
+    else:
+        reason = reason if cache is None else f"{cache}: other processes keep changing it"
+    examples, report = read()
+    store = encode_examples(examples, encoder)
+    report.cache_error = reason
+    return store, report
+
+
+def _encode_into(folder: Path, read: ReadExamples, encoder: ViewEncoder) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(
+        prefix=f"{folder.name}.partial-", dir=folder.parent, ignore_cleanup_errors=True
+    ) as partial:
+        examples, report = read()
+        _save(Path(partial, "entry"), examples, encoder, report)
+        with suppress(OSError):  # Another process may have been faster.
+            Path(partial, "entry").rename(folder)
 
 
 def _save(
@@ -237,20 +259,21 @@ def _save(
     # Not flushed to the disk: what a power failure damages, the hashes find.
     records = {name: record_file(folder / name) for name in DTYPES}
     skipped = [[*bad.location, bad.id, bad.reason] for bad in report.skipped]
-    saved = {"rows": report.rows, "unlabelled": report.unlabelled, "skipped": skipped}
+    saved = {name: getattr(report, name) for name in _COUNTS} | {"skipped": skipped}
     metadata = {"integer_labels": integer_labels, "report": saved}
     write_manifest(folder / "manifest.json", Manifest(FORMAT, records, metadata))
 
 
-def _load(folder: Path, report: ReadReport) -> TokenStore:
-    """Maps an entry and fills the report; an error if any part is missing or damaged."""
+def _load(folder: Path) -> tuple[TokenStore, ReadReport]:
+    """Maps an entry and reads its report; an error if any part is missing or damaged."""
     manifest = read_manifest(folder / "manifest.json", FORMAT)
     verify_files(folder, manifest)
     arrays = {name: _map(folder / name, DTYPES[name]) for name in DTYPES}
     saved = manifest.metadata["report"]
     skipped = [BadRow(RowLocation(*place), name, why) for *place, name, why in saved["skipped"]]
-    report.rows, report.unlabelled, report.skipped[:] = saved["rows"], saved["unlabelled"], skipped
-    return TokenStore(Arrays(**arrays), integer_labels=bool(manifest.metadata["integer_labels"]))
+    report = ReadReport(skipped, **{name: saved[name] for name in _COUNTS})
+    integer_labels = bool(manifest.metadata["integer_labels"])
+    return TokenStore(Arrays(**arrays), integer_labels=integer_labels), report
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> Array:

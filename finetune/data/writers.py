@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,26 @@ from typing import Any, BinaryIO, Protocol, cast
 from finetune.data.readers.files import detect_format
 from finetune.data.readers.parquet import ParquetSink
 from finetune.storage.files import name_partial
+from finetune.storage.terminal import escape_controls
 from task_formats import RowError, UsageError
 
-_as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_strict = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _as_json(value: Any) -> str:
+    """JSON that every program can read: NaN and infinity become null."""
+    try:
+        return _strict.encode(value)
+    except ValueError:
+        return _strict.encode(_without_nonfinite(value))
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nonfinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
@@ -96,7 +114,7 @@ def write_rows(
 @contextmanager
 def _open_output(path: Path | str) -> Iterator[BinaryIO]:
     if str(path) == "-":
-        yield sys.stdout.buffer
+        yield cast(BinaryIO, _Terminal()) if sys.stdout.isatty() else sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     check_output(path)
@@ -117,6 +135,17 @@ def _open_output(path: Path | str) -> Iterator[BinaryIO]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class _Terminal:
+    """Standard output of a person who looks at it: control characters are escaped."""
+
+    def write(self, content: bytes) -> int:
+        text = escape_controls(content.decode(errors="backslashreplace"))
+        return sys.stdout.buffer.write(text.encode())
+
+    def flush(self) -> None:
+        sys.stdout.buffer.flush()
 
 
 class _TextSink:
@@ -170,4 +199,7 @@ def _quote(text: str) -> str:
 def _text(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return _as_json(value) if isinstance(value, bool | int | float | list | dict) else str(value)
+    is_json = isinstance(value, bool | int | list | dict) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
+    return _as_json(value) if is_json else str(value)

@@ -1,7 +1,20 @@
 """Detects out-of-memory errors on CPU and CUDA. Does not import torch."""
 
+import errno
+
+_MESSAGES = (
+    "DefaultCPUAllocator",
+    # oneDNN says no more than that a step failed; there is hardly another reason for these two.
+    "could not create a primitive",
+    "could not execute a primitive",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch (on any device) or of Python says that memory ran out."""
-    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    return named or "DefaultCPUAllocator" in str(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error)
+    return any(message in text for message in _MESSAGES) and "descriptor" not in text

@@ -52,8 +52,10 @@ def create_accelerator(precision: Precision, device: str | None = None) -> RunAc
     """Joins the processes of this job, on a device such as cuda:1 or the best available one.
 
     Raises:
-        UsageError: There is no such device, or there are fewer devices than processes.
+        UsageError: There is no such device, there are fewer devices than processes, or the
+            variables of a launcher are incomplete.
     """
+    _check_launcher_variables()
     chosen = _find_device(device)
     fsdp_requested()  # Reports unsupported options before anything is loaded.
     rank, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
@@ -63,6 +65,20 @@ def create_accelerator(precision: Precision, device: str | None = None) -> RunAc
     _reset_device(chosen)
     # accelerate looks for other CPU processes only with cpu=True.
     return RunAccelerator(precision, chosen)
+
+
+def _check_launcher_variables() -> None:
+    """Raises UsageError where only some variables of a launcher are set: processes would wait."""
+    numbers = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    for name, value in numbers.items():
+        if value is not None and not value.isdecimal():
+            raise UsageError(f"{name} is {value!r}, not a number", cure=f"Run: unset {name}")
+    if int(numbers["WORLD_SIZE"] or 1) > 1:
+        needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if not os.environ.get(name)]:
+            what = f"WORLD_SIZE is {numbers['WORLD_SIZE']}, but {', '.join(missing)} is not set"
+            cure = "Run: unset WORLD_SIZE. Several processes are started with --num-processes."
+            raise UsageError(what, cure=cure)
 
 
 def _find_device(name: str | None) -> torch.device:

@@ -29,10 +29,18 @@ choices, C classes or 1 score."""
 
 
 class EvaluationResult(NamedTuple):
-    """Scores of a split, and what was predicted for every row, in order."""
+    """Scores of a split, and what they were computed from."""
 
     scores: dict[str, float]
-    predictions: list[Prediction]
+    logits: np.ndarray
+    """(N, L) float32; -inf where a row has fewer choices."""
+    examples: Sequence[Encoded]
+    task: Task
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """What was predicted for every row, in order."""
+        return list(decode_logits(self.logits, self.examples, self.task))
 
 
 def compute_logits(
@@ -129,7 +137,8 @@ def gather_logits(passes: Iterable[RowLogits], rows: int, accelerator: Accelerat
     """Collects the logits of all processes.
 
     Returns:
-        (N, L) float32 in the order of the rows; -inf where a row has fewer choices.
+        (N, L) float32 in the order of the rows; -inf where a row has fewer choices. An
+        infinite logit becomes NaN.
 
     Raises:
         RuntimeError: A row is missing or occurs twice, so scores would be wrong.
@@ -141,7 +150,7 @@ def gather_logits(passes: Iterable[RowLogits], rows: int, accelerator: Accelerat
         raise RuntimeError(f"{len(found)} results for {rows} rows")
     table = np.full((rows, max(len(row) for _, row in found)), -np.inf, np.float32)
     for index, row in found:
-        table[index, : len(row)] = row
+        table[index, : len(row)] = np.where(np.isposinf(row), np.nan, row)
     return table
 
 
@@ -157,25 +166,30 @@ def evaluate(
         accelerator: Gathers the logits of all processes.
 
     Returns:
-        Metric name to value, with "loss" in nats per example, and the predictions of all rows.
+        Metric name to value, with "loss" in nats per example, and the predictions of all rows. If
+        any logit is not finite, every score is NaN.
 
     Raises:
         UsageError: No row has a label.
     """
     logits = gather_logits(passes, len(examples), accelerator)
-    predictions = decode_logits(logits, examples, task)
     labels = [example.label for example in examples]
     known = [n for n, label in enumerate(labels) if label is not None]
+    if known and np.isnan(logits).any():
+        return EvaluationResult(
+            dict.fromkeys((*task.metrics, "loss"), np.nan), logits, examples, task
+        )
     gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
-    predicted = [predictions[n].label for n in known]
-    scores = compute_metrics(task.metrics, predicted, gold, task.positive_class)
+    # One at a time: a prediction over many classes is large.
+    predicted = [prediction.label for prediction in decode_logits(logits, examples, task)]
+    scores = compute_metrics(task.metrics, [predicted[n] for n in known], gold, task.positive_class)
     loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
-    return EvaluationResult({**scores, "loss": float(loss.mean())}, predictions)
+    return EvaluationResult({**scores, "loss": float(loss.mean())}, logits, examples, task)
 
 
-def decode_logits(logits: np.ndarray, examples: Sequence[Encoded], task: Task) -> list[Prediction]:
-    """Turns (N, L) logits into N predictions; absent choices are -inf."""
-    return [
-        task.labels.decode(example.id, row[~np.isneginf(row)].tolist())
-        for example, row in zip(examples, logits, strict=True)
-    ]
+def decode_logits(
+    logits: np.ndarray, examples: Sequence[Encoded], task: Task
+) -> Iterator[Prediction]:
+    """Yields the predictions of N rows with (N, L) logits; absent choices are -inf."""
+    for example, row in zip(examples, logits, strict=True):
+        yield task.labels.decode(example.id, row[~np.isneginf(row)].tolist())

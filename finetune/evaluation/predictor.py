@@ -1,7 +1,6 @@
 """Predictions and scores with a finished run."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, is_run, loa
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
 from finetune.data.splits import Split, encode_split
+from finetune.data.token_store import encode_examples
+from finetune.data.windows import example_size, split_into_windows
 from finetune.distributed.setup import choose_batch_config, choose_precision, create_accelerator
 from finetune.evaluation.evaluate import (
     WINDOW,
@@ -28,6 +29,9 @@ from finetune.models.token_views import TokenView, make_token_views
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from task_formats import Encoded, Example, Prediction, Row, Task, UsageError
+
+_MAX_LOGITS = 2**24
+"""Logits that are held at once in a stream of predictions."""
 
 
 class SplitEvaluation(NamedTuple):
@@ -71,36 +75,59 @@ class Predictor:
         return list(self.stream([item.example for item in items]))
 
     def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
-        """Yields a prediction per example, in order; holds one window of examples at a time."""
-        remaining = iter(examples)
-        while window := list(islice(remaining, WINDOW)):
-            encoded = self.encoder.encode(window)
+        """Yields a prediction per example, in order; holds one window of examples at a time.
+
+        Raises:
+            UsageError: The model's output for an example is not finite.
+        """
+        rows = max(1, min(WINDOW, _MAX_LOGITS // self.task.labels.num_outputs))
+        for window in split_into_windows(examples, rows, example_size):
+            encoded = encode_examples(window, self.encoder)
             yield from decode_logits(self.compute_logits(encoded), encoded, self.task)
 
     def compute_logits(self, encoded: Sequence[Encoded]) -> np.ndarray:
-        """Returns (N, L) logits: L is C classes, K choices (-inf where absent) or 1 score."""
-        passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
-        return gather_logits(passes, len(encoded), self._accelerator)
+        """Returns (N, L) logits: L is C classes, K choices (-inf where absent) or 1 score.
 
-    def evaluate(self, split: str = "evaluate", data: DataConfig | None = None) -> dict[str, float]:
+        Raises:
+            UsageError: A logit is not finite.
+        """
+        passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
+        logits = gather_logits(passes, len(encoded), self._accelerator)
+        if (bad := np.isnan(logits).any(axis=1)).any():
+            what = f"the model's output for {encoded[int(bad.argmax())].id} is not finite"
+            raise UsageError(what, cure="Its weights are damaged; train it again.")
+        return logits
+
+    def evaluate(
+        self,
+        split: str = "evaluate",
+        data: DataConfig | None = None,
+        *,
+        limit: int | None = None,
+    ) -> dict[str, float]:
         """Computes the task's metrics on a labelled split.
 
         Args:
             split: A split of the recipe (train, evaluate, predict or the name of an extra one), or
                 the name of a split of the data set, such as validation.
             data: Replaces the recipe's data.
+            limit: Use only the first rows; by default all, also if `data.limit` limited training.
 
         Returns:
             Metric name to value.
         """
-        return self.evaluate_split(split, data).result.scores
+        return self.evaluate_split(split, data, limit=limit).result.scores
 
     def evaluate_split(
-        self, split: str = "evaluate", data: DataConfig | None = None
+        self,
+        split: str = "evaluate",
+        data: DataConfig | None = None,
+        *,
+        limit: int | None = None,
     ) -> SplitEvaluation:
         """Like `evaluate`, and returns the rows and their predictions as well."""
-        recipe = self.recipe.model_copy(update={"data": data}) if data else self.recipe
-        data = recipe.data
+        data = (data or self.recipe.data).model_copy(update={"limit": limit})
+        recipe = self.recipe.model_copy(update={"data": data})
         of_recipe = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
         name = of_recipe.get(split) or data.extra.get(split, split)
         tokenizer = self.base.task_tokens.fingerprint

@@ -192,6 +192,9 @@ class _Source:
                 f"{config.model_type} has an encoder, it is no causal decoder",
                 "Use a decoder such as gpt2.",
             )
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        if isinstance(layers, int) and layers < 1:
+            raise self._error(f"it has {layers} layers", "Correct its config.json.")
         if self.config.dropout is not None:
             set_dropout(config, self.config.dropout)
         return config

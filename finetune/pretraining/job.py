@@ -57,6 +57,9 @@ from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
 from task_formats import UsageError
 
+_MAX_LOSS = 700.0
+"""Nats per token; the perplexity of more is beyond floating point."""
+
 
 def pretrain(
     plan: Plan, folder: Path | str, *, resume: bool = False, overwrite: bool = False
@@ -139,7 +142,8 @@ class PretrainingJob(TrainingJob):
             loss = nats / text.blocks.targets
             # Bits per byte do not depend on the tokenizer, so decoders with other ones compare.
             bits_per_byte = nats / math.log(2) / text.text_bytes
-            return {"perplexity": math.exp(loss), "bits_per_byte": bits_per_byte, "loss": loss}
+            perplexity = math.exp(loss) if loss < _MAX_LOSS else math.inf
+            return {"perplexity": perplexity, "bits_per_byte": bits_per_byte, "loss": loss}
 
         passes = compute_logits(
             TextScorer(decoder), text.blocks, self.batch_config, self.accelerator
@@ -239,12 +243,22 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         sources={
             name: SplitSource(text.fingerprint, len(text.blocks)) for name, text in texts.items()
         },
-        base_fingerprints=fingerprint_base(plan.base, decoder) if plan.base else {},
+        base_fingerprints=_fingerprint(plan, decoder, tokenizer),
         notices=tuple(notices),
         decoder=decoder,
         tokenizer=tokenizer,
         evaluation_text=texts.get("evaluate"),
     )
+
+
+def _fingerprint(
+    plan: Plan, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
+    """Identifies the base, or the tokenizer of a new decoder."""
+    if plan.base is not None:
+        return fingerprint_base(plan.base, decoder)
+    content = fingerprint_tokenizer(tokenizer)
+    return {"tokenizer": content} if content else {}
 
 
 def _load(

@@ -52,7 +52,7 @@ class CorpusConfig(StrictModel):
 class TokenizerConfig(StrictModel):
     """An existing tokenizer, or the size of one learned from the corpus."""
 
-    path: str | None = None
+    path: str | None = resume_safe(None)
     """Folder or Hub id of a tokenizer; default: learn a byte-level BPE from the corpus."""
     vocabulary: Annotated[int, Field(strict=True, ge=257, le=2**20)] = 40_000
     """Size of the learned vocabulary: 256 bytes, the end of text, and merges."""

@@ -55,13 +55,23 @@ class StrictModel(BaseModel):
         return {
             f"{section}.{name}": value
             for section in sections
-            for name, value in getattr(self, section).model_dump().items()
-            if type(getattr(self, section)).model_fields[name].json_schema_extra != _RESUME_SAFE
+            for name, value in getattr(self, section).fixed_values().items()
+        }
+
+    def fixed_values(self) -> dict[str, Any]:
+        """Returns the fields of a section that must not change when a run is resumed."""
+        return {
+            name: value
+            for name, value in self.model_dump().items()
+            if type(self).model_fields[name].json_schema_extra != _RESUME_SAFE
         }
 
 
 def resume_safe(default: Any, **constraints: Any) -> Any:
-    """Declares a field that may change when a run is resumed: it does not affect results."""
+    """Declares a field that may change when a run is resumed.
+
+    It changes no result but the draws of dropout, or it is a path whose content is compared.
+    """
     return Field(default, json_schema_extra=_RESUME_SAFE, **constraints)
 
 
@@ -110,7 +120,7 @@ class TaskConfig(StrictModel):
     """The label that F1 counts [default: the second of two]."""
     unlabelled: tuple[RawLabel, ...] = ()
     """Raw labels that mean "no label" in this data set. Such rows are left out and counted."""
-    prompt: PromptConfig | None = None
+    prompt: PromptConfig | None = resume_safe(None)
     """The task in words. Without it there is no zero- or few-shot evaluation."""
     prompts: dict[str, PromptConfig] = resume_safe({})
     """Further prompts by name, for `gptft prompt --prompt NAME`."""
@@ -154,6 +164,13 @@ class TaskConfig(StrictModel):
             positive=task.positive,
             unlabelled=tuple(sorted(task.unlabelled)),
         )
+
+    def fixed_values(self) -> dict[str, Any]:
+        """Leaves out what only the prompt reads, and metrics that do not select the best model."""
+        task = self.build().without_prompt()
+        metrics = self.metrics if self.select == "mean" else self.metrics[:1]
+        fixed = {"columns": task.columns, "values": task.values, "metrics": metrics}
+        return super().fixed_values() | fixed
 
     def with_prompt(self, name: str) -> "TaskConfig":
         """Returns the task with another of its prompts; UsageError if there is none."""
@@ -212,9 +229,9 @@ class HeadConfig(StrictModel):
 class BaseConfig(StrictModel):
     """The pretrained decoder."""
 
-    path: str = "gpt2"
+    path: str = resume_safe("gpt2")
     """A hub id, a local folder, a GGUF file, the shipped base `tiny`, or `smollm2-135m`."""
-    revision: str | None = None
+    revision: str | None = resume_safe(None)
     """A branch, tag or commit on the hub."""
     from_scratch: bool = False
     """Use only the configuration and tokenizer, and initialize the weights at random."""
@@ -285,7 +302,10 @@ class CommonTrainConfig(StrictModel):
     seed: Seed = 42
     """Random seed."""
     tokens_per_forward: Positive | None = resume_safe(None)
-    """Maximum number of tokens in a forward pass [default: by memory]; the gradient is the same."""
+    """Maximum number of tokens in a forward pass [default: by memory].
+
+    Without dropout the gradient is the same; with dropout, other masks are drawn.
+    """
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with fp32 weights; auto uses it where hardware supports it."""
     deterministic: bool = False
@@ -331,7 +351,10 @@ class TrainConfig(CommonTrainConfig):
     patience: Positive | None = resume_safe(None)
     """Stop after this many evaluations without improvement."""
     layout: Literal["auto", "separate", "shared", "packed"] = resume_safe("auto")
-    """How views are arranged in batches. Results are equal; auto takes the fastest possible."""
+    """How views are arranged in batches; auto takes the fastest possible.
+
+    Without dropout results are equal; with dropout, other masks are drawn.
+    """
     compile: bool = False
     """Compile the blocks of the decoder with torch.compile: slower to start, then faster."""
 

@@ -17,7 +17,7 @@ from task_formats import UsageError
 KeyPath = tuple[str | int | float | bool | None, ...]
 """The keys and indices that lead to a value."""
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 2**20
 MAX_DEPTH = 32
 _MAX_LINE = 80
 _SCALARS = (  # YAML 1.2.2, section 10.3.2

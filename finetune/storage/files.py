@@ -33,9 +33,18 @@ _ENCODING_CURES = {
 
 
 def cache_folder() -> Path:
-    """Returns the user's cache: $GPTFT_CACHE, or gptft in $XDG_CACHE_HOME or ~/.cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
-    return Path(os.environ.get("GPTFT_CACHE", default))
+    """Returns the user's cache for gptft: $GPTFT_CACHE, or a folder in the user's cache.
+
+    Raises:
+        UsageError: The user has no home folder, and no variable names a cache.
+    """
+    if folder := os.environ.get("GPTFT_CACHE"):
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptft"
+    except RuntimeError:
+        what, cure = "there is no home folder for the cache", "Set GPTFT_CACHE to a folder."
+        raise UsageError(what, cure=cure) from None
 
 
 @contextmanager

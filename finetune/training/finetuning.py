@@ -220,7 +220,7 @@ def prepare_finetuning(
     fingerprints = fingerprint_base(recipe.base.path, base.decoder)
     if recipe.base.from_scratch:
         fingerprints.pop(WEIGHTS, None)
-    notices = [notice for split in splits.values() for notice in _describe_left_out(split)]
+    notices = [text for s in splits.values() for text in s.report.describe(s.origin)]
     if is_sharded(model):
         count = accelerator.num_processes
         notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
@@ -252,19 +252,12 @@ def prepare_finetuning(
         base_fingerprints=fingerprints,
         notices=tuple(notices),
         truncated_tokens=int(train_split.examples.arrays.truncated_tokens.sum()),
-        skipped_rows=len(train_split.report.skipped) + train_split.report.unlabelled,
+        skipped_rows=train_split.report.num_skipped + train_split.report.unlabelled,
         task=task,
         base=base,
         evaluation_split=evaluation_split,
         extra_splits=extra,
     )
-
-
-def _describe_left_out(split: Split) -> Iterator[str]:
-    if split.report.unlabelled:
-        yield f"{split.origin}: {split.report.unlabelled} rows without a label left out"
-    for row in split.report.skipped:
-        yield f"left out {row.id} ({row.location}): {row.reason}"
 
 
 def _freeze_output_layer(model: TaskModel) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from finetune.batching.collate import Batch, UpdateTotals, collate, count_totals
 from finetune.batching.sampler import BatchConfig, EpochSampler, batch_by_tokens, shard_by_length
 from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import is_sharded
+from finetune.distributed.setup import choose_precision
 from finetune.evaluation.evaluate import RowLogits
 from finetune.models.losses import objective
 from finetune.recipe.schema import CommonTrainConfig, StrictModel
@@ -136,7 +137,21 @@ class TrainingJob(ABC):
         config = self.config
         if config_yaml is not None:
             config = type(config).model_validate(parse_document(config_yaml, "").data)
-        return config.fixed_on_resume(self.fixed_sections)
+        return self._effective(config).fixed_on_resume(self.fixed_sections)
+
+    @cached_property
+    def effective_yaml(self) -> str:
+        """The recipe or plan with what `auto` means here, as YAML."""
+        return self._effective(self.config).to_yaml()
+
+    def _effective(self, config: StrictModel) -> StrictModel:
+        """Replaces settings by what they mean on this device: a CPU is always deterministic."""
+        train, device = cast(Any, config).train, self.accelerator.device.type
+        values = {
+            "precision": choose_precision(train.precision, device),
+            "deterministic": train.deterministic and device != "cpu",
+        }
+        return config.model_copy(update={"train": train.model_copy(update=values)})
 
     @cached_property
     def lengths(self) -> ExampleLengths:

@@ -21,7 +21,7 @@ class TrainingProgress:
     """The last update whose evaluation is finished."""
     best_value: float = -math.inf
     best_update: int = 0
-    """0 before the first evaluation."""
+    """0 before the first evaluation with finite scores."""
     evaluations_since_best: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -37,11 +37,12 @@ class TrainingProgress:
         self.seconds += step.seconds
 
     def record_evaluation(self, update: int, value: float) -> bool:
-        """Counts an evaluation; returns whether it is the best so far (the first of equals)."""
+        """Counts an evaluation; returns whether it is the best so far (the first of equals).
+
+        NaN is never the best.
+        """
         self.evaluated_update = update
-        # NaN counts as worse than every score.
-        value = -math.inf if math.isnan(value) else value
-        is_best = value > self.best_value or self.best_update == 0
+        is_best = value > self.best_value
         if is_best:
             self.best_value, self.best_update, self.evaluations_since_best = value, update, 0
         else:

@@ -1,5 +1,6 @@
 """Records metrics, checkpoints and models of a run."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from finetune.checkpointing.checkpoint import (
     restore_state,
 )
 from finetune.checkpointing.model_folder import has_model
-from finetune.checkpointing.provenance import check_frozen, collect_provenance, list_changes
+from finetune.checkpointing.provenance import check_same_content, collect_provenance, list_changes
 from finetune.checkpointing.run_folder import (
     CHECKPOINTS,
     MODEL,
@@ -103,6 +104,11 @@ class RunRecorder:
                 where=str(self.folder),
                 cure="Delete that file; --resume writes it again.",
             )
+        # JSON has no NaN: a score that is not finite is null there.
+        values["scores"] = {
+            split: {name: math.nan if value is None else value for name, value in scores.items()}
+            for split, scores in values["scores"].items()
+        }
         return Result(**{name: values[name] for name in _RESULT_FIELDS}, folder=self.folder)
 
     def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
@@ -112,7 +118,7 @@ class RunRecorder:
             The progress to continue from, and messages for the user.
 
         Raises:
-            UsageError: The checkpoint belongs to another configuration or base.
+            UsageError: The checkpoint belongs to another configuration, base or data.
         """
         notices = list(job.notices)
         self._provenance = collect_provenance(
@@ -133,9 +139,9 @@ class RunRecorder:
             metadata = checkpoint.metadata
             with _mismatches_explained(checkpoint.path):
                 self._check_settings(job, metadata["config"])
+                check_same_content(metadata["provenance"], self._provenance)
                 restore_state(job.model, job.optimizer, checkpoint.tensors)
                 notices += list_changes(metadata["provenance"], self._provenance)
-                check_frozen(job.model, metadata["provenance"], self._provenance)
                 progress = TrainingProgress(**metadata["progress"])
         self.consecutive_nonfinite = progress.consecutive_nonfinite
         if progress.best_update and not has_model(self.model_folder):
@@ -155,7 +161,9 @@ class RunRecorder:
             return
         key, where = different[0], self.folder
         cure = f"gptft resume {self.folder} uses the run's own settings."
-        if job.fixed_settings(read_recipe(self.folder)) != old:
+        if key == "train.precision":  # Perhaps "auto", on a machine where it means another one.
+            cure = f"Add --resume --precision {old.get(key)} to the command that started it."
+        elif job.fixed_settings(read_recipe(self.folder)) != old:
             where, cure = self.folder / RECIPE, "This file was edited: restore that value."
         raise UsageError(
             f"the run in this folder has another {key}: {old.get(key)!r}, not {new.get(key)!r}",
@@ -202,7 +210,7 @@ class RunRecorder:
         if self._run:
             metadata = {
                 "progress": asdict(progress),
-                "config": job.config.to_yaml(),
+                "config": job.effective_yaml,
                 "provenance": self._provenance,
             }
             self._run.save(progress.update, tensors, metadata)

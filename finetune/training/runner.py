@@ -1,6 +1,7 @@
 """Runs a training job: updates, evaluations, checkpoints, and the final scores."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from finetune.training.loop import run_updates
 from finetune.training.progress import CheckpointTimer, TrainingProgress
 from finetune.training.recorder import RunRecorder
 from task_formats import UsageError
+
+_NONFINITE_CURE = "Lower --learning-rate, or look at the rows named in metrics.jsonl."
 
 
 def run(
@@ -102,8 +105,9 @@ class _Runner:
     def train(self) -> Iterator[Event]:
         """Makes the remaining updates, with evaluations and checkpoints when they are due."""
         job, progress, schedule = self.job, self.progress, self.job.schedule
-        # A run may have been stopped between an update and its evaluation.
-        if schedule.evaluate_after(progress.update) and progress.evaluated_update < progress.update:
+        # A run may have been stopped between an update and its evaluation, or has no model yet.
+        is_missing = progress.evaluated_update < progress.update or progress.best_update == 0
+        if progress.update and schedule.evaluate_after(progress.update) and is_missing:
             yield from self.evaluate()
         limits = (progress.max_tokens_per_forward, job.batch_config.max_tokens_per_forward)
         settings = job.settings._replace(max_tokens_per_forward=min(filter(None, limits)))
@@ -131,7 +135,10 @@ class _Runner:
                 return
 
     def evaluate(self) -> Iterator[Event]:
-        """Scores the evaluation split; the best model so far is saved."""
+        """Scores the evaluation split; the best model so far is saved.
+
+        A model is never the best if one of its scores is not finite, or if no update changed it.
+        """
         self.recorder.flush()
         yield from self.report_nonfinite()
         update = self.progress.update
@@ -140,7 +147,9 @@ class _Runner:
             self.progress.evaluated_update = update
             return
         scores = self.run_evaluation(evaluation)
-        is_best = self.progress.record_evaluation(update, self.job.selection_value(scores))
+        is_usable = not self.every_update_was_skipped() and _all_finite(scores)
+        value = self.job.selection_value(scores) if is_usable else math.nan
+        is_best = self.progress.record_evaluation(update, value)
         if is_best:
             self.recorder.save_model(self.job, update)
         event = Evaluated(update, self.job.sampler.epoch(update), scores, is_best)
@@ -161,6 +170,7 @@ class _Runner:
     def finalize(self) -> Iterator[Event]:
         """Scores the best model, reloaded from disk, and writes the result."""
         progress = self.progress
+        self.refuse_useless_model()
         if progress.best_update == 0:
             self.recorder.save_model(self.job, progress.update)
             progress.best_update = progress.update
@@ -175,12 +185,28 @@ class _Runner:
                 yield evaluation
             else:
                 scores[evaluation.name] = self.run_evaluation(evaluation)
+                if not _all_finite(scores[evaluation.name]):
+                    yield Notice(f"the scores of {evaluation.name} are not finite")
         if self.job.schedule.saves_checkpoints:
             self.recorder.save_checkpoint(self.job, progress)
         counts = (progress.best_update, progress.update, progress.tokens, progress.seconds)
         result = Result(scores, *counts, self.recorder.folder)
         self.recorder.write_result(result)
         yield Finished(result)
+
+    def every_update_was_skipped(self) -> bool:
+        """Whether no update so far had a finite loss and gradient."""
+        return 0 < self.progress.update <= self.progress.consecutive_nonfinite
+
+    def refuse_useless_model(self) -> None:
+        """Raises UsageError if training changed nothing, or no evaluation had finite scores."""
+        if self.every_update_was_skipped():
+            what = "the loss or gradient of every update was not finite: nothing was trained"
+        elif self.progress.best_update == 0 and self.job.evaluation() is not None:
+            what = "no evaluation had finite scores, so there is no model to save"
+        else:
+            return
+        raise UsageError(what, where=str(self.recorder.folder), cure=_NONFINITE_CURE)
 
     def next_request(self, local_request: Request | None) -> Request | None:
         """The request of any process's signal or timer. Also updates `exit_code`."""
@@ -212,10 +238,14 @@ class _Runner:
             raise UsageError(
                 f"the loss or gradient of {count} updates in a row was not finite",
                 where=str(self.recorder.folder),
-                cure="Lower --learning-rate, or look at the rows named in metrics.jsonl.",
+                cure=_NONFINITE_CURE,
             )
 
     def patience_is_exhausted(self) -> bool:
         """Whether to stop early."""
         patience = self.job.schedule.patience
         return patience is not None and self.progress.evaluations_since_best >= patience
+
+
+def _all_finite(scores: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, scores.values()))

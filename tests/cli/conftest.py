@@ -114,12 +114,14 @@ def trained(
 
 
 def read_scores(output: str) -> dict[str, dict[str, str]]:
-    """Split to metric to the printed number, from a table."""
+    """Split to metric to the printed number, from a table; without the number of rows."""
     lines = [line.split() for line in output.splitlines() if line.strip()]
     [header] = [n for n, words in enumerate(lines) if words[0] == "split"]
-    metrics = lines[header][1:]
+    has_rows = lines[header][1] == "rows"
+    metrics = lines[header][1 + has_rows :]
     scores = {}
-    for split, *numbers in lines[header + 2 :]:
+    for split, *values in lines[header + 2 :]:
+        numbers = values[has_rows:]
         if len(numbers) != len(metrics) or not re.fullmatch(r"-?\d+\.\d{4}", numbers[0]):
             break
         scores[split] = dict(zip(metrics, numbers, strict=True))

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,9 @@ from finetune.checkpointing.run_folder import read_result
 from finetune.cli import launcher, main
 from finetune.cli.errors import ErrorReport
 from finetune.cli.launcher import run_processes
+from finetune.distributed.setup import create_accelerator
+from task_formats import UsageError
+from tests.conftest import ROOT
 from tests.support.jobs import recipe as job
 
 STOPS = [("SIGTERM", 143), ("SIGINT", 130)]
@@ -166,3 +171,76 @@ def test_two_processes_train_to_the_scores_of_one(bases, tmp_path, capfd):
         assert f"{processes}packed layout" in capfd.readouterr().out
         scores += read_result(run)["scores"].values()
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+LAUNCHED = """
+import os, signal, sys, time
+from finetune.cli.launcher import launch_processes
+launch_processes(None, 2)
+open(sys.argv[1] + "/" + os.environ["RANK"], "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+LAUNCHER = """
+import subprocess, sys
+from finetune.cli import launcher
+popen = subprocess.Popen
+script, folder = sys.argv[1:]
+launcher.subprocess.Popen = lambda command, **options: popen(
+    [sys.executable, "-c", script, folder], **options
+)
+launcher.run_processes([], 2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a feature of Linux")
+def test_processes_end_when_their_launcher_is_killed(tmp_path):
+    command = [sys.executable, "-c", LAUNCHER, LAUNCHED, str(tmp_path)]
+    launcher = subprocess.Popen(command, cwd=ROOT)
+    files = [tmp_path / "0", tmp_path / "1"]
+    assert wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    launcher.kill()
+    launcher.wait()
+    ranks = [int(file.read_text()) for file in files]
+    ended = wait_until(lambda: not any(map(is_running, ranks)))
+    for rank in filter(is_running, ranks):
+        os.kill(rank, signal.SIGKILL)
+    assert ended
+
+
+def wait_until(condition, seconds=20):
+    """Whether the condition becomes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def is_running(process):
+    """Whether a process exists and is not a zombie, which its new parent may not have collected."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x', not a number"),
+        ({"RANK": "x"}, "RANK is 'x', not a number"),
+    ],
+)
+def test_stray_variables_of_a_launcher_are_one_message(monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message) as caught:
+        create_accelerator("fp32", "cpu")
+    assert "unset" in caught.value.cure
+
+
+def test_a_stray_variable_does_not_keep_processes_from_being_launched(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(launcher, "run_processes", lambda arguments, number: 40 + number)
+    assert main(["train", "--task", "demo", "--base", "tiny", "--num-processes", "2"]) == 42

@@ -63,13 +63,21 @@ def test_a_file_that_is_missing_at_a_resume_is_named(name, job, tmp_path) -> Non
     assert (state.metadata["progress"]["update"], warnings) == (4, [])
 
 
-@pytest.mark.parametrize(("name", "count"), [("train", 20), ("more", 6)])
-def test_changed_rows_are_reported_at_a_resume(name, count, job, tmp_path) -> None:
+def test_other_rows_of_an_extra_split_are_reported_at_a_resume(job, tmp_path) -> None:
+    """It is scored at the end only."""
     run = tmp_path / "run"
     jobs.stop_at(job, run, 4)
-    jobs.write_rows(file_of(job, name), jobs.rows("entailment", count, seed=8))
+    jobs.write_rows(file_of(job, "more"), jobs.rows("entailment", 6, seed=8))
     [notice] = notices(job, run, resume=True)
-    assert notice.startswith(f"resumed with other data: {name} was ")
+    assert notice.startswith("resumed with other data: more was ")
+
+
+def test_other_training_rows_are_refused_at_a_resume(job, tmp_path) -> None:
+    run = tmp_path / "run"
+    jobs.stop_at(job, run, 4)
+    jobs.write_rows(file_of(job, "train"), jobs.rows("entailment", 20, seed=8))
+    with pytest.raises(UsageError, match="not the rows that the run began with"):
+        notices(job, run, resume=True)
 
 
 def test_a_finished_run_ignores_other_values_and_says_so(job, tmp_path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from finetune.data import FileRows, open_file, read_rows
+from finetune.data.readers.parquet import read_parquet
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, ReadOptions
 from finetune.pretraining import corpus
 from task_formats import RowError, UsageError
@@ -276,3 +277,27 @@ def test_any_bytes_give_rows_or_a_usage_error(raw: bytes) -> None:
     for kind in range(len(OPTIONS)):
         check_rows(bytes([kind]) + raw)
     check_parquet(raw)
+
+
+class EndlessPipe(io.RawIOBase):
+    """A pipe that never ends; to read all of it is an error."""
+
+    def __init__(self, start: bytes) -> None:
+        self.start = start
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0, "everything was to be read"
+        content = self.start[:size].ljust(size, b"\0")
+        self.start = self.start[size:]
+        return content
+
+
+def test_parquet_from_an_endless_pipe_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match="not a complete Parquet file"):
+        next(read_parquet(EndlessPipe(b""), "standard input"))
+    monkeypatch.setattr("finetune.data.readers.parquet._MAX_PIPE_BYTES", 1000)
+    with pytest.raises(UsageError, match="more than 1,000 bytes of Parquet from a pipe"):
+        next(read_parquet(EndlessPipe(b"PAR1"), "standard input"))

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import BadRow, ReadReport, RowLocation, TokenStore, encode_examples
+from finetune.data import BadRow, ReadReport, RowLocation, TokenStore, encode_examples, token_store
 from finetune.data.token_store import compute_lengths, load_or_encode
+from finetune.storage.files import cache_folder
 from task_formats import (
     Encoded,
     Example,
@@ -33,8 +34,12 @@ def encoder(format: str = "classification") -> ViewEncoder:
     return ViewEncoder(named_format(format), tokenize, SPECIALS, 12)
 
 
-def cached(examples, folder: Path, key: str = "key", report: ReadReport | None = None):
-    return load_or_encode(examples, encoder(), folder, key, report or ReadReport())
+def cached(examples, folder: Path | None, key: str = "key", report: ReadReport | None = None):
+    return load_and_report(examples, folder, key, report)[0]
+
+
+def load_and_report(examples, folder, key: str = "key", report: ReadReport | None = None):
+    return load_or_encode(lambda: (examples, report or ReadReport()), encoder(), folder, key)
 
 
 def plain(item: Encoded) -> Encoded:
@@ -78,7 +83,8 @@ def test_a_store_equals_the_encoder(
     folder = tmp_path_factory.mktemp("cache")
     expected = [plain(encoder(kind).encode([row])[0]) for row in rows]
     stores = [encode_examples(iter(rows), encoder(kind))] + [
-        load_or_encode(iter(rows), encoder(kind), folder, "key", ReadReport()) for _ in range(2)
+        load_or_encode(lambda: (iter(rows), ReadReport()), encoder(kind), folder, "key")[0]
+        for _ in range(2)
     ]
     for store in stores:
         assert [plain(item) for item in store] == expected
@@ -94,6 +100,20 @@ def label_types(rows: Sequence[Example]) -> list[type]:
     """Labels are integers unless there is a score among them."""
     scores = any(isinstance(row.label, float) for row in rows)
     return [type(None) if row.label is None else float if scores else int for row in rows]
+
+
+def test_few_long_texts_are_tokenized_at_once() -> None:
+    """Tokenizing needs many times the memory of the texts."""
+    sizes = []
+
+    def measure(texts: list[str]) -> list[list[int]]:
+        sizes.append(sum(map(len, texts)))
+        return [[1] for _ in texts]
+
+    rows = [Example(f"x/{n}", {"text": f"{n}" + "x" * 2**20}) for n in range(12)]
+    store = encode_examples(rows, ViewEncoder(named_format("classification"), measure, SPECIALS, 9))
+    assert len(store) == 12
+    assert max(sizes) <= 5 * 2**20 + 100
 
 
 def test_it_is_a_sequence() -> None:
@@ -139,9 +159,9 @@ def test_the_second_time_nothing_is_read(tmp_path: Path) -> None:
         BadRow(RowLocation("f.csv", 3), "train/1", "torn"),
         BadRow(RowLocation("f", 9, "row"), "x", "y"),
     ]
-    first, second = ReadReport(skipped, unlabelled=4, rows=9), ReadReport()
+    first = ReadReport(skipped, more_skipped=7, unlabelled=4, rows=19)
     cached(labelled(3), tmp_path, report=first)
-    store = cached(unreadable(), tmp_path, report=second)
+    store, second = load_and_report(unreadable(), tmp_path)
     assert [item.id for item in store] == ["train/0", "train/1", "train/2"]
     assert second == first
     with pytest.raises(AssertionError, match="the examples were read"):
@@ -195,7 +215,53 @@ def test_two_processes_may_encode_the_same_examples(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cannot write prepared data.*\n.*GPTFT_CACHE"):
-        cached(labelled(1), tmp_path / "file" / "folder")
+def test_a_cache_that_other_processes_delete_is_tried_again(tmp_path: Path, monkeypatch) -> None:
+    """One takes an entry for damaged that was not complete, and deletes the new one."""
+    load, calls = token_store._load, []
+
+    def load_after_a_deletion(folder: Path):
+        calls.append(folder)
+        if len(calls) == 2:
+            shutil.rmtree(folder)
+        return load(folder)
+
+    monkeypatch.setattr(token_store, "_load", load_after_a_deletion)
+    store, report = load_and_report(labelled(3), tmp_path)
+    assert [item.id for item in store] == ["train/0", "train/1", "train/2"]
+    assert (len(calls), report.cache_error) == (3, "")
+
+
+@pytest.mark.parametrize("place", ["a file", "a folder without permission", "no home"])
+def test_without_a_cache_the_examples_are_encoded_into_memory(
+    tmp_path: Path, monkeypatch, place: str
+) -> None:
+    folder: Path | None = tmp_path / "cache"
+    if place == "a file":
+        folder.write_text("")
+    elif place == "no home":
+        folder = None
+    else:
+
+        def refuse(path: Path, *arguments: object, **options: object) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    store, report = load_and_report(labelled(3), folder)
+    assert [plain(item) for item in store] == encoder().encode(labelled(3))
+    [notice] = report.describe("rows")
+    assert notice.startswith("the encoded rows are not cached: ")
+    assert "GPTFT_CACHE" in notice
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch) -> None:
+    for name in ("GPTFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(UsageError, match="no home folder"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere/gptft")

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -227,3 +228,28 @@ def test_added_columns_do_not_clash() -> None:
     assert name_columns(taken, ["no"]) == ["predicted_label", "predicted_probability_no"]
     with pytest.raises(UsageError, match="'label' and 'predicted_label'"):
         name_columns(["label", "predicted_label"])
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    row = {"a": float("nan"), "b": [1.0, {"c": float("-inf")}], "d": 2.5}
+    for name in ("rows.jsonl", "rows.json"):
+        content = write(tmp_path / name, list(row), [row]).read_text()
+        read_back = json.loads(content, parse_constant=refuse)
+        expected = {"a": None, "b": [1.0, {"c": None}], "d": 2.5}
+        assert read_back == (expected if name == "rows.jsonl" else [expected])
+
+
+def test_rows_on_a_terminal_have_their_control_characters_escaped(monkeypatch):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    for kind, shown in ((Terminal, b"a\\x1b[2Jb\n"), (io.TextIOWrapper, b"a\x1b[2Jb\n")):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", kind(raw))
+        with write_rows("-", ["x"], format="csv") as sink:
+            sink.write({"x": "a\x1b[2Jb"})
+        assert raw.getvalue() == b"x\n" + shown

@@ -180,3 +180,10 @@ def test_an_encoder_is_no_decoder(family: str, tmp_path: Path) -> None:
     config = transformers.AutoConfig.for_model(family, vocab_size=300, **ENCODERS[family])
     config.save_pretrained(tmp_path)
     assert "no causal decoder" in load_error(tmp_path).what
+
+
+def test_a_base_without_layers(bases, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bases("gpt2"), tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, **{**config, "n_layer": 0})
+    assert "it has 0 layers" in load_error(folder).what

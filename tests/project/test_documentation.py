@@ -5,8 +5,13 @@ from importlib import import_module
 
 import pytest
 
+from finetune.cli import errors
 from finetune.cli.app import COMMANDS
+from finetune.cli.options import RECIPE_FLAGS
+from finetune.pretraining.plan import Plan
 from finetune.recipe.loading import load_recipe
+from finetune.recipe.schema import Recipe
+from finetune.recipe.validation import walk_fields
 from tests.conftest import ROOT
 
 PAGES = {
@@ -55,3 +60,38 @@ def test_a_benchmark_can_be_imported_and_has_a_place_for_its_table(name, monkeyp
         assert module.BENCHMARK.name == name
         for mark in (f"<!-- begin {name} -->", f"<!-- end {name} -->"):
             assert PAGES["docs/performance.md"].count(mark) == 1
+
+
+EQUALITY = re.compile(
+    r"\b(same|equals?)\b[^.;]*\b(results?|gradients?|one\s+process)\b|"
+    r"\b(results?|gradients?)\b[^.;]*\b(same|equals?)\b",
+    re.IGNORECASE,
+)
+"""A promise that results do not change."""
+SPLITTING = re.compile(r"process|layout|forward pass|tokens at a time|batched|arranged")
+"""What changes how an update is split, and so which masks dropout draws."""
+
+
+def promises():
+    """Texts that promise equal results however an update is split, with their places."""
+    for page in ("README.md", "docs/several_machines.md", "docs/pretraining.md"):
+        for paragraph in re.split(r"\n\s*\n|\n(?=[|*] )", PAGES[page]):
+            yield page, paragraph
+    for key, field in [*walk_fields(Recipe), *walk_fields(Plan)]:
+        yield key, f"{key}: {field.description}"
+    for key, (_, text) in RECIPE_FLAGS.items():
+        yield f"--help of {key}", text
+    yield "out of memory", errors._USE_LESS_MEMORY
+
+
+def test_where_equal_results_are_promised_dropout_is_named():
+    """Its masks depend on processes, layout and tokens per forward pass."""
+    found = [
+        (p, text) for p, text in promises() if EQUALITY.search(text) and SPLITTING.search(text)
+    ]
+    assert {place for place, _ in found} >= {
+        "README.md",
+        "docs/several_machines.md",
+        "train.layout",
+    }
+    assert not [(place, text) for place, text in found if "dropout" not in text]

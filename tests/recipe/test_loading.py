@@ -198,8 +198,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
 
 
 def test_a_huge_file_is_refused_before_it_is_parsed(tmp_path):
-    with pytest.raises(UsageError, match="larger than 256 KiB"):
-        load_recipe(write(tmp_path, f"{TEXT}#{'x' * 300_000}"))
+    with pytest.raises(UsageError, match="larger than 1024 KiB"):
+        load_recipe(write(tmp_path, f"{TEXT}#{'x' * 1_100_000}"))
 
 
 def test_files_are_looked_for_beside_the_recipe(tmp_path):

@@ -10,8 +10,8 @@ from task_formats import FORMATS, Classes, Task
 
 RECIPE = parse_recipe("task: {format: classification, columns: {text: a}, labels: [a, b]}")
 SAFE = {
-    "task": {"prompts"},
-    "base": {"trust_remote_code"},
+    "task": {"prompt", "prompts"},
+    "base": {"path", "revision", "trust_remote_code"},
     "head": set(),
     "data": set(),
     "train": {

@@ -1,6 +1,7 @@
 """Labels: raw values, names, indices and predictions."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -134,3 +135,28 @@ def test_a_range_goes_from_low_to_high(bounds) -> None:
 )
 def test_a_label_as_text(value, text: str) -> None:
     assert as_text(value) == text
+
+
+def test_the_time_for_classes_grows_with_their_number():
+    names = [f"class {k}" for k in range(40_000)]
+    start = time.process_time()
+    labels = Classes.of(names)
+    assert labels.parse("class 39999") == 39_999
+    assert time.process_time() - start < 4, "each name was compared with all others"
+
+
+def test_a_long_text_in_the_label_column_is_shortened_in_the_message():
+    for labels in (NLI, Range(0, 1)):
+        with pytest.raises(RowError) as caught:
+            labels.parse("It rained. " * 10_000)
+        assert len(str(caught.value)) < 500
+
+
+def test_an_error_with_a_cure_that_is_looked_for_can_be_pickled():
+    import pickle  # noqa: TID251
+
+    with pytest.raises(RowError) as caught:
+        NLI.parse("neutrl")
+    copied = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert str(copied) == str(caught.value)
+    assert "Did you mean 'neutral'?" in copied.cure

@@ -1,5 +1,6 @@
 """Numbers that are not finite, missing memory, and a full disk."""
 
+import json
 import shutil
 
 import numpy as np
@@ -21,12 +22,12 @@ from tests.support.disks import small_disk
 
 @pytest.fixture
 def poisoned(monkeypatch) -> None:
-    """A batch with a certain long text in it gives a loss that is not finite."""
+    """In training a batch with a certain long text in it gives a loss that is not finite."""
     forward = TaskModel.forward
 
     def forward_or_not(self, batch, lm=False):
         outputs = forward(self, batch, lm)
-        bad = any(span.longest > 40 for span in batch.spans)
+        bad = self.training and any(span.longest > 40 for span in batch.spans)
         return outputs._replace(logits=outputs.logits * np.inf) if bad else outputs
 
     monkeypatch.setattr(TaskModel, "forward", forward_or_not)
@@ -92,10 +93,17 @@ def test_a_gradient_that_is_not_finite_is_refused(bases, tmp_path, monkeypatch) 
 
     monkeypatch.setattr(TaskModel, "forward", spoilt)
     job = jobs.recipe("classification", bases("gpt2"), tmp_path / "data")
-    seen = list(events(job, tmp_path / "run"))
+    run, seen = tmp_path / "run", []
+    with pytest.raises(UsageError, match="nothing was trained"):
+        seen.extend(events(job, run))
     assert [bool(event.nonfinite) for event in seen if isinstance(event, Step)] == [True] * 6
+    assert [event.best for event in seen if isinstance(event, Evaluated)] == [False, False]
     notices = [event.text for event in seen if isinstance(event, Notice)]
     assert notices[0].count("train.jsonl/") == 8  # all of the update's rows: none alone is at fault
+    assert not (run / "model").exists()
+    assert not (run / "result.json").exists()
+    with pytest.raises(UsageError, match="nothing was trained"):
+        finetune.train(job, run, resume=True)
 
 
 @pytest.mark.parametrize(("said", "most", "kept"), [({}, 10, 9), ({"most_refused": 4}, 4, 3)])
@@ -115,13 +123,56 @@ def test_a_run_that_is_refused_again_and_again_stops(
     assert last["update"] == most
 
 
+def test_without_finite_scores_there_is_no_best_model(bases, tmp_path, monkeypatch) -> None:
+    """A model that predicts NaN must not look like one that scores 0.3."""
+    forward, broken = TaskModel.forward, [True]
+
+    def forward_or_nan(self, batch, lm=False):
+        outputs = forward(self, batch, lm)
+        bad = broken and not self.training
+        return outputs._replace(logits=outputs.logits * np.nan) if bad else outputs
+
+    monkeypatch.setattr(TaskModel, "forward", forward_or_nan)
+    job = jobs.recipe("classification", bases("gpt2"), tmp_path / "data")
+    run, seen = tmp_path / "run", []
+    with pytest.raises(UsageError, match="no evaluation had finite scores"):
+        seen.extend(events(job, run))
+    evaluations = [event for event in seen if isinstance(event, Evaluated)]
+    assert [event.best for event in evaluations] == [False, False]
+    assert all(np.isnan(value) for value in evaluations[-1].scores.values())
+    assert not (run / "model").exists()
+    assert not (run / "result.json").exists()
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    with pytest.raises(UsageError, match="no evaluation had finite scores"):
+        finetune.train(job, run, resume=True)
+    broken.clear()  # As on another machine.
+    assert finetune.train(job, run, resume=True).update == 6
+    # A result of the first version may hold null.
+    content = json.loads((run / "result.json").read_text())
+    content["scores"]["evaluate"]["loss"] = None
+    (run / "result.json").write_text(json.dumps(content))
+    assert np.isnan(finetune.train(job, run, resume=True).scores["evaluate"]["loss"])
+
+
+def test_a_prediction_that_is_not_finite_is_an_error(bases, tmp_path) -> None:
+    job = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", epochs=1)
+    run = jobs.train(job, tmp_path / "run")
+    predictor = finetune.load(run)
+    with torch.no_grad():
+        predictor.model.head.bias[1] = torch.inf
+    with pytest.raises(UsageError, match="output for rows/0 is not finite"):
+        predictor.predict(jobs.rows("classification", 2))
+    assert np.isnan(predictor.evaluate()["accuracy"])
+
+
 def test_nan_is_never_the_best_score() -> None:
     progress = TrainingProgress()
     better = [
         progress.record_evaluation(k + 1, score)
         for k, score in enumerate([np.nan, np.nan, -3.0, np.nan])
     ]
-    assert better == [True, False, True, False]  # of the first two, one must be saved
+    assert better == [False, False, True, False]
     assert (progress.best_value, progress.best_update) == (-3.0, 3)
     assert progress.evaluations_since_best == 1
 

@@ -173,19 +173,6 @@ def test_settings_that_do_not_change_results_may_change_on_resume(
     assert jobs.distance(jobs.weights(whole), jobs.weights(run)) < 1e-5
 
 
-def test_changed_data_is_reported(job, tmp_path) -> None:
-    run, copy = tmp_path / "run", tmp_path / "held-out.jsonl"
-    rows = jobs.rows("multiple_choice", 9, seed=1)
-    mine = jobs.change(job, "data", evaluate=jobs.write_rows(copy, rows))
-    jobs.stop_at(mine, run, 2)
-    jobs.write_rows(copy, rows[:8])
-    notices = [e.text for e in events(mine, run, resume=True) if isinstance(e, Notice)]
-    assert [text.split(" was ")[0] for text in notices] == [
-        "resumed with other data: evaluate",
-        "resumed with other rows: evaluate",
-    ]
-
-
 def test_other_versions_are_reported(job, tmp_path, monkeypatch) -> None:
     run = tmp_path / "run"
     jobs.stop_at(job, run, 2)

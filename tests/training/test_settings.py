@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 import finetune
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
+from finetune.cli import main
 from finetune.training.events import Evaluated, Finished, Notice, Started
 from finetune.training.finetuning import events
 from finetune.training.loop import Step
@@ -49,6 +50,21 @@ def test_checkpoints_are_written_only_if_configured(bases, tmp_path) -> None:
     jobs.train(jobs.change(recipe, "train", checkpoint_updates=4), tmp_path / "some")
     found = sorted(path.name for path in (tmp_path / "some" / "checkpoints").iterdir())
     assert found == ["update-00000004", "update-00000006"]
+
+
+def test_a_limit_for_training_does_not_limit_evaluation(bases, tmp_path, capsys) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
+    run = jobs.train(jobs.change(recipe, "data", limit=8), tmp_path / "run")
+    predictor = finetune.load(run)
+    split, result = predictor.evaluate_split()
+    assert len(result.predictions) == len(split.examples) == 9
+    assert predictor.evaluate() == result.scores != jobs.result(run)["scores"]["evaluate"]
+    assert predictor.evaluate(limit=8) == jobs.result(run)["scores"]["evaluate"]
+    for options, rows in (([], "9"), (["--limit", "3"], "3")):
+        assert main(["evaluate", str(run), *options]) == 0
+        header, _, scores = filter(str.strip, capsys.readouterr().out.splitlines())
+        assert header.split()[:2] == ["split", "rows"]
+        assert scores.split()[:2] == ["evaluate", rows]
 
 
 def test_extra_splits_are_scored_at_the_end(bases, tmp_path) -> None:

@@ -18,7 +18,8 @@ from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.evaluate import compute_logits, gather_logits
 from finetune.evaluation.metrics import compute_metrics
 from finetune.recipe.schema import DataConfig, Recipe
-from finetune.training.finetuning import prepare_finetuning
+from finetune.training.finetuning import events, prepare_finetuning
+from finetune.training.loop import Step
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -222,3 +223,18 @@ def test_incomplete_batches_can_be_dropped(bases, tmp_path) -> None:
     small = jobs.change(recipe, "train", batch_size=21)
     with pytest.raises(UsageError, match="are too few for an update of 21"):
         finetune.train(small, tmp_path / "none")
+
+
+def test_dropout_draws_other_masks_for_another_layout_or_limit(bases, tmp_path) -> None:
+    """As the documentation says; without dropout the first update has the same loss."""
+    ways = ({"layout": "packed"}, {"layout": "separate"}, {"tokens_per_forward": 60})
+    for noise in (0.0, 0.3):
+        part = {"head_dropout": noise, "base_part": {"dropout": noise}, "epochs": 1}
+        recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **part)
+        losses = []
+        for n, way in enumerate(ways):
+            changed = jobs.change(recipe, "train", **way)
+            steps = (e for e in events(changed, tmp_path / f"{noise}-{n}") if isinstance(e, Step))
+            losses.append(float(next(steps).losses.total))
+        differences = {abs(loss - losses[0]) > 1e-4 for loss in losses[1:]}
+        assert differences == {noise > 0}

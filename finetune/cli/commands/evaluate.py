@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from typer import Option
 
-from finetune.cli.console import console, silence_libraries
+from finetune.cli.console import console, print_line, silence_libraries
 from finetune.cli.options import Data, Device, PythonTask, Run, Trust
 
 if TYPE_CHECKING:
@@ -19,11 +19,16 @@ def evaluate(
         None, help="A split or a file. May be repeated.", show_default="all evaluation splits"
     ),
     data: Data = None,
+    limit: int | None = Option(
+        None, min=1, help="Use only the first rows of each split.", show_default="all rows"
+    ),
     task: PythonTask = None,
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Evaluate a run on the splits of its data.
+
+    All rows of a split are used, also if --limit was given for training.
 
     Example: gptft evaluate runs/mnli --split validation_mismatched
     """
@@ -39,8 +44,16 @@ def evaluate(
     names = split or list(read_result(run)["scores"]) or ["evaluate"]
     with console(stderr=True).status(Text(f" evaluating on {', '.join(names)}")):
         splits = {name: find_split(recipe.data, name) for name in names}
-        scores = {name: predictor.evaluate(split, recipe.data) for name, split in splits.items()}
-    console().print(make_score_table(scores))
+        evaluated = {
+            name: predictor.evaluate_split(split, recipe.data, limit=limit)
+            for name, split in splits.items()
+        }
+    for rows, _ in evaluated.values():
+        for note in rows.report.describe(rows.origin):
+            print_line(("note: ", "yellow"), note, stderr=True)
+    scores = {name: result.scores for name, (_, result) in evaluated.items()}
+    counts = {name: len(rows.examples) for name, (rows, _) in evaluated.items()}
+    console().print(make_score_table(scores, counts))
 
 
 def load_predictor(run: Path, task: str | None, device: str | None, trust: bool) -> "Predictor":

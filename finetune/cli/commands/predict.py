@@ -44,3 +44,6 @@ def predict(
     print_line(f"Labelled {format_count(report.examples, 'row')} into {target}.", stderr=True)
     for bad in report.skipped:
         print_line(("skipped: ", "yellow"), f"{bad.location}: {bad.reason}", stderr=True)
+    if report.more_skipped:
+        more = format_count(report.more_skipped, "more row")
+        print_line(("skipped: ", "yellow"), more, stderr=True)

@@ -9,11 +9,16 @@ from pyarrow import parquet
 
 from finetune.data.readers.text import find_invalid_character, first_line, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
+from finetune.data.windows import WINDOW_BYTES, memory_size
 from task_formats import RowError, UsageError
 
 _READ_BATCH = 100
 """Rows in memory: a file of some hundred bytes can hold a long text a million times."""
 _WRITE_BATCH = 1000
+_MAX_PIPE_BYTES = 2**30
+"""Bytes that are read from a pipe."""
+_MAGIC = b"PAR1"
+"""The first bytes of a Parquet file."""
 
 
 def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
@@ -23,8 +28,7 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
         UsageError: It is not a complete Parquet file, or has too many or equal columns.
     """
     try:
-        # The index is at the end of the file, so a pipe is read whole.
-        table = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        table = parquet.ParquetFile(stream if stream.seekable() else _read_pipe(stream, file))
         names = table.schema_arrow.names
         if len(names) > MAX_COLUMNS:
             raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file)
@@ -47,18 +51,30 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
         raise UsageError(what, where=file, cure="Check that it is the right file.") from None
 
 
+def _read_pipe(stream: BinaryIO, file: str) -> BinaryIO:
+    """A pipe as a file in memory: the index of a Parquet file is at its end."""
+    start = stream.read(len(_MAGIC))
+    content = start + stream.read(_MAX_PIPE_BYTES) if start == _MAGIC else start
+    if len(content) > _MAX_PIPE_BYTES:
+        what = f"more than {_MAX_PIPE_BYTES:,} bytes of Parquet from a pipe"
+        raise UsageError(what, where=file, cure="Save it as a file, and name that file.")
+    return io.BytesIO(content)
+
+
 class ParquetSink:
     """Writes rows to a binary stream in batches; the first batch decides the types."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str) -> None:
         self._stream, self._columns, self._where = stream, tuple(columns), where
         self._pending: list[Mapping[str, Any]] = []
+        self._pending_bytes = 0
         self._writer: Any = None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""
         self._pending.append(row)
-        if len(self._pending) == _WRITE_BATCH:
+        self._pending_bytes += memory_size(row)
+        if len(self._pending) == _WRITE_BATCH or self._pending_bytes >= WINDOW_BYTES:
             self._flush()
 
     def close(self, complete: bool) -> None:
@@ -72,7 +88,7 @@ class ParquetSink:
                 self._writer.close()
 
     def _flush(self) -> None:
-        rows, self._pending = self._pending, []
+        rows, self._pending, self._pending_bytes = self._pending, [], 0
         arrays = []
         try:
             for name in self._columns:

@@ -35,6 +35,9 @@ def open_stream(path: Path | str) -> Iterator[BinaryIO]:
     """
     try:
         if str(path) == "-":
+            if sys.stdin is None:
+                cure = "Name a file, or redirect one to it."
+                raise UsageError("standard input is closed", cure=cure)
             yield sys.stdin.buffer
         else:
             with open_regular_file(path, follow_links=True) as stream:
