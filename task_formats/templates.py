@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from task_formats.errors import UsageError, suggest
@@ -54,9 +53,30 @@ def fill_pieces(template: str, values: Mapping[str, str]) -> tuple[str, ...]:
     >>> fill_pieces("{story}\n{question}", {"story": "Once.", "question": "When?"})
     ('Once.', '\nWhen?')
     """
-    ends = [0, *(piece.end() for piece in _PIECE.finditer(template) if piece.group(1)), None]
-    pieces = (template[start:end] for start, end in pairwise(ends))
-    return tuple(fill(piece, values) for piece in pieces if piece)
+    return tuple(
+        words + (fill(f"{{{name}}}", values) if name else "")
+        for words, name in split_pieces(template)
+    )
+
+
+def split_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    r"""Returns the pieces of a template: the words before each name, and the name.
+
+    >>> split_pieces("{story}\n{question} Why?")
+    (('', 'story'), ('\n', 'question'), (' Why?', None))
+    """
+    pieces: list[tuple[str, str | None]] = []
+    words, position = "", 0
+    for piece in _PIECE.finditer(template):
+        words += template[position : piece.start()]
+        position = piece.end()
+        if piece.group(1):
+            pieces.append((words, piece.group(1)))
+            words = ""
+        else:  # a brace
+            words += piece.group()[0]
+    words += template[position:]
+    return (*pieces, (words, None)) if words else tuple(pieces)
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:

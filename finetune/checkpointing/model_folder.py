@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from finetune.models.lora import merge_adapters
+from finetune.models.lora import merge_adapters, save_adapters
 from finetune.models.pretrained import Base, load_decoder
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
@@ -17,6 +17,8 @@ from finetune.storage.tensors import read_metadata, read_tensors, save_tensors
 from task_formats import Classes, Task, UsageError
 
 HEAD_FILE = "head.safetensors"
+ADAPTER = "adapter"
+"""Folder of the adapters that are merged into the weights."""
 _TASK = "task"
 """The metadata of a head: what its outputs mean."""
 
@@ -24,11 +26,13 @@ _TASK = "task"
 def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_tokens: int) -> None:
     """Writes decoder, tokenizer and head; the model that is read back computes equal numbers.
 
-    Adapters are merged into the weights, so the folder can be the base of another run. Labels,
-    format and `max_tokens` are stored with the head.
+    Adapters are merged into the weights, so the folder can be the base of another run; they are
+    also kept unmerged, in a folder of their own. Labels, format and `max_tokens` are stored with
+    the head.
     """
     task_model = cast(TaskModel, model)
     save_decoder(folder, merge_adapters(task_model.backbone.decoder), base.task_tokens.tokenizer)
+    save_adapters(folder / ADAPTER, task_model.backbone.decoder)
     metadata = {_TASK: json_files.encode(_describe_task(task, max_tokens)).decode()}
     save_tensors(folder / HEAD_FILE, task_model.head.state_dict(), metadata)
 

@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from finetune.cli.commands.compare import compare
 from finetune.cli.commands.evaluate import evaluate
+from finetune.cli.commands.export import export
 from finetune.cli.commands.generate import generate
 from finetune.cli.commands.new import new
 from finetune.cli.commands.predict import predict
@@ -45,6 +46,7 @@ COMMANDS = (
     Command(compare, "Train", MultiValueCommand),
     Command(evaluate, "Use a run"),
     Command(predict, "Use a run"),
+    Command(export, "Use a run"),
     Command(pretrain, "Language models"),
     Command(prompt, "Language models", MultiValueCommand),
     Command(generate, "Language models"),

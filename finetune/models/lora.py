@@ -2,6 +2,7 @@
 
 import warnings
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel
@@ -49,3 +50,14 @@ def merge_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
     if not hasattr(decoder, "merge_and_unload"):
         return decoder
     return cast(PreTrainedModel, cast(Any, deepcopy(decoder)).merge_and_unload())
+
+
+def save_adapters(folder: Path, decoder: PreTrainedModel) -> None:
+    """Writes the adapters and the trained embedding rows of a decoder as peft reads them."""
+    if not hasattr(decoder, "merge_and_unload"):
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # As in `add_adapters`.
+        # The trained rows are saved with the adapters; the whole table is the base's.
+        cast(Any, decoder).save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

@@ -39,20 +39,22 @@ DOORS = {
     "gguf": "models.gguf_files",
     "huggingface_hub": "data",
     "matplotlib": "comparison.curve reports",
-    "numpy": "data batching models evaluation training prompting pretraining comparison sklearn",
-    "peft": "models.lora",
+    "numpy": "data batching models evaluation training prompting pretraining comparison export "
+    "sklearn",
+    "onnxruntime": "export.scripts",
+    "peft": "models.lora export.scripts",
     "pyarrow": "data.readers.parquet",
     "pydantic": "recipe pretraining.plan",
     "pydantic_core": "recipe",
     "rich": "cli",
     "ruamel": "recipe.yaml_documents",
-    "safetensors": "storage.tensors",
+    "safetensors": "storage.tensors export.scripts",
     "scipy": "evaluation.metrics",
     "sklearn": "evaluation.metrics sklearn",
-    "tokenizers": "pretraining.tokenizer",
+    "tokenizers": "pretraining.tokenizer export.classification",
     "torch": "storage.tensors batching models distributed checkpointing evaluation training "
-    "prompting pretraining",
-    "transformers": "models checkpointing distributed prompting pretraining",
+    "prompting pretraining export",
+    "transformers": "models checkpointing distributed prompting pretraining export",
     "typer": "cli",
 }
 """Third-party packages, and the only packages of ours that import them."""

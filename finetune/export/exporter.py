@@ -1,0 +1,106 @@
+"""Exports a finished run."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.checkpointing.run_folder import read_result
+from finetune.data.examples import build_examples
+from finetune.data.readers.files import open_file
+from finetune.data.sources import open_rows
+from finetune.evaluation.predictor import Predictor, load
+from finetune.export.adapter import write_adapter
+from finetune.export.classification import (
+    write_sequence_classification,
+    write_token_classification,
+)
+from finetune.export.onnx import write_onnx
+from finetune.export.source import ExportSource
+from finetune.export.standalone import write_standalone
+from finetune.export.verification import Verification, verify
+from finetune.storage.files import replace_folder
+from task_formats import Example, Task, UsageError, suggest
+
+CHECKED_ROWS = 200
+"""Evaluation rows whose logits are compared."""
+
+
+class ExportFormat(NamedTuple):
+    """A format, and whether its weights can have another precision than fp32."""
+
+    write: Callable[[ExportSource, Path], None]
+    any_precision: bool = True
+
+
+FORMATS = {
+    "sequence-classification": ExportFormat(write_sequence_classification),
+    "token-classification": ExportFormat(write_token_classification),
+    "standalone": ExportFormat(write_standalone),
+    "onnx": ExportFormat(write_onnx, any_precision=False),
+    "adapter": ExportFormat(write_adapter, any_precision=False),
+}
+
+
+def export_run(
+    run: Path,
+    format: str,
+    folder: Path,
+    *,
+    precision: str = "fp32",
+    check: str | None = None,
+    task: Task | None = None,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Writes a run in a format of `FORMATS`, and compares its logits with gptft's own.
+
+    If anything fails, nothing is left in `folder`.
+
+    Args:
+        run: The run folder.
+        format: A key of `FORMATS`.
+        folder: Is created; it must not exist, or be empty.
+        precision: Of the exported weights: fp32 or bf16.
+        check: A file of rows to compare the logits on. [default: the evaluation split]
+        task: Required if the run was trained with a task defined in Python.
+        trust_remote_code: Allows Python code that comes with the base to run.
+
+    Raises:
+        UsageError: The run cannot be expressed in this format, or the logits differ.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}", where="--to", cure=suggest(format, FORMATS))
+    if precision != "fp32" and not FORMATS[format].any_precision:
+        what = f"the format {format} is written in fp32 only"
+        raise UsageError(what, where="--precision", cure="Leave --precision out.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        cure = "Choose a folder that does not exist yet."
+        raise UsageError("already exists", where=str(folder), cure=cure)
+    read_result(run)
+    predictor = load(run, "cpu", task=task, trust_remote_code=trust_remote_code, precision="fp32")
+    examples = _read_examples(predictor, check)
+    source = ExportSource(run, predictor, precision)
+    with replace_folder(folder) as partial:
+        FORMATS[format].write(source, partial)
+        return verify(source, format, partial, examples)
+
+
+def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:
+    """The first rows of a file or of the evaluation split."""
+    data = predictor.recipe.data
+    try:
+        if check is None and data.evaluate is None:
+            raise UsageError("the recipe has no evaluation split", where="data.evaluate")
+        rows = open_file(check) if check else open_rows(data, str(data.evaluate))
+        task = predictor.task.without_labels()
+        found = build_examples(task, rows.read(), "row", labelled=False, on_bad_row="skip")
+        examples = [item.example for item in islice(found, CHECKED_ROWS)]
+    except UsageError as error:
+        if check is not None:
+            raise
+        cure = "The export is checked on rows: name a file of rows with --check FILE."
+        raise UsageError(error.what, where=error.where, cure=cure) from error
+    if not examples:
+        where = check or "data.evaluate"
+        raise UsageError("no usable row to check the export with", where=where, cure="Give others.")
+    return examples

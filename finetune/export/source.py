@@ -1,0 +1,35 @@
+"""The run that is exported."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from finetune.checkpointing.run_folder import MODEL
+from finetune.evaluation.predictor import Predictor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class ExportSource(NamedTuple):
+    """A finished run and its model, in float32 on the CPU."""
+
+    run: Path
+    predictor: Predictor
+    precision: str
+    """Of the exported weights: fp32 or bf16."""
+
+    @property
+    def model_folder(self) -> Path:
+        """The saved model: a transformers folder, with the head beside it."""
+        return self.run / MODEL
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the exported weights."""
+        return DTYPES[self.precision]
+
+    @property
+    def family(self) -> str:
+        """The name that transformers has for the decoder's architecture."""
+        return str(self.predictor.base.decoder.config.model_type)

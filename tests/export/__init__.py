@@ -1,0 +1,1 @@
+"""Exported folders and model cards."""

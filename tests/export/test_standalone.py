@@ -1,0 +1,120 @@
+"""Folders with predict.py: every kind of task, with transformers, onnxruntime and peft."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import finetune
+from finetune.export.exporter import export_run
+from finetune.recipe.schema import CustomFormatConfig
+from task_formats import Example, UsageError
+from tests.support import jobs
+from tests.support.families import FAMILIES
+from tests.support.samples import WORDS
+
+pytestmark = pytest.mark.usefixtures("in_process", "no_flush")
+KINDS = sorted(jobs.TASKS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [*((kind, "gpt2") for kind in KINDS), *(("multiple_choice", family) for family in FAMILIES)],
+)
+def test_logits_are_those_of_gptft(kind, family, make_run, tmp_path):
+    verification = export_run(make_run(kind, family), "standalone", tmp_path / "out")
+    assert (verification.rows, verification.cut_differently) == (13, 0)
+    assert verification.max_difference < 1e-4
+
+
+def test_a_head_without_bias(make_run, tmp_path):
+    export_run(make_run("similarity", bias=False), "standalone", tmp_path / "out")
+
+
+def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
+    run = make_run("multiple_choice")
+    export_run(run, "standalone", tmp_path / "out")
+    rows = jobs.rows("multiple_choice", 5)
+    predictions = finetune.load(run, "cpu", precision="fp32").predict(rows)
+    given = [
+        {"context": f"{row['story']} {row['question']}", "choices": row["choices"]} for row in rows
+    ]
+    file = jobs.write_rows(tmp_path / "rows.jsonl", given)
+    block = "import sys; sys.modules |= dict.fromkeys(['finetune', 'task_formats']); import runpy; "
+    command = f"{block} runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", command, str(tmp_path / "out" / "predict.py"), file],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["label"] for row in printed] == [prediction.label for prediction in predictions]
+    for row, prediction in zip(printed, predictions, strict=True):
+        assert [*row["probabilities"].values()] == pytest.approx(prediction.scores, abs=1e-5)
+        assert len(row["probabilities"]) == len(prediction.scores)
+
+
+@pytest.mark.parametrize("kind", ["similarity", "multiple_choice"])
+def test_long_texts_are_cut_as_gptft_cuts_them(kind, make_run, tmp_path):
+    export_run(make_run(kind, max_tokens=12), "standalone", tmp_path / "out")
+
+
+VIEWS = (("{first} – {{first}}", "{second}"), ("Is it: {second}?",))
+TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join)
+
+
+@pytest.mark.parametrize("kind", ["similarity", "multiple_choice", "custom"])
+def test_every_row_is_encoded_as_gptft_encodes_it(kind, make_run, tmp_path):
+    task = {"format": CustomFormatConfig(views=VIEWS)} if kind == "custom" else {}
+    run = make_run("similarity" if kind == "custom" else kind, max_tokens=14, task=task)
+    export_run(run, "standalone", tmp_path / "out")
+    encode = runpy.run_path(str(tmp_path / "out" / "predict.py"))["encode"]
+    encoder = finetune.load(run, "cpu", precision="fp32").encoder
+
+    @given(st.lists(TEXT, min_size=2, max_size=5))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def check(texts):
+        fields = dict(zip(encoder.format.fields, texts, strict=False))
+        choices = tuple(texts) if kind == "multiple_choice" else ()
+        [encoded] = encoder.encode([Example("x", fields, choices)])
+        views = [[*encoded.prefix, *ending] for ending in encoded.endings]
+        assert encode({**fields, **({"choices": choices} if choices else {})}) == views
+
+    check()
+
+
+def test_half_precision(make_run, tmp_path):
+    out = tmp_path / "out"
+    verification = export_run(make_run("similarity"), "standalone", out, precision="bf16")
+    assert 1e-4 < verification.max_difference < 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses a deprecated name.
+@pytest.mark.parametrize(
+    ("kind", "family"), [("classification", "gpt2"), ("multiple_choice", "llama")]
+)
+def test_adapters_are_loaded_by_peft(kind, family, make_run, tmp_path):
+    pytest.importorskip("peft")
+    run = make_run(kind, family, base_part={"lora": {"rank": 4}})
+    export_run(run, "adapter", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["task_type"]) == (4, "CAUSAL_LM")
+    assert not list((tmp_path / "out").glob("model*.safetensors"))
+
+
+def test_runs_without_adapters_have_none_to_export(make_run, tmp_path):
+    with pytest.raises(UsageError, match="trained all weights"):
+        export_run(make_run("classification"), "adapter", tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [*((kind, "gpt2") for kind in KINDS), *(("multiple_choice", family) for family in FAMILIES)],
+)
+def test_onnx_gives_the_logits_of_gptft(kind, family, make_run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    export_run(make_run(kind, family), "onnx", tmp_path / "out")
