@@ -6,10 +6,9 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from finetune.models.lora import merge_adapters, save_adapters
-from finetune.models.pretrained import Base, load_decoder
+from finetune.models.pretrained import Base, load_decoder, without_progress_bar
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
 from finetune.storage import files, json_files
@@ -41,15 +40,9 @@ def save_decoder(
     folder: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Writes a decoder and its tokenizer with transformers, without its progress bar."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with files.explain_os_errors(folder):
-            decoder.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    with without_progress_bar(), files.explain_os_errors(folder):
+        decoder.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def has_model(folder: Path) -> bool:

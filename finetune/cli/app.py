@@ -21,6 +21,7 @@ from finetune.cli.commands.predict import predict
 from finetune.cli.commands.pretrain import pretrain
 from finetune.cli.commands.preview import preview
 from finetune.cli.commands.prompt import prompt
+from finetune.cli.commands.push import push
 from finetune.cli.commands.resume import resume
 from finetune.cli.commands.schema import schema
 from finetune.cli.commands.show import show
@@ -47,6 +48,7 @@ COMMANDS = (
     Command(evaluate, "Use a run"),
     Command(predict, "Use a run"),
     Command(export, "Use a run"),
+    Command(push, "Use a run"),
     Command(pretrain, "Language models"),
     Command(prompt, "Language models", MultiValueCommand),
     Command(generate, "Language models"),

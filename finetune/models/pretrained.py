@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -148,6 +149,18 @@ def find_base(path: str) -> str:
     return str(folder / "model" if is_run else folder)
 
 
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Hides the progress bars of transformers in the block."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def set_dropout(config: PreTrainedConfig, probability: float) -> None:
     """Sets every dropout of a configuration to one probability (GPT-1: 0.1)."""
     text_config = config.get_text_config()
@@ -243,10 +256,9 @@ class _Source:
     def _load(self, loader: Callable[..., Any], **options: Any) -> Any:
         """Calls a loader of transformers without its progress bar."""
         options |= {name: value for name, value in self.options.items() if value is not None}
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
         try:
-            return loader(self.path, **options)
+            with without_progress_bar():
+                return loader(self.path, **options)
         except Exception as error:  # Damaged files raise exceptions of every kind in its parsers.
             text = str(error).strip() or type(error).__name__
             reason, cure = text.splitlines()[0], "Check the folder's files."
@@ -257,9 +269,6 @@ class _Source:
                 reason = f"no such folder, and the hub failed: {reason}"
                 cure = "Without a network, give a folder made by save_pretrained, or --base tiny."
             raise self._error(reason, cure) from error
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
     def _error(self, reason: str, cure: str) -> UsageError:
         what = f"cannot load the base {self.config.path!r}: {reason}"

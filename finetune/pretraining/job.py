@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.batching.collate import Batch
 from finetune.batching.sampler import EpochSampler
+from finetune.checkpointing.model_card import build_decoder_card
 from finetune.checkpointing.model_folder import save_decoder
 from finetune.checkpointing.provenance import fingerprint_base
 from finetune.distributed.fsdp import fsdp_requested
@@ -169,6 +171,10 @@ class PretrainingJob(TrainingJob):
         config = BaseConfig(path=str(folder.absolute()), dropout=None, trust_remote_code=trust)
         decoder, _ = load_language_model(config)
         yield self._evaluation(decoder.to(self.accelerator.device), self.evaluation_text)
+
+    def model_card(self, name: str, result: Mapping[str, Any]) -> str:
+        """Returns the README.md of the saved decoder, from the content of result.json."""
+        return str(build_decoder_card(name, result["scores"]))
 
 
 def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> PretrainingJob:

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from finetune.batching.sampler import EpochSampler
+from finetune.checkpointing.model_card import CardContent, build_model_card
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
 from finetune.data.sources import open_rows
@@ -164,6 +166,10 @@ class FinetuningJob(TrainingJob):
             model = build_task_model(base, self.task, head_bias=self.config.head.bias)
             model.load_state_dict(weights)
         save_model(folder, model, self.base, self.task, self.config.train.max_tokens)
+
+    def model_card(self, name: str, result: Mapping[str, Any]) -> str:
+        """Returns the README.md of the saved model, from the content of result.json."""
+        return str(build_model_card(CardContent(name, self.config, self.task, result)))
 
 
 def prepare_finetuning(

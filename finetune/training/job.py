@@ -128,6 +128,10 @@ class TrainingJob(ABC):
     def save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         """Writes the current model; `weights` are those of a sharded one, gathered."""
 
+    @abstractmethod
+    def model_card(self, name: str, result: Mapping[str, Any]) -> str:
+        """Returns the README.md of the saved model, from the content of result.json."""
+
     def fixed_settings(self, config_yaml: str | None = None) -> dict[str, Any]:
         """Returns dotted key to value of all settings that may not change on resume.
 

@@ -15,6 +15,7 @@ from finetune.checkpointing.checkpoint import (
     load_latest_checkpoint,
     restore_state,
 )
+from finetune.checkpointing.model_card import MODEL_CARD
 from finetune.checkpointing.model_folder import has_model
 from finetune.checkpointing.provenance import check_same_content, collect_provenance, list_changes
 from finetune.checkpointing.run_folder import (
@@ -233,11 +234,14 @@ class RunRecorder:
         values = json_files.decode(files.read_regular_file(path), str(path))
         return values.get("update") if isinstance(values, dict) else None
 
-    def write_result(self, result: Result) -> None:
-        """Writes result.json: the run is finished."""
+    def write_result(self, job: TrainingJob, result: Result) -> None:
+        """Writes the model card, and result.json: the run is finished."""
         if self._run:
             values = {name: getattr(result, name) for name in _RESULT_FIELDS}
-            self._run.write_result({**values, "made_with": self._provenance})
+            values["made_with"] = self._provenance
+            card = job.model_card(self.folder.absolute().name, values)
+            files.write_atomically(self.model_folder / MODEL_CARD, card)
+            self._run.write_result(values)
         self._accelerator.wait_for_everyone()
 
 

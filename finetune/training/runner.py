@@ -191,7 +191,7 @@ class _Runner:
             self.recorder.save_checkpoint(self.job, progress)
         counts = (progress.best_update, progress.update, progress.tokens, progress.seconds)
         result = Result(scores, *counts, self.recorder.folder)
-        self.recorder.write_result(result)
+        self.recorder.write_result(self.job, result)
         yield Finished(result)
 
     def every_update_was_skipped(self) -> bool:

@@ -37,7 +37,7 @@ DOORS = {
     "datasets": "data.hub",
     "filelock": "checkpointing.run_folder models.gguf_files",
     "gguf": "models.gguf_files",
-    "huggingface_hub": "data",
+    "huggingface_hub": "data checkpointing.model_card export.hub",
     "matplotlib": "comparison.curve reports",
     "numpy": "data batching models evaluation training prompting pretraining comparison export "
     "sklearn",

@@ -1,0 +1,26 @@
+"""`gptft push`."""
+
+from pathlib import Path
+
+from typer import Argument, Option
+
+from finetune.cli.console import console, print_line, silence_libraries
+
+
+def push(
+    run: Path = Argument(metavar="RUN", help="Run directory, or a folder of gptft export."),
+    to: str = Option(..., metavar="NAME", help="Repository on the Hub, such as me/rte."),
+    public: bool = Option(False, "--public", help="Make a new repository public."),
+) -> None:
+    """Upload a model with its card to the Hugging Face Hub.
+
+    Example: gptft push runs/rte --to me/rte
+
+    A new repository is private unless you pass --public.
+    """
+    silence_libraries()
+    with console(stderr=True).status(f" uploading {run}"):
+        from finetune.export.hub import push as push_folder
+
+        url = push_folder(run, to, public=public)
+    print_line("Uploaded to ", (url, "bold"), ".")

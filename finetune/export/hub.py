@@ -1,0 +1,74 @@
+"""Uploads models to the Hugging Face Hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+from finetune.checkpointing.model_card import (
+    MODEL_CARD,
+    CardContent,
+    build_model_card,
+    without_local_paths,
+)
+from finetune.checkpointing.model_folder import ADAPTER
+from finetune.checkpointing.run_folder import MODEL, RECIPE, load_run_recipe, read_result
+from finetune.data.hub import is_hub_reachable
+from task_formats import UsageError
+
+
+def push(folder: Path, name: str, *, public: bool = False) -> str:
+    """Uploads a finished run, or a folder that `gptft export` wrote, in one commit.
+
+    Of a run the content of `model/` is uploaded, and the recipe without paths of this machine;
+    `finetune.load` reads a download of it.
+
+    Args:
+        folder: The run folder or the exported folder.
+        name: Repository on the Hub, such as me/rte; it is created where missing.
+        public: Whether a new repository is visible to everybody.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UsageError: The folder is neither, or the Hub is unreachable or refuses.
+    """
+    operations = list(_exported_files(folder) if _is_exported(folder) else _run_files(folder))
+    if not is_hub_reachable():
+        what = "the Hub is unreachable, or offline mode (HF_HUB_OFFLINE) is on"
+        raise UsageError(what, where=constants.ENDPOINT, cure="Nothing was uploaded. Try again.")
+    api = HfApi(endpoint=constants.ENDPOINT, library_name="gptft")
+    try:
+        repository = api.create_repo(name, private=not public, exist_ok=True)
+        api.create_commit(repository.repo_id, operations, commit_message="Upload by gptft")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cure = "Check the name, and log in with `hf auth login` or HF_TOKEN (permission to write)."
+        raise UsageError(f"the Hub refused: {reason}", where=name, cure=cure) from error
+    return str(repository)
+
+
+def _is_exported(folder: Path) -> bool:
+    return (folder / MODEL_CARD).is_file() and not (folder / RECIPE).exists()
+
+
+def _exported_files(folder: Path) -> Iterator[CommitOperationAdd]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+
+
+def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
+    result, recipe = read_result(run), load_run_recipe(run, trust_remote_code=True)
+    model = run / MODEL
+    if not (model / MODEL_CARD).is_file():
+        # Older versions wrote none.
+        content = CardContent(run.absolute().name, recipe, recipe.task.build(), result)
+        yield CommitOperationAdd(MODEL_CARD, str(build_model_card(content)).encode())
+    yield CommitOperationAdd(RECIPE, without_local_paths(recipe).to_yaml().encode())
+    for file in _exported_files(model):
+        # Adapters are merged into the weights; their folder names the base as this machine has it.
+        if not file.path_in_repo.startswith(f"{ADAPTER}/"):
+            yield file
