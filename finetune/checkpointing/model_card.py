@@ -175,15 +175,24 @@ def _describe_task(task: Task) -> str:
     if task.format.is_multiple_choice:
         reads += " for every choice"
     reads += ", where S, D and E are a start, a delimiter and an extract token."
-    columns = [f"| `{field}` | `{column}` |" for field, column in task.columns.items()]
+    columns = [
+        f"| {_code(field)} | {_code(column if isinstance(column, str) else ', '.join(column))} |"
+        for field, column in task.columns.items()
+    ]
     table = "\n".join(["| field | column in the data |", "|---|---|", *columns])
     if not isinstance(task.labels, Classes):
         low, high = task.labels.low, task.labels.high
         return f"{reads} It predicts a score from {low:g} to {high:g}.\n\n{table}"
-    names = [f"`{name}`" for name in task.labels.names[:_SHOWN_LABELS]]
+    names = [_code(name) for name in task.labels.names[:_SHOWN_LABELS]]
     if more := len(task.labels.names) - len(names):
         names.append(f"and {more} more")
     return f"{reads}\n\n{table}\n\nLabels: {', '.join(names)}."
+
+
+def _code(text: str) -> str:
+    """Text as code in a cell of a table."""
+    escaped = text.replace("\n", "\\n").replace("|", "\\|")
+    return f"`{escaped}`"
 
 
 def _describe_scores(content: CardContent) -> str:

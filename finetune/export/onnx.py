@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +45,20 @@ class OnnxModel(nn.Module):
         return logits
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hides the exporter's progress, and its warnings of deprecations and missing torchvision."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def write_onnx(source: ExportSource, folder: Path) -> None:
     """Writes `model.onnx`, the tokenizer and a `predict.py` that needs onnxruntime.
 
@@ -64,9 +80,7 @@ def write_onnx(source: ExportSource, folder: Path) -> None:
     ids = torch.full((2, 2, 4), source.predictor.base.task_tokens.special_tokens.start)
     axes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     try:
-        # The exporter prints its progress, and warns of deprecations in its own dependencies.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with _silence():
             program = torch.onnx.export(
                 model,
                 (ids, torch.ones_like(ids)),

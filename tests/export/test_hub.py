@@ -103,7 +103,7 @@ def run(bases, tmp_path):
 def test_a_run_is_uploaded_and_a_download_predicts(stub, run, tmp_path, capsys):
     assert main(["push", str(run), "--to", "me/mine"]) == 0
     assert f"{stub.url}/me/mine" in capsys.readouterr().out
-    assert stub.created["private"]
+    assert stub.created["visibility"] == "private"
     assert {"README.md", "recipe.yaml", "config.json", "head.safetensors"} <= stub.files.keys()
     assert stub.cards == [stub.files["README.md"].decode()]
     assert str(tmp_path).encode() not in stub.files["recipe.yaml"] + stub.files["README.md"]
@@ -117,7 +117,7 @@ def test_a_run_is_uploaded_and_a_download_predicts(stub, run, tmp_path, capsys):
 
 def test_a_public_repository_is_asked_for(stub, run):
     assert main(["push", str(run), "--to", "me/mine", "--public"]) == 0
-    assert not stub.created["private"]
+    assert stub.created["visibility"] == "public"
 
 
 def test_an_exported_folder_is_uploaded_as_it_is(stub, tmp_path):

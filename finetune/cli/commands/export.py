@@ -56,4 +56,4 @@ def export(
             ("note: ", "yellow"),
             f"{rows} not compared: transformers cuts long pairs up to one token differently.",
         )
-    print_line(f"{to} is in ", (str(output), "bold"), ".")
+    print_line(f"Wrote {to} to ", (str(output), "bold"), ".")
