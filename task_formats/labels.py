@@ -90,6 +90,11 @@ class Range:
         """Outputs of a regression head: one."""
         return 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A score has no names."""
+        return ()
+
     def parse(self, value: Any) -> float:
         """Returns the score; RowError if it is not a number in the range."""
         try:

@@ -31,7 +31,7 @@ from finetune.data.sources import open_rows
 from finetune.distributed.collectives import agree_on_request
 from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
 from finetune.distributed.signals import SignalListener
-from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
+from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
@@ -39,7 +39,7 @@ from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
 from finetune.training.finetuning import events as train_events
 from finetune.training.runner import stop_at_once
-from task_formats import Demonstrations, Range, Task, UsageError
+from task_formats import Demonstrations, Prediction, Range, Task, UsageError
 
 
 class CellStarted(NamedTuple):
@@ -221,8 +221,9 @@ class Study:
 def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Scores the most frequent training label, or the mean training score, on the evaluation split.
 
-    Of equally frequent labels the first in the order of the task counts. Returns scores, 95 %
-    bootstrap intervals over rows, the number of training labels and the answer.
+    Of equally frequent labels the first in the order of the task counts. The probability of a
+    label is its frequency. Returns scores, 95 % bootstrap intervals over rows, the number of
+    training labels and the answer.
     """
     config = recipe.data
     train, evaluate = (
@@ -230,15 +231,18 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
         for split in ("train", "evaluate")
     )
     if isinstance(task.labels, Range):
-        answer: str | float = float(np.mean(train))
+        mean = float(np.mean(train))
+        answer: str | float = mean
+        probabilities: tuple[float, ...] = (mean,)
     else:
         counts = Counter(train)
         answer = task.labels.name(max(sorted(counts), key=counts.__getitem__))
-    predicted = np.array([answer] * len(evaluate))
-    gold = np.array([task.labels.name(label) for label in evaluate])
+        probabilities = tuple(counts[k] / len(train) for k in range(task.labels.num_outputs))
+    predicted = np.array([Prediction("", answer, probabilities)] * len(evaluate))
+    gold = np.array(evaluate)
 
     def metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-        return compute_metrics(task.metrics, predicted.tolist(), gold.tolist(), task.positive_class)
+        return score_predictions(task, predicted.tolist(), gold.tolist())
 
     return {
         "scores": {"evaluate": metrics(predicted, gold)},

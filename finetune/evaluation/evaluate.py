@@ -16,7 +16,7 @@ from finetune.batching.sampler import BatchConfig, batch_by_tokens
 from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import inference_context, is_sharded
 from finetune.distributed.memory import is_out_of_memory
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import score_predictions
 from finetune.models.losses import task_loss
 from task_formats import Encoded, Prediction, Task
 
@@ -179,11 +179,11 @@ def evaluate(
         return EvaluationResult(
             dict.fromkeys((*task.metrics, "loss"), np.nan), logits, examples, task
         )
-    gold = [task.labels.name(labels[n]) for n in known]  # type: ignore[arg-type]
+    gold = [labels[n] for n in known]
     # One at a time: a prediction over many classes is large.
-    predicted = [prediction.label for prediction in decode_logits(logits, examples, task)]
-    scores = compute_metrics(task.metrics, [predicted[n] for n in known], gold, task.positive_class)
-    loss = task_loss(torch.from_numpy(logits[known]), torch.tensor([labels[n] for n in known]))
+    predictions = zip(decode_logits(logits, examples, task), labels, strict=True)
+    scores = score_predictions(task, (p for p, label in predictions if label is not None), gold)
+    loss = task_loss(torch.from_numpy(logits[known]), torch.tensor(gold))
     return EvaluationResult({**scores, "loss": float(loss.mean())}, logits, examples, task)
 
 

@@ -6,17 +6,19 @@ table without loading them.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from task_formats import UsageError, suggest
+from task_formats import Label, Prediction, Task, UsageError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
 
 Answers = Sequence[str | float]
 """N class names, or N scores."""
+CALIBRATION_BINS = 10
+"""Bins of equal width for the expected calibration error."""
 
 
 class Metric(NamedTuple):
@@ -27,38 +29,113 @@ class Metric(NamedTuple):
     labels: Literal["classes", "scores"]
     """The kind of label that the metric is for."""
     higher_is_better: bool = True
+    reads_probabilities: bool = False
+    """True if `function` takes (N, C) probabilities and (N, C) gold labels, 1 at the true class.
+    If there are two classes, their second column is the positive class."""
+
+
+class Probabilities(NamedTuple):
+    """The probability of every class."""
+
+    classes: Sequence[str]
+    """C class names."""
+    table: "np.ndarray"
+    """(N, C), 0 for choices that a row does not have."""
+
+
+def score_predictions(
+    task: Task, predictions: Iterable[Prediction], gold: Sequence[Label]
+) -> dict[str, float]:
+    """Computes the metrics of a task.
+
+    Args:
+        task: Gives the metrics, the names of classes and the positive class.
+        predictions: N predictions.
+        gold: N true labels, as `Labels.parse` returns them.
+
+    Returns:
+        Metric name to value.
+
+    Raises:
+        UsageError: As `compute_metrics`.
+    """
+    import numpy as np
+
+    table = None
+    if any(METRICS[name].reads_probabilities for name in task.metrics if name in METRICS):
+        table = np.zeros((len(gold), task.labels.num_outputs))
+    predicted = []
+    for n, prediction in enumerate(predictions):
+        predicted.append(prediction.label)
+        # A prompt with a threshold has one log-probability instead of a probability per class.
+        if table is not None and len(prediction.scores) > 1:
+            table[n, : len(prediction.scores)] = prediction.scores
+        else:
+            table = None
+    probabilities = Probabilities(task.labels.names, table) if table is not None else None
+    names = [task.labels.name(label) for label in gold]  # type: ignore[arg-type]
+    return compute_metrics(task.metrics, predicted, names, task.positive_class, probabilities)
 
 
 def compute_metrics(
-    names: Sequence[str], predicted: Answers, gold: Answers, positive: str | None = None
+    names: Sequence[str],
+    predicted: Answers,
+    gold: Answers,
+    positive: str | None = None,
+    probabilities: Probabilities | None = None,
 ) -> dict[str, float]:
     """Computes metrics by name.
 
     No metric is undefined: where one would divide by zero (a correlation of a constant, F1 of a
-    class that does not occur) it is 0.
+    class that does not occur, ROC AUC of one class) it is 0.
 
     Args:
         names: Keys of METRICS.
         predicted: N predicted class names or scores.
         gold: N true class names or scores.
         positive: The class that f1 counts.
+        probabilities: Of every class; None if they are not known.
 
     Returns:
         Metric name to value.
 
     Raises:
-        UsageError: Unknown metric, no labelled rows, or f1 without a positive class.
+        UsageError: Unknown metric, no labelled rows, f1 without a positive class, or no
+            probabilities for a metric that reads them.
     """
     import numpy as np
 
     for name in names:
         if name not in METRICS:
             raise UsageError(f"unknown metric {name!r}", cure=suggest(name, METRICS))
+        if METRICS[name].reads_probabilities and probabilities is None:
+            what = f"{name} needs a probability of every class, and there is none"
+            raise UsageError(what, cure="Choose other task.metrics.")
     if not len(gold):
         raise UsageError("no labelled rows to score", cure="Evaluate on rows that have labels.")
     assert len(predicted) == len(gold), (len(predicted), len(gold))
     arrays = np.asarray(predicted), np.asarray(gold)
-    return {name: float(METRICS[name].function(*arrays, positive)) for name in names}
+    values = {}
+    for name in names:
+        function = METRICS[name].function
+        if METRICS[name].reads_probabilities and probabilities is not None:
+            tables = _order_columns(probabilities, arrays[1], positive)
+            values[name] = float(function(*tables, positive))
+        else:
+            values[name] = float(function(*arrays, positive))
+    return values
+
+
+def _order_columns(
+    probabilities: Probabilities, gold: "np.ndarray", positive: str | None
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """(N, C) probabilities and gold labels; of two classes the positive one is the second."""
+    import numpy as np
+
+    classes, table = np.array(probabilities.classes), probabilities.table
+    if len(classes) == 2 and classes[0] == positive:
+        classes, table = classes[::-1], table[:, ::-1]
+    return table, (gold[:, None] == classes).astype(float)
 
 
 def selection_value(
@@ -118,6 +195,20 @@ def _macro_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None)
     return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
 
 
+def _weighted_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """The mean F1 of the classes, weighted by their number of gold labels."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(gold, predicted, average="weighted", zero_division=0.0))
+
+
+def _balanced_accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """The mean recall of all classes in the gold labels."""
+    import numpy as np
+
+    return float(np.mean([(predicted[gold == name] == name).mean() for name in np.unique(gold)]))
+
+
 def _matthews(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
     from sklearn.metrics import matthews_corrcoef
 
@@ -128,6 +219,63 @@ def _matthews(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None)
 
 def _mse(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
     return float(((predicted - gold) ** 2).mean())
+
+
+def _mae(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    return float(abs(predicted - gold).mean())
+
+
+def _roc_auc(probability: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """The area under the ROC curve; of more than two classes the mean, each against the others."""
+    from sklearn.metrics import roc_auc_score
+
+    defined = (gold.min(0) < 1) & (gold.max(0) > 0)
+    if not defined.any():
+        return 0.0
+    return float(roc_auc_score(gold[:, defined], probability[:, defined], average="macro"))
+
+
+def _average_precision(
+    probability: "np.ndarray", gold: "np.ndarray", positive: str | None
+) -> float:
+    """Of the positive class; of more than two classes the mean of those in the gold labels."""
+    from sklearn.metrics import average_precision_score
+
+    if gold.shape[1] == 2:
+        probability, gold = probability[:, 1:], gold[:, 1:]
+    occurs = gold.max(0) > 0
+    if not occurs.any():
+        return 0.0
+    return float(average_precision_score(gold[:, occurs], probability[:, occurs], average="macro"))
+
+
+def _log_loss(probability: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """The mean negative log-probability of the true class, in nats."""
+    import numpy as np
+
+    # A probability of 0 would be infinitely wrong.
+    true_class = (probability * gold).sum(1).clip(np.finfo(float).tiny)
+    return float(-np.log(true_class).mean())
+
+
+def _brier(probability: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """The mean squared error of the positive class; of more than two classes summed over all."""
+    errors = ((probability - gold) ** 2).sum(1).mean()
+    return float(errors / 2 if gold.shape[1] == 2 else errors)
+
+
+def _expected_calibration_error(
+    probability: "np.ndarray", gold: "np.ndarray", positive: str | None
+) -> float:
+    """The mean gap between confidence and accuracy (Guo et al. 2017, equation 5)."""
+    import numpy as np
+
+    confidence = probability.max(1)
+    correct = np.take_along_axis(gold, probability.argmax(1)[:, None], 1)[:, 0]
+    # A bin contains its upper bound.
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, confidence - correct)
+    return float(abs(gaps).sum() / len(gold))
 
 
 def _correlate(
@@ -152,9 +300,17 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy, "classes"),
     "f1": Metric(_f1, "classes"),
     "macro_f1": Metric(_macro_f1, "classes"),
+    "weighted_f1": Metric(_weighted_f1, "classes"),
+    "balanced_accuracy": Metric(_balanced_accuracy, "classes"),
     "matthews": Metric(_matthews, "classes"),
+    "roc_auc": Metric(_roc_auc, "classes", reads_probabilities=True),
+    "average_precision": Metric(_average_precision, "classes", reads_probabilities=True),
+    "log_loss": Metric(_log_loss, "classes", False, True),
+    "brier": Metric(_brier, "classes", False, True),
+    "ece": Metric(_expected_calibration_error, "classes", False, True),
     "pearson": Metric(partial(_correlate, "pearsonr"), "scores"),
     "spearman": Metric(partial(_correlate, "spearmanr"), "scores"),
     "mse": Metric(_mse, "scores", higher_is_better=False),
+    "mae": Metric(_mae, "scores", higher_is_better=False),
 }
 """All metrics, by the name that a recipe gives under task.metrics."""

@@ -15,7 +15,7 @@ from finetune.distributed.setup import (
     choose_precision,
     create_accelerator,
 )
-from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
+from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.models.pretrained import DEFAULT_CONTEXT, count_positions, load_language_model
 from finetune.models.task_tokens import find_special_token, tokenize
 from finetune.prompting.answer_scorer import AnswerScorer
@@ -213,18 +213,16 @@ class PromptEvaluator:
     def _labelled(
         self, questions: Sequence[Question], predictions: Sequence[Prediction]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted and true labels of the questions that have a label."""
+        """Predictions and true labels of the questions that have a label."""
         pairs = [
-            (prediction.label, self.task.labels.name(question.label))
+            (prediction, question.label)
             for question, prediction in zip(questions, predictions, strict=True)
             if question.label is not None
         ]
-        return np.array([label for label, _ in pairs]), np.array([label for _, label in pairs])
+        return np.array([p for p, _ in pairs]), np.array([label for _, label in pairs])
 
     def _metrics(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-        return compute_metrics(
-            self.task.metrics, predicted.tolist(), gold.tolist(), self.task.positive_class
-        )
+        return score_predictions(self.task, predicted.tolist(), gold.tolist())
 
 
 def evaluate_prompts(

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.evaluation.metrics import METRICS, compute_metrics
-from task_formats import UsageError
+from finetune.evaluation.metrics import (
+    METRICS,
+    Probabilities,
+    compute_metrics,
+    score_predictions,
+    selection_value,
+)
+from task_formats import FORMATS, Classes, Prediction, Task, UsageError
 
 NAMES = ("no", "maybe", "yes")
 
@@ -50,9 +56,13 @@ def ranks(values):
 @given(classes())
 def test_accuracy_and_f1(drawn):
     predicted, gold = drawn
-    result = compute_metrics(["accuracy", "f1", "macro_f1"], predicted, gold, "yes")
+    names = ["accuracy", "f1", "macro_f1", "weighted_f1", "balanced_accuracy"]
+    result = compute_metrics(names, predicted, gold, "yes")
     occurring = sorted(set(predicted) | set(gold))
+    recalls = [np.mean(predicted[gold == name] == name) for name in sorted(set(gold))]
     expected = {
+        "weighted_f1": sum(np.mean(gold == name) * f1_of(name, predicted, gold) for name in NAMES),
+        "balanced_accuracy": np.mean(recalls),
         "accuracy": np.mean(predicted == gold),
         "f1": f1_of("yes", predicted, gold),
         "macro_f1": np.mean([f1_of(name, predicted, gold) for name in occurring]),
@@ -87,7 +97,8 @@ def test_matthews_of_more_is_a_correlation_of_indicators(drawn):
 @given(scores())
 def test_correlations_and_squared_error(drawn):
     predicted, gold = drawn
-    result = compute_metrics(["spearman", "mse"], predicted, gold)
+    result = compute_metrics(["spearman", "mse", "mae"], predicted, gold)
+    assert result["mae"] == pytest.approx(np.mean(np.abs(predicted - gold)), rel=1e-9)
     assert result["spearman"] == pytest.approx(correlation(ranks(predicted), ranks(gold)), abs=1e-9)
     assert result["mse"] == pytest.approx(np.mean((predicted - gold) ** 2), rel=1e-9)
     # If the spread is within rounding error, formulas differ.
@@ -128,6 +139,86 @@ def test_what_would_divide_by_zero_is_zero_without_a_warning(metric, predicted, 
         assert compute_metrics([metric], predicted, gold, "b") == {metric: 0.0}
 
 
+PROBABILITY_METRICS = ("roc_auc", "average_precision", "log_loss", "brier", "ece")
+
+
+@st.composite
+def probabilities(draw, names):
+    """(N, C) probabilities with ties, and N gold class names."""
+    size = draw(st.integers(1, 20))
+    row = st.lists(st.integers(0, 4), min_size=len(names), max_size=len(names)).filter(any)
+    table = np.array(draw(st.lists(row, min_size=size, max_size=size)), float)
+    gold = draw(st.lists(st.sampled_from(names), min_size=size, max_size=size))
+    return Probabilities(names, table / table.sum(1, keepdims=True)), np.array(gold)
+
+
+def roc_auc_of(probability, gold):
+    """The share of pairs of a positive and a negative row that are in the right order."""
+    pairs = probability[gold][:, None] - probability[~gold]
+    return np.mean((pairs > 0) + 0.5 * (pairs == 0))
+
+
+def average_precision_of(probability, gold):
+    """The precision at the threshold of each positive row, averaged."""
+    return np.mean([gold[probability >= value].mean() for value in probability[gold]])
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[::2]])
+@given(data=st.data())
+def test_metrics_of_probabilities(names, data):
+    (_, table), gold = drawn = data.draw(probabilities(names))
+    predicted = np.array(names)[table.argmax(1)]
+    result = compute_metrics(PROBABILITY_METRICS, predicted, gold, names[-1], drawn[0])
+    columns = [(table[:, k], gold == name) for k, name in enumerate(names)]
+    counted = columns[1:] if len(names) == 2 else columns
+    areas = [roc_auc_of(*column) for column in columns if 0 < column[1].sum() < len(gold)]
+    precisions = [average_precision_of(*column) for column in counted if column[1].any()]
+    own = table[np.arange(len(gold)), [names.index(name) for name in gold]]
+    confidence, correct = table.max(1), predicted == gold
+    bins = [np.isclose(np.ceil(confidence * 10 - 1e-9), k) for k in range(1, 11)]
+    expected = {
+        "roc_auc": np.mean(areas) if areas else 0.0,
+        "average_precision": np.mean(precisions) if precisions else 0.0,
+        "log_loss": np.mean(-np.log(np.maximum(own, np.finfo(float).tiny))),
+        "brier": np.mean(sum((p - y) ** 2 for p, y in counted)),
+        "ece": sum(abs(np.sum(confidence[rows] - correct[rows])) for rows in bins) / len(gold),
+    }
+    assert result == pytest.approx(expected, abs=1e-9)
+
+
+def test_average_precision_counts_the_positive_class():
+    table = Probabilities(["yes", "no"], np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]))
+    gold = ["yes", "no", "yes"]
+    values = [
+        compute_metrics(["average_precision"], gold, gold, name, table)["average_precision"]
+        for name in ("yes", "no")
+    ]
+    assert values == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+
+
+def test_predictions_are_scored_with_the_probabilities_that_they_have():
+    metrics = ("accuracy", "log_loss")
+    columns = {"context": "text", "choices": ["a", "b", "c"]}
+    task = Task(FORMATS["multiple_choice"], columns, Classes.of("ABC"), metrics)
+    # The second row has two choices.
+    predictions = [Prediction("0", "A", (0.5, 0.3, 0.2)), Prediction("1", "A", (0.75, 0.25))]
+    expected = {"accuracy": 0.5, "log_loss": -np.log([0.5, 0.25]).mean()}
+    assert score_predictions(task, predictions, [0, 1]) == pytest.approx(expected)
+    with pytest.raises(UsageError, match="log_loss needs a probability of every class"):
+        score_predictions(task, [Prediction("0", "A", (-3.2,))], [0])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_better_model_is_selected(name):
+    answers = ["a", "b"] if METRICS[name].labels == "classes" else [1.0, 2.0]
+    values = []
+    for predicted, certain in ((answers, np.eye(2)), (answers[::-1], np.array([[0.2, 0.8]] * 2))):
+        table = Probabilities(["a", "b"], certain)
+        scores = compute_metrics([name], predicted, answers, "b", table)
+        values.append(selection_value(scores, [name], "first"))
+    assert values[0] > values[1]
+
+
 def test_almost_constant_predictions_give_no_warning():
     predicted = [1.0, 1.0 + 1e-15, 1.0]
     assert -1 <= compute_metrics(["pearson"], predicted, [1.0, 2.0, 3.0])["pearson"] <= 1
@@ -136,7 +227,9 @@ def test_almost_constant_predictions_give_no_warning():
 def test_every_metric_is_a_plain_float_and_best_for_perfect_predictions():
     for name, metric in METRICS.items():
         answers = ["a", "b"] if metric.labels == "classes" else [1.0, 2.0]
-        scores = compute_metrics([name], answers, answers, "b")
+        scores = compute_metrics(
+            [name], answers, answers, "b", Probabilities(["a", "b"], np.eye(2))
+        )
         assert type(scores[name]) is float
         assert scores == {name: pytest.approx(1.0 if metric.higher_is_better else 0.0)}
 

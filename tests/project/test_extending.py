@@ -35,16 +35,16 @@ def recipe(bases, tmp_path):
 
 
 def test_metric(recipe, tmp_path, monkeypatch):
-    monkeypatch.setitem(METRICS, "balanced_accuracy", None)  # Removed again after the test.
+    monkeypatch.setitem(METRICS, "cohen_kappa", None)  # Removed again after the test.
     run_section("A metric")
-    metrics = ["accuracy", "balanced_accuracy"]
+    metrics = ["accuracy", "cohen_kappa"]
     recipe = finetune.Recipe.model_validate(
         {**recipe.model_dump(), "task": {**recipe.task.model_dump(), "metrics": metrics}}
     )
     result = finetune.train(recipe, tmp_path / "run")
     assert result.scores["evaluate"].keys() >= set(metrics)
     predicted, gold = np.array(["a", "b", "b"]), np.array(["a", "a", "b"])
-    assert METRICS["balanced_accuracy"].function(predicted, gold, None) == 0.75
+    assert METRICS["cohen_kappa"].function(predicted, gold, None) == pytest.approx(0.4)
 
 
 def test_head(recipe, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from finetune.cli.console import format_count, print_line
 from finetune.cli.task_guess import TaskGuess, guess_task, summarize_columns
+from finetune.evaluation.metrics import METRICS
 from task_formats import Row, UsageError
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
@@ -120,7 +121,8 @@ task:
     {columns}
   # Unused columns: {unused}.
   {labels}
-  # The first metric selects the best checkpoint. Available: {available}.
+  # The first metric selects the best checkpoint. Available:
+  # {available}.
   metrics: [{metrics}]
 data:
   train: {train}
@@ -138,6 +140,7 @@ def _format_recipe(
     guess: TaskGuess, title: str, folder: Path, train: Path, evaluate: Path | None
 ) -> str:
     """A recipe in `folder`, with comments on the alternatives."""
+    kind = "scores" if guess.range else "classes"
     if guess.range:
         labels = ["# Lowest and highest score.", f"range: [{guess.range[0]}, {guess.range[1]}]"]
     else:
@@ -151,7 +154,7 @@ def _format_recipe(
         columns="\n    ".join(f"{n}: {_format_column(c)}" for n, c in guess.columns.items()),
         unused=one_line(", ".join(guess.unused) or "none"),
         labels="\n  ".join(labels),
-        available="pearson, spearman, mse" if guess.range else "accuracy, f1, macro_f1, matthews",
+        available=", ".join(name for name, metric in METRICS.items() if metric.labels == kind),
         metrics=", ".join(guess.metrics),
         train=quote(os.path.relpath(train, folder)),
         evaluate=quote(os.path.relpath(evaluate, folder)) if evaluate else "null",
