@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -27,12 +26,11 @@ from finetune.distributed.setup import (
 )
 from finetune.evaluation.evaluate import RowLogits, compute_logits, evaluate
 from finetune.evaluation.metrics import selection_value
-from finetune.models.losses import TaskLossOptions
 from finetune.models.pretrained import Base, build_encoder, load_decoder
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.loading import resolve_paths
-from finetune.recipe.schema import Recipe, TrainConfig
+from finetune.recipe.schema import Recipe
 from finetune.training.events import Event, Notice, Result
 from finetune.training.job import (
     Evaluation,
@@ -249,7 +247,7 @@ def prepare_finetuning(
             config,
             build_schedule(config.learning_rate, sampler.updates, config.warmup, config.schedule),
             config.lm_coefficient,
-        )._replace(task_loss=choose_task_loss(config, task, train_split.examples)),
+        ),
         schedule=EvaluationSchedule.of(
             config, plan_evaluations(sampler, config.evaluations), config.patience
         ),
@@ -266,25 +264,6 @@ def prepare_finetuning(
         evaluation_split=evaluation_split,
         extra_splits=extra,
     )
-
-
-def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> TaskLossOptions:
-    """Returns label smoothing and class weights for the training examples.
-
-    "balanced" weights are scikit-learn's: N / (C · examples of the class), where C counts the
-    classes that occur; others have weight 1.
-    """
-    if config.class_weights is None:
-        return TaskLossOptions(None, config.label_smoothing)
-    weights = torch.ones(task.labels.num_outputs)
-    if config.class_weights == "balanced":
-        classes, counts = np.unique(examples.labels, return_counts=True)
-        balanced = counts.sum() / (len(classes) * counts)
-        weights[torch.from_numpy(classes.astype(int))] = torch.from_numpy(balanced).float()
-    else:
-        for label, weight in config.class_weights.items():
-            weights[int(task.labels.parse(label))] = weight
-    return TaskLossOptions(weights, config.label_smoothing)
 
 
 def _freeze_output_layer(model: TaskModel) -> None:

@@ -168,11 +168,7 @@ class TrainingJob(ABC):
         `max_tokens` limits the tokens per pass instead of the batch configuration.
         """
         rows = self.sampler.indices(update)
-        weights = self.settings.task_loss.class_weights
-        totals = count_totals(
-            [self.examples[n] for n in rows.tolist()],
-            None if weights is None else weights.tolist(),
-        )
+        totals = count_totals([self.examples[n] for n in rows.tolist()])
         limit = max_tokens or self.batch_config.max_tokens_per_forward
         rank = self.accelerator.process_index
         shards = shard_by_length(rows, self.lengths, self.accelerator.num_processes)
@@ -213,8 +209,7 @@ class TrainingJob(ABC):
             with torch.no_grad(), self.accelerator.autocast():
                 outputs = self.model(batch, lm=lm_coefficient > 0)
             ids.append(example.id)
-            losses = objective(outputs, batch, lm_coefficient, self.settings.task_loss)
-            if not losses.total.isfinite():
+            if not objective(outputs, batch, lm_coefficient).total.isfinite():
                 nonfinite.append(example.id)
         return nonfinite or ids
 
