@@ -16,7 +16,7 @@ from benchmarks.harness import ROOT, add_options, compete, render, scale_of
 
 NAMES = (
     "trainer", "language_loss", "token_loss", "choices", "prediction", "tiny", "products",
-    "preparation", "growth", "serving",
+    "preparation", "growth",
 )  # fmt: skip
 PAGE = ROOT / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")

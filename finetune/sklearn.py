@@ -50,6 +50,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         warmup: Updates over which the learning rate rises; below 1, a fraction of all updates.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Maximum global norm of the gradient.
+        class_weights: `balanced`, or a mapping from labels to weights in the loss.
+        label_smoothing: Share of the true label's probability that is spread over all labels.
         head_dropout: Dropout probability before the head.
         max_tokens: Maximum sequence length in tokens.
         incomplete_batch: `keep` or `drop` the last, smaller batch of an epoch.
@@ -83,6 +85,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         warmup: float | None = None,
         weight_decay: float | None = None,
         max_grad_norm: float | None = None,
+        class_weights: str | Mapping[Any, float] | None = None,
+        label_smoothing: float | None = None,
         head_dropout: float | None = None,
         max_tokens: int | None = None,
         incomplete_batch: str | None = None,
@@ -97,6 +101,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.learning_rate, self.batch_size, self.epochs = learning_rate, batch_size, epochs
         self.lm_coefficient, self.schedule, self.warmup = lm_coefficient, schedule, warmup
         self.weight_decay = weight_decay
+        self.class_weights, self.label_smoothing = class_weights, label_smoothing
         self.max_grad_norm, self.head_dropout = max_grad_norm, head_dropout
         self.max_tokens, self.incomplete_batch = max_tokens, incomplete_batch
         self.layout, self.tokens_per_forward, self.precision = layout, tokens_per_forward, precision
@@ -127,6 +132,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             _add_label(example, columns[k], f"X[{n}]")
             for n, (example, k) in enumerate(zip(unlabelled, indices, strict=True))
         ]
+        data = DataConfig(train=None, evaluate=None)
+        recipe = recipe.model_copy(update={"task": TaskConfig.from_task(task), "data": data})
         recipe = override_recipe(recipe, self._overrides())
         self._predictor = self._train(recipe, task, examples)
         self._reader, self._kind, self._columns = reader, kind, columns
@@ -202,8 +209,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return changes | {"train.checkpoint_minutes": None, "train.checkpoint_updates": None}
 
     def _train(self, recipe: Recipe, task: Task, examples: Sequence[Example]) -> Predictor:
-        data = DataConfig(train=None, evaluate=None)
-        recipe = recipe.model_copy(update={"task": TaskConfig.from_task(task), "data": data})
         with TemporaryDirectory(prefix="gptft-") as temporary:
             run = Path(self.folder or Path(temporary) / "run").absolute()
             train(recipe, run, overwrite=True, task=task, examples=examples, device=self.device)

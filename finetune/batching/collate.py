@@ -4,6 +4,7 @@ An example has K views, the token sequences that the decoder reads: two orders o
 per choice. They are stored as one prefix and K endings, and a view is the prefix and an ending.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -49,8 +50,8 @@ class Span(NamedTuple):
 class UpdateTotals(NamedTuple):
     """Denominators of an update's means, over all its forward passes and processes."""
 
-    examples: int
-    """Labelled examples."""
+    example_weight: float
+    """Labelled examples, each counted with the weight of its class."""
     views: int
     targets: int
     """Targets of the LM loss, each prefix counted once."""
@@ -82,7 +83,8 @@ class Batch(NamedTuple):
     token_weight: Tensor
     """(M,) float32: weights of the targets in the LM loss; they sum to 1 over the update."""
     example_weight: Tensor
-    """(N,) float32: weights of the examples in the task loss; they sum to 1 over the update."""
+    """(N,) float32: factors of the examples' task losses: 1 / N for N labelled examples in the
+    update, or 1 / (the sum of their class weights); 0 if unlabelled."""
     label: Tensor
     """(N,) long for classes and choices (-100 unlabelled) or float32 for scores (NaN)."""
     spans: tuple[Span, ...]
@@ -100,10 +102,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch._replace(**moved)
 
 
-def count_totals(examples: Sequence[Encoded]) -> UpdateTotals:
-    """Counts the labelled examples, views and targets of a whole update."""
+def count_totals(
+    examples: Sequence[Encoded], class_weights: Sequence[float] | None = None
+) -> UpdateTotals:
+    """Counts the labelled examples, views and targets of a whole update.
+
+    `class_weights` are C weights, without which every labelled example counts 1.
+    """
+    labels = [example.label for example in examples if example.label is not None]
+    weights = [1.0 if class_weights is None else class_weights[int(label)] for label in labels]
     return UpdateTotals(
-        sum(example.label is not None for example in examples),
+        math.fsum(weights),
         sum(len(example.endings) for example in examples),
         sum(max(example.tokens - 1, 0) for example in examples),
     )
@@ -145,7 +154,7 @@ def collate(
     )
     labels = [example.label for example in examples]
     unlabelled = float("nan") if any(isinstance(y, float) for y in labels) else NO_LABEL
-    example_weight = 1 / max(totals.examples, 1)
+    example_weight = 1 / (totals.example_weight or 1)
     tokens, position_ids, example_index, ending = map(torch.from_numpy, grid)
     return Batch(
         tokens,

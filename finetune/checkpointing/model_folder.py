@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.models.decoder import find_body
 from finetune.models.lora import merge_adapters, save_adapters
 from finetune.models.pretrained import Base, load_decoder, without_progress_bar
 from finetune.models.task_model import TaskModel, build_task_model
@@ -30,7 +31,10 @@ def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_token
     the head.
     """
     task_model = cast(TaskModel, model)
-    save_decoder(folder, merge_adapters(task_model.backbone.decoder), base.task_tokens.tokenizer)
+    decoder = merge_adapters(task_model.backbone.decoder)
+    if base.output == "missing":  # An output layer drawn at random is not saved.
+        decoder = cast(PreTrainedModel, find_body(decoder))
+    save_decoder(folder, decoder, base.task_tokens.tokenizer)
     save_adapters(folder / ADAPTER, task_model.backbone.decoder)
     metadata = {_TASK: json_files.encode(_describe_task(task, max_tokens)).decode()}
     save_tensors(folder / HEAD_FILE, task_model.head.state_dict(), metadata)

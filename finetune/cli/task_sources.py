@@ -29,17 +29,6 @@ def find_task(name: str, overrides: Overrides) -> TaskSource:
     return TaskSource(Path(name).stem, load_recipe(name, overrides), None)
 
 
-def find_task_or_run(name: str, overrides: Overrides) -> TaskSource:
-    """Loads the recipe of a task as `find_task` does, or that of the run in a folder."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return find_task(name, overrides)
-    from finetune.checkpointing.run_folder import RECIPE, read_recipe
-
-    read_recipe(folder)  # Raises UsageError if this is not a run directory.
-    return TaskSource(folder.absolute().name, load_recipe(folder / RECIPE, overrides), None)
-
-
 def find_python_task(name: str | None) -> Task | None:
     """The Task of an option `--task module:attribute`, or None if the option is absent."""
     return find_task(name, {}).task if name else None

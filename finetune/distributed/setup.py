@@ -136,6 +136,14 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
         memory.fill_uninitialized_memory = fill
 
 
+def describe_own_attention(decoder: PreTrainedModel) -> str | None:
+    """A message for the user where a decoder keeps its own attention."""
+    if decoder.config._attn_implementation == ATTENTION_NAME:
+        return None
+    family = decoder.config.model_type
+    return f"{family} keeps its own attention: each text is a padded row (layout separate)"
+
+
 def choose_batch_config(
     decoder: PreTrainedModel,
     device: torch.device,

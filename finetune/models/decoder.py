@@ -1,7 +1,9 @@
 """A pretrained decoder that reads batches in any layout."""
 
+import inspect
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -30,6 +32,11 @@ class LogitTransform(NamedTuple):
         caps = (getattr(config, name, None) for name in _CAPS)
         return cls(scale, next((float(cap) for cap in caps if cap), None))
 
+    def apply(self, logits: Tensor) -> Tensor:
+        """Transforms logits of any shape."""
+        scaled = self.scale * logits
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
 
 _SCALE_POWERS = {
     "logit_scale": 1,
@@ -43,6 +50,13 @@ _EXCEPTIONS = {"hyperclovax": {"logits_scaling": 1}, "mpt": {"logit_scale": 0}}
 """Families that use a name differently. transformers' mpt ignores its logit_scale."""
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the cap in gemma2, recurrent_gemma and xlstm."""
+
+
+def find_body(decoder: PreTrainedModel) -> nn.Module:
+    """Returns the part of a decoder that computes hidden states."""
+    body = decoder.base_model
+    # llama4's base_model is the decoder itself.
+    return body if body is not decoder else getattr(decoder, "model", decoder)
 
 
 class DecoderWrapper(nn.Module):
@@ -78,14 +92,18 @@ class DecoderWrapper(nn.Module):
         """
         # Adapters wrap the model of transformers.
         decoder = getattr(self.decoder, "get_base_model", lambda: self.decoder)()
-        inputs: dict[str, Any] = {"input_ids": batch.tokens, "position_ids": batch.position_ids}
+        body = find_body(decoder)
+        inputs: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
         layout = AttentionLayout(batch, last_tokens_only)
         if decoder.config._attn_implementation == ATTENTION_NAME:
-            inputs |= {"attention_layout": layout, "use_cache": False}
+            inputs |= {"position_ids": batch.position_ids, "attention_layout": layout}
             inputs |= {"prefix_cache": prefix_cache} if prefix_cache else {}
         elif not layout.one_view_per_row:
             raise ValueError("this decoder supports only the layout 'separate' (one view a row)")
-        outputs = decoder.base_model(**inputs)
+        elif any(span.length < batch.tokens.shape[1] for span in batch.spans):
+            # Positions are left to the decoder: it may count from another number than 0.
+            inputs |= _supported(body, {"attention_mask": (batch.example_id >= 0).long()})
+        outputs = body(**inputs)
         return cast(Tensor, outputs.last_hidden_state).flatten(0, 1)
 
     def output_layer(self) -> tuple[Tensor, Tensor | None]:
@@ -108,3 +126,10 @@ class DecoderWrapper(nn.Module):
         if scale == 1:
             return states, weight, bias
         return states * scale, weight, None if bias is None else bias * scale
+
+
+def _supported(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments that a module's forward pass takes."""
+    parameters = inspect.signature(module.forward).parameters
+    takes_all = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
+    return {name: value for name, value in arguments.items() if takes_all or name in parameters}

@@ -8,7 +8,8 @@ For an update over N labelled examples x with labels y and U views (token sequen
 
 A batch holds a part of an update. Its weights (`example_weight`, `token_weight`) contain the
 factors 1 / N and 1 / (U |u|), so the losses and gradients of all batches of an update add up to
-the above.
+the above. With class weights w the factor is 1 / Σ_x w_y instead of 1 / N, as in PyTorch's
+CrossEntropyLoss over the whole update.
 """
 
 import math
@@ -45,26 +46,58 @@ class Losses(NamedTuple):
     lm: Tensor
 
 
-def objective(outputs: Outputs, batch: Batch, lm_coefficient: float) -> Losses:
+class TaskLossOptions(NamedTuple):
+    """How the task loss of training differs from the plain one."""
+
+    class_weights: Tensor | None = None
+    """(C,) weight of each class."""
+    label_smoothing: float = 0.0
+    """Share ε of the true label's probability that is spread evenly over all labels."""
+
+
+PLAIN = TaskLossOptions()
+
+
+def objective(
+    outputs: Outputs,
+    batch: Batch,
+    lm_coefficient: float,
+    options: TaskLossOptions = PLAIN,
+) -> Losses:
     """Computes the loss L3 = L2 + λ · L1 of a batch (GPT-1, section 3.2, equation 5)."""
-    task = (batch.example_weight * task_loss(outputs.logits, batch.label)).sum()
+    task = (batch.example_weight * task_loss(outputs.logits, batch.label, options)).sum()
     return Losses(task + lm_coefficient * outputs.lm_loss, task, outputs.lm_loss)
 
 
-def task_loss(logits: Tensor, label: Tensor) -> Tensor:
+def task_loss(logits: Tensor, label: Tensor, options: TaskLossOptions = PLAIN) -> Tensor:
     """Computes the task loss of each example, 0 for unlabelled ones.
+
+    With class weights and label smoothing it is PyTorch's `cross_entropy` without reduction.
+    Smoothing spreads probability over the choices that an example has.
 
     Args:
         logits: (N, C) for classes, (N, K) for choices, (N, 1) for scores.
         label: (N,) long, -100 where unlabelled; or float for scores, NaN where unlabelled.
+        options: Class weights and label smoothing.
 
     Returns:
         (N,) cross-entropies in nats, or squared errors for scores.
     """
+    logits = to_float(logits)
     if label.is_floating_point():
-        error = to_float(logits[:, 0]) - label
-        return torch.where(label.isnan(), 0.0, error).square()
-    return cross_entropy(to_float(logits), label, reduction="none", ignore_index=NO_LABEL)
+        return torch.where(label.isnan(), 0.0, logits[:, 0] - label).square()
+    weights = options.class_weights
+    if weights is not None:
+        weights = weights.to(logits.device, logits.dtype, non_blocking=True)
+    loss = cross_entropy(logits, label, weights, reduction="none", ignore_index=NO_LABEL)
+    if not options.label_smoothing:
+        return loss
+    present = ~logits.isneginf()
+    all_losses = torch.where(present, -logits.log_softmax(-1), 0.0)
+    if weights is not None:
+        all_losses = all_losses * weights
+    mean = torch.where(label == NO_LABEL, 0.0, all_losses.sum(-1) / present.sum(-1))
+    return loss.lerp(mean, options.label_smoothing)
 
 
 def token_losses(

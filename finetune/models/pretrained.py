@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import (
@@ -24,6 +24,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import cached_file
 
 from finetune.data.hub import is_hub_reachable
+from finetune.models.attention.check import has_linear_output
+from finetune.models.decoder import find_body
 from finetune.models.gguf_files import convert_gguf, find_gguf_file
 from finetune.models.lora import add_adapters
 from finetune.models.speedups.optimize import optimize_decoder
@@ -39,6 +41,10 @@ _STORED_BUFFERS = re.compile(
 )
 """Masks and positions, which older versions of transformers saved with the weights."""
 
+OutputLayer = Literal["linear", "other", "missing"]
+"""How a decoder makes logits of its states: by one linear map, which a scale and a cap may follow;
+in another way; or not at all. Only with the first an LM loss can be computed."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -46,6 +52,7 @@ class Base:
 
     decoder: PreTrainedModel
     task_tokens: TaskTokens
+    output: OutputLayer = "linear"
 
 
 def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
@@ -87,13 +94,13 @@ def load_decoder(config: BaseConfig, seed: int = 0) -> Base:
     architecture = source.architecture()
     task_tokens, new_tokens = TaskTokens.add_to(source.tokenizer())
     torch.manual_seed(seed)
-    decoder = source.decoder(architecture)
+    decoder, output = source.decoder(architecture)
     is_gpt1 = architecture.model_type == "openai-gpt"
     start = "random" if config.from_scratch or is_gpt1 else config.new_tokens
     add_embedding_rows(decoder, task_tokens.tokenizer, new_tokens, start)
     if config.lora:
         decoder = add_adapters(decoder, config.lora, list(task_tokens.special_tokens))
-    return Base(decoder, task_tokens)
+    return Base(decoder, task_tokens, output)
 
 
 def load_language_model(config: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -103,7 +110,18 @@ def load_language_model(config: BaseConfig) -> tuple[PreTrainedModel, PreTrained
     Raises UsageError as `load_decoder` does.
     """
     source = _Source(config)
-    return source.decoder(source.architecture()), source.tokenizer()
+    decoder, output = source.decoder(source.architecture())
+    check_output_layer(output, "base.path", "Use another base, such as gpt2.")
+    return decoder, source.tokenizer()
+
+
+def check_output_layer(output: OutputLayer, where: str, cure: str) -> None:
+    """Raises UsageError, with the place and the cure, unless an LM loss can be computed."""
+    if output != "linear":
+        reason = "has no output layer"
+        if output == "other":
+            reason = "does not make its logits by one linear layer"
+        raise UsageError(f"this base {reason}, so it gives no LM loss", where=where, cure=cure)
 
 
 def load_base_tokenizer(config: BaseConfig) -> PreTrainedTokenizerBase:
@@ -212,13 +230,13 @@ class _Source:
             set_dropout(config, self.config.dropout)
         return config
 
-    def decoder(self, architecture: PreTrainedConfig) -> PreTrainedModel:
-        """Weights in float32: loaded, or drawn from scratch."""
+    def decoder(self, architecture: PreTrainedConfig) -> tuple[PreTrainedModel, OutputLayer]:
+        """Weights in float32, loaded or drawn from scratch."""
         if self.config.from_scratch:
             trust = self.config.trust_remote_code
             draw = partial(AutoModelForCausalLM.from_config, trust_remote_code=trust)
             drawn = self._load(lambda _, **options: draw(architecture))
-            return optimize_decoder(cast(PreTrainedModel, drawn.float()))
+            return self._optimize(cast(PreTrainedModel, drawn.float()))
         self._check_weight_files(architecture)
         decoder, info = self._load(
             AutoModelForCausalLM.from_pretrained,
@@ -228,17 +246,35 @@ class _Source:
             output_loading_info=True,
         )
         # transformers only warns of missing weights, which it draws at random, and of unused ones.
-        if missing := sorted(info["missing_keys"]):
+        missing = sorted(info["missing_keys"])
+        body = {id(weight) for weight in find_body(decoder).state_dict(keep_vars=True).values()}
+        weights = decoder.state_dict(keep_vars=True)
+        if any(id(weights.get(name)) in body for name in missing):
             raise self._error(
                 f"{len(missing)} weights are missing, including {missing[0]}",
-                "Save the whole model with its language-model head, or train it --from-scratch.",
+                "Save the whole model again, or train it --from-scratch.",
             )
         if unused := _find_unused_weights(decoder, info["unexpected_keys"]):
             raise self._error(
                 f"{len(unused)} weights have no place in its configuration, including {unused[0]}",
                 "Restore the config.json that was saved with the weights.",
             )
-        return optimize_decoder(cast(PreTrainedModel, decoder))
+        return self._optimize(cast(PreTrainedModel, decoder), has_output_layer=not missing)
+
+    def _optimize(
+        self, decoder: PreTrainedModel, has_output_layer: bool = True
+    ) -> tuple[PreTrainedModel, OutputLayer]:
+        output: OutputLayer = "missing"
+        try:
+            if has_output_layer:
+                output = "linear" if has_linear_output(decoder) else "other"
+            return optimize_decoder(decoder), output
+        except UsageError:
+            raise
+        except Exception as error:  # Its code may refuse token ids in any way.
+            text = str(error).strip() or type(error).__name__
+            reason = f"it cannot read a text: {text.splitlines()[0]}"
+            raise self._error(reason, "Check its config.json, or use another base.") from error
 
     def _check_weight_files(self, architecture: PreTrainedConfig) -> None:
         """Raises UsageError unless all weights are safetensors files beside config.json.

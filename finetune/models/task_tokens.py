@@ -82,6 +82,18 @@ def find_special_token(tokenizer: PreTrainedTokenizerBase, *names: str) -> int |
     return _special_token(tokenizer, *names, "unk")
 
 
+def find_start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer puts before every text, such as llama's <s>.
+
+    Those that it puts after a text are not among them: a model does not go on after its end.
+    """
+    plain = tokenize(tokenizer, ["a"])[0]
+    with_special = cast(list[int], tokenizer("a")["input_ids"])
+    starts = range(len(with_special) - len(plain) + 1)
+    found = (n for n in starts if with_special[n : n + len(plain)] == plain)
+    return with_special[: next(found, 0)]
+
+
 def add_embedding_rows(
     decoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -25,6 +25,7 @@ from finetune.distributed.setup import (
     choose_batch_config,
     choose_precision,
     create_accelerator,
+    describe_own_attention,
     deterministic_kernels,
 )
 from finetune.evaluation.evaluate import RowLogits, compute_logits, gather_logits
@@ -222,6 +223,8 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes per token"
         for name, text in texts.items()
     ]
+    if not equal_lengths and (notice := describe_own_attention(decoder)):
+        notices.append(notice)
     if config.warmup_updates >= updates:
         few = f"{updates} updates, which are fewer than {config.warmup_updates}"
         notices.append(f"warm-up: a tenth of the {few}")

@@ -17,7 +17,7 @@ from finetune.distributed.setup import (
 )
 from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.models.pretrained import DEFAULT_CONTEXT, count_positions, load_language_model
-from finetune.models.task_tokens import find_special_token, tokenize
+from finetune.models.task_tokens import find_special_token, find_start_tokens, tokenize
 from finetune.prompting.answer_scorer import AnswerScorer
 from finetune.prompting.normalization import (
     apply_threshold,
@@ -253,9 +253,6 @@ def build_answer_tokenizer(tokenizer: PreTrainedTokenizerBase) -> AnswerTokenize
     Tokens that the tokenizer puts before every text (llama's <s>) start every context. An empty
     context is the beginning-of-text token, or else the end-of-text token.
     """
-    plain = tokenize(tokenizer, ["a"])[0]
-    with_special: list[int] = tokenizer("a")["input_ids"]
-    count = len(with_special) - len(plain)
-    start = with_special[:count] if count > 0 and with_special[count:] == plain else []
     empty = find_special_token(tokenizer, "bos", "eos")
-    return AnswerTokenizer(partial(tokenize, tokenizer), tuple(start), empty or 0)
+    start = tuple(find_start_tokens(tokenizer))
+    return AnswerTokenizer(partial(tokenize, tokenizer), start, empty or 0)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, TextIteratorStreamer
 from finetune.data.rows import RowLocation
 from finetune.distributed.setup import choose_precision, create_accelerator
 from finetune.models.pretrained import count_positions, load_language_model
-from finetune.models.task_tokens import find_special_token
+from finetune.models.task_tokens import find_special_token, find_start_tokens
 from finetune.recipe.schema import SEED_LIMIT, BaseConfig
 from task_formats import Row, UsageError
 
@@ -83,7 +83,7 @@ class TextGenerator:
         fast = accelerator.device.type != "cpu" and choose_precision("auto") == "bf16"
         dtype = torch.bfloat16 if fast else torch.float32
         self._decoder = cast(Any, decoder).to(accelerator.device, dtype).eval()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._start_ids = tokenizer, find_start_tokens(tokenizer)
         self._empty_id = find_special_token(tokenizer, "bos", "eos") or 0
         # Any token serves as padding: the attention mask hides it.
         self._pad_id = find_special_token(tokenizer, "pad", "eos") or 0
@@ -179,7 +179,9 @@ class TextGenerator:
         self, texts: Sequence[str], options: DecodingOptions, locations: Sequence[RowLocation] = ()
     ) -> tuple[dict[str, torch.Tensor], int]:
         """Texts padded on the left to a common length, and that length."""
-        rows = [ids or [self._empty_id] for ids in self._tokenizer(list(texts))["input_ids"]]
+        # A tokenizer may also put the end of text after every text: nothing would follow it.
+        encoded = self._tokenizer(list(texts), add_special_tokens=False)
+        rows = [[*self._start_ids, *ids] or [self._empty_id] for ids in encoded["input_ids"]]
         longest = max(map(len, rows))
         limit = count_positions(self._decoder)
         if limit is not None and longest + options.max_new_tokens > limit:

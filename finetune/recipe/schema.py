@@ -340,6 +340,11 @@ class TrainConfig(CommonTrainConfig):
     paper's, whose last update has the rate 0."""
     warmup: Fraction | Positive = 0.1
     """Linear warm-up: a number of updates, or below 1 a fraction of all updates."""
+    class_weights: Literal["balanced"] | dict[RawLabel, PositiveFloat] | None = None
+    """Weights of the classes in the loss: a table from label to weight (labels that are not in it
+    have weight 1), or balanced: inversely proportional to their number of training rows."""
+    label_smoothing: Fraction = 0
+    """Share of the true label's probability that the loss spreads evenly over all labels."""
     head_dropout: Fraction = 0
     """Dropout on the input of the head."""
     max_tokens: Positive = 512
@@ -410,3 +415,24 @@ class Recipe(StrictModel):
             if isinstance(section, dict)
         }
         return {**data, **filled}
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> "Recipe":
+        """Checks class weights and label smoothing against the labels."""
+        weights, task = self.train.class_weights, self.task.build()
+        if self.task.range is not None:
+            for name in ("class_weights", "label_smoothing"):
+                if getattr(self.train, name):
+                    what, cure = "a score has no classes", f"Leave train.{name} out."
+                    raise UsageError(what, where=f"train.{name}", cure=cure)
+        elif weights and task.format.is_multiple_choice:
+            what, cure = "choices have no classes to weigh", "Leave train.class_weights out."
+            raise UsageError(what, where="train.class_weights", cure=cure)
+        elif isinstance(weights, dict):
+            for label in weights:
+                try:
+                    task.labels.parse(label)
+                except UsageError as error:
+                    cure = suggest(str(label), task.labels.names)
+                    raise UsageError(error.what, where="train.class_weights", cure=cure) from None
+        return self

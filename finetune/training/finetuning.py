@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -22,15 +23,22 @@ from finetune.distributed.setup import (
     choose_batch_config,
     choose_precision,
     create_accelerator,
+    describe_own_attention,
     deterministic_kernels,
 )
 from finetune.evaluation.evaluate import RowLogits, compute_logits, evaluate
 from finetune.evaluation.metrics import selection_value
-from finetune.models.pretrained import Base, build_encoder, load_decoder
+from finetune.models.losses import TaskLossOptions
+from finetune.models.pretrained import (
+    Base,
+    build_encoder,
+    check_output_layer,
+    load_decoder,
+)
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.loading import resolve_paths
-from finetune.recipe.schema import Recipe
+from finetune.recipe.schema import Recipe, TrainConfig
 from finetune.training.events import Event, Notice, Result
 from finetune.training.job import (
     Evaluation,
@@ -188,6 +196,9 @@ def prepare_finetuning(
     for split in filter(None, (data.train, data.evaluate, *data.extra.values())):
         open_rows(data, split)
     base = load_decoder(recipe.base, config.seed)
+    if config.lm_coefficient > 0:
+        cure = "Pass --lm-coefficient 0 to train without it."
+        check_output_layer(base.output, "train.lm_coefficient", cure)
     encoder = build_encoder(recipe, task, base)
     if config.compile:
         compile_blocks(base.decoder)
@@ -230,9 +241,8 @@ def prepare_finetuning(
     if is_sharded(model):
         count = accelerator.num_processes
         notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
-    if batch_config.layout == "separate" and config.layout == "auto":
-        family = base.decoder.config.model_type
-        notices.append(f"{family} needs its own attention: every view is a padded row")
+    if notice := describe_own_attention(base.decoder):
+        notices.append(notice)
     return FinetuningJob(
         config=recipe,
         fixed_sections=("task", "base", "head", "train"),
@@ -247,7 +257,7 @@ def prepare_finetuning(
             config,
             build_schedule(config.learning_rate, sampler.updates, config.warmup, config.schedule),
             config.lm_coefficient,
-        ),
+        )._replace(task_loss=choose_task_loss(config, task, train_split.examples)),
         schedule=EvaluationSchedule.of(
             config, plan_evaluations(sampler, config.evaluations), config.patience
         ),
@@ -264,6 +274,25 @@ def prepare_finetuning(
         evaluation_split=evaluation_split,
         extra_splits=extra,
     )
+
+
+def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> TaskLossOptions:
+    """Returns label smoothing and class weights for the training examples.
+
+    "balanced" weights are scikit-learn's: N / (C · examples of the class), where C counts the
+    classes that occur; others have weight 1.
+    """
+    if config.class_weights is None:
+        return TaskLossOptions(None, config.label_smoothing)
+    weights = torch.ones(task.labels.num_outputs)
+    if config.class_weights == "balanced":
+        classes, counts = np.unique(examples.labels, return_counts=True)
+        balanced = counts.sum() / (len(classes) * counts)
+        weights[torch.from_numpy(classes.astype(int))] = torch.from_numpy(balanced).float()
+    else:
+        for label, weight in config.class_weights.items():
+            weights[int(task.labels.parse(label))] = weight
+    return TaskLossOptions(weights, config.label_smoothing)
 
 
 def _freeze_output_layer(model: TaskModel) -> None:

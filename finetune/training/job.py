@@ -168,7 +168,11 @@ class TrainingJob(ABC):
         `max_tokens` limits the tokens per pass instead of the batch configuration.
         """
         rows = self.sampler.indices(update)
-        totals = count_totals([self.examples[n] for n in rows.tolist()])
+        weights = self.settings.task_loss.class_weights
+        totals = count_totals(
+            [self.examples[n] for n in rows.tolist()],
+            None if weights is None else weights.tolist(),
+        )
         limit = max_tokens or self.batch_config.max_tokens_per_forward
         rank = self.accelerator.process_index
         shards = shard_by_length(rows, self.lengths, self.accelerator.num_processes)
@@ -209,7 +213,8 @@ class TrainingJob(ABC):
             with torch.no_grad(), self.accelerator.autocast():
                 outputs = self.model(batch, lm=lm_coefficient > 0)
             ids.append(example.id)
-            if not objective(outputs, batch, lm_coefficient).total.isfinite():
+            losses = objective(outputs, batch, lm_coefficient, self.settings.task_loss)
+            if not losses.total.isfinite():
                 nonfinite.append(example.id)
         return nonfinite or ids
 

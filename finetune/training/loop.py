@@ -14,7 +14,7 @@ from finetune.batching.collate import Batch, to_device
 from finetune.distributed.collectives import all_reduce_gradients, all_reduce_max
 from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard
 from finetune.distributed.memory import is_out_of_memory
-from finetune.models.losses import Losses, objective
+from finetune.models.losses import Losses, TaskLossOptions, objective
 from finetune.training.optimizer import set_adamw_step
 
 
@@ -43,6 +43,8 @@ class LoopSettings(NamedTuple):
     max_grad_norm: float = 1.0
     seed: int = 0
     max_tokens_per_forward: int | None = None
+    task_loss: TaskLossOptions = TaskLossOptions()
+    """Class weights and label smoothing."""
 
 
 class Step(NamedTuple):
@@ -119,7 +121,7 @@ def _accumulate_gradients(
         for batch in (to_device(batch, accelerator.device) for batch in microbatches.batches):
             with accelerator.autocast():
                 outputs = model(batch, lm=settings.lm_coefficient > 0)
-            parts = objective(outputs, batch, settings.lm_coefficient)
+            parts = objective(outputs, batch, settings.lm_coefficient, settings.task_loss)
             accelerator.backward(parts.total * scale)
             losses.append(torch.stack([part.detach() for part in parts]))
     except (MemoryError, RuntimeError) as error:

@@ -119,6 +119,17 @@ def test_parts_of_an_update_weigh_as_much_as_the_whole(many, layout, size: int) 
     assert whole.example_weight.tolist() == pytest.approx(expected)
 
 
+@given(MANY)
+def test_class_weights_normalise_by_the_weight_of_the_whole_update(many: list[Encoded]) -> None:
+    weights = [0.5, 1.0, 3.0, 7.0]
+    totals = count_totals(many, weights)
+    total = sum(weights[example.label] for example in many if example.label is not None)
+    for example in many:
+        (factor,) = collate([example], "packed", 0, totals).example_weight.tolist()
+        expected = 0.0 if example.label is None else 1 / total
+        assert factor == pytest.approx(expected)
+
+
 def test_all_tensors_go_to_the_device() -> None:
     batch = collate([Encoded("x/0", [1, 2], ([3], [4, 5]), 0)], "packed")
     moved = to_device(batch, torch.device("meta"))

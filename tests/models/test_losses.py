@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from finetune.models import losses
-from finetune.models.losses import lm_loss, token_losses
+from finetune.models.losses import TaskLossOptions, lm_loss, task_loss, token_losses
 
 
 def draw(count: int, vocabulary: int, biased: bool, dtype: torch.dtype = torch.float64):
@@ -95,3 +95,32 @@ def test_under_autocast_only_the_products_are_in_bfloat16():
     for one, other in zip(*gradients, strict=True):
         assert one.dtype == other.dtype
         assert float((one - other).norm() / other.norm()) < 2**-7
+
+
+@given(
+    st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=1, max_size=6),
+    st.none() | st.lists(st.floats(0.1, 9), min_size=3, max_size=3),
+    st.sampled_from([0.0, 0.1, 0.7]),
+)
+def test_weighted_and_smoothed_losses_are_those_of_torch(labels, weights, smoothing):
+    torch.manual_seed(len(labels))
+    logits = torch.randn(len(labels), 3, dtype=torch.float64, requires_grad=True)
+    label = torch.tensor(labels)
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    loss = task_loss(logits, label, TaskLossOptions(weight, smoothing)).sum()
+    expected = cross_entropy(logits, label, weight, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(value, logits)[0] for value in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_smoothing_counts_only_the_choices_that_an_example_has():
+    logits = torch.tensor([[0.3, -1.0, -torch.inf]], requires_grad=True)
+    loss = task_loss(logits, torch.tensor([1]), TaskLossOptions(None, 0.2))
+    two = logits.detach()[:, :2].requires_grad_()
+    expected = cross_entropy(two, torch.tensor([1]), label_smoothing=0.2)
+    torch.testing.assert_close(loss[0], expected)
+    for value in (loss.sum(), expected):
+        value.backward()
+    torch.testing.assert_close(logits.grad[:, :2], two.grad)
+    assert logits.grad[0, 2] == 0

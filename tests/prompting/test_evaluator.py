@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.evaluation.metrics import bootstrap_interval, compute_metrics
@@ -204,6 +205,15 @@ def test_a_context_starts_with_the_tokenizers_special_tokens(bases, family, star
     answers = build_answer_tokenizer(tokenizer)
     names = tokenizer.convert_ids_to_tokens(list(answers.start_ids))
     assert names == ([start] if start else [])
+    # What a tokenizer puts after a text does not matter.
+    end = tokenizer.eos_token
+    single = f"{start} $A {end}" if start else f"$A {end}"
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in {start or end, end}]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=special
+    )
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    assert build_answer_tokenizer(tokenizer).start_ids == answers.start_ids
     assert tokenizer.convert_ids_to_tokens(answers.empty_id) == empty
 
 

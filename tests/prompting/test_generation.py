@@ -1,7 +1,10 @@
 """Generated text equals that of transformers' generate, alone or in a batch."""
 
+import shutil
+
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.prompting.generation import DecodingOptions, TextGenerator
@@ -67,6 +70,20 @@ def test_streamed_pieces_join_to_the_generated_text(pair, settings):
     decoding = DecodingOptions(12, **settings)
     pieces = list(pair[0].stream(TEXTS[1], decoding))
     assert "".join(pieces) == pair[0].generate([TEXTS[1]], decoding)[0]
+
+
+def test_a_token_that_a_tokenizer_puts_after_texts_is_left_out(bases, tmp_path):
+    before = TextGenerator(BaseConfig(path=str(bases("llama"))), "cpu")
+    shutil.copytree(bases("llama"), tmp_path / "both")
+    tokenizer = AutoTokenizer.from_pretrained(bases("llama"))
+    ids = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ids
+    )
+    tokenizer.save_pretrained(tmp_path / "both")
+    assert AutoTokenizer.from_pretrained(tmp_path / "both")("a")["input_ids"][-1] == ids[1][1]
+    after = TextGenerator(BaseConfig(path=str(tmp_path / "both")), "cpu")
+    assert after.generate(TEXTS, DecodingOptions(12)) == before.generate(TEXTS, DecodingOptions(12))
 
 
 @pytest.fixture(scope="module")

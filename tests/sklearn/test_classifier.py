@@ -61,6 +61,14 @@ def test_labels_keep_their_values_and_type(dry, wet, dtype, make):
     assert model.fit(TEXTS, labels.tolist()).predict(TEXTS).tolist() == labels.tolist()
 
 
+def test_a_class_of_more_weight_is_predicted_more_often(make):
+    labels = [9 if label == "wet" else 4 for label in LABELS]
+    weights = [{4: 1.0}, {4: 1.0, 9: 50.0}]
+    models = [make(class_weights=table, epochs=1).fit(TEXTS, labels) for table in weights]
+    plain, weighted = (model.predict_proba(TEXTS)[:, 1].mean() for model in models)
+    assert weighted > plain
+
+
 def test_a_column_of_three_classes(make):
     labels = np.array([["b"], ["a"], ["c"], ["a"]] * 4)
     with pytest.warns(UserWarning, match="column-vector"):

@@ -1,15 +1,12 @@
 """The attention function that decoders of transformers are given: a row may hold several texts."""
 
-import ast
-import inspect
-import textwrap
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from finetune.models.attention.kernels import block_attention
 from finetune.models.attention.masks import AttentionLayout, causal_mask
@@ -76,7 +73,7 @@ def packed_attention(
     unknown = {name for name, given in others.items() if given is not None} - _IGNORED_ARGUMENTS
     if unknown:
         raise UsageError(
-            f"packed attention does not support {', '.join(sorted(unknown))}, which this base uses",
+            f"packed attention does not support {', '.join(sorted(unknown))}",
             where="base.path",
             cure="Use another base.",
         )
@@ -115,31 +112,6 @@ def packed_attention(
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
-
-
-def supports_packed_attention(decoder: PreTrainedModel) -> bool:
-    """True when packed attention can replace a decoder's attention, so that it reads any layout.
-
-    The decoder must pass keyword arguments down to transformers' attention interface, and none
-    that `packed_attention` does not know.
-    """
-    parameters = inspect.signature(decoder.base_model.forward).parameters.values()
-    passes_down = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
-    uses_interface = bool(getattr(decoder, "_supports_attention_backend", False))
-    known = _IGNORED_ARGUMENTS | inspect.signature(packed_attention).parameters.keys()
-    return passes_down and uses_interface and _attention_arguments(decoder) <= known
-
-
-def _attention_arguments(decoder: PreTrainedModel) -> set[str]:
-    """Keywords with which a decoder's layers call the attention interface, from their source."""
-    names: set[str] = set()
-    for layer in {type(module) for module in decoder.modules()}:
-        source = inspect.getsource(layer.forward)
-        if "attention_interface(" in source:
-            for node in ast.walk(ast.parse(textwrap.dedent(source))):
-                if isinstance(node, ast.Call) and "attention_interface" in ast.dump(node.func):
-                    names |= {keyword.arg for keyword in node.keywords if keyword.arg}
-    return names
 
 
 def prefers_padded_groups(device: torch.device) -> bool:

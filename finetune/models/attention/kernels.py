@@ -41,13 +41,13 @@ def block_attention(
     Args:
         query: (Q, H, S, d). Rows and columns may differ from those of the keys.
         key: (R, H, T, d).
-        value: (R, H, T, d).
+        value: (R, H, T, d'). Its width may differ from that of queries and keys.
         blocks: Which queries attend to which keys.
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the scores.
 
     Returns:
-        (Q, S, H, d) in the type of the queries, zeros in columns of no block.
+        (Q, S, H, d') in the type of the queries, zeros in columns of no block.
     """
     with torch.autocast(query.device.type, enabled=False):
         keep_weights = torch.is_grad_enabled()
@@ -66,14 +66,14 @@ class _BlockAttention(torch.autograd.Function):
         scaling: float,
         keep_weights: bool,
     ) -> Tensor:
-        rows, heads, columns, width = query.shape
+        rows, heads, columns, _ = query.shape
         q, k, v = (x.to(blocks[0].mask.dtype) for x in (query, key, value))
         count = heads * sum(block.mask.numel() for block in blocks)
         weights = q.new_empty(count) if keep_weights else None
         kept, factor = draw_mask(count, dropout) if dropout else (None, 1.0)
         # Dropout's factor is applied once, to the values, and in the backward pass likewise.
         v = v * factor if dropout else v
-        out = query.new_zeros(rows, columns, heads, width)
+        out = query.new_zeros(rows, columns, heads, value.shape[-1])
         for block, part, keep in _with_weights(blocks, heads, weights, kept):
             (row, seen), (query_row, own), mask = block
             keys = k[row, :, seen].transpose(1, 2)

@@ -50,7 +50,7 @@ def padded_attention(
 
     Columns that are in no group give zeros. Each group comes with its mask.
     """
-    rows, heads, columns, width = query.shape
+    rows, heads, columns, _ = query.shape
     packed = [x.transpose(1, 2).reshape(rows * columns, heads, -1) for x in (query, key, value)]
     out = packed[2].new_zeros(packed[2].shape)
     for group, mask in groups:
@@ -59,7 +59,7 @@ def padded_attention(
         states = states.index_select(0, group.padded_index)
         # Every token is copied exactly once, so gradients do not depend on an order of additions.
         out = out.index_copy(0, group.packed_index, states.to(out.dtype))
-    return out.view(rows, columns, heads, width)
+    return out.view(rows, columns, heads, -1)
 
 
 def combine_masks(group: PaddedGroup, masks: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from finetune.batching.collate import Span
 
 _PER_COLUMN = {"position_ids", "position_embeddings"}
 """Arguments of a block that hold something for each column."""
+_ORIGINAL = "class_without_shortcut"
 
 
 class LastTokens:
@@ -67,6 +68,12 @@ def enable_last_token_shortcut(decoder: PreTrainedModel) -> None:
         block.__class__ = _with_shortcut(type(block))
 
 
+def disable_last_token_shortcut(decoder: PreTrainedModel) -> None:
+    """Gives the last block its own class back."""
+    if (blocks := find_blocks(decoder)) and hasattr(type(blocks[-1]), _ORIGINAL):
+        blocks[-1].__class__ = getattr(type(blocks[-1]), _ORIGINAL)
+
+
 def find_blocks(decoder: PreTrainedModel) -> nn.ModuleList | None:
     """The decoder's blocks, first to last; None where it is not clear which these are."""
     count = decoder.config.get_text_config().num_hidden_layers
@@ -89,7 +96,11 @@ def _with_shortcut(block_class: type[nn.Module]) -> type[nn.Module]:
             return full_forward(self, hidden_states, *args, **kwargs)
         return _run(partial(full_forward, self), layout.last_tokens, hidden_states, args, kwargs)
 
-    namespace = {"forward": forward, "__module__": block_class.__module__}
+    namespace = {
+        "forward": forward,
+        "__module__": block_class.__module__,
+        _ORIGINAL: block_class,
+    }
     return type(block_class.__name__, (block_class,), namespace)
 
 

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.batching.collate import collate
 from finetune.models.attention import interface
-from finetune.models.attention.interface import packed_attention, supports_packed_attention
+from finetune.models.attention.interface import ATTENTION_NAME, packed_attention
 from finetune.models.attention.masks import AttentionLayout
 from finetune.models.attention.padded_groups import group_by_length
 from task_formats import Encoded, UsageError
@@ -19,19 +18,8 @@ from tests.support.samples import LAYOUTS, assert_same
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_that_take_packed_attention(family: str, bases) -> None:
-    decoder = samples.load(bases(family)).decoder
-    assert supports_packed_attention(decoder) == (family in PACKED_ATTENTION)
-
-
-def test_a_family_whose_attention_needs_other_arguments_keeps_its_own() -> None:
-    """gpt_oss passes `s_aux`, learned sinks that packed attention does not compute."""
-    config = transformers.GptOssConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=1, head_dim=8,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
-    )  # fmt: skip
-    decoder = transformers.AutoModelForCausalLM.from_config(config)
-    assert "s_aux" in interface._attention_arguments(decoder)
-    assert not supports_packed_attention(decoder)
+    attention = samples.load(bases(family)).decoder.config._attn_implementation
+    assert (attention == ATTENTION_NAME) == (family in PACKED_ATTENTION)
 
 
 def test_an_unknown_argument_is_refused_and_a_harmless_one_is_not() -> None:

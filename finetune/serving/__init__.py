@@ -1,1 +1,0 @@
-"""`gptft serve`: a finished run behind HTTP."""
