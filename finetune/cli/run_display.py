@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from statistics import mean
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
+from finetune.evaluation.metrics import METRICS
 from finetune.storage.terminal import escape_controls
 from finetune.training.events import (
     Evaluated,
@@ -200,7 +201,14 @@ def print_result(result: Result) -> None:
     updates, tokens = format_count(result.updates, "update"), format_count(result.tokens, "token")
     print_line(f"Trained {updates}, {tokens}, in {format_time(result.seconds)}.")
     if result.scores:
-        console().print(make_score_table(result.scores))
+        console().print(make_score_table(result.scores, majority=result.majority))
+        for split, scores in result.scores.items():
+            name, value = next(iter(scores.items()))
+            baseline = result.majority.get(split, {}).get(name)
+            sign = 1 if METRICS[name].higher_is_better else -1
+            if baseline is not None and sign * (value - baseline) <= 0:
+                warning = f"{name} on {split} is no better than the most frequent training label."
+                print_line((warning, "yellow"))
         print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
     folder = shlex.quote(str(result.folder))
     print_line("The run is in ", (str(result.folder), "bold"), ". Next:")
@@ -209,16 +217,24 @@ def print_result(result: Result) -> None:
 
 
 def make_score_table(
-    scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int] | None = None
+    scores: Mapping[str, Mapping[str, float]],
+    counts: Mapping[str, int] | None = None,
+    majority: Mapping[str, Mapping[str, float]] = {},
 ) -> Table:
-    """A row for each split, a column for each metric, and perhaps one for the number of rows."""
+    """A row for each split and its majority baseline, a column for each metric.
+
+    With `counts` there is a column for the number of rows.
+    """
     metrics = list(dict.fromkeys(name for row in scores.values() for name in row))
-    rows = (
-        [
-            split,
-            *([f"{counts[split]:,}"] if counts else []),
-            *(f"{row[name]:.4f}" if name in row else "" for name in metrics),
-        ]
-        for split, row in scores.items()
-    )
+    rows = []
+    for split, row in scores.items():
+        count = [f"{counts[split]:,}"] if counts else []
+        rows.append([split, *count, *_format_row(row, metrics)])
+        if baseline := majority.get(split):
+            indent = [""] if counts else []
+            rows.append(["  majority class", *indent, *_format_row(baseline, metrics)])
     return make_table(["split", *(["rows"] if counts else []), *metrics], rows)
+
+
+def _format_row(scores: Mapping[str, float], metrics: Sequence[str]) -> list[str]:
+    return [f"{scores[name]:.4f}" if name in scores else "" for name in metrics]

@@ -6,7 +6,6 @@ FOLDER/curve.png                       written by the command line for several f
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,7 @@ from finetune.data.sources import open_rows
 from finetune.distributed.collectives import agree_on_request
 from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
 from finetune.distributed.signals import SignalListener
+from finetune.evaluation.majority import majority_prediction
 from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.recipe.loading import resolve_paths
@@ -39,7 +39,7 @@ from finetune.storage import files
 from finetune.training.events import Event, Finished, Interrupted, Notice
 from finetune.training.finetuning import events as train_events
 from finetune.training.runner import stop_at_once
-from task_formats import Demonstrations, Prediction, Range, Task, UsageError
+from task_formats import Demonstrations, Task, UsageError
 
 
 class CellStarted(NamedTuple):
@@ -221,25 +221,16 @@ class Study:
 def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Scores the most frequent training label, or the mean training score, on the evaluation split.
 
-    Of equally frequent labels the first in the order of the task counts. The probability of a
-    label is its frequency. Returns scores, 95 % bootstrap intervals over rows, the number of
-    training labels and the answer.
+    Returns scores, 95 % bootstrap intervals over rows, the number of training labels and the
+    answer.
     """
     config = recipe.data
     train, evaluate = (
         [cast(float, e.label) for e in read_split(task, config, split, limit=config.limit)]
         for split in ("train", "evaluate")
     )
-    if isinstance(task.labels, Range):
-        mean = float(np.mean(train))
-        answer: str | float = mean
-        probabilities: tuple[float, ...] = (mean,)
-    else:
-        counts = Counter(train)
-        answer = task.labels.name(max(sorted(counts), key=counts.__getitem__))
-        probabilities = tuple(counts[k] / len(train) for k in range(task.labels.num_outputs))
-    predicted = np.array([Prediction("", answer, probabilities)] * len(evaluate))
-    gold = np.array(evaluate)
+    answer = majority_prediction(task, train)
+    predicted, gold = np.array([answer] * len(evaluate)), np.array(evaluate)
 
     def metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return score_predictions(task, predicted.tolist(), gold.tolist())
@@ -248,7 +239,7 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
         "scores": {"evaluate": metrics(predicted, gold)},
         "intervals": bootstrap_interval(metrics, predicted, gold),
         "labels": len(train),
-        "answer": answer,
+        "answer": answer.label,
     }
 
 

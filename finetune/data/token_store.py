@@ -152,6 +152,17 @@ class TokenStore(Sequence[Encoded]):
         return TokenStore(store.arrays, integer_labels=self.integer_labels)
 
 
+def count_shared(examples: TokenStore, others: TokenStore) -> int:
+    """Counts the examples whose tokens are also those of one of the others."""
+
+    def contents(store: TokenStore) -> Iterator[bytes]:
+        bounds = store.arrays.segments[store.arrays.examples].tolist()
+        return (store.arrays.tokens[start:stop].tobytes() for start, stop in pairwise(bounds))
+
+    known = set(map(hash, contents(others)))
+    return sum(hash(content) in known for content in contents(examples))
+
+
 def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenStore:
     """Encodes examples into memory: what `encoder.encode` returns, in the same order."""
     return _store(map(encoder.encode, _batches(examples)))

@@ -1,6 +1,6 @@
 """Events that a training run yields."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,8 @@ class Result:
     tokens: int
     seconds: float
     folder: Path
+    majority: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By split, the scores of the most frequent training label (or of the mean score)."""
 
 
 class Finished(NamedTuple):

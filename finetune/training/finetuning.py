@@ -17,7 +17,7 @@ from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
 from finetune.data.sources import open_rows
 from finetune.data.splits import Split, encode_split, encode_training_split
-from finetune.data.token_store import TokenStore
+from finetune.data.token_store import TokenStore, count_shared
 from finetune.distributed.fsdp import is_sharded, prepare_model
 from finetune.distributed.setup import (
     choose_batch_config,
@@ -27,6 +27,7 @@ from finetune.distributed.setup import (
     deterministic_kernels,
 )
 from finetune.evaluation.evaluate import RowLogits, compute_logits, evaluate
+from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import selection_value
 from finetune.models.losses import TaskLossOptions
 from finetune.models.pretrained import (
@@ -51,7 +52,7 @@ from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
-from task_formats import Example, Task, UsageError
+from task_formats import Classes, Example, Task, UsageError
 
 
 def train(
@@ -126,6 +127,7 @@ class FinetuningJob(TrainingJob):
 
     config: Recipe
     model: TaskModel
+    examples: TokenStore
     task: Task
     base: Base
     evaluation_split: Split | None
@@ -153,7 +155,11 @@ class FinetuningJob(TrainingJob):
             if all(example.label is None for example in split.examples):
                 yield Notice(f"{name} has no labels, so it is not scored")
             else:
-                yield self._evaluation(name, split.examples, model)
+                evaluation = self._evaluation(name, split.examples, model)
+                labels = split.examples.labels
+                known, train = labels[~np.isnan(labels)], self.examples.labels
+                majority = score_majority(self.task, train.tolist(), known.tolist())
+                yield evaluation._replace(majority=majority)
 
     def _evaluation(self, name: str, examples: TokenStore, model: TaskModel) -> Evaluation:
         def score(passes: Iterable[RowLogits]) -> dict[str, float]:
@@ -238,6 +244,7 @@ def prepare_finetuning(
     if recipe.base.from_scratch:
         fingerprints.pop(WEIGHTS, None)
     notices = [text for s in splits.values() for text in s.report.describe(s.origin)]
+    notices += _describe_labels(task, train_split, evaluation_split)
     if is_sharded(model):
         count = accelerator.num_processes
         notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
@@ -293,6 +300,18 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
         for label, weight in config.class_weights.items():
             weights[int(task.labels.parse(label))] = weight
     return TaskLossOptions(weights, config.label_smoothing)
+
+
+def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iterator[str]:
+    """Warnings about splits from which nothing can be learned or concluded."""
+    for split in filter(None, (train, evaluation)):
+        labels = split.examples.labels
+        if isinstance(task.labels, Classes) and len(np.unique(labels[~np.isnan(labels)])) == 1:
+            name = task.labels.name(int(labels[0]))
+            yield f"warning: every row of {split.origin} has the label {name!r}"
+    if evaluation and (shared := count_shared(evaluation.examples, train.examples)):
+        rows = f"{shared} of {len(evaluation.examples)} evaluation rows"
+        yield f"warning: {rows} also occur in the training rows, so scores are too high"
 
 
 def _freeze_output_layer(model: TaskModel) -> None:

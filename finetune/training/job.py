@@ -84,6 +84,8 @@ class Evaluation(NamedTuple):
     """Forward passes, computed as they are consumed."""
     score: Callable[[Iterable[RowLogits]], dict[str, float]]
     """From all passes to metric name and value."""
+    majority: dict[str, float] | None = None
+    """Scores of the most frequent training label on this split, to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from finetune.training.loop import Step
 from finetune.training.progress import TrainingProgress
 from task_formats import UsageError
 
-_RESULT_FIELDS = ("scores", "update", "updates", "tokens", "seconds")
+_RESULT_FIELDS = ("scores", "majority", "update", "updates", "tokens", "seconds")
 READ_DELAY = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device, since each reading waits for it."""
 

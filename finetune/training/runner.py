@@ -180,17 +180,20 @@ class _Runner:
             yield Notice(f"the best model is that of update {saved_update}, saved before a kill")
             progress.best_update = saved_update
         scores: dict[str, dict[str, float]] = {}
+        majority: dict[str, dict[str, float]] = {}
         for evaluation in self.job.final_evaluations(self.recorder.model_folder):
             if isinstance(evaluation, Notice):
                 yield evaluation
             else:
                 scores[evaluation.name] = self.run_evaluation(evaluation)
+                if evaluation.majority is not None:
+                    majority[evaluation.name] = evaluation.majority
                 if not _all_finite(scores[evaluation.name]):
                     yield Notice(f"the scores of {evaluation.name} are not finite")
         if self.job.schedule.saves_checkpoints:
             self.recorder.save_checkpoint(self.job, progress)
         counts = (progress.best_update, progress.update, progress.tokens, progress.seconds)
-        result = Result(scores, *counts, self.recorder.folder)
+        result = Result(scores, *counts, self.recorder.folder, majority)
         self.recorder.write_result(self.job, result)
         yield Finished(result)
 

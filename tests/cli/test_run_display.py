@@ -1,6 +1,7 @@
 """The display of a run from made-up events: plain lines and a live display."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,6 +172,19 @@ def test_the_result_is_printed_with_the_next_commands(tmp_path, capsys):
     assert "Trained 40 updates, 4,000 tokens, in 0:01:23." in text
     assert f"gptft predict '{folder}' FILE -o OUT" in text
     assert "update 20" in text
+
+
+def test_the_baseline_stands_beside_the_score(tmp_path, capsys):
+    reached = replace(
+        result(tmp_path),
+        scores={"dev": {"accuracy": 0.5}, "test": {"accuracy": 0.75}},
+        majority={"dev": {"accuracy": 0.5}, "test": {"accuracy": 0.625}},
+    )
+    print_result(reached)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "majority of test 0.6250" in text
+    assert "accuracy on dev is no better than the most frequent training label." in text
+    assert "accuracy on test is no better" not in text
 
 
 def test_speed_is_that_of_recent_updates_without_evaluations():

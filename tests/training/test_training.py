@@ -238,3 +238,31 @@ def test_dropout_draws_other_masks_for_another_layout_or_limit(bases, tmp_path) 
             losses.append(float(next(steps).losses.total))
         differences = {abs(loss - losses[0]) > 1e-4 for loss in losses[1:]}
         assert differences == {noise > 0}
+
+
+# -- what a user should know about the data ------------------------------------------------------
+
+
+def test_rows_of_one_label_and_shared_rows_are_reported(bases, tmp_path) -> None:
+    recipe = jobs.recipe("classification", bases("gpt2"), tmp_path, train=12, held_out=6)
+    files = [Path(str(recipe.data.train)), Path(str(recipe.data.evaluate))]
+    train, held_out = (map(json.loads, file.read_text().splitlines()) for file in files)
+    train, held_out = [*train], [*held_out]
+    held_out = [{**row, "label": 0} for row in [*train[:2], *held_out[2:]]]
+    jobs.write_rows(files[1], held_out)
+    job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
+    one_label, shared = job.notices
+    assert one_label.endswith("held-out.jsonl has the label 'bad'")
+    assert "2 of 6 evaluation rows also occur in the training rows" in shared
+
+
+def test_the_result_has_the_score_of_the_most_frequent_label(finished) -> None:
+    result = json.loads((finished("classification") / "result.json").read_text())
+    recipe = finetune.load(finished("classification")).recipe
+    train, held_out = (
+        [json.loads(line)["label"] for line in Path(str(file)).read_text().splitlines()]
+        for file in (recipe.data.train, recipe.data.evaluate)
+    )
+    answer = max(sorted(set(train)), key=train.count)
+    expected = {"accuracy": held_out.count(answer) / len(held_out)}
+    assert result["majority"] == {"evaluate": expected}
