@@ -79,6 +79,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "train.batch_size": (int, "Batch size in examples (paper: 32)."),
     "train.lm_coefficient": (float, "Weight λ of the LM loss (paper: 0.5)."),
     "train.max_tokens": (int, "Maximum sequence length in tokens (paper: 512)."),
+    "train.patience": (int, "Stop after this many evaluations without improvement."),
     "train.seed": (int, "Random seed."),
     "train.precision": (Literal["auto", "fp32", "bf16"], "Numerical precision."),
     "train.layout": (_LAYOUTS, "How sequences are batched; results are equal but for dropout."),
@@ -97,6 +98,8 @@ def name_flag(key: str) -> str:
     >>> name_flag("train.batch_size"), name_flag("base.path")
     ('--batch-size', '--base')
     """
+    if key == "train.patience":
+        return "--early-stopping"
     section, _, name = key.partition(".")
     return f"--{section if name in ('', 'path') else name.replace('_', '-')}"
 

@@ -322,11 +322,16 @@ class CommonTrainConfig(StrictModel):
     """Project of the trackers that have projects; MLflow calls it experiment."""
 
 
+_LEARNING_RATE = 5e-5
+_LORA_FACTOR = 10
+"""Adapters need about ten times the learning rate of the weights themselves."""
+
+
 class TrainConfig(CommonTrainConfig):
     """How to train."""
 
-    learning_rate: PositiveFloat = 5e-5
-    """Peak learning rate, reached after the warm-up."""
+    learning_rate: PositiveFloat = _LEARNING_RATE
+    """Peak learning rate, reached after the warm-up; with LoRA the default is ten times as high."""
     batch_size: Positive = 32
     """Examples per update, over all processes."""
     epochs: Epochs = 3
@@ -345,6 +350,10 @@ class TrainConfig(CommonTrainConfig):
     have weight 1), or balanced: inversely proportional to their number of training rows."""
     label_smoothing: Fraction = 0
     """Share of the true label's probability that the loss spreads evenly over all labels."""
+    freeze_layers: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Do not train the embeddings and this number of the lowest blocks."""
+    layer_decay: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
+    """Factor of the learning rate from each block to the one below, and to the embeddings."""
     head_dropout: Fraction = 0
     """Dropout on the input of the head."""
     max_tokens: Positive = 512
@@ -399,22 +408,26 @@ class Recipe(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_profile(cls, data: Any) -> Any:
-        """Gives the sections the defaults of the paper, if that is the profile."""
-        if not isinstance(data, dict) or data.get("profile") != "paper":
+    def _fill_in_defaults(cls, data: Any) -> Any:
+        """Gives the sections the defaults that depend on the profile and on LoRA."""
+        if not isinstance(data, dict):
             return data
+        given = {name: data.get(name, {}) for name in _PAPER}
         sections = {
             name: section.model_dump(exclude_unset=True)
-            if isinstance(section := data.get(name, {}), StrictModel)
+            if isinstance(section, StrictModel)
             else section
-            for name in _PAPER
+            for name, section in given.items()
         }
-        filled = {
-            name: {**_PAPER[name], **section}
-            for name, section in sections.items()
-            if isinstance(section, dict)
-        }
-        return {**data, **filled}
+        if not all(isinstance(section, dict) for section in sections.values()):
+            return data  # Its own error is clearer.
+        defaults = _PAPER if data.get("profile") == "paper" else {name: {} for name in _PAPER}
+        filled = {name: {**defaults[name], **section} for name, section in sections.items()}
+        if sections["base"].get("lora") is not None and "learning_rate" not in sections["train"]:
+            rate = filled["train"].get("learning_rate", _LEARNING_RATE)
+            filled["train"]["learning_rate"] = _LORA_FACTOR * rate
+        changed = {name: filled[name] for name in filled if filled[name] != sections[name]}
+        return {**data, **changed}
 
     @model_validator(mode="after")
     def _check_loss(self) -> "Recipe":

@@ -48,7 +48,12 @@ from finetune.training.job import (
     TrainingJob,
     loop_settings,
 )
-from finetune.training.optimizer import build_optimizer, build_schedule
+from finetune.training.optimizer import (
+    build_optimizer,
+    build_schedule,
+    freeze_layers,
+    layer_rate_factors,
+)
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
@@ -228,6 +233,7 @@ def prepare_finetuning(
         )
     torch.manual_seed(config.seed)
     model = build_task_model(base, task, config.head_dropout, recipe.head.bias)
+    freeze_layers(base.decoder, config.freeze_layers)
     if config.lm_coefficient == 0:
         _freeze_output_layer(model)
     prepare_model(model, accelerator)
@@ -255,7 +261,11 @@ def prepare_finetuning(
         fixed_sections=("task", "base", "head", "train"),
         model=model,
         # After prepare_model, which may replace weights by shards.
-        optimizer=build_optimizer(model.parameters(), config),
+        optimizer=build_optimizer(
+            model.parameters(),
+            config,
+            layer_rate_factors(model.backbone.decoder, config.layer_decay),
+        ),
         accelerator=accelerator,
         batch_config=batch_config,
         examples=train_split.examples,

@@ -1,29 +1,87 @@
 """The optimizer and the learning-rate schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 from torch import nn
 from torch.optim import AdamW
+from transformers import PreTrainedModel
 
+from finetune.models.speedups.last_token import require_blocks
 from finetune.recipe.schema import CommonTrainConfig, Schedule
+from task_formats import UsageError
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: CommonTrainConfig) -> AdamW:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    config: CommonTrainConfig,
+    rate_factors: Mapping[nn.Parameter, float] = {},
+) -> AdamW:
     """Builds a fused AdamW over all trainable parameters.
 
     Only tensors with more than one dimension decay: matrices and embeddings, but no biases and
     gains (GPT-1, section 4.1, and the original code).
+
+    Args:
+        parameters: The model's parameters.
+        config: Learning rate, decay, betas and epsilon.
+        rate_factors: Parameters whose learning rate is multiplied by a factor.
     """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    for parameter in sorted(trained, key=lambda parameter: parameter.dim() <= 1):
+        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        group = (decay, rate_factors.get(parameter, 1.0))
+        groups.setdefault(group, []).append(parameter)
     return AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True
+        [
+            {"params": params, "decay": decay, "rate_factor": factor}
+            for (decay, factor), params in groups.items()
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        fused=True,
     )
+
+
+def layer_rate_factors(decoder: PreTrainedModel, decay: float) -> dict[nn.Parameter, float]:
+    """Returns the factor of the learning rate of every parameter below the last of L blocks.
+
+    Block i = 0, ..., L − 1 has the factor decayᴸ⁻¹⁻ⁱ, embeddings have decayᴸ (ULMFiT, Howard and
+    Ruder 2018, section 3.2).
+    """
+    if decay == 1:
+        return {}
+    blocks = require_blocks(decoder, "train.layer_decay")
+    count = len(blocks)
+    factors = dict.fromkeys(_embeddings(decoder), decay**count)
+    for depth, block in enumerate(blocks):
+        factors |= dict.fromkeys(block.parameters(), decay ** (count - 1 - depth))
+    return factors
+
+
+def freeze_layers(decoder: PreTrainedModel, count: int) -> None:
+    """Excludes the embeddings and the lowest `count` blocks from training; 0 changes nothing.
+
+    Raises:
+        UsageError: The decoder has fewer blocks.
+    """
+    if count == 0:
+        return
+    blocks = require_blocks(decoder, "train.freeze_layers")
+    if count > len(blocks):
+        what = f"the base has {len(blocks)} blocks, so {count} cannot be frozen"
+        raise UsageError(what, where="train.freeze_layers", cure="Freeze fewer.")
+    frozen = [parameter for block in blocks[:count] for parameter in block.parameters()]
+    for parameter in [*_embeddings(decoder), *frozen]:
+        parameter.requires_grad_(False)
+
+
+def _embeddings(decoder: PreTrainedModel) -> list[nn.Parameter]:
+    modules = (module for module in decoder.modules() if isinstance(module, nn.Embedding))
+    return [cast(nn.Parameter, module.weight) for module in modules]
 
 
 def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon: float) -> None:
@@ -36,7 +94,7 @@ def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon:
     """
     for group in optimizer.param_groups:
         first, second = (1 - beta**update for beta in group["betas"])
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_factor"]
         group["eps"] = epsilon / math.sqrt(second)
         group["weight_decay"] = group["decay"] * math.sqrt(second) / first
 

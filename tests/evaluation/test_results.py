@@ -69,4 +69,5 @@ def test_a_paired_difference_is_zero_for_equal_predictions(results, options):
     assert results.paired_difference(recipe, [right], [reverse]) == (1, 1, 1)
     mixed = results.Outcome({}, [*gold[:12], *wrong[12:]], 1.0, 1.0)
     mean, low, high = results.paired_difference(recipe, [right], [mixed])
-    assert low < mean == pytest.approx(0.5) < high
+    assert mean == pytest.approx(0.5)
+    assert low < mean < high

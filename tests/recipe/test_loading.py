@@ -54,6 +54,18 @@ def test_the_profile_paper_has_the_values_of_the_paper():
     assert (recipe.base.dropout, recipe.base.new_tokens) == (0.1, "mean")
 
 
+def test_adapters_have_a_higher_learning_rate_unless_one_is_given():
+    def rate(**changes) -> float:
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        return load_recipe("rte", dotted).train.learning_rate
+
+    assert rate(base__lora={}) == pytest.approx(10 * rate())
+    assert rate(base__lora={}, profile="paper") == pytest.approx(6.25e-4)
+    assert rate(base__lora={}, train__learning_rate=3e-5) == 3e-5
+    recipe = load_recipe("rte", {"base.lora": {"rank": 4}})
+    assert parse_recipe(recipe.to_yaml()) == recipe
+
+
 def test_what_a_recipe_says_counts_more_than_its_profile():
     task = parse_recipe(TEXT).task
     given = {"learning_rate": 3e-5}

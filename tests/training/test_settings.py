@@ -8,9 +8,12 @@ import finetune
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.cli import main
+from finetune.distributed.setup import create_accelerator
 from finetune.training.events import Evaluated, Finished, Notice, Started
-from finetune.training.finetuning import events
+from finetune.training.finetuning import events, prepare_finetuning
 from finetune.training.loop import Step
+from finetune.training.optimizer import set_adamw_step
+from task_formats import UsageError
 from tests.support import jobs
 
 
@@ -154,3 +157,32 @@ def test_without_the_lm_loss_only_the_task_is_learned(family, lora, bases, tmp_p
     steps = [event for event in jobs.log(run) if event["event"] == "train"]
     assert {step["lm_loss"] for step in steps} == {0.0}
     assert all(step["loss"] == step["task_loss"] > 0 for step in steps)
+
+
+def test_frozen_layers_stay_as_they_are(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", freeze_layers=1)
+    weights = jobs.weights(jobs.train(recipe, tmp_path / "run"))
+    old = load_file(bases("gpt2") / "model.safetensors")
+    rows = len(old["transformer.wte.weight"])
+    changed = {name for name in old if not torch.equal(weights[name][:rows], old[name])}
+    lowest = {name for name in old if name.startswith("transformer.h.0.") or ".wte." in name}
+    lowest |= {"transformer.wpe.weight"}
+    assert changed == old.keys() - lowest
+    with pytest.raises(UsageError, match="has 2 blocks, so 3 cannot be frozen"):
+        jobs.train(jobs.change(recipe, "train", freeze_layers=3), tmp_path / "many")
+
+
+def test_lower_layers_have_lower_learning_rates(bases, tmp_path) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path, layer_decay=0.5, learning_rate=0.1)
+    job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
+    set_adamw_step(job.optimizer, 1, 0.1, 1e-8)
+    names = {parameter: name for name, parameter in job.model.named_parameters()}
+    rates = {names[p]: group["lr"] for group in job.optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {n for n, p in job.model.named_parameters() if p.requires_grad}
+    for name, rate in rates.items():
+        factor = 1.0
+        if "wte" in name or "wpe" in name:
+            factor = 0.25
+        elif ".h.0." in name:
+            factor = 0.5
+        assert rate == pytest.approx(0.1 * factor), name

@@ -5,8 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from finetune.models.speedups.last_token import find_blocks
-from task_formats import UsageError
+from finetune.models.speedups.last_token import require_blocks
 
 
 def compile_blocks(
@@ -20,12 +19,5 @@ def compile_blocks(
     Raises:
         UsageError: The blocks cannot be identified.
     """
-    blocks = find_blocks(decoder)
-    if blocks is None or len(blocks) < 2:
-        raise UsageError(
-            f"cannot identify the blocks of this base ({decoder.config.model_type})",
-            where="train.compile",
-            cure="Train it without --compile.",
-        )
-    for block in list(blocks)[:-1]:
+    for block in list(require_blocks(decoder, "train.compile"))[:-1]:
         block.compile(dynamic=True, backend=backend)
