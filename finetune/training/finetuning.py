@@ -29,6 +29,7 @@ from finetune.distributed.setup import (
 from finetune.evaluation.evaluate import RowLogits, compute_logits, evaluate
 from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import selection_value
+from finetune.models.blocks import freeze_layers, layer_rate_factors
 from finetune.models.losses import TaskLossOptions
 from finetune.models.pretrained import (
     Base,
@@ -48,12 +49,7 @@ from finetune.training.job import (
     TrainingJob,
     loop_settings,
 )
-from finetune.training.optimizer import (
-    build_optimizer,
-    build_schedule,
-    freeze_layers,
-    layer_rate_factors,
-)
+from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track

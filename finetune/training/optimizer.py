@@ -2,15 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
 
 from torch import nn
 from torch.optim import AdamW
-from transformers import PreTrainedModel
 
-from finetune.models.speedups.last_token import require_blocks
 from finetune.recipe.schema import CommonTrainConfig, Schedule
-from task_formats import UsageError
 
 
 def build_optimizer(
@@ -44,44 +40,6 @@ def build_optimizer(
         eps=config.epsilon,
         fused=True,
     )
-
-
-def layer_rate_factors(decoder: PreTrainedModel, decay: float) -> dict[nn.Parameter, float]:
-    """Returns the factor of the learning rate of every parameter below the last of L blocks.
-
-    Block i = 0, ..., L − 1 has the factor decayᴸ⁻¹⁻ⁱ, embeddings have decayᴸ (ULMFiT, Howard and
-    Ruder 2018, section 3.2).
-    """
-    if decay == 1:
-        return {}
-    blocks = require_blocks(decoder, "train.layer_decay")
-    count = len(blocks)
-    factors = dict.fromkeys(_embeddings(decoder), decay**count)
-    for depth, block in enumerate(blocks):
-        factors |= dict.fromkeys(block.parameters(), decay ** (count - 1 - depth))
-    return factors
-
-
-def freeze_layers(decoder: PreTrainedModel, count: int) -> None:
-    """Excludes the embeddings and the lowest `count` blocks from training; 0 changes nothing.
-
-    Raises:
-        UsageError: The decoder has fewer blocks.
-    """
-    if count == 0:
-        return
-    blocks = require_blocks(decoder, "train.freeze_layers")
-    if count > len(blocks):
-        what = f"the base has {len(blocks)} blocks, so {count} cannot be frozen"
-        raise UsageError(what, where="train.freeze_layers", cure="Freeze fewer.")
-    frozen = [parameter for block in blocks[:count] for parameter in block.parameters()]
-    for parameter in [*_embeddings(decoder), *frozen]:
-        parameter.requires_grad_(False)
-
-
-def _embeddings(decoder: PreTrainedModel) -> list[nn.Parameter]:
-    modules = (module for module in decoder.modules() if isinstance(module, nn.Embedding))
-    return [cast(nn.Parameter, module.weight) for module in modules]
 
 
 def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon: float) -> None:

@@ -182,7 +182,7 @@ def test_the_baseline_stands_beside_the_score(tmp_path, capsys):
     )
     print_result(reached)
     text = " ".join(capsys.readouterr().out.split())
-    assert "majority of test 0.6250" in text
+    assert "majority class 0.6250" in text
     assert "accuracy on dev is no better than the most frequent training label." in text
     assert "accuracy on test is no better" not in text
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from finetune.models.speedups.last_token import require_blocks
+from finetune.models.blocks import require_blocks
 
 
 def compile_blocks(

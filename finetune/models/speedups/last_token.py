@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import Span
-from task_formats import UsageError
+from finetune.models.blocks import find_blocks
 
 _PER_COLUMN = {"position_ids", "position_embeddings"}
 """Arguments of a block that hold something for each column."""
@@ -73,21 +73,6 @@ def disable_last_token_shortcut(decoder: PreTrainedModel) -> None:
     """Gives the last block its own class back."""
     if (blocks := find_blocks(decoder)) and hasattr(type(blocks[-1]), _ORIGINAL):
         blocks[-1].__class__ = getattr(type(blocks[-1]), _ORIGINAL)
-
-
-def find_blocks(decoder: PreTrainedModel) -> nn.ModuleList | None:
-    """The decoder's blocks, first to last; None where it is not clear which these are."""
-    count = decoder.config.get_text_config().num_hidden_layers
-    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    return stacks[0] if len(stacks) == 1 and count else None
-
-
-def require_blocks(decoder: PreTrainedModel, setting: str) -> nn.ModuleList:
-    """The decoder's blocks; UsageError where a setting needs them and they are not clear."""
-    if (blocks := find_blocks(decoder)) is None:
-        what = f"cannot identify the blocks of this base ({decoder.config.model_type})"
-        raise UsageError(what, where=setting, cure=f"Train it without {setting}.")
-    return blocks
 
 
 def _with_shortcut(block_class: type[nn.Module]) -> type[nn.Module]:

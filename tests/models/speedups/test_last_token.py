@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from finetune.batching.collate import Batch, collate
 from finetune.models.attention.masks import AttentionLayout
-from finetune.models.speedups.last_token import enable_last_token_shortcut, find_blocks
+from finetune.models.blocks import find_blocks
+from finetune.models.speedups.last_token import enable_last_token_shortcut
 from finetune.models.task_model import TaskModel
 from tests.support import samples
 from tests.support.families import FAMILIES, OWN_ATTENTION, PACKED_ATTENTION
