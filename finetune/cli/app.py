@@ -22,9 +22,11 @@ from finetune.cli.commands.pretrain import pretrain
 from finetune.cli.commands.preview import preview
 from finetune.cli.commands.prompt import prompt
 from finetune.cli.commands.push import push
+from finetune.cli.commands.report import report
 from finetune.cli.commands.resume import resume
 from finetune.cli.commands.schema import schema
 from finetune.cli.commands.show import show
+from finetune.cli.commands.submit import submit
 from finetune.cli.commands.tasks import tasks
 from finetune.cli.commands.train import train
 from finetune.cli.commands.version import version
@@ -49,6 +51,8 @@ COMMANDS = (
     Command(predict, "Use a run"),
     Command(export, "Use a run"),
     Command(push, "Use a run"),
+    Command(report, "Use a run"),
+    Command(submit, "Use a run"),
     Command(pretrain, "Language models"),
     Command(prompt, "Language models", MultiValueCommand),
     Command(generate, "Language models"),

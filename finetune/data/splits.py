@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from finetune.data.examples import ReadReport, read_examples
+from finetune.data.examples import LocatedExample, ReadReport, build_examples, read_examples
 from finetune.data.sources import open_rows
 from finetune.data.token_store import Array, TokenStore, encode_examples, load_or_encode
-from finetune.recipe.schema import Recipe
+from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage.files import cache_folder
 from task_formats import Example, Task, UsageError, ViewEncoder
 
@@ -55,12 +55,15 @@ def encode_split(
     data = recipe.data
     rows = open_rows(data, name)
     fingerprint = rows.fingerprint()
-    # Ids contain a file's name without its folder, which is the same for all rows.
-    split = name if data.path else Path(name).name
     read = partial(
         read_examples,
-        task, rows, split, labelled=labelled, on_bad_row=data.on_bad_row, limit=data.limit,
-    )  # fmt: skip
+        task,
+        rows,
+        _id_prefix(data, name),
+        labelled=labelled,
+        on_bad_row=data.on_bad_row,
+        limit=data.limit,
+    )
     if tokenizer_hash is None or task.convert_row is not None:
         examples, report = read()
         return Split(encode_examples(examples, encoder), report, rows.origin, fingerprint)
@@ -75,6 +78,18 @@ def encode_split(
         cache = None
     store, report = load_or_encode(read, encoder, cache, key)
     return Split(store, report, rows.origin, fingerprint)
+
+
+def _id_prefix(data: DataConfig, name: str) -> str:
+    """A file's name without its folder, which is the same for all rows; or the split's name."""
+    return name if data.path else Path(name).name
+
+
+def find_rows(data: DataConfig, task: Task, name: str, ids: Set[str]) -> dict[str, LocatedExample]:
+    """Returns the rows of a split with the given ids, by id; ids and names as in `encode_split`."""
+    located, prefix = open_rows(data, name).read(), _id_prefix(data, name)
+    examples = build_examples(task, located, prefix, labelled=False, on_bad_row="skip")
+    return {item.example.id: item for item in examples if item.example.id in ids}
 
 
 def encode_training_split(

@@ -25,7 +25,7 @@ LAYERS = (
     ("training",),
     ("prompting", "pretraining", "scaling"),
     # A comparison runs what the packages above it do.
-    ("comparison", "export", "reports", "serving"),
+    ("comparison", "export", "reports", "serving", "submission"),
     ("sklearn",),
     ("cli",),
     ("__main__",),
@@ -38,9 +38,10 @@ DOORS = {
     "filelock": "checkpointing.run_folder models.gguf_files",
     "gguf": "models.gguf_files",
     "huggingface_hub": "data checkpointing.model_card export.hub",
+    "jinja2": "reports",
     "matplotlib": "comparison.curve reports",
     "numpy": "data batching models evaluation training prompting pretraining comparison export "
-    "sklearn",
+    "reports sklearn",
     "onnxruntime": "export.scripts",
     "peft": "models.lora export.scripts",
     "pyarrow": "data.readers.parquet",
@@ -49,8 +50,8 @@ DOORS = {
     "rich": "cli",
     "ruamel": "recipe.yaml_documents",
     "safetensors": "storage.tensors export.scripts",
-    "scipy": "evaluation.metrics",
-    "sklearn": "evaluation.metrics sklearn",
+    "scipy": "evaluation",
+    "sklearn": "evaluation sklearn",
     "tokenizers": "pretraining.tokenizer export.classification",
     "torch": "storage.tensors batching models distributed checkpointing evaluation training "
     "prompting pretraining export",

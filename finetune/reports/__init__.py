@@ -1,0 +1,1 @@
+"""Reports on finished runs: one HTML page with scores, figures and errors."""

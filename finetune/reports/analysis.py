@@ -1,0 +1,222 @@
+"""The numbers of a report: for each run, for slices of rows, and for pairs of runs."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.evaluation.metrics import bootstrap_interval
+from finetune.evaluation.statistics import (
+    Calibration,
+    ClassScores,
+    Difference,
+    Interval,
+    McNemarTest,
+    ThresholdCurve,
+    calibrate,
+    count_confusions,
+    find_label_errors,
+    mcnemar_test,
+    mean_interval,
+    paired_bootstrap,
+    proportion_interval,
+    score_classes,
+    threshold_curve,
+)
+from finetune.reports.evaluated_run import EvaluatedRun, Predictions, score_rows
+from task_formats import Classes, Range, UsageError
+
+MAX_SLICED_CLASSES = 20
+_SCORE_BINS = 5
+
+
+class RunAnalysis(NamedTuple):
+    """The numbers of one run; those that do not fit the kind of label are None."""
+
+    scores: dict[str, Interval]
+    confusions: NDArray[np.int64] | None
+    """(C, C): row gold class, column predicted class."""
+    classes: list[ClassScores] | None
+    calibration: Calibration | None
+    thresholds: ThresholdCurve | None
+    """Of the positive class, for two classes."""
+
+
+class Slice(NamedTuple):
+    """A part of the rows, scored for each run."""
+
+    group: str
+    name: str
+    rows: int
+    scores: list[Interval]
+    """Accuracy, or the mean absolute error of a score, for each run."""
+    losses: list[float]
+
+
+class Comparison(NamedTuple):
+    """A second run against a first one, on the rows that both have."""
+
+    first: str
+    second: str
+    rows: int
+    both_correct: int | None
+    """None for scores, as all fields of correct rows."""
+    both_wrong: int | None
+    mcnemar: McNemarTest | None
+    differences: dict[str, Difference]
+
+
+class SuspiciousLabel(NamedTuple):
+    """A row whose label is probably wrong."""
+
+    row: int
+    """Place among the matched rows."""
+    label: int
+    suggested: int
+    probability: float
+    """Of the own label."""
+    suggested_probability: float
+
+
+def analyze_run(run: EvaluatedRun, draws: int) -> RunAnalysis:
+    """Computes the numbers of one run over all its labelled rows."""
+    rows, labels = run.predictions, run.task.labels
+    indices = np.arange(len(rows.ids))
+    # Indices stand for predictions and labels alike: some metrics read probabilities.
+    bounds = bootstrap_interval(lambda n, _: score_rows(run.task, rows, n), indices, indices, draws)
+    scores = {name: Interval(run.scores[name], *bounds[name]) for name in bounds}
+    scores["loss"] = mean_interval(rows.losses, draws)._replace(value=run.scores["loss"])
+    if rows.probabilities is None or not isinstance(labels, Classes):
+        return RunAnalysis(scores, None, None, None, None)
+    positive = run.task.positive_class
+    has_curve = len(labels.names) == 2 and positive and not run.task.format.is_multiple_choice
+    curve = None
+    if has_curve:
+        index = labels.names.index(str(positive))
+        curve = threshold_curve(rows.probabilities[:, index], rows.gold == index)
+    return RunAnalysis(
+        scores,
+        count_confusions(rows.predicted, rows.gold, len(labels.names)),
+        score_classes(rows.predicted, rows.gold, labels.names),
+        calibrate(rows.probabilities, rows.gold),
+        curve,
+    )
+
+
+def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:
+    """Returns the predictions of every run on the rows that all have, matched by their ids.
+
+    Raises:
+        UsageError: The runs have other labels, no row in common, or different labels for a row.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        _check_same_labels(first, run)
+    common = set.intersection(*(set(run.predictions.ids) for run in runs))
+    ids = [name for name in first.predictions.ids if name in common]
+    if not ids:
+        what = f"{first.name} and {runs[-1].name} were evaluated on different rows"
+        raise UsageError(what, cure="Name one file for all of them: --split FILE.")
+    matched = []
+    for run in runs:
+        index = {name: n for n, name in enumerate(run.predictions.ids)}
+        matched.append(run.predictions.select(np.array([index[name] for name in ids])))
+        different = np.flatnonzero(matched[-1].gold != matched[0].gold)
+        if len(different):
+            what = f"row {ids[different[0]]} has one label in {first.name}, another in {run.name}"
+            raise UsageError(what, cure="Name one file for all runs: --split FILE.")
+    return matched
+
+
+def _check_same_labels(first: EvaluatedRun, other: EvaluatedRun) -> None:
+    one, two = first.task.labels, other.task.labels
+    same = (
+        one.names == two.names
+        if isinstance(one, Classes) and isinstance(two, Classes)
+        else (isinstance(one, Range) and isinstance(two, Range))
+    )
+    if not same or first.task.metrics != other.task.metrics:
+        what = f"{first.name} and {other.name} have different labels or metrics"
+        raise UsageError(what, cure="Compare runs of the same task.")
+
+
+def compare_runs(
+    first: EvaluatedRun, second: EvaluatedRun, rows: Sequence[Predictions], draws: int
+) -> Comparison:
+    """Compares two runs on matched rows: McNemar's test for classes, and a paired bootstrap."""
+    one, two = rows
+    scores = partial(score_rows, first.task, one), partial(score_rows, second.task, two)
+    names, count = (first.name, second.name), len(one.ids)
+    differences = paired_bootstrap(*scores, count, draws)
+    if one.probabilities is None:
+        return Comparison(*names, count, None, None, None, differences)
+    both, neither = int((one.correct & two.correct).sum()), int((~one.correct & ~two.correct).sum())
+    test = mcnemar_test(one.correct, two.correct)
+    return Comparison(*names, count, both, neither, test, differences)
+
+
+def slice_rows(run: EvaluatedRun, matched: Sequence[Predictions]) -> list[Slice]:
+    """Scores parts of the matched rows: by length, truncation and label.
+
+    Lengths and truncation are those of `run`, the first one.
+    """
+    rows = matched[0]
+    masks: list[tuple[str, str, NDArray[np.bool_]]] = []
+    edges = np.unique(np.quantile(rows.tokens, [0, 0.25, 0.5, 0.75, 1], method="lower"))
+    for n, high in enumerate(edges[1:].tolist() or edges.tolist()):
+        low = int(edges[n]) + (n > 0)
+        name = f"{low:,} to {high:,} tokens" if low < high else f"{low:,} tokens"
+        masks.append(("length", name, (rows.tokens >= low) & (rows.tokens <= high)))
+    truncated = rows.truncated_tokens > 0
+    masks += [("truncation", "whole", ~truncated), ("truncation", "truncated", truncated)]
+    masks += [("label", name, mask) for name, mask in _label_masks(run, rows)]
+    return [
+        Slice(
+            group,
+            name,
+            int(mask.sum()),
+            [_slice_value(part, mask) for part in matched],
+            [float(part.losses[mask].mean()) for part in matched],
+        )
+        for group, name, mask in masks
+        if mask.any()
+    ]
+
+
+def _label_masks(run: EvaluatedRun, rows: Predictions) -> list[tuple[str, NDArray[np.bool_]]]:
+    labels = run.task.labels
+    if isinstance(labels, Classes):
+        names = labels.names if len(labels.names) <= MAX_SLICED_CLASSES else ()
+        return [(name, rows.gold == index) for index, name in enumerate(names)]
+    edges = np.linspace(labels.low, labels.high, _SCORE_BINS + 1)
+    bins = np.clip(np.digitize(rows.gold, edges) - 1, 0, _SCORE_BINS - 1)
+    return [(f"{edges[k]:g} to {edges[k + 1]:g}", bins == k) for k in range(_SCORE_BINS)]
+
+
+def _slice_value(rows: Predictions, mask: NDArray[np.bool_]) -> Interval:
+    if rows.probabilities is not None:
+        return proportion_interval(int(rows.correct[mask].sum()), int(mask.sum()))
+    return mean_interval(np.abs(rows.predicted - rows.gold)[mask])
+
+
+def find_worst_rows(matched: Sequence[Predictions], limit: int) -> list[int]:
+    """Returns the rows that some run has wrong, by decreasing mean loss over the runs."""
+    losses: NDArray[Any] = np.mean([rows.losses for rows in matched], axis=0)
+    order = np.argsort(-losses, kind="stable")
+    wrong = np.any([rows.predicted != rows.gold for rows in matched], axis=0)
+    return [int(n) for n in order if wrong[n]][:limit]
+
+
+def find_suspicious_labels(matched: Sequence[Predictions]) -> list[SuspiciousLabel]:
+    """Returns rows whose label is probably wrong, by the mean probabilities of the runs."""
+    tables = [rows.probabilities for rows in matched if rows.probabilities is not None]
+    if not tables:
+        return []
+    table: NDArray[Any] = np.mean(tables, axis=0)
+    gold, best = matched[0].gold, table.argmax(axis=1)
+    return [
+        SuspiciousLabel(n, int(gold[n]), int(best[n]), *map(float, table[n, [gold[n], best[n]]]))
+        for n in find_label_errors(table, gold).tolist()
+    ]

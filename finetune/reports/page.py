@@ -1,0 +1,373 @@
+"""The page of a report: one HTML file that needs no network and no JavaScript."""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finetune.checkpointing.run_folder import read_recipe
+from finetune.data.examples import LocatedExample
+from finetune.data.splits import find_rows
+from finetune.evaluation.metrics import METRICS
+from finetune.evaluation.statistics import ThresholdCurve
+from finetune.models.token_views import TokenView, list_templates
+from finetune.reports import figures
+from finetune.reports.analysis import (
+    RunAnalysis,
+    analyze_run,
+    compare_runs,
+    find_suspicious_labels,
+    find_worst_rows,
+    match_rows,
+    slice_rows,
+)
+from finetune.reports.evaluated_run import EvaluatedRun, LabelCounts, Predictions, count_labels
+from task_formats import Classes, Example, Task, UsageError
+
+DRAWS, DRAWS_OF_MANY_ROWS, MANY_ROWS = 1000, 200, 10_000
+"""Resamples of each bootstrap, and the number of rows above which there are fewer."""
+MAX_RUNS = 6
+"""Runs in one report: as many as the figures have colours."""
+MAX_MATRIX = 12
+"""Classes of the largest confusion matrix that is drawn; above it the page lists confusions."""
+MAX_CLASSES = 100
+"""Classes that tables list."""
+MAX_SUSPICIOUS = 30
+"""Suspicious labels that are listed."""
+MAX_TEXT, MAX_REMOVED = 2000, 200
+"""Characters shown of a text, and of a text that truncation removed."""
+_NUM_FIELD_COLORS = 4
+
+ViewTokens = Callable[[Example], list[TokenView]]
+
+
+class Span(NamedTuple):
+    """A part of a view with one meaning."""
+
+    kind: str
+    """special, removed, or field-N for the Nth template."""
+    text: str
+    title: str = ""
+
+
+class ShownRow(NamedTuple):
+    """A row as the page shows it."""
+
+    id: str
+    place: str
+    """File and line."""
+    label: str
+    answers: list[dict[str, Any]]
+    """For each run: its name, its answer and its probabilities."""
+    views: list[list[Span]]
+    choices: list[dict[str, Any]]
+    """The choices of a row of multiple choice."""
+
+
+class Confusion(NamedTuple):
+    """Rows of one class that got another one."""
+
+    gold: str
+    predicted: str
+    rows: int
+
+
+class RunSection(NamedTuple):
+    """What the page shows of one run."""
+
+    run: EvaluatedRun
+    analysis: RunAnalysis
+    confusions: list[Confusion]
+    """The most frequent ones."""
+    reliability: figures.Drawing | None
+    thresholds: figures.Drawing | None
+    threshold_data: dict[str, Any] | None
+    histogram: figures.Drawing | None
+    scatter: figures.Drawing | None
+    recipe: str
+
+
+def make_report(
+    runs: Sequence[EvaluatedRun],
+    view_tokens: ViewTokens,
+    command: str,
+    max_rows: int = 20,
+    draws: int | None = None,
+) -> str:
+    """Makes the page of one run, or of several runs side by side.
+
+    Args:
+        runs: Runs evaluated on the same split.
+        view_tokens: Gives the views of an example as the first run reads them.
+        command: The command that makes this report.
+        max_rows: Number of errors shown.
+        draws: Resamples of each bootstrap [default: 1000, or 200 above 10,000 rows].
+
+    Raises:
+        UsageError: The runs cannot be compared, or a library is missing.
+    """
+    figures.check_matplotlib()
+    if len(runs) > MAX_RUNS:
+        cure = f"Compare at most {MAX_RUNS} runs at once."
+        raise UsageError(f"{len(runs)} runs in one report", cure=cure)
+    runs = _with_distinct_names(runs)
+    first, matched = runs[0], match_rows(runs)
+    if draws is None:
+        draws = DRAWS if len(first.predictions.ids) <= MANY_ROWS else DRAWS_OF_MANY_ROWS
+    suspicious = find_suspicious_labels(matched)
+    worst = find_worst_rows(matched, max_rows)
+    listed = suspicious[:MAX_SUSPICIOUS]
+    ids = {matched[0].ids[n] for n in [*worst, *(item.row for item in listed)]}
+    rows = find_rows(first.recipe.data, first.task, first.split, ids)
+    shown = [n for n in worst if matched[0].ids[n] in rows]
+    lower_is_better = {name for name, metric in METRICS.items() if not metric.higher_is_better}
+    script = _read("threshold.js")
+    template = _environment().get_template("report.html.jinja")
+    page: str = template.render(
+        about=first.recipe.about,
+        command=command,
+        commands=_list_commands(runs),
+        comparisons=[
+            compare_runs(first, run, (matched[0], other), draws)
+            for run, other in zip(runs[1:], matched[1:], strict=True)
+        ],
+        curves=figures.draw_learning_curves(runs),
+        differences=_list_differences(runs),
+        draws=draws,
+        errors=[_show_row(runs, matched, n, rows[matched[0].ids[n]], view_tokens) for n in shown],
+        fields=list_templates(first.task.format),
+        first=first,
+        is_score=not isinstance(first.task.labels, Classes),
+        label_counts=_count_labels(first),
+        limits={"classes": MAX_CLASSES, "matrix": MAX_MATRIX, "points": figures.MAX_POINTS},
+        lower_is_better=lower_is_better | {"loss"},
+        matched=matched[0],
+        num_suspicious=len(suspicious),
+        num_wrong=int(np.any([part.gold != part.predicted for part in matched], axis=0).sum()),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sections=[_make_section(run, draws) for run in runs],
+        slices=slice_rows(first, matched),
+        style=_read("report.css"),
+        suspicious=[(item, rows.get(matched[0].ids[item.row])) for item in listed],
+        task=first.task,
+    )
+    return page
+
+
+def _with_distinct_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """Runs in folders of the same name are named by their paths."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return list(runs)
+    return [replace(run, name=str(run.folder)) for run in runs]
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("finetune.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _format_number, "p_value": _format_p_value}
+    return environment
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name("templates").joinpath(name).read_text(encoding="utf-8")
+
+
+def _format_number(value: float, digits: int = 4) -> str:
+    """Digits after the point as in `gptft evaluate`, with a proper minus sign."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _format_p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _make_section(run: EvaluatedRun, draws: int) -> RunSection:
+    analysis, rows = analyze_run(run, draws), run.predictions
+    is_score = rows.probabilities is None
+    curve, calibration = analysis.thresholds, analysis.calibration
+    return RunSection(
+        run,
+        analysis,
+        _list_confusions(run, analysis),
+        figures.draw_reliability(calibration) if calibration else None,
+        figures.draw_thresholds(curve) if curve else None,
+        _threshold_data(curve) if curve else None,
+        figures.draw_score_histogram(rows) if is_score else None,
+        figures.draw_scatter(rows) if is_score else None,
+        read_recipe(run.folder),
+    )
+
+
+def _threshold_data(curve: ThresholdCurve) -> dict[str, Any]:
+    """The curve for the slider, with four digits, and None where a score is undefined."""
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else round(value, 4)
+
+    return {name: [*map(plain, values.tolist())] for name, values in curve._asdict().items()}
+
+
+def _list_confusions(run: EvaluatedRun, analysis: RunAnalysis, limit: int = 20) -> list[Confusion]:
+    matrix, labels = analysis.confusions, run.task.labels
+    if matrix is None or not isinstance(labels, Classes):
+        return []
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [divmod(int(place), len(matrix)) for place in order]
+    return [
+        Confusion(labels.names[g], labels.names[p], int(wrong[g, p]))
+        for g, p in pairs
+        if wrong[g, p]
+    ]
+
+
+def _count_labels(run: EvaluatedRun) -> list[LabelCounts | str]:
+    """The labels of the training and of the evaluated rows; a message where they are missing."""
+    counts: list[LabelCounts | str] = []
+    data = run.recipe.data
+    if data.train is not None:
+        try:
+            counts.append(count_labels(data, run.task, data.train, "training"))
+        except UsageError as error:
+            counts.append(f"The training rows cannot be read: {error.headline}.")
+    labels = run.predictions.gold.astype(np.float64)
+    return [*counts, LabelCounts("evaluation", run.report, labels)]
+
+
+def _list_differences(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
+    """The values of recipes that differ between the runs."""
+    flat = [_flatten(run.recipe.model_dump()) for run in runs]
+    keys = list(dict.fromkeys(key for values in flat for key in values))
+    rows = [(key, [str(values.get(key, "")) for values in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _list_commands(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Commands that repeat the training and the evaluation."""
+    commands = []
+    for run in runs:
+        folder = str(run.folder)
+        data = [] if run.data_path is None else ["--data", run.data_path]
+        again = ["--task", f"{folder}/recipe.yaml", "-o", f"{folder}-again"]
+        commands.append(shlex.join(["gptft", "train", *again]))
+        commands.append(shlex.join(["gptft", "evaluate", folder, "--split", run.split, *data]))
+    return commands
+
+
+def _show_row(
+    runs: Sequence[EvaluatedRun],
+    matched: Sequence[Predictions],
+    row: int,
+    item: LocatedExample,
+    view_tokens: ViewTokens,
+) -> ShownRow:
+    task, gold = runs[0].task, matched[0].gold[row].item()
+    answers = []
+    for run, rows in zip(runs, matched, strict=True):
+        answer = rows.predicted[row].item()
+        values: dict[str, Any] = {"run": run.name, "right": answer == gold}
+        if rows.probabilities is None:
+            values |= {"answer": f"{answer:.3f}", "difference": answer - gold}
+        else:
+            values["answer"] = task.labels.name(answer)
+            values["own"] = float(rows.probabilities[row, gold])
+            values["probability"] = float(rows.probabilities[row, answer])
+        answers.append(values)
+    views = view_tokens(item.example)
+    choices = []
+    for k, text in enumerate(item.example.choices):
+        chosen_by = [
+            run.name for run, rows in zip(runs, matched, strict=True) if rows.predicted[row] == k
+        ]
+        first = matched[0].probabilities
+        probability = float(first[row, k]) if first is not None else None
+        choices.append(
+            {"name": task.labels.name(k), "text": clip(text, MAX_TEXT), "right": k == gold,
+             "chosen_by": chosen_by, "probability": probability}
+        )  # fmt: skip
+    label = f"{gold:g}" if isinstance(gold, float) else str(task.labels.name(gold))
+    return ShownRow(
+        item.example.id, str(item.location), label, answers, shown_views(views, task), choices
+    )
+
+
+def shown_views(views: Sequence[TokenView], task: Task) -> list[list[Span]]:
+    """Returns the views as spans: each text once, and without choices, which are listed apart."""
+    templates = list_templates(task.format)
+    hidden = {n for n, template in enumerate(templates) if "{choice}" in template}
+    shown, seen = [], set(hidden)
+    for view in views[:1] if task.format.is_multiple_choice else views:
+        fields = {token.template_index for token in view.tokens} - {None}
+        if fields <= seen:
+            continue
+        seen |= {index for index in fields if index is not None}
+        shown.append(_make_spans(view, hidden))
+    return shown
+
+
+def _make_spans(view: TokenView, hidden: set[int]) -> list[Span]:
+    spans: list[Span] = []
+
+    def add(kind: str, text: str, title: str = "") -> None:
+        if spans and spans[-1].kind == kind and kind.startswith("field"):
+            text = spans.pop().text + text
+        spans.append(Span(kind, text, title))
+
+    for n, token in enumerate(view.tokens):
+        index = token.template_index
+        if n in view.removed and not _is_hidden(view, n, hidden):
+            number, text = view.removed[n]
+            add("removed", clip(text, MAX_REMOVED), f"{number:,} tokens removed by truncation")
+        if index is None:
+            add("special", token.text)
+        elif index not in hidden:
+            add(f"field-{index % _NUM_FIELD_COLORS}", token.text)
+    # A delimiter before a hidden choice has nothing after it.
+    kept = [
+        span
+        for span, following in pairwise([*spans, None])
+        if span
+        and not (span.text == "D" and span.kind == "special" and following == Span("special", "E"))
+    ]
+    return [span._replace(text=clip(span.text, MAX_TEXT)) for span in kept]
+
+
+def _is_hidden(view: TokenView, place: int, hidden: set[int]) -> bool:
+    before = view.tokens[place - 1].template_index if place else None
+    return before in hidden
+
+
+def clip(text: str, limit: int) -> str:
+    """Shortens a long text, and says by how much.
+
+    >>> clip("abcdef", 4)
+    'abcd … (2 more characters)'
+    """
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]} … ({len(text) - limit:,} more characters)"

@@ -1,0 +1,1 @@
+"""Predictions of finished runs in the form that a benchmark asks for."""

@@ -1,0 +1,58 @@
+"""`gptft report`."""
+
+import re
+import shutil
+from html import unescape
+
+import pytest
+
+from finetune.cli import main
+from tests.cli.conftest import read_scores
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """The current folder is not that of the run."""
+    monkeypatch.chdir(tmp_path)
+
+
+def text_of(path) -> str:
+    """The text of a page, with tags as blanks."""
+    html = path.read_text(encoding="utf-8")
+    plain = unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL))
+    return " ".join(plain.split())
+
+
+def test_the_scores_are_those_of_evaluate(trained, tmp_path, capsys):
+    words = [str(trained.run), "--split", "more"]
+    assert main(["evaluate", *words]) == 0
+    [(split, scores)] = read_scores(capsys.readouterr().out).items()
+    assert split == "more"
+    assert main(["report", *words, "-o", "page.html", "--rows", "3"]) == 0
+    assert re.match(r"Wrote page.html \(\d+ kB\)\.", capsys.readouterr().out)
+    text = text_of(tmp_path / "page.html")
+    for metric, value in scores.items():
+        assert f" {metric} {value} ".replace("-", "−") in text
+    assert "12 labelled rows" in text
+    # The folder of the recipe's files, and a row of the page, by file and line.
+    assert re.search(r"more\.jsonl, line \d+ label", text)
+    assert f"gptft report {trained.run} --split more -o page.html --rows 3" in text
+
+
+def test_a_run_is_compared_with_its_copy(trained, tmp_path, capsys):
+    shutil.copytree(trained.run, tmp_path / "copy")
+    assert main(["report", str(trained.run), "copy", "-o", "both.html"]) == 0
+    text = text_of(tmp_path / "both.html")
+    assert "Each run against mine, on the 12 rows that all runs have" in text
+    metric = {"similarity": "pearson"}.get(trained.kind, "accuracy")
+    assert f"copy {metric} 0.0000 0.0000 to 0.0000 1.000" in text
+
+
+def test_a_missing_library_is_found_before_the_model_is_loaded(trained, monkeypatch, capsys):
+    monkeypatch.setattr("finetune.reports.figures.find_spec", lambda name: None)
+    assert main(["report", "no-such-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a report needs matplotlib, which is not installed")
+    assert "pip install 'gptft[plots]'" in error
