@@ -42,7 +42,14 @@ PAPER = {
     "train.warmup": 0.002,
     "train.weight_decay": 0.01,
 }
-MODERN = {**PAPER, "base.new_tokens": "copy", "base.dropout": None, "train.head_dropout": 0}
+MODERN = {
+    "base.new_tokens": "copy",
+    "base.dropout": None,
+    "train.head_dropout": 0,
+    "train.schedule": "linear",
+    "train.warmup": 0.1,
+    "train.weight_decay": 0.01,
+}
 PEER = "transformers' Trainer, the run_glue way"
 
 
@@ -98,27 +105,34 @@ def start_of_text() -> Iterator[None]:
 
 ARMS = {
     "paper": Arm(PAPER),
-    "paper, copied rows": Arm({**PAPER, "base.new_tokens": "copy"}),
+    "paper, rows copied": Arm({**PAPER, "base.new_tokens": "copy"}),
     "paper, no dropout in the decoder": Arm({**PAPER, "base.dropout": None}),
-    "paper, no dropout at all": Arm({**PAPER, "base.dropout": None, "train.head_dropout": 0}),
-    "modern: copied rows, no dropout": Arm(MODERN),
+    "paper, no dropout before the head": Arm({**PAPER, "train.head_dropout": 0}),
+    "modern": Arm(MODERN),
     "modern, rows at the mean": Arm({**MODERN, "base.new_tokens": "mean"}),
     "modern, rows drawn": Arm({**MODERN, "base.new_tokens": "random"}),
     "modern, start copies <|endoftext|>": Arm(MODERN, start_of_text),
-    "modern, head dropout 0.1": Arm({**MODERN, "train.head_dropout": 0.1}),
-    "modern, decoder dropout 0.1": Arm({**MODERN, "base.dropout": 0.1}),
+    "modern, dropout 0.1 before the head": Arm({**MODERN, "train.head_dropout": 0.1}),
+    "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
     "modern, leading blank": Arm(MODERN, leading_blank),
-    "modern, linear schedule": Arm({**MODERN, "train.schedule": "linear", "train.warmup": 0}),
-    "modern, linear, warm-up 0.1": Arm({**MODERN, "train.schedule": "linear", "train.warmup": 0.1}),
+    "modern, schedule of the paper": Arm(
+        {**MODERN, "train.schedule": "gpt1", "train.warmup": 0.002}
+    ),
+    "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
     "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),
     "modern, weight decay 0.1": Arm({**MODERN, "train.weight_decay": 0.1}),
     "modern, fp32": Arm({**MODERN, "train.precision": "fp32"}),
-    "modern, lambda 0.1": Arm({**MODERN, "train.lm_coefficient": 0.1}),
-    "modern, lambda 0.5": Arm({**MODERN, "train.lm_coefficient": 0.5}),
-    "modern, rate 1e-4": Arm({**MODERN, "train.learning_rate": 1e-4}),
+    "modern, λ = 0.1": Arm({**MODERN, "train.lm_coefficient": 0.1}),
+    "modern, λ = 0.5": Arm({**MODERN, "train.lm_coefficient": 0.5}),
     "modern, rate 2e-5": Arm({**MODERN, "train.learning_rate": 2e-5}),
+    "modern, rate 1e-4": Arm({**MODERN, "train.learning_rate": 1e-4}),
+    "modern, rate 2e-4": Arm({**MODERN, "train.learning_rate": 2e-4}),
+    "modern, rate 5e-4": Arm({**MODERN, "train.learning_rate": 5e-4}),
+    "paper, rate 2e-4": Arm({**PAPER, "train.learning_rate": 2e-4}),
     PEER: Arm({"train.max_tokens": 128}),
+    f"{PEER}, rate 2e-4": Arm({"train.max_tokens": 128, "train.learning_rate": 2e-4}),
+    f"{PEER}, rate 1e-4": Arm({"train.max_tokens": 128, "train.learning_rate": 1e-4}),
 }
 
 
@@ -141,7 +155,7 @@ def main() -> None:
     for seed in options.seeds:
         for arm in options.arms:
             if (arm, seed) not in {(cell["arm"], cell["seed"]) for cell in read(record)}:
-                cell = {"arm": arm, "seed": seed, **train(options, ARMS[arm], seed)}
+                cell = {"arm": arm, "seed": seed, **train(options, arm, seed)}
                 with record.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell) + "\n")
                 print(cell, flush=True)
@@ -153,13 +167,14 @@ def read(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def train(options: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
+def train(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Trains one cell; returns its score and seconds."""
     where = {"base.path": options.base, "data.path": str(options.data.resolve())}
+    arm = ARMS[name]
     changes = {**COMMON, **where, **arm.changes, "train.seed": seed}
     recipe = finetune.load_recipe(options.task, changes)
     started, metric = time.perf_counter(), recipe.task.metrics[0]
-    if arm is ARMS[PEER]:
+    if name.startswith(PEER):
         score = score_predictions(recipe, peers.train_run_glue(recipe).predictions)[metric]
     else:
         with arm.patch(), tempfile.TemporaryDirectory() as folder:

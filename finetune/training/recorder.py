@@ -98,7 +98,7 @@ class RunRecorder:
         """Returns the result of a finished run that is not to be overwritten, else None."""
         if self._overwrite or not (self.folder / RESULT).exists():
             return None
-        values = read_result(self.folder)
+        values = {"majority": {}, **read_result(self.folder)}  # Older results have no baseline.
         if not values.keys() >= set(_RESULT_FIELDS):
             raise UsageError(
                 "result.json is damaged",

@@ -1,6 +1,7 @@
 """A stopped run continues to the same bits, wherever it was stopped."""
 
 import itertools
+import json
 import random
 import shutil
 import signal
@@ -68,6 +69,14 @@ def test_a_finished_run_is_not_trained_again(job, undisturbed) -> None:
     assert [type(event) for event in seen] == [Notice, Finished]
     assert seen[0].text.endswith("is already finished: nothing was trained")
     assert seen[-1].result.scores == jobs.result(undisturbed)["scores"]
+
+
+def test_a_result_of_an_older_version_has_no_baseline(job, undisturbed, tmp_path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    result = jobs.result(undisturbed)
+    assert result.pop("majority")
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    assert list(events(job, tmp_path / "run", resume=True))[-1].result.majority == {}
 
 
 # -- a kill ------------------------------------------------------------------------------------
