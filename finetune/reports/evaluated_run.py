@@ -95,6 +95,7 @@ class EvaluatedRun:
     origin: str
     """Where its rows come from."""
     fingerprint: str
+    """SHA-256 of the rows."""
     report: ReadReport
     scores: dict[str, float]
     """Of all labelled rows, with "loss": what `gptft evaluate` prints."""
@@ -169,7 +170,8 @@ def collect_predictions(evaluation: SplitEvaluation, task: Task) -> Predictions:
     """Returns the labelled rows of an evaluation as arrays; errors as in `evaluate_run`."""
     store, labels = evaluation.split.examples, task.labels
     known = np.flatnonzero(~np.isnan(store.labels))
-    answers = [evaluation.result.predictions[n] for n in known.tolist()]
+    predictions = evaluation.result.predictions
+    answers = [predictions[n] for n in known.tolist()]
     gold = store.labels[known]
     table = None
     if isinstance(labels, Classes):

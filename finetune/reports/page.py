@@ -14,6 +14,7 @@ import numpy as np
 from finetune.checkpointing.run_folder import read_recipe
 from finetune.data.examples import LocatedExample
 from finetune.data.splits import find_rows
+from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import METRICS
 from finetune.evaluation.statistics import ThresholdCurve
 from finetune.models.token_views import TokenView, list_templates
@@ -125,6 +126,7 @@ def make_report(
     listed = suspicious[:MAX_SUSPICIOUS]
     ids = {matched[0].ids[n] for n in [*worst, *(item.row for item in listed)]}
     rows = find_rows(first.recipe.data, first.task, first.split, ids)
+    label_counts = _count_labels(first)
     shown = [n for n in worst if matched[0].ids[n] in rows]
     lower_is_better = {name for name, metric in METRICS.items() if not metric.higher_is_better}
     script = _read("threshold.js")
@@ -144,9 +146,10 @@ def make_report(
         fields=list_templates(first.task.format),
         first=first,
         is_score=not isinstance(first.task.labels, Classes),
-        label_counts=_count_labels(first),
+        label_counts=label_counts,
         limits={"classes": MAX_CLASSES, "matrix": MAX_MATRIX, "points": figures.MAX_POINTS},
         lower_is_better=lower_is_better | {"loss"},
+        majority=_score_majority(first, label_counts[0]),
         matched=matched[0],
         num_suspicious=len(suspicious),
         num_wrong=int(np.any([part.gold != part.predicted for part in matched], axis=0).sum()),
@@ -247,6 +250,13 @@ def _count_labels(run: EvaluatedRun) -> list[LabelCounts | str]:
             counts.append(f"The training rows cannot be read: {error.headline}.")
     labels = run.predictions.gold.astype(np.float64)
     return [*counts, LabelCounts("evaluation", run.report, labels)]
+
+
+def _score_majority(run: EvaluatedRun, training: LabelCounts | str) -> dict[str, float]:
+    """Scores of the most frequent training label; empty without training rows."""
+    if isinstance(training, str) or training.name != "training":
+        return {}
+    return score_majority(run.task, training.labels.tolist(), run.predictions.gold.tolist())
 
 
 def _list_differences(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:

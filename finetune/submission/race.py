@@ -38,7 +38,7 @@ def summarize_race(predictor: Predictor, data: DataConfig, split: str = "test") 
     for level in LEVELS:
         of_level = data.model_copy(update={"name": level})
         evaluation = predictor.evaluate_split(split, of_level)
-        rows = len(evaluation.result.predictions)
+        rows = len(evaluation.split.examples)
         scores.append(LevelScore(level, rows, evaluation.result.scores["accuracy"]))
     rows = sum(score.rows for score in scores)
     correct = sum(score.rows * score.accuracy for score in scores)

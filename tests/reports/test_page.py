@@ -87,6 +87,10 @@ def test_the_numbers_are_there(tmp_path):
     page = render(run)
     for name, value in run.scores.items():
         assert f"{name} {value:.4f}".replace("-", "−") in page.text
+    train = [row["label"] for row in rows("entailment", 4)]
+    answer = max(["no", "yes"], key=train.count)
+    share = float((run.predictions.gold == run.task.labels.parse(answer)).mean())
+    assert re.search(rf"accuracy [\d.]+ [\d.]+ to [\d.]+ {share:.4f} ", page.text)
     for label in ("no", "yes"):
         gold = int((run.predictions.gold == run.task.labels.parse(label)).sum())
         assert f"{label} {sum(row['label'] == label for row in rows('entailment', 4))}" in page.text
@@ -128,6 +132,8 @@ def test_several_runs_are_side_by_side(tmp_path):
     assert "train.epochs 3 9.5 3" in page.text
     assert "only a right" in page.text
     assert "on the 30 rows that all runs have" in page.text
+    assert "different copies" not in page.text
+    assert "different copies" in render(runs[0], replace(runs[1], fingerprint="other")).text
     with pytest.raises(UsageError, match="7 runs"):
         render(*[runs[0]] * 7)
     # Runs in folders of one name are told apart.
