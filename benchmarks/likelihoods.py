@@ -1,9 +1,11 @@
 """Log-likelihoods of answers equal those of lm-evaluation-harness to 1e-4.
 
-Both get the same requests for small random models of gpt2's and llama's architecture: answers of
-different lengths, and articles far longer than the 96 positions, which are truncated.
+Both get the same requests for small random models of gpt2's and llama's architecture, or for a
+real base: answers of different lengths, and articles far longer than the 96 tokens that are read,
+which are truncated.
 
     peer/bin/python -m benchmarks.likelihoods --data ../shared/data   # see prompting.py
+    peer/bin/python -m benchmarks.likelihoods --data ../shared/data --base smollm2-135m
 """
 
 import argparse
@@ -17,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from finetune.models.pretrained import find_base
 from finetune.prompting import PromptEvaluator
 from finetune.recipe.loading import load_recipe
 from task_formats import Demonstrations, Example, PromptEncoder
@@ -33,13 +36,19 @@ def main() -> None:
     """Prints the largest difference of every case; exits with 1 if one is too large."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder with glue, race, ...")
+    parser.add_argument("--base", help="instead of the small random models")
     parser.add_argument("--limit", type=int, default=40, help="questions of a task")
     options = parser.parse_args()
     worst = 0.0
-    for family in FAMILIES:
-        with tempfile.TemporaryDirectory() as folder:
-            base = str(make(family, Path(folder)))
-            peer = HFLM(pretrained=base, dtype="float32", batch_size=8, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.base:
+            bases = [find_base(options.base)]
+        else:
+            bases = [str(make(family, Path(folder, family))) for family in FAMILIES]
+        for base in bases:
+            peer = HFLM(
+                pretrained=base, dtype="float32", max_length=POSITIONS, batch_size=8, device="cpu"
+            )
             for task, home in TASKS.items():
                 worst = max(worst, compare(task, options.data / home, base, peer, options.limit))
     sys.exit(worst > 1)

@@ -56,6 +56,18 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder of a real pretrained base of 135 million parameters, for slow tests."""
+    from finetune.models.pretrained import find_base
+    from task_formats import UsageError
+
+    try:
+        return find_base("smollm2-135m")
+    except UsageError as error:
+        pytest.skip(f"{error.what}. {error.cure}")
+
+
+@pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Maps a family to the folder of its tiny random base, which is made once per session."""
     # Imported here, so that tests without a model do not load torch.
