@@ -126,7 +126,7 @@ class Plan(StrictModel):
     corpus: CorpusConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     base: str | None = None
-    """Folder or Hub id of a base to train further, instead of a new decoder."""
+    """Folder, GGUF file or Hub id of a base to train further, instead of a new decoder."""
     trust_remote_code: bool = resume_safe(False)
     """Run Python code that comes with `base` or the tokenizer. Only for sources you trust."""
     shape: ShapeConfig = ShapeConfig()
