@@ -121,7 +121,8 @@ def check_output_layer(output: OutputLayer, where: str, cure: str) -> None:
         reason = "has no output layer"
         if output == "other":
             reason = "does not make its logits by one linear layer"
-        raise UsageError(f"this base {reason}, so it gives no LM loss", where=where, cure=cure)
+        what = f"this base {reason}, so its language-model loss cannot be computed"
+        raise UsageError(what, where=where, cure=cure)
 
 
 def load_base_tokenizer(config: BaseConfig) -> PreTrainedTokenizerBase:

@@ -106,6 +106,13 @@ def test_a_family_that_reads_later_tokens_is_refused() -> None:
     assert caught.value.where == "base.path"
 
 
+def test_weights_that_are_not_finite_are_refused() -> None:
+    decoder = draw("llama")
+    decoder.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(UsageError, match="not finite"):
+        optimize_decoder(decoder)
+
+
 def test_wrong_numbers_are_found(monkeypatch) -> None:
     """The comparison fails where a family with convolutions is packed all the same."""
     monkeypatch.setattr("finetune.models.speedups.optimize.TOLERANCE", 10.0)
