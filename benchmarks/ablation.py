@@ -1,14 +1,13 @@
 """What each choice of fine-tuning is worth on a real base: one change at a time, several seeds.
 
     python -m benchmarks.ablation --base smollm2-135m --data ../shared/data/glue
-    python -m benchmarks.ablation ... --write      # prints the table
 
-A run that was stopped goes on: every finished cell is a line of OUT/cells.jsonl.
+Every finished cell is a line of benchmarks/cells/ablation-<base>.jsonl, so a run that was stopped
+goes on. `python -m benchmarks.results --write` puts the table into docs/results.md.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from unittest import mock
 
 import finetune
 from benchmarks import peers
-from benchmarks.results import score_predictions
+from benchmarks.results import ablation_path, read_lines, score_predictions
 from finetune.batching import collate as batching
 from finetune.models import task_tokens
 from finetune.models.task_tokens import TaskTokens
@@ -137,34 +136,22 @@ ARMS = {
 
 
 def main() -> None:
-    """Runs what is missing, or prints the table."""
+    """Runs the cells that are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, required=True, help="a folder with a copy of GLUE")
-    parser.add_argument("--task", default="sst2")
-    parser.add_argument("--out", type=Path, default=Path("studies/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--write", action="store_true", help="print the table")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = options.out / "cells.jsonl"
-    if options.write:
-        print(table(record))
-        return
+    record = ablation_path(options.base)
+    record.parent.mkdir(exist_ok=True)
     for seed in options.seeds:
         for arm in options.arms:
-            if (arm, seed) not in {(cell["arm"], cell["seed"]) for cell in read(record)}:
+            if (arm, seed) not in {(cell["arm"], cell["seed"]) for cell in read_lines(record)}:
                 cell = {"arm": arm, "seed": seed, **train(options, arm, seed)}
                 with record.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell) + "\n")
                 print(cell, flush=True)
-
-
-def read(record: Path) -> list[dict[str, Any]]:
-    """The finished cells."""
-    text = record.read_text("utf-8") if record.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def train(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -172,7 +159,7 @@ def train(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     where = {"base.path": options.base, "data.path": str(options.data.resolve())}
     arm = ARMS[name]
     changes = {**COMMON, **where, **arm.changes, "train.seed": seed}
-    recipe = finetune.load_recipe(options.task, changes)
+    recipe = finetune.load_recipe("sst2", changes)
     started, metric = time.perf_counter(), recipe.task.metrics[0]
     if name.startswith(PEER):
         score = score_predictions(recipe, peers.train_run_glue(recipe).predictions)[metric]
@@ -184,18 +171,6 @@ def train(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
             run.close()
         score = evaluated.scores[metric]
     return {"score": score, "seconds": time.perf_counter() - started}
-
-
-def table(record: Path) -> str:
-    """Markdown: each arm's median and its seeds."""
-    lines = ["| arm | median | by seed |", "|---|---|---|"]
-    cells = read(record)
-    for arm in ARMS:
-        scores = [cell["score"] for cell in cells if cell["arm"] == arm]
-        if scores:
-            by_seed = ", ".join(f"{score:.3f}" for score in scores)
-            lines.append(f"| {arm} | {statistics.median(scores):.3f} | {by_seed} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
