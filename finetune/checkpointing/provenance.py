@@ -51,10 +51,10 @@ def _find_files(path: str, decoder: nn.Module) -> Path | None:
     if folder.is_dir():
         return folder
     commit = getattr(getattr(decoder, "config", None), "_commit_hash", None)
-    options = {"revision": commit, "local_files_only": True}
-    cached = cached_file(
-        path, "config.json", _raise_exceptions_for_missing_entries=False, **options
-    )
+    try:
+        cached = cached_file(path, "config.json", revision=commit, local_files_only=True)
+    except OSError:
+        return None
     return Path(cached).parent if cached else None
 
 

@@ -44,7 +44,8 @@ def launch_processes(context: typer.Context, num_processes: int) -> None:
 
 def end_with_launcher() -> None:
     """Makes Linux send SIGTERM to this process, if it was launched, when its launcher is killed."""
-    launcher = os.environ.get(_LAUNCHER)
+    # Removed: processes that this one starts have another parent.
+    launcher = os.environ.pop(_LAUNCHER, None)
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

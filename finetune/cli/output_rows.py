@@ -48,12 +48,14 @@ def find_columns(items: Iterable[Located]) -> tuple[list[str], Iterator[Located]
     """
     remaining = iter(items)
     first = next(split_into_windows(remaining, _LOOK_AHEAD, memory_size), [])
-    columns = list(dict.fromkeys(name for item in first for name in item[1]))
+    columns, number = list(dict.fromkeys(name for item in first for name in item[1])), len(first)
+    first.reverse()
 
     def check() -> Iterator[Located]:
-        for item in itertools.chain(first, remaining):
+        # Rows are removed as they are used, so that they are not held until the end.
+        for item in itertools.chain((first.pop() for _ in range(number)), remaining):
             if unknown := sorted(set(item[1]) - set(columns)):
-                what = f"the column {unknown[0]!r} is in none of the first {len(first):,} rows"
+                what = f"the column {unknown[0]!r} is in none of the first {number:,} rows"
                 cure = "Give every row the same columns."
                 raise RowError(what, where=str(item[0]), cure=cure)
             yield item

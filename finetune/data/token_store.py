@@ -229,23 +229,29 @@ def load_or_encode(
         cache: The folder of all entries; None if there is no place for one.
         key: Everything the result depends on: contents, task, tokenizer and limits.
     """
-    reason = "there is no home folder. Set GPTFT_CACHE to a folder"
+    if cache is None:
+        return _encode_without_cache(read, encoder, "there is no home folder")
+    folder = cache / hashlib.sha256(f"{FORMAT}\n{key}".encode()).hexdigest()[:32]
+    reason = "other processes keep changing it"
     # Another process may replace or delete an entry between two steps.
-    for _ in range(_ATTEMPTS if cache else 0):
-        folder = cast(Path, cache) / hashlib.sha256(f"{FORMAT}\n{key}".encode()).hexdigest()[:32]
+    for _ in range(_ATTEMPTS):
         with suppress(OSError, ValueError, KeyError, TypeError):
             return _load(folder)
         shutil.rmtree(folder, ignore_errors=True)  # It is damaged, or does not exist.
         try:
             _encode_into(folder, read, encoder)
         except OSError as error:
-            reason = f"{cache}: {error.strerror}. Set GPTFT_CACHE to another folder"
+            reason = error.strerror or str(error)
             break
-    else:
-        reason = reason if cache is None else f"{cache}: other processes keep changing it"
+    return _encode_without_cache(read, encoder, f"{cache}: {reason}")
+
+
+def _encode_without_cache(
+    read: ReadExamples, encoder: ViewEncoder, reason: str
+) -> tuple[TokenStore, ReadReport]:
     examples, report = read()
     store = encode_examples(examples, encoder)
-    report.cache_error = reason
+    report.cache_error = f"{reason}. Set GPTFT_CACHE to another folder"
     return store, report
 
 
