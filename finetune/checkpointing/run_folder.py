@@ -83,9 +83,11 @@ class RunFolder:
 
         Raises:
             UsageError: Another process writes to it, it holds files that no run has made, it holds
-                a run and neither `resume` nor `overwrite` is given, or both are given.
+                a run and neither `resume` nor `overwrite` is given, or both are given; or its path
+                is not valid UTF-8.
         """
         folder = Path(folder)
+        _refuse_undecodable(folder)
         if resume and overwrite:
             cure = "Use --resume to continue the run there, or --overwrite to delete it."
             raise UsageError("--resume and --overwrite exclude each other", cure=cure)
@@ -269,6 +271,16 @@ def _acquire_lock(folder: Path) -> FileLock:
         raise UsageError(what, where=str(folder), cure=cure) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
+
+
+def _refuse_undecodable(folder: Path) -> None:
+    """Raises UsageError for a path that the tokenizer could not be saved in, after the training."""
+    path = str(folder.absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        cure = "Choose another folder for the run, with -o."
+        raise UsageError("a path that is not valid UTF-8", where=repr(path), cure=cure) from None
 
 
 def _refuse_other_files(folder: Path) -> None:

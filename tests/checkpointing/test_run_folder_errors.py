@@ -226,3 +226,11 @@ def test_a_killed_process_unlocks_the_folder(root: Path, tmp_path: Path) -> None
         finally:
             holder.kill()
             os.kill(worker, signal.SIGKILL)
+
+
+def test_a_path_that_is_not_utf_8_is_refused_before_training(tmp_path) -> None:
+    """The tokenizer could not be saved there, when training is done."""
+    folder = tmp_path / "run\udcff"
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        RunFolder.open(folder)
+    assert not folder.exists()
