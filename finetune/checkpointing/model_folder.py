@@ -55,7 +55,12 @@ def has_model(folder: Path) -> bool:
 
 
 def load_model(
-    folder: Path, task: Task, max_tokens: int, *, trust_remote_code: bool = False
+    folder: Path,
+    task: Task,
+    max_tokens: int,
+    *,
+    head_bias: bool = True,
+    trust_remote_code: bool = False,
 ) -> tuple[TaskModel, Base]:
     """Reads decoder and head, as `save_model` wrote them, for evaluation (no dropout).
 
@@ -73,7 +78,7 @@ def load_model(
     path = str(folder.absolute())
     base = load_decoder(BaseConfig(path=path, dropout=None, trust_remote_code=trust_remote_code))
     tensors = read_tensors(folder / HEAD_FILE)
-    model = build_task_model(base, task, head_bias="bias" in tensors)
+    model = build_task_model(base, task, head_bias=head_bias)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     needed = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
     if found != needed:

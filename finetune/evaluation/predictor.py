@@ -184,7 +184,7 @@ def load(
         raise UsageError(what, where=str(folder), cure=cure)
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
-    trust = recipe.base.trust_remote_code
-    model, base = load_model(model_folder, task, recipe.train.max_tokens, trust_remote_code=trust)
+    flags = {"head_bias": recipe.head.bias, "trust_remote_code": recipe.base.trust_remote_code}
+    model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
     model.to(accelerator.device)
     return Predictor(recipe, task, model, base, accelerator)

@@ -62,6 +62,9 @@ def _exported_files(folder: Path) -> Iterator[CommitOperationAdd]:
 
 def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
     result, recipe = read_result(run), load_run_recipe(run, trust_remote_code=True)
+    # Nothing is run here; who downloads the recipe decides for themselves.
+    base = recipe.base.model_copy(update={"trust_remote_code": False})
+    recipe = recipe.model_copy(update={"base": base})
     model = run / MODEL
     if not (model / MODEL_CARD).is_file():
         # Older versions wrote none.

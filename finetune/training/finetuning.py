@@ -143,8 +143,14 @@ class FinetuningJob(TrainingJob):
 
     def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
         """Yields the evaluations of the saved model: the evaluation split and the extra ones."""
-        trust, max_tokens = self.config.base.trust_remote_code, self.config.train.max_tokens
-        model, _ = load_model(folder, self.task, max_tokens, trust_remote_code=trust)
+        config = self.config
+        model, _ = load_model(
+            folder,
+            self.task,
+            config.train.max_tokens,
+            head_bias=config.head.bias,
+            trust_remote_code=config.base.trust_remote_code,
+        )
         prepare_model(model, self.accelerator)
         splits = dict(self.extra_splits)
         if self.evaluation_split is not None:

@@ -65,7 +65,7 @@ def test_a_head_without_bias_is_saved_and_loaded(bases, tmp_path: Path) -> None:
     kind, base = KINDS["classification"], samples.load(bases("llama"))
     model = build_task_model(base, kind.task, head_bias=False).eval()
     save_model(tmp_path, model, base, kind.task, 40)
-    loaded, _ = load_model(tmp_path, kind.task, 40)
+    loaded, _ = load_model(tmp_path, kind.task, 40, head_bias=False)
     assert loaded.head.bias is None
     batch = collate(samples.examples(kind, base), "separate", base.task_tokens.pad_id)
     with torch.no_grad():

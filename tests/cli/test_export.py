@@ -5,10 +5,9 @@ import pytest
 from finetune.cli import main
 
 
+@pytest.mark.parametrize("trained", ["entailment"], indirect=True)
 def test_a_run_is_exported_and_checked(trained, tmp_path, capsys):
-    pairs = trained.kind == "entailment"
-    form = "sequence-classification" if pairs else "standalone"
-    words = ["export", str(trained.run), "--to", form, "-o", str(tmp_path / "out")]
+    words = ["export", str(trained.run), "-o", str(tmp_path / "out")]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Loaded without gptft: logits of 12 rows differ by at most ")
@@ -17,6 +16,7 @@ def test_a_run_is_exported_and_checked(trained, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("trained", ["entailment"], indirect=True)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

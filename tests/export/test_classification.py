@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import finetune
 from finetune.export import classification
 from finetune.export.exporter import export_run
+from finetune.models.task_tokens import EXTRACT
 from task_formats import UsageError
 from tests.support import jobs
 from tests.support.families import SENTENCES
@@ -112,6 +114,26 @@ def test_a_bias_that_no_norm_can_hold_is_refused(family, make_run, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2"])
 def test_token_classification_keeps_the_bias(family, make_run, tmp_path):
     export_run(make_run("entailment", family), TOKEN, tmp_path / "out")
+
+
+def test_a_family_without_the_class_is_refused(make_run, tmp_path):
+    with pytest.raises(UsageError, match="no AutoModelForTokenClassification for opt") as caught:
+        export_run(make_run("entailment", "opt"), TOKEN, tmp_path / "out")
+    assert "onnx" in caught.value.cure
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_a_folder_follows_the_published_rules_of_vllm(family, make_run, tmp_path):
+    """One linear layer `score`, without a bias, at the last token; the tokenizer writes E there."""
+    run = make_run("classification", family, bias=family == "gpt2")
+    export_run(run, SEQUENCE, tmp_path / "out")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.architectures[0].endswith("ForSequenceClassification")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    heads = {name: tuple(weights[name].shape) for name in weights if name.startswith("score")}
+    assert heads == {"score.weight": (config.num_labels, 32)}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_ids_to_tokens(tokenizer(SENTENCES[0])["input_ids"])[-1] == EXTRACT
 
 
 def test_half_precision_is_reported_not_refused(make_run, tmp_path):
