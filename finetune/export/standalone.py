@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel
 
 from finetune.checkpointing.model_folder import HEAD_FILE, save_decoder
 from finetune.export.source import ExportSource
@@ -15,8 +15,11 @@ from task_formats import Classes, Format, templates
 
 
 def write_standalone(source: ExportSource, folder: Path) -> None:
-    """Writes decoder, tokenizer and head, with a `predict.py` for every kind of task."""
-    decoder = AutoModelForCausalLM.from_pretrained(
+    """Writes decoder, tokenizer and head, with a `predict.py` for every kind of task.
+
+    The layer that predicts tokens is left out.
+    """
+    decoder = AutoModel.from_pretrained(
         source.model_folder,
         dtype=source.dtype,
         trust_remote_code=source.predictor.recipe.base.trust_remote_code,

@@ -70,15 +70,15 @@ def load_model() -> Any:
         return lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel
 
     if (FOLDER / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
-        model = AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()
+        decoder = AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().base_model
     else:
-        model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto")
-    decoder, head = model.eval().base_model, load_file(FOLDER / "head.safetensors")
+        decoder = AutoModel.from_pretrained(FOLDER, dtype="auto")
+    decoder, head = decoder.eval(), load_file(FOLDER / "head.safetensors")
 
     @torch.inference_mode()
     def compute(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
