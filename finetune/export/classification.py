@@ -34,7 +34,7 @@ def write_sequence_classification(source: ExportSource, folder: Path) -> None:
         UsageError: The task has other inputs than a text or a pair, or the final norm has no bias.
     """
     model, layer = _load_classifier(source, AutoModelForSequenceClassification)
-    head = source.predictor.model.head
+    head = source.linear_head()
     if head.bias is not None and not _has_bias(layer):
         ids = torch.tensor([list(source.predictor.base.task_tokens.special_tokens)])
         if not fold_bias(model, layer, head.bias, ids):
@@ -187,7 +187,7 @@ def _find_final_norm(
 def _load_classifier(source: ExportSource, auto: Any) -> tuple[PreTrainedModel, nn.Linear]:
     """The run's decoder under a class of transformers, and its layer with the head's weights."""
     text_fields(source.predictor.task)
-    config = _describe_labels(source)
+    head, config = source.linear_head(), _describe_labels(source)
     try:
         model, info = auto.from_pretrained(
             source.model_folder,
@@ -201,7 +201,6 @@ def _load_classifier(source: ExportSource, auto: Any) -> tuple[PreTrainedModel, 
         raise UsageError(what, where=str(source.run), cure=_OTHERS) from error
     new = {name.rpartition(".")[0] for name in info["missing_keys"]}
     layer = model.get_submodule(new.pop()) if len(new) == 1 else None
-    head = source.predictor.model.head
     if not isinstance(layer, nn.Linear) or layer.weight.shape != head.weight.shape:
         what = f"{type(model).__name__} has another head than one linear layer"
         raise UsageError(what, where=str(source.run), cure=_OTHERS)

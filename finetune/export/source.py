@@ -7,6 +7,8 @@ import torch
 
 from finetune.checkpointing.run_folder import MODEL
 from finetune.evaluation.predictor import Predictor
+from finetune.models.heads import LinearHead
+from task_formats import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,6 +30,18 @@ class ExportSource(NamedTuple):
     def dtype(self) -> torch.dtype:
         """Of the exported weights."""
         return DTYPES[self.precision]
+
+    def linear_head(self) -> LinearHead:
+        """The head of the model.
+
+        Raises:
+            UsageError: It is more than a linear layer.
+        """
+        head = self.predictor.model.head
+        if type(head) is not LinearHead:
+            what = f"this format holds a linear head, and the run has a {type(head).__name__}"
+            raise UsageError(what, where=str(self.run), cure="Use --to onnx.")
+        return head
 
     @property
     def family(self) -> str:

@@ -24,13 +24,14 @@ def write_standalone(source: ExportSource, folder: Path) -> None:
         dtype=source.dtype,
         trust_remote_code=source.predictor.recipe.base.trust_remote_code,
     )
-    save_decoder(folder, decoder, source.predictor.base.task_tokens.tokenizer)
     write_head(source, folder)
+    save_decoder(folder, decoder, source.predictor.base.task_tokens.tokenizer)
     write_prediction_script(source, folder)
 
 
 def write_head(source: ExportSource, folder: Path) -> None:
-    """Copies the head's weights, which stay in float32."""
+    """Writes the head's weights, which stay in float32."""
+    source.linear_head()
     shutil.copyfile(source.model_folder / HEAD_FILE, folder / HEAD_FILE)
 
 

@@ -1,5 +1,6 @@
 """Folders with predict.py: every kind of task, with transformers, onnxruntime and peft."""
 
+import functools
 import json
 import runpy
 import subprocess
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 import finetune
 from finetune.export.exporter import export_run
+from finetune.models import task_model
+from finetune.models.heads import LinearHead
 from finetune.recipe.schema import CustomFormatConfig
 from task_formats import Example, UsageError
 from tests.support import jobs
@@ -118,3 +121,16 @@ def test_runs_without_adapters_have_none_to_export(make_run, tmp_path):
 def test_onnx_gives_the_logits_of_gptft(kind, family, make_run, tmp_path):
     pytest.importorskip("onnxruntime")
     export_run(make_run(kind, family), "onnx", tmp_path / "out")
+
+
+def test_other_heads_than_a_linear_layer_are_for_onnx(make_run, tmp_path, monkeypatch):
+    class OtherHead(LinearHead):
+        pass
+
+    run = make_run("classification")
+    build = functools.partial(OtherHead, is_multiple_choice=False)
+    monkeypatch.setattr(task_model, "build_head", lambda _, width, *__: build(width, 3))
+    for name in ("standalone", "sequence-classification"):
+        with pytest.raises(UsageError, match="linear head, and the run has a OtherHead") as caught:
+            export_run(run, name, tmp_path / "out")
+        assert "onnx" in caught.value.cure
