@@ -138,6 +138,7 @@ def resume(run: Path):
     "change",
     [
         lambda head: {"weight": head["weight"][:1], "bias": head["bias"][:1]},
+        lambda head: {"weight": head["weight"]},
         lambda head: {**head, "more": torch.zeros(1)},
     ],
 )
