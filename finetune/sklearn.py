@@ -126,7 +126,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         recipe, reader = self._read_task(kind)
         names = _name_classes(classes.tolist(), None if self.task is None else reader)
         task = _make_training_task(reader, names)
-        columns = [int(task.labels.parse(name)) for name in names]
+        columns = [cast(Classes, task.labels).parse(name) for name in names]
         unlabelled = _make_examples(reader, kind, samples)
         examples = [
             _add_label(example, columns[k], f"X[{n}]")
@@ -318,9 +318,10 @@ def _name_classes(labels: list[Any], reader: Task | None) -> list[str]:
         names = [as_text(label) for label in labels]
         distinct = all(names) and len(set(names)) == len(names)
         return names if distinct else [f"class {k}" for k in range(len(names))]
-    if isinstance(reader.labels, Range):
-        cure = "For scores use a recipe with a range, and finetune.train."
-        raise UsageError("this task has scores, not classes", cure=cure)
+    if not isinstance(reader.labels, Classes):
+        what = "scores" if isinstance(reader.labels, Range) else "several labels at once"
+        cure = "Use finetune.train and finetune.load."
+        raise UsageError(f"this task has {what}, not classes", cure=cure)
     try:
         names = [reader.labels.name(reader.labels.parse(label)) for label in labels]
     except RowError as error:

@@ -8,7 +8,7 @@ from task_formats.encoding import ViewEncoder, split_common_prefix
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Encoded, Example, Label, Prediction, Row, SpecialTokens
 from task_formats.formats import FORMATS, Format, named_format
-from task_formats.labels import Classes, Labels, Range
+from task_formats.labels import Classes, Labels, MultiLabel, Range
 from task_formats.prompt_tokens import AnswerTokenizer, PromptEncoder, Question
 from task_formats.prompts import Prompt
 from task_formats.task import Task
@@ -23,6 +23,7 @@ __all__ = [
     "Format",
     "Label",
     "Labels",
+    "MultiLabel",
     "Prediction",
     "Prompt",
     "PromptEncoder",

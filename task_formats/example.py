@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 Row = Mapping[str, Any]
 """One record of a data set; never changed."""
 
-Label = int | float | None
-"""The index of a class or a choice, a score, or None for an unlabelled example."""
+Label = int | float | tuple[float, ...] | None
+"""The index of a class or a choice, a score, or for each of several labels 1 if it applies and 0 if
+not; None for an unlabelled example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Prediction:
     """What the model predicts for one example."""
 
     id: str
-    label: str | float
-    """A class name, or a score."""
+    label: str | float | tuple[str, ...]
+    """A class name, a score, or the names of several labels."""
     scores: tuple[float, ...] = ()
-    """A probability per class or choice; for a score task the score itself."""
+    """A probability per class, label or choice; for a score task the score itself."""

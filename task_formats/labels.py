@@ -1,24 +1,32 @@
-"""What a label can be: one of C named classes, or a score in a range."""
+"""What a label can be: one of C named classes, several of them, or a score in a range."""
 
+import ast
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Prediction
+
+LabelKind = Literal["classes", "scores", "multi_label"]
 
 
 @dataclass(frozen=True)
 class Classes:
     """Named classes."""
 
+    kind: ClassVar[LabelKind] = "classes"
     names: tuple[str, ...]
     """In the order of the head's outputs."""
     raw: Mapping[str, str]
     """Values of the label column to names."""
+    ordered: bool = False
+    """True if the names go from low to high, as in ratings."""
 
     @classmethod
     def of(cls, labels: Mapping[Any, str] | Sequence[str]) -> "Classes":
@@ -61,7 +69,7 @@ class Classes:
     def _suggest(self, text: str) -> str:
         return f"{suggest(text, self._index)} Correct the row, or add the label to task.labels."
 
-    def name(self, label: float) -> str:
+    def name(self, label: Any) -> str:
         """Returns the name of a class index."""
         return self.names[int(label)]
 
@@ -72,11 +80,138 @@ class Classes:
         total = math.fsum(exponentials)
         return Prediction(id, self.names[best], tuple(value / total for value in exponentials))
 
+    def predict_majority(self, labels: Sequence[Any]) -> Prediction:
+        """Returns the most frequent of N labels (the first of equals) and all frequencies."""
+        counts = Counter(map(int, labels))
+        frequencies = tuple(counts[k] / len(labels) for k in range(self.num_outputs))
+        return Prediction("", self.names[frequencies.index(max(frequencies))], frequencies)
+
+
+@dataclass(frozen=True)
+class MultiLabel:
+    """Any number of named labels at once; trained with binary cross-entropy per label."""
+
+    kind: ClassVar[LabelKind] = "multi_label"
+    classes: Classes
+    separator: str = ","
+    """Text between two labels."""
+    thresholds: tuple[float, ...] = ()
+    """The probability from which each of the C labels is predicted; empty: 0.5 for all."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of the head's outputs."""
+        return self.classes.names
+
+    @property
+    def raw(self) -> Mapping[str, str]:
+        """Values of the label column to names."""
+        return self.classes.raw
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a classification head: C."""
+        return self.classes.num_outputs
+
+    def parse(self, value: Any) -> tuple[float, ...]:
+        """Returns (C,) numbers: 1 for each label that applies, else 0.
+
+        Args:
+            value: A list of labels, its text, labels with separators between them, C zeros and
+                ones, or label columns and their values, each 0 or 1.
+
+        Raises:
+            RowError: A label is unknown, or a value is not 0 or 1.
+        """
+        if isinstance(value, Mapping):
+            applies = {self.classes.parse(name): _parse_flag(value[name], name) for name in value}
+            return tuple(float(applies.get(k, False)) for k in range(self.num_outputs))
+        if as_text(value) in self.classes.raw or as_text(value) in self.names:
+            value = [value]
+        items = split_labels(value, self.separator)
+        # Labels do not occur twice, so three or more zeros and ones are no list of labels.
+        if (
+            len(items) == self.num_outputs > 2
+            and {as_text(item) for item in items} <= _FLAGS.keys()
+        ):
+            return tuple(float(_FLAGS[as_text(item)]) for item in items)
+        present = {self.classes.parse(item) for item in items}
+        return tuple(float(k in present) for k in range(self.num_outputs))
+
+    def name(self, label: Any) -> tuple[str, ...]:
+        """Returns the names of the labels that apply."""
+        return tuple(name for name, applies in zip(self.names, label, strict=True) if applies)
+
+    def decode(self, id: str, logits: Sequence[float]) -> Prediction:
+        """Returns the labels at or above their thresholds, and the sigmoid of each logit."""
+        scores = tuple(map(_sigmoid, logits))
+        thresholds = self.thresholds or (0.5,) * self.num_outputs
+        label = self.name([score >= t for score, t in zip(scores, thresholds, strict=True)])
+        return Prediction(id, label, scores)
+
+    def predict_majority(self, labels: Sequence[Any]) -> Prediction:
+        """Returns the labels that apply to at least half of N rows, and all frequencies."""
+        frequencies = tuple(sum(column) / len(labels) for column in zip(*labels, strict=True))
+        return Prediction("", self.name([share >= 0.5 for share in frequencies]), frequencies)
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> "MultiLabel":
+        """Returns the labels with a threshold for each name.
+
+        Raises:
+            UsageError: The names are not those of the labels, or a threshold is no probability.
+        """
+        if thresholds.keys() != set(self.names):
+            what = f"thresholds for {sorted(thresholds)}, and the labels are {sorted(self.names)}"
+            raise UsageError(what, cure="Give a threshold for every label.")
+        for name, value in thresholds.items():
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                what = f"the threshold of {name!r} is not a number from 0 to 1 (got {value!r})"
+                raise UsageError(what)
+        return replace(self, thresholds=tuple(float(thresholds[name]) for name in self.names))
+
+
+_FLAGS = {"0": False, "1": True, "False": False, "True": True}
+
+
+def _parse_flag(value: Any, column: str) -> bool:
+    text = as_text(value)
+    if text.capitalize() not in _FLAGS:
+        cure = "A column of a label holds 1 where the label applies, else 0."
+        raise RowError(f"{value!r} in column {column!r} is not 0 or 1", cure=cure)
+    return _FLAGS[text.capitalize()]
+
+
+def split_labels(value: Any, separator: str) -> list[Any]:
+    """Returns the labels of a list, of its text in JSON or Python, or of separated text.
+
+    >>> split_labels("joy, anger", ","), split_labels("['joy']", ","), split_labels([0, 4], ",")
+    (['joy', 'anger'], ['joy'], [0, 4])
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str) and value.strip().startswith("["):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                value = parse(value.strip())
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                pass  # Text, or brackets nested so deeply that a parser refuses them.
+    if isinstance(value, list | tuple | set):
+        return list(value)
+    return [text for item in as_text(value).split(separator) if (text := item.strip())]
+
+
+def _sigmoid(logit: float) -> float:
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return (odds := math.exp(logit)) / (1 + odds)
+
 
 @dataclass(frozen=True)
 class Range:
     """A score between two bounds, both included; trained with squared error."""
 
+    kind: ClassVar[LabelKind] = "scores"
     low: float
     high: float
 
@@ -106,7 +241,7 @@ class Range:
             raise RowError(what, cure="Correct the row, or task.range.")
         return number
 
-    def name(self, label: float) -> float:
+    def name(self, label: Any) -> float:
         """Returns the score itself."""
         return float(label)
 
@@ -114,8 +249,13 @@ class Range:
         """Returns the head's output as the score; it is not clipped, which keeps the ranking."""
         return Prediction(id, float(logits[0]), (float(logits[0]),))
 
+    def predict_majority(self, labels: Sequence[Any]) -> Prediction:
+        """Returns the mean of N scores."""
+        mean = math.fsum(labels) / len(labels)
+        return Prediction("", mean, (mean,))
 
-Labels = Classes | Range
+
+Labels = Classes | MultiLabel | Range
 
 
 def _shorten(value: Any) -> str:

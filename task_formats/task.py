@@ -12,13 +12,14 @@ from task_formats import templates
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Example, Label, Row
 from task_formats.formats import Format
-from task_formats.labels import Classes, Labels, Range, as_text
+from task_formats.labels import Classes, Labels, MultiLabel, as_text
 from task_formats.prompts import Prompt
 
 CHOICES, LABEL = "choices", "label"
 
 Column = str | Sequence[str]
-"""A column's name, a template over columns, or for choices a list of these."""
+"""A column's name, a template over columns, or for choices a list of these. A task with several
+labels may have a column for each of them."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Task:
     Args:
         format: The views of an example.
         columns: Field of the format, `choices` or `label` to the column that holds it.
-        labels: Classes, or the range of a score.
+        labels: Classes, several labels at once, or the range of a score.
         metrics: Names of metrics; the first one selects the best model.
         positive: The class that F1 counts.
         prompt: The task in words, for zero- and few-shot evaluation.
@@ -51,8 +52,15 @@ class Task:
     convert_row: Callable[[Row], Row] | None = None
 
     def __post_init__(self) -> None:
-        if self.format.is_multiple_choice and isinstance(self.labels, Range):
-            raise UsageError("multiple choice needs labels, not a range", cure="Set task.labels.")
+        if self.format.is_multiple_choice and not isinstance(self.labels, Classes):
+            what = "multiple choice needs labels, not a range or several labels at once"
+            raise UsageError(what, cure="Set only task.labels.")
+        is_ordered = isinstance(self.labels, Classes) and self.labels.ordered
+        if is_ordered and (self.format.is_multiple_choice or self.labels.num_outputs < 3):
+            what = "an order needs at least three labels that are no choices"
+            raise UsageError(what, cure="Leave task.ordinal out.")
+        if self.prompt and isinstance(self.labels, MultiLabel):
+            raise UsageError("a prompt cannot answer with several labels", cure="Leave it out.")
         self._check_columns()
         if self.prompt:
             fields = sorted(set(self.columns) - {CHOICES, LABEL})
@@ -70,7 +78,9 @@ class Task:
             raise UsageError(what, cure=suggest(name, {*needed, LABEL}))
         for name, column in self.columns.items():
             where = f"task.columns.{name}"
-            if not isinstance(column, str) and name != CHOICES:
+            if name == LABEL and not isinstance(column, str):
+                self._check_label_columns(column)
+            elif not isinstance(column, str) and name != CHOICES:
                 cure = "Only choices can be a list."
                 raise UsageError("must not be a list", where=where, cure=cure)
             if name == LABEL and templates.is_template(str(column)):
@@ -78,6 +88,16 @@ class Task:
         for name in sorted(set(self.values) - self.text_columns):
             what = f"{name!r} in task.values is not used"
             raise UsageError(what, cure=suggest(name, self.text_columns))
+
+    def _check_label_columns(self, columns: Sequence[str]) -> None:
+        where = f"task.columns.{LABEL}"
+        if not isinstance(self.labels, MultiLabel):
+            cure = "For several labels at once set task.multi_label."
+            raise UsageError("must not be a list", where=where, cure=cure)
+        for column in columns:
+            if column not in self.labels.raw and column not in self.labels.names:
+                cure = suggest(column, self.labels.raw)
+                raise UsageError(f"{column!r} is not one of task.labels", where=where, cure=cure)
 
     @property
     def positive_class(self) -> str | None:
@@ -116,8 +136,8 @@ class Task:
         fields = {name: self._text(row, str(self.columns[name]), name) for name in names}
         choices = self._choices(row) if self.format.is_multiple_choice else ()
         label = self._label(row, labelled)
-        if self.format.is_multiple_choice and label is not None and label >= len(choices):
-            name, number = self.labels.name(label), int(label) + 1
+        if choices and isinstance(label, int) and label >= len(choices):
+            name, number = self.labels.name(label), label + 1
             raise RowError(f"label {name!r} is choice {number} of {len(choices)}")
         return Example(id, fields, choices, label)
 
@@ -163,9 +183,12 @@ class Task:
         return words[value] if words else value
 
     def _label(self, row: Row, labelled: bool) -> Label:
-        value = None
-        if column := str(self.columns.get(LABEL, "")):
-            with suppress(KeyError):
+        column, value = self.columns.get(LABEL, ""), None
+        with suppress(KeyError):
+            if not isinstance(column, str):
+                flags = {name: templates.look_up(row, name) for name in column}
+                value = flags if any(map(as_text, flags.values())) else None
+            elif column:
                 value = templates.look_up(row, column)
         text = as_text(value)
         # The hub marks unlabelled rows with -1 (GLUE's test splits; -1.0 where labels are scores).
@@ -175,8 +198,9 @@ class Task:
             text = ""
         if text and text not in self.unlabelled:
             return self.labels.parse(value)
-        if labelled and column:
-            _look_up(row, column)  # names a missing column
+        for name in [column] if isinstance(column, str) else column:
+            if labelled and name:
+                _look_up(row, name)  # names a missing column
         if labelled:
             raise RowError("no label", cure="Give the row a label, or predict on it instead.")
         return None

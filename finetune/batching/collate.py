@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from task_formats import Encoded
+from task_formats import Encoded, Label
 
 Layout = Literal["separate", "shared", "packed"]
 """Rows of a batch: one view each, one example each (prefix stored once), or a single row."""
@@ -86,7 +86,8 @@ class Batch(NamedTuple):
     """(N,) float32: factors of the examples' task losses: 1 / N for N labelled examples in the
     update, or 1 / (the sum of their class weights); 0 if unlabelled."""
     label: Tensor
-    """(N,) long for classes and choices (-100 unlabelled) or float32 for scores (NaN)."""
+    """(N,) long for classes and choices (-100 unlabelled) or float32 for scores (NaN); (N, C)
+    float32 for several labels at once: 1 where a label applies, else 0 (NaN unlabelled)."""
     spans: tuple[Span, ...]
     """Where the examples are, on the host, so that attention need not ask the device."""
 
@@ -107,10 +108,14 @@ def count_totals(
 ) -> UpdateTotals:
     """Counts the labelled examples, views and targets of a whole update.
 
-    `class_weights` are C weights, without which every labelled example counts 1.
+    `class_weights` are C weights, without which every labelled example counts 1, as always where an
+    example may have several labels.
     """
     labels = [example.label for example in examples if example.label is not None]
-    weights = [1.0 if class_weights is None else class_weights[int(label)] for label in labels]
+    weights = [
+        1.0 if class_weights is None or isinstance(label, tuple) else class_weights[int(label)]
+        for label in labels
+    ]
     return UpdateTotals(
         math.fsum(weights),
         sum(len(example.endings) for example in examples),
@@ -153,7 +158,9 @@ def collate(
         np.concatenate(values) for values in zip(*targets, strict=True)
     )
     labels = [example.label for example in examples]
-    unlabelled = float("nan") if any(isinstance(y, float) for y in labels) else NO_LABEL
+    known = next((y for y in labels if y is not None), None)
+    unlabelled: Label = float("nan") if isinstance(known, float) else NO_LABEL
+    unlabelled = (float("nan"),) * len(known) if isinstance(known, tuple) else unlabelled
     example_weight = 1 / (totals.example_weight or 1)
     tokens, position_ids, example_index, ending = map(torch.from_numpy, grid)
     return Batch(

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from finetune.models.gguf_files import PACKAGES
 from finetune.recipe.schema import Recipe
-from task_formats import Classes, Task
+from task_formats import Classes, MultiLabel, Range, Task
 
 MODEL_CARD = "README.md"
 RUN_USAGE = """\
@@ -180,13 +180,14 @@ def _describe_task(task: Task) -> str:
         for field, column in task.columns.items()
     ]
     table = "\n".join(["| field | column in the data |", "|---|---|", *columns])
-    if not isinstance(task.labels, Classes):
+    if isinstance(task.labels, Range):
         low, high = task.labels.low, task.labels.high
         return f"{reads} It predicts a score from {low:g} to {high:g}.\n\n{table}"
     names = [_code(name) for name in task.labels.names[:_SHOWN_LABELS]]
     if more := len(task.labels.names) - len(names):
         names.append(f"and {more} more")
-    return f"{reads}\n\n{table}\n\nLabels: {', '.join(names)}."
+    several = ", any number of them at once" if isinstance(task.labels, MultiLabel) else ""
+    return f"{reads}\n\n{table}\n\nLabels{several}: {', '.join(names)}."
 
 
 def _code(text: str) -> str:
@@ -212,7 +213,10 @@ def _describe_limits(content: CardContent) -> str:
         "texts are cut at their ends.",
         "Every input gets one of the labels above, also one that has nothing to do with the task."
         if isinstance(content.task.labels, Classes)
-        else "Scores are not clipped to the range.",
+        else "Scores are not clipped to the range."
+        if isinstance(content.task.labels, Range)
+        else "A label is predicted from a threshold of its probability, which was chosen on the "
+        "evaluation split.",
         "Other languages and domains than those of the training data were not examined, nor was "
         "bias against groups of people.",
     ]

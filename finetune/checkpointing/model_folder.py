@@ -1,6 +1,7 @@
 """A trained model on disk: a plain transformers folder, and the head beside it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,13 @@ from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
 from finetune.storage import files, json_files
 from finetune.storage.tensors import read_metadata, read_tensors, save_tensors
-from task_formats import Classes, Task, UsageError
+from task_formats import MultiLabel, Range, Task, UsageError
 
 HEAD_FILE = "head.safetensors"
 ADAPTER = "adapter"
 """Folder of the adapters that are merged into the weights."""
+THRESHOLDS = "thresholds.json"
+"""Label to threshold, for several labels at once."""
 _TASK = "task"
 """The metadata of a head: what its outputs mean."""
 
@@ -28,7 +31,7 @@ def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_token
 
     Adapters are merged into the weights, so the folder can be the base of another run; they are
     also kept unmerged, in a folder of their own. Labels, format and `max_tokens` are stored with
-    the head.
+    the head, and thresholds of several labels at once in a file of their own.
     """
     task_model = cast(TaskModel, model)
     decoder = merge_adapters(task_model.backbone.decoder)
@@ -38,6 +41,11 @@ def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_token
     save_adapters(folder / ADAPTER, task_model.backbone.decoder)
     metadata = {_TASK: json_files.encode(_describe_task(task, max_tokens)).decode()}
     save_tensors(folder / HEAD_FILE, task_model.head.state_dict(), metadata)
+    labels = task.labels
+    if isinstance(labels, MultiLabel) and labels.thresholds:
+        table = dict(zip(labels.names, labels.thresholds, strict=True))
+        text = json_files.encode(table, indent=2).decode()
+        files.write_atomically(folder / THRESHOLDS, f"{text}\n")
 
 
 def save_decoder(
@@ -91,13 +99,32 @@ def load_model(
     return model.eval(), base
 
 
+def load_thresholds(folder: Path, task: Task) -> Task:
+    """Returns the task with the thresholds of the saved model, if it has any.
+
+    Raises:
+        UsageError: The file does not hold a threshold for every label.
+    """
+    path = folder / THRESHOLDS
+    if not isinstance(task.labels, MultiLabel) or not path.is_file():
+        return task
+    table = json_files.decode(path.read_bytes(), str(path))
+    if not isinstance(table, dict):
+        raise UsageError("no table of labels and thresholds", where=str(path))
+    try:
+        return replace(task, labels=task.labels.with_thresholds(table))
+    except UsageError as error:
+        raise error.located(str(path)) from None
+
+
 def _describe_task(task: Task, max_tokens: int) -> dict[str, Any]:
     """What gives the outputs of a head their meaning."""
     labels = task.labels
     return {
         "task.format": [list(view) for view in task.format.views],
-        "task.labels": dict(labels.raw) if isinstance(labels, Classes) else None,
+        "task.labels": None if isinstance(labels, Range) else dict(labels.raw),
         "train.max_tokens": max_tokens,
+        **({"task.multi_label": True} if isinstance(labels, MultiLabel) else {}),
     }
 
 
@@ -107,8 +134,10 @@ def _check_task(path: Path, task: Task, max_tokens: int) -> None:
     if text is None:  # Older versions and other programs write none.
         return
     trained = json_files.decode(text.encode(), str(path))
-    for key, now in _describe_task(task, max_tokens).items():
-        before = trained.get(key) if isinstance(trained, dict) else None
+    trained = trained if isinstance(trained, dict) else {}
+    described = _describe_task(task, max_tokens)
+    for key in {**trained, **described}:
+        now, before = described.get(key), trained.get(key)
         if isinstance(now, dict) and isinstance(before, dict):
             fits = _same_classes(before, now)
         else:

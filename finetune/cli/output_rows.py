@@ -12,7 +12,7 @@ from finetune.data import ReadReport, RowLocation, Rows, detect_format, name_col
 from finetune.data.examples import LocatedExample, build_examples
 from finetune.data.windows import memory_size, split_into_windows
 from finetune.data.writers import check_output
-from task_formats import Classes, Row, RowError, UsageError
+from task_formats import Row, RowError, UsageError
 
 if TYPE_CHECKING:
     from finetune.evaluation.predictor import Predictor
@@ -88,8 +88,7 @@ def label_rows(
     )
     if not columns:
         raise UsageError("no rows to label", where=rows.origin, cure="The file needs rows.")
-    classes = predictor.task.labels.names if isinstance(predictor.task.labels, Classes) else ()
-    added = name_columns(columns, classes)
+    added = name_columns(columns, predictor.task.labels.names)
     out = console(stderr=True)
     bar = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
     with (
@@ -100,7 +99,9 @@ def label_rows(
         for window in split_into_windows(items, WINDOW, memory_size):
             predictions = predictor.stream(item.example for item in window)
             for prediction, item in zip(predictions, window, strict=True):
-                values = (prediction.label, *prediction.scores)[: len(added)]
+                label = prediction.label
+                several = list(label) if isinstance(label, tuple) else label
+                values = (several, *prediction.scores)[: len(added)]
                 # Choices that a row does not have stay empty.
                 sink.write({**item.row, **dict(itertools.zip_longest(added, values))})
                 progress.advance(counter)

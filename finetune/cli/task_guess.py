@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from task_formats import Row, UsageError, suggest
-from task_formats.labels import as_text
+from task_formats.labels import as_text, split_labels
 
 _MAX_CLASSES, _MAX_WHOLE_CLASSES = 200, 20
 """A column with more distinct whole numbers than the second holds scores."""
 _LABEL_NAMES = (
     "label", "labels", "gold_label", "class", "category", "target", "is_duplicate", "sentiment",
     "intent", "topic", "answerkey", "answerrightending", "correct", "gold", "quality", "score",
-    "similarity", "rating", "stars", "emotion",
+    "similarity", "rating", "stars", "emotion", "emotions", "tags", "genres", "categories",
+    "topics", "intents",
 )  # fmt: skip
 """Usual names of label columns, the most likely first."""
 _PAIR_NAMES = (
@@ -35,6 +36,13 @@ _NOT_TEXT = re.compile(
 )
 _CHOICES = re.compile(r"choice|option|ending|candidate|answer|quiz|sol", re.IGNORECASE)
 _NUMBER_IN_NAME = re.compile(r"\d+|(?<=[_ .-])[A-Ea-e]$")
+_SEPARATORS = (",", ";", "|")
+_MAX_LABEL_WORDS = 4
+"""Words of one of several labels in a text, on average; longer ones are text with commas."""
+_MAX_WORDS = 8
+"""Words of a row with several labels, on average; more are a text."""
+_MIN_FLAGS = 3
+"""Columns of zeros and ones from which they are taken for labels."""
 _SYMMETRIC = re.compile(r"dupl|para|simil|equiv|same|match", re.IGNORECASE)
 
 
@@ -49,6 +57,10 @@ class Column(NamedTuple):
     mean_words: float
     longest_list: int
     """0 if the values are not lists."""
+    items: Counter[str]
+    """Number of rows of each item, if the values are lists or texts with several labels."""
+    separator: str
+    """Text between two labels; empty if the values are lists."""
 
     @property
     def is_score(self) -> bool:
@@ -60,6 +72,12 @@ class Column(NamedTuple):
     def repeats(self) -> bool:
         """True if there are few distinct values, as in a column of classes."""
         return len(self.counts) <= 3 or 2 * len(self.counts) <= self.counts.total()
+
+    @property
+    def is_flag(self) -> bool:
+        """True for zeros and ones, as in the column of one of several labels."""
+        values = {text.lower() for text in self.counts}
+        return values in ({"0", "1"}, {"false", "true"}) and not _NOT_TEXT.search(self.name)
 
     @property
     def is_text(self) -> bool:
@@ -87,16 +105,39 @@ def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _summarize(name: str, values: Sequence[Any]) -> Column:
-    if lists := [len(value) for value in values if isinstance(value, list)]:
-        return Column(name, Counter(), [], 0.0, max(lists))
+    if lists := [value for value in values if isinstance(value, list)]:
+        items = Counter(item for value in lists for item in {*map(as_text, value)})
+        return Column(name, Counter(), [], 0.0, max(map(len, lists)), items, "")
     texts = [text for text in map(as_text, values) if text]
     try:
         numbers = [float(text) for text in set(texts)]
     except ValueError:
         numbers = []
     numbers = numbers if all(map(math.isfinite, numbers)) else []
-    words = sum(len(text.split()) for text in texts)
-    return Column(name, Counter(texts), numbers, words / max(len(texts), 1), 0)
+    mean_words = sum(len(text.split()) for text in texts) / max(len(texts), 1)
+    counts = Counter(texts)
+    separator, items = _find_separator(counts if mean_words <= _MAX_WORDS else Counter())
+    return Column(name, counts, numbers, mean_words, 0, items, separator)
+
+
+def _find_separator(counts: Counter[str]) -> tuple[str, Counter[str]]:
+    """What separates several labels in texts, and the rows of each label; empty if nothing does.
+
+    Some texts are one label, others several, and the labels are fewer than the distinct texts.
+    """
+    for separator in _SEPARATORS:
+        items: Counter[str] = Counter()
+        sizes = set()
+        for text, rows in counts.items():
+            labels = {*map(as_text, split_labels(text, separator))}
+            sizes.add(len(labels))
+            for label in labels:
+                items[label] += rows
+        words = sum(len(label.split()) for label in items) / max(len(items), 1)
+        varies = min(sizes, default=0) <= 1 < max(sizes, default=0)
+        if varies and 2 <= len(items) < len(counts) and words <= _MAX_LABEL_WORDS:
+            return separator, items
+    return "", Counter()
 
 
 class TaskGuess(NamedTuple):
@@ -110,6 +151,9 @@ class TaskGuess(NamedTuple):
     """Label to its number of rows; empty for scores."""
     range: tuple[int, int] | None
     metrics: tuple[str, ...]
+    separator: str | None = None
+    """Text between several labels of a row; empty for lists of them or a column for each, and None
+    if a row has one label."""
 
 
 def guess_task(
@@ -134,9 +178,10 @@ def guess_task(
     for name in given:
         if name not in columns:
             raise UsageError(f"no column {name!r}", cure=suggest(name, columns))
-    target = columns[label] if label else _find_label(columns)
-    others = [c for c in columns.values() if c is not target and c.name not in given]
-    if not choices and format in (None, "multiple_choice"):
+    flags = [] if label else _find_flags(columns)
+    target = columns[label] if label else _join_flags(flags) or _find_label(columns)
+    others = [c for c in columns.values() if c not in (target, *flags) and c.name not in given]
+    if not choices and format in (None, "multiple_choice") and not target.items:
         choices = _find_choices(others, target)
     candidates = [c for c in others if c.name not in choices and c.is_text]
     if not texts:
@@ -153,8 +198,14 @@ def guess_task(
         what = f"the columns do not fit the format {chosen}"
         cure = "It reads one text (classification), two texts, or a context and choices."
         raise UsageError(what, cure=cure)
-    fields = {**dict(zip(names, values, strict=True)), "label": target.name}
-    unused = [name for name in columns if name not in (*texts, *choices, target.name)]
+    label_column = [column.name for column in flags] or target.name
+    fields = {**dict(zip(names, values, strict=True)), "label": label_column}
+    read = {*texts, *choices, target.name, *(column.name for column in flags)}
+    unused = [name for name in columns if name not in read]
+    if target.items and not choices:
+        labels = _sort_labels(target.name, target.items)
+        metrics = ("micro_f1", "macro_f1")
+        return TaskGuess(chosen, fields, unused, labels, None, metrics, target.separator)
     if target.is_score and not choices:
         bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
         return TaskGuess(chosen, fields, unused, {}, bounds, ("pearson", "spearman"))
@@ -163,13 +214,39 @@ def guess_task(
     return TaskGuess(chosen, fields, unused, labels, None, ("accuracy",))
 
 
-def _find_label(columns: Mapping[str, Column]) -> Column:
-    """The column with a usual name, or with the fewest distinct short values."""
+def _find_named_label(columns: Mapping[str, Column]) -> Column | None:
+    """The column with a usual name."""
     by_name = {name.lower().replace(" ", "_"): column for name, column in columns.items()}
     for name in _LABEL_NAMES:
         column = by_name.get(name)
-        if column and (column.numbers or column.repeats):
+        if column and (column.numbers or column.items or (column.counts and column.repeats)):
             return column
+    return None
+
+
+def _find_flags(columns: Mapping[str, Column]) -> list[Column]:
+    """Columns of zeros and ones, one for each of several labels; empty if there is one label."""
+    flags = [column for column in columns.values() if column.is_flag]
+    named = _find_named_label(columns)
+    is_other = named is not None and named not in flags
+    return [] if is_other or len(flags) < _MIN_FLAGS else flags
+
+
+def _join_flags(flags: Sequence[Column]) -> Column | None:
+    """The columns of several labels as one column; None if there are none."""
+    if not flags:
+        return None
+    items: Counter[str] = Counter()
+    for column in flags:
+        values = column.counts.items()
+        items[column.name] = sum(n for text, n in values if text.lower() in ("1", "true"))
+    return Column(flags[0].name, Counter(), [], 0.0, 0, items, "")
+
+
+def _find_label(columns: Mapping[str, Column]) -> Column:
+    """The column with a usual name, or with the fewest distinct short values."""
+    if named := _find_named_label(columns):
+        return named
     candidates = [
         column
         for column in columns.values()
@@ -231,7 +308,16 @@ def _count_labels(label: Column, count: int) -> dict[str, int]:
     """Rows of each label, in the order of the recipe; `count` is the number of choices, or 0."""
     labels = _name_choices(label, count) if count else []
     labels = labels or sorted(label.counts, key=float if label.numbers else str)
+    return _sort_labels(label.name, label.counts, labels)
+
+
+def _sort_labels(
+    column: str, counts: Counter[str], labels: Sequence[str] | None = None
+) -> dict[str, int]:
+    """Rows of each label in the order of `labels`, or of their numbers or names."""
+    if labels is None:
+        labels = sorted(counts, key=int if all(map(str.isdecimal, counts)) else str)
     if not 2 <= len(labels) <= _MAX_CLASSES:
-        what = f"column {label.name!r} has {len(labels)} different values, not 2 to {_MAX_CLASSES}"
+        what = f"column {column!r} has {len(labels)} different values, not 2 to {_MAX_CLASSES}"
         raise UsageError(what, cure="Name the column with the labels: --label NAME.")
-    return {name: label.counts[name] for name in labels}
+    return {name: counts[name] for name in labels}

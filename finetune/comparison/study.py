@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -226,7 +226,7 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
     """
     config = recipe.data
     train, evaluate = (
-        [cast(float, e.label) for e in read_split(task, config, split, limit=config.limit)]
+        [e.label for e in read_split(task, config, split, limit=config.limit)]
         for split in ("train", "evaluate")
     )
     answer = majority_prediction(task, train)

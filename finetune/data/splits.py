@@ -118,6 +118,8 @@ def encode_training_split(
     if config.fraction == 1:
         return split
     strata = store.labels if store.integer_labels else bin_scores(store.labels)
+    if store.labels.ndim == 2:
+        _, strata = np.unique(store.labels, axis=0, return_inverse=True)
     rows = draw_fraction(strata, config.fraction, config.seed)
     return split._replace(examples=store.select(rows))
 

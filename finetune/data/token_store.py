@@ -48,7 +48,7 @@ class Arrays(NamedTuple):
     examples: Array
     """(N + 1,) where examples begin in `segments`; the first segment of each is its prefix."""
     labels: Array
-    """(N,) NaN where unlabelled."""
+    """(N,) or, for several labels at once, (N, C); NaN where unlabelled."""
     truncated_tokens: Array
     """(N,) tokens that truncation removed."""
     ids: Array
@@ -92,11 +92,14 @@ class TokenStore(Sequence[Encoded]):
     """N encoded examples; an item is an Encoded whose token sequences are views of one array."""
 
     def __init__(self, arrays: Arrays, *, integer_labels: bool) -> None:
+        rows = len(arrays.truncated_tokens)
+        if len(arrays.labels) > rows:
+            arrays = arrays._replace(labels=arrays.labels.reshape(rows, -1))
         self.arrays = arrays
         self.integer_labels = integer_labels  # Labels are classes or choices, not scores.
 
     def __len__(self) -> int:
-        return len(self.arrays.labels)
+        return len(self.arrays.truncated_tokens)
 
     @overload
     def __getitem__(self, index: int) -> Encoded: ...
@@ -124,14 +127,16 @@ class TokenStore(Sequence[Encoded]):
         return Encoded(name, prefix, tuple(endings), self._label(n), truncated)
 
     def _label(self, n: int) -> Label:
-        value = float(self.arrays.labels[n])
-        if np.isnan(value):
+        label = self.arrays.labels[n]
+        if label.ndim:
+            return None if np.isnan(label[0]) else tuple(label.tolist())
+        if np.isnan(label):
             return None
-        return int(value) if self.integer_labels else value
+        return int(label) if self.integer_labels else float(label)
 
     @property
     def labels(self) -> Array:
-        """(N,) float64; NaN where unlabelled."""
+        """(N,) or, for several labels at once, (N, C) float64; NaN where unlabelled."""
         return self.arrays.labels
 
     def compute_lengths(self) -> ExampleLengths:
@@ -163,6 +168,12 @@ def count_shared(examples: TokenStore, others: TokenStore) -> int:
     return sum(hash(content) in known for content in contents(examples))
 
 
+def is_unlabelled(labels: Array) -> Array:
+    """(N,) booleans from the labels of a store."""
+    first: Array = labels if labels.ndim == 1 else labels[:, 0]
+    return np.isnan(first)
+
+
 def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenStore:
     """Encodes examples into memory: what `encoder.encode` returns, in the same order."""
     return _store(map(encoder.encode, _batches(examples)))
@@ -191,6 +202,21 @@ def _write(batches: Iterable[Sequence[Encoded]], streams: Mapping[str, BinaryIO]
         ends[name] = int(bounds[-1])
         write(name, bounds)
 
+    # Rows without a label are as wide as the others, whose width the first labelled row tells.
+    width, pending = 0, 0
+
+    def write_labels(labels: Sequence[Label]) -> None:
+        nonlocal width, pending
+        known = next((label for label in labels if label is not None), None)
+        if not width and known is None:
+            pending += len(labels)
+            return
+        width = width or (len(known) if isinstance(known, tuple) else 1)
+        missing = (np.nan,) * width if width > 1 else np.nan
+        write("labels", np.full(pending * width, np.nan))
+        write("labels", np.array([missing if label is None else label for label in labels]))
+        pending = 0
+
     for name in ends:
         write(name, np.zeros(1))
     for batch in batches:
@@ -202,10 +228,11 @@ def _write(batches: Iterable[Sequence[Encoded]], streams: Mapping[str, BinaryIO]
         write("tokens", tokens)
         write_ends("segments", lengths)
         write_ends("examples", [1 + len(item.endings) for item in batch])
-        write("labels", np.array([np.nan if label is None else label for label in labels]))
+        write_labels(labels)
         write("truncated_tokens", np.array([item.truncated_tokens for item in batch]))
         write("ids", np.frombuffer(b"".join(ids), np.uint8))
         write_ends("id_bounds", list(map(len, ids)))
+    write("labels", np.full(pending, np.nan))
     return integer_labels
 
 

@@ -17,6 +17,7 @@ from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import inference_context, is_sharded
 from finetune.distributed.memory import is_out_of_memory
 from finetune.evaluation.metrics import score_predictions
+from finetune.evaluation.thresholds import tune_thresholds
 from finetune.models.losses import task_loss
 from task_formats import Encoded, Prediction, Task
 
@@ -155,7 +156,12 @@ def gather_logits(passes: Iterable[RowLogits], rows: int, accelerator: Accelerat
 
 
 def evaluate(
-    passes: Iterable[RowLogits], examples: Sequence[Encoded], task: Task, accelerator: Accelerator
+    passes: Iterable[RowLogits],
+    examples: Sequence[Encoded],
+    task: Task,
+    accelerator: Accelerator,
+    *,
+    tune: bool = False,
 ) -> EvaluationResult:
     """Computes the task's metrics and the mean task loss over all labelled rows of a split.
 
@@ -164,6 +170,7 @@ def evaluate(
         examples: Encoded rows of the whole split.
         task: Gives the metrics and the positive class.
         accelerator: Gathers the logits of all processes.
+        tune: First choose the thresholds of several labels at once on these rows.
 
     Returns:
         Metric name to value, with "loss" in nats per example, and the predictions of all rows. If
@@ -179,6 +186,7 @@ def evaluate(
         return EvaluationResult(
             dict.fromkeys((*task.metrics, "loss"), np.nan), logits, examples, task
         )
+    task = tune_thresholds(task, logits, labels) if tune and known else task
     gold = [labels[n] for n in known]
     # One at a time: a prediction over many classes is large.
     predictions = zip(decode_logits(logits, examples, task), labels, strict=True)

@@ -1,31 +1,23 @@
 """The baseline without a model: the most frequent label, or the mean score."""
 
-from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from finetune.evaluation.metrics import score_predictions
-from task_formats import Prediction, Range, Task
+from task_formats import Prediction, Task
 
 
-def majority_prediction(task: Task, labels: Sequence[float]) -> Prediction:
+def majority_prediction(task: Task, labels: Sequence[Any]) -> Prediction:
     """Returns the most frequent of N encoded labels, or the mean of N scores.
 
     Of equally frequent labels the first in the order of the task counts. The probability of a
     label is its frequency.
     """
-    if isinstance(task.labels, Range):
-        mean = float(np.mean(labels))
-        return Prediction("", mean, (mean,))
-    counts = Counter(map(int, labels))
-    answer = task.labels.name(max(sorted(counts), key=counts.__getitem__))
-    frequencies = [counts[k] / len(labels) for k in range(task.labels.num_outputs)]
-    return Prediction("", answer, tuple(frequencies))
+    return task.labels.predict_majority(labels)
 
 
 def score_majority(
-    task: Task, train_labels: Sequence[float], labels: Sequence[float]
+    task: Task, train_labels: Sequence[Any], labels: Sequence[Any]
 ) -> dict[str, float]:
     """Computes the task's metrics for the answer that is most frequent in training.
 

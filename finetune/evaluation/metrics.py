@@ -8,9 +8,10 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from task_formats import Label, Prediction, Task, UsageError, suggest
+from task_formats import Classes, Label, MultiLabel, Prediction, Task, UsageError, suggest
+from task_formats.labels import LabelKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,13 @@ class Metric(NamedTuple):
 
     function: Callable[["np.ndarray", "np.ndarray", str | None], float]
     """From (N,) predictions, (N,) gold labels and the positive class to a value."""
-    labels: Literal["classes", "scores"]
-    """The kind of label that the metric is for."""
+    labels: tuple[LabelKind, ...]
+    """The kinds of label that the metric is for. With several labels at once ("multi_label"),
+    predictions and gold labels are (N, C): 1 where a label applies."""
     higher_is_better: bool = True
     reads_probabilities: bool = False
     """True if `function` takes (N, C) probabilities and (N, C) gold labels, 1 at the true class.
-    If there are two classes, their second column is the positive class."""
+    If there is a positive class, it is the last column."""
 
 
 class Probabilities(NamedTuple):
@@ -64,7 +66,7 @@ def score_predictions(
     table = None
     if any(METRICS[name].reads_probabilities for name in task.metrics if name in METRICS):
         table = np.zeros((len(gold), task.labels.num_outputs))
-    predicted = []
+    predicted: Any = []
     for n, prediction in enumerate(predictions):
         predicted.append(prediction.label)
         # A prompt with a threshold has one log-probability instead of a probability per class.
@@ -72,17 +74,25 @@ def score_predictions(
             table[n, : len(prediction.scores)] = prediction.scores
         else:
             table = None
-    probabilities = Probabilities(task.labels.names, table) if table is not None else None
-    names = [task.labels.name(label) for label in gold]  # type: ignore[arg-type]
-    return compute_metrics(task.metrics, predicted, names, task.positive_class, probabilities)
+    names = task.labels.names
+    probabilities = Probabilities(names, table) if table is not None else None
+    ordered = names if isinstance(task.labels, Classes) and task.labels.ordered else ()
+    if isinstance(task.labels, MultiLabel):
+        predicted = np.array([[name in labels for name in names] for labels in predicted])
+        answers = np.array(gold) == 1
+    else:
+        answers = np.array([task.labels.name(label) for label in gold])
+    positive = task.positive_class
+    return compute_metrics(task.metrics, predicted, answers, positive, probabilities, ordered)
 
 
 def compute_metrics(
     names: Sequence[str],
-    predicted: Answers,
-    gold: Answers,
+    predicted: "Answers | np.ndarray",
+    gold: "Answers | np.ndarray",
     positive: str | None = None,
     probabilities: Probabilities | None = None,
+    ordered: Sequence[str] = (),
 ) -> dict[str, float]:
     """Computes metrics by name.
 
@@ -91,10 +101,11 @@ def compute_metrics(
 
     Args:
         names: Keys of METRICS.
-        predicted: N predicted class names or scores.
-        gold: N true class names or scores.
+        predicted: N predicted class names or scores, or (N, C) booleans for several labels at once.
+        gold: N true class names or scores, or (N, C) booleans.
         positive: The class that f1 counts.
         probabilities: Of every class; None if they are not known.
+        ordered: Names of classes in order; metrics of scores then take a class as its position.
 
     Returns:
         Metric name to value.
@@ -121,6 +132,10 @@ def compute_metrics(
         if METRICS[name].reads_probabilities and probabilities is not None:
             tables = _order_columns(probabilities, arrays[1], positive)
             values[name] = float(function(*tables, positive))
+        elif ordered and "scores" in METRICS[name].labels:
+            position = {label: float(k) for k, label in enumerate(ordered)}
+            first, second = (np.array([position[label] for label in side]) for side in arrays)
+            values[name] = float(function(first, second, positive))
         else:
             values[name] = float(function(*arrays, positive))
     return values
@@ -129,13 +144,14 @@ def compute_metrics(
 def _order_columns(
     probabilities: Probabilities, gold: "np.ndarray", positive: str | None
 ) -> tuple["np.ndarray", "np.ndarray"]:
-    """(N, C) probabilities and gold labels; of two classes the positive one is the second."""
+    """(N, C) probabilities and gold labels; the positive class is the last column."""
     import numpy as np
 
-    classes, table = np.array(probabilities.classes), probabilities.table
-    if len(classes) == 2 and classes[0] == positive:
-        classes, table = classes[::-1], table[:, ::-1]
-    return table, (gold[:, None] == classes).astype(float)
+    classes = np.array(probabilities.classes)
+    if gold.ndim == 1:
+        gold = gold[:, None] == classes
+    order = np.argsort(classes == positive, kind="stable")
+    return probabilities.table[:, order], gold[:, order].astype(float)
 
 
 def selection_value(
@@ -177,7 +193,7 @@ def bootstrap_interval(
 
 
 def _accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    return float((predicted == gold).mean())
+    return float((predicted == gold).reshape(len(gold), -1).all(1).mean())
 
 
 def _f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
@@ -189,10 +205,17 @@ def _f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> fl
 
 
 def _macro_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    """The mean F1 of all classes that occur in predictions or gold labels."""
+    """The mean F1 of all classes that occur in predictions or gold labels, or of several labels."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
+
+
+def _micro_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
+    """F1 of all pairs of a row and a label."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(gold, predicted, average="micro", zero_division=0.0))
 
 
 def _weighted_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
@@ -226,9 +249,11 @@ def _mae(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> f
 
 
 def _roc_auc(probability: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    """The area under the ROC curve; of more than two classes the mean, each against the others."""
+    """Of the positive class, or else the mean over all classes, each against the others."""
     from sklearn.metrics import roc_auc_score
 
+    if positive is not None:
+        probability, gold = probability[:, -1:], gold[:, -1:]
     defined = (gold.min(0) < 1) & (gold.max(0) > 0)
     if not defined.any():
         return 0.0
@@ -238,11 +263,11 @@ def _roc_auc(probability: "np.ndarray", gold: "np.ndarray", positive: str | None
 def _average_precision(
     probability: "np.ndarray", gold: "np.ndarray", positive: str | None
 ) -> float:
-    """Of the positive class; of more than two classes the mean of those in the gold labels."""
+    """Of the positive class, or else the mean over all classes in the gold labels."""
     from sklearn.metrics import average_precision_score
 
-    if gold.shape[1] == 2:
-        probability, gold = probability[:, 1:], gold[:, 1:]
+    if positive is not None:
+        probability, gold = probability[:, -1:], gold[:, -1:]
     occurs = gold.max(0) > 0
     if not occurs.any():
         return 0.0
@@ -296,21 +321,24 @@ def _correlate(
     return value if math.isfinite(value) else 0.0
 
 
+_ALL_CLASSES: tuple[LabelKind, ...] = ("classes", "multi_label")
+
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_accuracy, "classes"),
-    "f1": Metric(_f1, "classes"),
-    "macro_f1": Metric(_macro_f1, "classes"),
-    "weighted_f1": Metric(_weighted_f1, "classes"),
-    "balanced_accuracy": Metric(_balanced_accuracy, "classes"),
-    "matthews": Metric(_matthews, "classes"),
-    "roc_auc": Metric(_roc_auc, "classes", reads_probabilities=True),
-    "average_precision": Metric(_average_precision, "classes", reads_probabilities=True),
-    "log_loss": Metric(_log_loss, "classes", False, True),
-    "brier": Metric(_brier, "classes", False, True),
-    "ece": Metric(_expected_calibration_error, "classes", False, True),
-    "pearson": Metric(partial(_correlate, "pearsonr"), "scores"),
-    "spearman": Metric(partial(_correlate, "spearmanr"), "scores"),
-    "mse": Metric(_mse, "scores", higher_is_better=False),
-    "mae": Metric(_mae, "scores", higher_is_better=False),
+    "accuracy": Metric(_accuracy, _ALL_CLASSES),
+    "f1": Metric(_f1, ("classes",)),
+    "micro_f1": Metric(_micro_f1, ("multi_label",)),
+    "macro_f1": Metric(_macro_f1, _ALL_CLASSES),
+    "weighted_f1": Metric(_weighted_f1, _ALL_CLASSES),
+    "balanced_accuracy": Metric(_balanced_accuracy, ("classes",)),
+    "matthews": Metric(_matthews, ("classes",)),
+    "roc_auc": Metric(_roc_auc, _ALL_CLASSES, reads_probabilities=True),
+    "average_precision": Metric(_average_precision, _ALL_CLASSES, reads_probabilities=True),
+    "log_loss": Metric(_log_loss, ("classes",), False, True),
+    "brier": Metric(_brier, ("classes",), False, True),
+    "ece": Metric(_expected_calibration_error, ("classes",), False, True),
+    "pearson": Metric(partial(_correlate, "pearsonr"), ("scores",)),
+    "spearman": Metric(partial(_correlate, "spearmanr"), ("scores",)),
+    "mse": Metric(_mse, ("scores",), higher_is_better=False),
+    "mae": Metric(_mae, ("scores",), higher_is_better=False),
 }
 """All metrics, by the name that a recipe gives under task.metrics."""

@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
-from finetune.checkpointing.model_folder import HEAD_FILE, load_model, save_model
+from finetune.checkpointing.model_folder import (
+    HEAD_FILE,
+    load_model,
+    load_thresholds,
+    save_model,
+)
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, is_run, load_run_recipe
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
@@ -187,4 +192,5 @@ def load(
     flags = {"head_bias": recipe.head.bias, "trust_remote_code": recipe.base.trust_remote_code}
     model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
     model.to(accelerator.device)
+    task = load_thresholds(model_folder, task)
     return Predictor(recipe, task, model, base, accelerator)

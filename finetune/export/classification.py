@@ -18,11 +18,17 @@ from transformers import (
 
 from finetune.export.source import ExportSource
 from finetune.models.task_tokens import TaskTokens
-from task_formats import Classes, Example, Task, UsageError
+from task_formats import Example, Task, UsageError
 
 _OTHERS = "Use --to standalone or --to onnx."
 _RELATIVE_ERROR = 1e-6
 """Above it, what is folded into the norm is not the head's bias."""
+_PROBLEM_TYPES = {
+    "classes": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "scores": "regression",
+}
+"""Kind of label to what transformers calls it."""
 
 
 def write_sequence_classification(source: ExportSource, folder: Path) -> None:
@@ -216,11 +222,10 @@ def _describe_labels(source: ExportSource) -> PreTrainedConfig:
     task, tokens = source.predictor.task, source.predictor.base.task_tokens
     trust = source.predictor.recipe.base.trust_remote_code
     config = AutoConfig.from_pretrained(source.model_folder, trust_remote_code=trust)
-    is_classes = isinstance(task.labels, Classes)
-    names = task.labels.names if isinstance(task.labels, Classes) else ("score",)
+    names = task.labels.names or ("score",)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = "single_label_classification" if is_classes else "regression"
+    config.problem_type = _PROBLEM_TYPES[task.labels.kind]
     config.pad_token_id = config.get_text_config().pad_token_id = tokens.pad_id
     return config
 

@@ -11,7 +11,7 @@ from finetune.checkpointing.model_folder import HEAD_FILE, save_decoder
 from finetune.export.source import ExportSource
 from finetune.storage import json_files
 from finetune.storage.files import write_atomically
-from task_formats import Classes, Format, templates
+from task_formats import Format, Labels, MultiLabel, templates
 
 
 def write_standalone(source: ExportSource, folder: Path) -> None:
@@ -49,12 +49,20 @@ def _describe_task(source: ExportSource) -> dict[str, Any]:
     return {
         "fields": list(task.format.fields),
         "choices": task.format.is_multiple_choice,
-        "labels": list(task.labels.names) if isinstance(task.labels, Classes) else None,
+        "labels": list(task.labels.names) or None,
+        "thresholds": _thresholds(task.labels),
         "views": _split_views(task.format),
         "max_tokens": predictor.encoder.max_tokens,
         **tokens.special_tokens._asdict(),
         "pad": tokens.pad_id,
     }
+
+
+def _thresholds(labels: Labels) -> list[float] | None:
+    """The probability from which each of several labels is predicted; None for other tasks."""
+    if not isinstance(labels, MultiLabel):
+        return None
+    return list(labels.thresholds or [0.5] * labels.num_outputs)
 
 
 def _split_views(format: Format) -> list[list[tuple[tuple[str, str | None], ...]]]:

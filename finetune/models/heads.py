@@ -1,9 +1,12 @@
 """The layer that turns the states of a decoder into the logits of a task."""
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
-from task_formats import Task
+from task_formats import Classes, Task
 
 
 class LinearHead(nn.Module):
@@ -61,8 +64,42 @@ class LinearHead(nn.Module):
         return scores.masked_fill(~present[..., None], 0).sum(1) + bias
 
 
+class OrdinalHead(LinearHead):
+    """Cumulative logits for C ordered classes (McCullagh 1980, the proportional odds model).
+
+    One linear map gives a score s, and the classes are its ranges between C − 1 ascending
+    thresholds t: P(class <= k) = sigmoid(t_k − s). The logits are the logarithms of the classes'
+    probabilities, so their softmax is these probabilities.
+
+    At first all classes are equally likely where s is 0.
+
+    Args:
+        width: D, the width of the states.
+        outputs: C >= 3 classes.
+        dropout: Probability of dropping a feature.
+    """
+
+    def __init__(self, width: int, outputs: int, *, dropout: float = 0.1) -> None:
+        super().__init__(width, 1, is_multiple_choice=False, dropout=dropout, bias=False)
+        start = [math.log(k / (outputs - k)) for k in range(1, outputs)]
+        self.first_threshold = nn.Parameter(torch.tensor(start[:1]))
+        self.log_gaps = nn.Parameter(torch.tensor(start).diff().log())
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Computes (N, C) log-probabilities; the arguments are those of `LinearHead`."""
+        score = super().forward(features, present)
+        gaps = torch.cat([self.first_threshold, self.log_gaps.exp()])
+        limit = gaps.cumsum(0) - score  # (N, C - 1)
+        infinity = limit.new_full((len(limit), 1), torch.inf)
+        upper, lower = torch.cat([limit, infinity], 1), torch.cat([-infinity, limit], 1)
+        # sigmoid(u) − sigmoid(l) = sigmoid(u) · sigmoid(−l) · (1 − exp(l − u))
+        return logsigmoid(upper) + logsigmoid(-lower) + torch.log1p(-torch.exp(lower - upper))
+
+
 def build_head(task: Task, width: int, dropout: float = 0.1, bias: bool = True) -> LinearHead:
     """Builds the head of a task for states of a width. Every head of gptft is made here."""
+    if isinstance(task.labels, Classes) and task.labels.ordered:
+        return OrdinalHead(width, task.labels.num_outputs, dropout=dropout)
     return LinearHead(
         width,
         task.labels.num_outputs,

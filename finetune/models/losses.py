@@ -2,7 +2,9 @@
 
 For an update over N labelled examples x with labels y and U views (token sequences) u:
 
-    L2 = (1 / N) Σ_x −log P(y | x)                      task loss; (score − y)² for scores
+    L2 = (1 / N) Σ_x −log P(y | x)                      task loss; (score − y)² for scores;
+                                                        for several labels at once the mean over
+                                                        them of binary cross-entropy
     L1 = (1 / U) Σ_u (1 / |u|) Σ_t −log P(u_t | u_<t)   LM loss; t: the |u| tokens after the start
     L3 = L2 + λ · L1                                    what is minimised; λ = 0.5 in the paper
 
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from finetune.batching.collate import NO_LABEL, Batch
 
@@ -73,22 +75,35 @@ def task_loss(logits: Tensor, label: Tensor, options: TaskLossOptions = PLAIN) -
     """Computes the task loss of each example, 0 for unlabelled ones.
 
     With class weights and label smoothing it is PyTorch's `cross_entropy` without reduction.
-    Smoothing spreads probability over the choices that an example has.
+    Smoothing spreads probability over the choices that an example has. For several labels at once
+    the weights are the `pos_weight` of `binary_cross_entropy_with_logits`, and smoothing moves its
+    targets from 0 and 1 to ε / 2 and 1 − ε / 2.
 
     Args:
         logits: (N, C) for classes, (N, K) for choices, (N, 1) for scores.
-        label: (N,) long, -100 where unlabelled; or float for scores, NaN where unlabelled.
+        label: (N,) long, -100 where unlabelled; or float for scores, NaN where unlabelled; or
+            (N, C) float for several labels at once, 1 where a label applies.
         options: Class weights and label smoothing.
 
     Returns:
         (N,) cross-entropies in nats, or squared errors for scores.
     """
     logits = to_float(logits)
-    if label.is_floating_point():
-        return torch.where(label.isnan(), 0.0, logits[:, 0] - label).square()
     weights = options.class_weights
     if weights is not None:
         weights = weights.to(logits.device, logits.dtype, non_blocking=True)
+    if label.dim() == 2:
+        target = (
+            label.nan_to_num()
+            .to(logits.dtype)
+            .lerp(torch.full_like(logits, 0.5), options.label_smoothing)
+        )
+        each = binary_cross_entropy_with_logits(
+            logits, target, reduction="none", pos_weight=weights
+        )
+        return torch.where(label[:, 0].isnan(), 0.0, each.mean(-1))
+    if label.is_floating_point():
+        return torch.where(label.isnan(), 0.0, logits[:, 0] - label).square()
     loss = cross_entropy(logits, label, weights, reduction="none", ignore_index=NO_LABEL)
     if not options.label_smoothing:
         return loss

@@ -12,6 +12,8 @@ from task_formats import (
     FORMATS,
     Classes,
     Format,
+    Labels,
+    MultiLabel,
     Prompt,
     Range,
     Row,
@@ -105,11 +107,20 @@ class TaskConfig(StrictModel):
     format: str | CustomFormatConfig
     """classification, entailment, similarity, multiple_choice, or {views: ...}."""
     columns: dict[str, str | tuple[str, ...]]
-    """Field to column: a name, a {template} over columns, or for choices a list of these."""
+    """Field to column: a name, a {template} over columns, or for choices a list of these. With
+    `multi_label`, label may be a list of columns."""
     values: dict[str, dict[RawLabel, str]] = {}
     """Column to words that replace its values: {question: {cause: because}}."""
     labels: dict[RawLabel, str] | tuple[str, ...] | None = None
     """Raw value to label name, in the order of the head's outputs; or a list of names."""
+    multi_label: bool = False
+    """Rows have any number of the labels: a list of them, text with separators, or with
+    `columns.label: [joy, anger]` a column of zeros and ones for each."""
+    separator: Annotated[str, Field(min_length=1)] = ","
+    """Text between two labels of a row, for `multi_label`."""
+    ordinal: bool = False
+    """The labels are in order, from low to high, as in ratings: the head has cumulative logits, and
+    metrics of scores take a label as its position 0, 1, ..."""
     range: tuple[Number, Number] | None = None
     """Lowest and highest value of a score."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("accuracy",)
@@ -129,13 +140,22 @@ class TaskConfig(StrictModel):
     def _check(self) -> "TaskConfig":
         if (self.labels is None) == (self.range is None):
             raise UsageError("give exactly one of labels and range")
-        kind = "classes" if self.range is None else "scores"
-        metrics = [name for name, metric in METRICS.items() if metric.labels == kind]
+        if self.multi_label and (self.labels is None or self.positive is not None):
+            what = "needs labels" if self.labels is None else "has no positive label"
+            raise UsageError(f"multi_label {what}", cure="Correct task.multi_label.")
+        if self.separator != "," and not self.multi_label:
+            raise UsageError("separator is for several labels", cure="Set task.multi_label.")
+        if self.ordinal and (self.labels is None or self.multi_label):
+            raise UsageError("ordinal needs labels, one per row", cure="Leave task.ordinal out.")
+        kind = self._build_labels().kind
+        kinds = {kind, "scores"} if self.ordinal else {kind}
+        metrics = [name for name, metric in METRICS.items() if kinds & {*metric.labels}]
         for name in self.metrics:
             if name not in metrics:
-                raise UsageError(
-                    f"{name!r} is not a metric for {kind}", cure=suggest(name, metrics)
+                what = (
+                    f"{name!r} is not a metric for {'several labels' if self.multi_label else kind}"
                 )
+                raise UsageError(what, cure=suggest(name, metrics))
         if self.labels is not None:
             names = Classes.of(self.labels).names
             if self.positive is not None and self.positive not in names:
@@ -158,7 +178,10 @@ class TaskConfig(StrictModel):
             format=named or CustomFormatConfig(views=task.format.views),
             columns=cast(Any, task.columns),
             values=cast(Any, task.values),
-            labels=dict(task.labels.raw) if isinstance(task.labels, Classes) else None,
+            labels=None if isinstance(task.labels, Range) else dict(task.labels.raw),
+            multi_label=isinstance(task.labels, MultiLabel),
+            separator=task.labels.separator if isinstance(task.labels, MultiLabel) else ",",
+            ordinal=isinstance(task.labels, Classes) and task.labels.ordered,
             range=bounds,
             metrics=task.metrics or (("pearson",) if bounds else ("accuracy",)),
             positive=task.positive,
@@ -185,7 +208,7 @@ class TaskConfig(StrictModel):
         return Task(
             format=named_format(views) if isinstance(views, str) else Format(views.views),
             columns=self.columns,
-            labels=Range(*self.range) if self.range else Classes.of(self.labels or ()),
+            labels=self._build_labels(),
             metrics=self.metrics,
             values={
                 column: {as_text(raw): word for raw, word in words.items()}
@@ -196,6 +219,12 @@ class TaskConfig(StrictModel):
             unlabelled=frozenset(map(as_text, self.unlabelled)),
             convert_row=read,
         )
+
+    def _build_labels(self) -> Labels:
+        if self.range:
+            return Range(*self.range)
+        classes = dataclasses.replace(Classes.of(self.labels or ()), ordered=self.ordinal)
+        return MultiLabel(classes, self.separator) if self.multi_label else classes
 
     def resolve(self, task: Task | None) -> Task:
         """Returns a task defined in Python, scored as this recipe says, or else `build()`."""
@@ -347,7 +376,9 @@ class TrainConfig(CommonTrainConfig):
     """Linear warm-up: a number of updates, or below 1 a fraction of all updates."""
     class_weights: Literal["balanced"] | dict[RawLabel, PositiveFloat] | None = None
     """Weights of the classes in the loss: a table from label to weight (labels that are not in it
-    have weight 1), or balanced: inversely proportional to their number of training rows."""
+    have weight 1), or balanced: inversely proportional to their number of training rows. With
+    `multi_label`, the weight of a label counts where it applies, and balanced is the number of rows
+    without the label per row with it."""
     label_smoothing: Fraction = 0
     """Share of the true label's probability that the loss spreads evenly over all labels."""
     freeze_layers: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -432,20 +463,21 @@ class Recipe(StrictModel):
     @model_validator(mode="after")
     def _check_loss(self) -> "Recipe":
         """Checks class weights and label smoothing against the labels."""
-        weights, task = self.train.class_weights, self.task.build()
+        weights = self.train.class_weights
         if self.task.range is not None:
             for name in ("class_weights", "label_smoothing"):
                 if getattr(self.train, name):
                     what, cure = "a score has no classes", f"Leave train.{name} out."
                     raise UsageError(what, where=f"train.{name}", cure=cure)
-        elif weights and task.format.is_multiple_choice:
+        elif weights and self.task.build().format.is_multiple_choice:
             what, cure = "choices have no classes to weigh", "Leave train.class_weights out."
             raise UsageError(what, where="train.class_weights", cure=cure)
         elif isinstance(weights, dict):
+            classes = Classes.of(self.task.labels or ())
             for label in weights:
                 try:
-                    task.labels.parse(label)
+                    classes.parse(label)
                 except UsageError as error:
-                    cure = suggest(str(label), task.labels.names)
+                    cure = suggest(str(label), classes.names)
                     raise UsageError(error.what, where="train.class_weights", cure=cure) from None
         return self

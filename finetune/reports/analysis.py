@@ -190,6 +190,7 @@ def _label_masks(run: EvaluatedRun, rows: Predictions) -> list[tuple[str, NDArra
     if isinstance(labels, Classes):
         names = labels.names if len(labels.names) <= MAX_SLICED_CLASSES else ()
         return [(name, rows.gold == index) for index, name in enumerate(names)]
+    assert isinstance(labels, Range)
     edges = np.linspace(labels.low, labels.high, _SCORE_BINS + 1)
     bins = np.clip(np.digitize(rows.gold, edges) - 1, 0, _SCORE_BINS - 1)
     return [(f"{edges[k]:g} to {edges[k + 1]:g}", bins == k) for k in range(_SCORE_BINS)]

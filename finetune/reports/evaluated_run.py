@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from finetune.evaluation.metrics import METRICS, Probabilities, compute_metrics
 from finetune.evaluation.predictor import Predictor, SplitEvaluation
 from finetune.evaluation.statistics import MIN_PROBABILITY
 from finetune.recipe.schema import DataConfig, Recipe
-from task_formats import Classes, Task, UsageError
+from task_formats import Classes, MultiLabel, Task, UsageError
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def score_rows(task: Task, predictions: Predictions, rows: NDArray[np.int64]) ->
         if any(METRICS[name].reads_probabilities for name in task.metrics):
             probabilities = Probabilities(labels.names, predictions.probabilities[rows])
     answers = predicted.tolist(), gold.tolist()
-    return compute_metrics(task.metrics, *answers, task.positive_class, probabilities)
+    ordered = task.labels.names if isinstance(labels, Classes) and labels.ordered else ()
+    return compute_metrics(task.metrics, *answers, task.positive_class, probabilities, ordered)
 
 
 def evaluate_run(
@@ -138,8 +139,12 @@ def evaluate_run(
         limit: Use only the first rows; by default all.
 
     Raises:
-        UsageError: No row has a label, or probabilities are not finite.
+        UsageError: No row has a label, rows may have several labels, or probabilities are not
+            finite.
     """
+    if isinstance(predictor.task.labels, MultiLabel):
+        what = "a page cannot show several labels per row yet"
+        raise UsageError(what, where=str(folder), cure="Use gptft evaluate and gptft predict.")
     evaluation = predictor.evaluate_split(split, data, limit=limit)
     trained_on = predictor.recipe.data.path
     return EvaluatedRun(
@@ -183,7 +188,7 @@ def collect_predictions(evaluation: SplitEvaluation, task: Task) -> Predictions:
         finite = np.isfinite(table).all(axis=1)
         losses = -np.log(np.maximum(table[np.arange(len(gold)), gold], MIN_PROBABILITY))
     else:
-        predicted = np.array([float(answer.label) for answer in answers])
+        predicted = np.array([float(cast(float, answer.label)) for answer in answers])
         finite = np.isfinite(predicted)
         losses = (predicted - gold) ** 2
     if not finite.all():

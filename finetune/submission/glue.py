@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from finetune.data.examples import ReadReport, build_examples
 from finetune.data.known_datasets import normalize_name
@@ -170,7 +170,8 @@ def predict_file(
 def _write_prediction(prediction: Prediction, words: Mapping[str, str] | None) -> str:
     if words is not None:
         return words[str(prediction.label)]
-    return f"{min(max(float(prediction.label), MIN_SCORE), MAX_SCORE):.3f}"
+    score = float(cast(float, prediction.label))
+    return f"{min(max(score, MIN_SCORE), MAX_SCORE):.3f}"
 
 
 def fill_file(file: GlueFile, reason: str) -> FilePredictions:

@@ -1,7 +1,7 @@
 """Fine-tuning from a recipe to a finished run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.model_card import CardContent, build_model_card
-from finetune.checkpointing.model_folder import load_model, save_model
+from finetune.checkpointing.model_folder import load_model, load_thresholds, save_model
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
 from finetune.data.sources import open_rows
 from finetune.data.splits import Split, encode_split, encode_training_split
-from finetune.data.token_store import TokenStore, count_shared
+from finetune.data.token_store import TokenStore, count_shared, is_unlabelled
 from finetune.distributed.fsdp import is_sharded, prepare_model
 from finetune.distributed.setup import (
     choose_batch_config,
@@ -53,7 +53,8 @@ from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
-from task_formats import Classes, Example, Task, UsageError
+from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError
+from task_formats.labels import as_text
 
 
 def train(
@@ -134,12 +135,23 @@ class FinetuningJob(TrainingJob):
     evaluation_split: Split | None
     extra_splits: dict[str, Split]
     """Scored once, at the end; they may have no labels."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Of several labels at once: label to threshold, tuned by the latest evaluation."""
 
     def evaluation(self) -> Evaluation | None:
         """Returns the evaluation of the current model; None without an evaluation split."""
         if self.evaluation_split is None:
             return None
-        return self._evaluation("evaluate", self.evaluation_split.examples, self.model)
+        examples = self.evaluation_split.examples
+
+        def score(passes: Iterable[RowLogits]) -> dict[str, float]:
+            result = evaluate(passes, examples, self.task, self.accelerator, tune=True)
+            if isinstance(labels := result.task.labels, MultiLabel):
+                self.thresholds.update(zip(labels.names, labels.thresholds, strict=False))
+            return result.scores
+
+        passes = compute_logits(self.model, examples, self.batch_config, self.accelerator)
+        return Evaluation("evaluate", passes, score)
 
     def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
         """Yields the evaluations of the saved model: the evaluation split and the extra ones."""
@@ -152,6 +164,7 @@ class FinetuningJob(TrainingJob):
             trust_remote_code=config.base.trust_remote_code,
         )
         prepare_model(model, self.accelerator)
+        task = load_thresholds(folder, self.task)
         splits = dict(self.extra_splits)
         if self.evaluation_split is not None:
             data = self.config.data
@@ -162,15 +175,17 @@ class FinetuningJob(TrainingJob):
             if all(example.label is None for example in split.examples):
                 yield Notice(f"{name} has no labels, so it is not scored")
             else:
-                evaluation = self._evaluation(name, split.examples, model)
+                evaluation = self._final_evaluation(name, split.examples, model, task)
                 labels = split.examples.labels
-                known, train = labels[~np.isnan(labels)], self.examples.labels
-                majority = score_majority(self.task, train.tolist(), known.tolist())
+                known, train = labels[~is_unlabelled(labels)], self.examples.labels
+                majority = score_majority(task, train.tolist(), known.tolist())
                 yield evaluation._replace(majority=majority)
 
-    def _evaluation(self, name: str, examples: TokenStore, model: TaskModel) -> Evaluation:
+    def _final_evaluation(
+        self, name: str, examples: TokenStore, model: TaskModel, task: Task
+    ) -> Evaluation:
         def score(passes: Iterable[RowLogits]) -> dict[str, float]:
-            return evaluate(passes, examples, self.task, self.accelerator).scores
+            return evaluate(passes, examples, task, self.accelerator).scores
 
         passes = compute_logits(model, examples, self.batch_config, self.accelerator)
         return Evaluation(name, passes, score)
@@ -186,7 +201,10 @@ class FinetuningJob(TrainingJob):
             base = load_decoder(self.config.base, self.config.train.seed)
             model = build_task_model(base, self.task, head_bias=self.config.head.bias)
             model.load_state_dict(weights)
-        save_model(folder, model, self.base, self.task, self.config.train.max_tokens)
+        task = self.task
+        if self.thresholds and isinstance(task.labels, MultiLabel):
+            task = replace(task, labels=task.labels.with_thresholds(self.thresholds))
+        save_model(folder, model, self.base, task, self.config.train.max_tokens)
 
     def model_card(self, name: str, result: Mapping[str, Any]) -> str:
         """Returns the README.md of the saved model, from the content of result.json."""
@@ -299,18 +317,26 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
     """Returns label smoothing and class weights for the training examples.
 
     "balanced" weights are scikit-learn's: N / (C · examples of the class), where C counts the
-    classes that occur; others have weight 1.
+    classes that occur; others have weight 1. For several labels at once they are the number of
+    examples without the label / with the label.
     """
     if config.class_weights is None:
         return TaskLossOptions(None, config.label_smoothing)
-    weights = torch.ones(task.labels.num_outputs)
-    if config.class_weights == "balanced":
+    names, weights = list(task.labels.names), torch.ones(task.labels.num_outputs)
+    if config.class_weights == "balanced" and isinstance(task.labels, MultiLabel):
+        present, absent = ((examples.labels == value).sum(0) for value in (1, 0))
+        weights = torch.tensor(np.where(present > 0, absent / np.maximum(present, 1), 1.0)).float()
+        # A label that all examples have would not be learned at all.
+        weights[weights == 0] = 1.0
+    elif config.class_weights == "balanced":
         classes, counts = np.unique(examples.labels, return_counts=True)
         balanced = counts.sum() / (len(classes) * counts)
         weights[torch.from_numpy(classes.astype(int))] = torch.from_numpy(balanced).float()
     else:
+        raw = task.labels.raw if not isinstance(task.labels, Range) else {}
         for label, weight in config.class_weights.items():
-            weights[int(task.labels.parse(label))] = weight
+            name = raw.get(as_text(label), as_text(label))
+            weights[names.index(name)] = weight
     return TaskLossOptions(weights, config.label_smoothing)
 
 

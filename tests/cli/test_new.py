@@ -89,6 +89,66 @@ TABLES = {
 }
 
 
+EMOTIONS = ("anger", "joy", "surprise")
+
+
+def some(values, n):
+    """Another subset for every number below 8; the first value instead of the empty one."""
+    return [value for k, value in enumerate(values) if n >> k & 1] or [values[0]]
+
+
+SEVERAL = {
+    "lists": (lambda n: some(EMOTIONS, n % 8), "", "emotions"),
+    "lists of numbers": (lambda n: some([10, 9, 2], n % 8), "", "labels"),
+    "commas": (lambda n: ",".join(some(EMOTIONS, n % 8)), ",", "tags"),
+    "bars": (lambda n: " | ".join(some(EMOTIONS, n % 8)), "|", "genres"),
+    "text of lists": (lambda n: str(some(EMOTIONS, n % 8)), ",", "label"),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_labels_of_a_row_are_found(name, tmp_path):
+    value, separator, column = SEVERAL[name]
+    rows = table(id=str, text=sentence, **{column: value})
+    guess = guess_task(summarize_columns(rows))
+    names = ["2", "9", "10"] if name == "lists of numbers" else [*EMOTIONS]
+    assert (guess.format, [*guess.labels], guess.separator) == ("classification", names, separator)
+    assert guess.columns == {"text": "text", "label": column}
+    write_rows(tmp_path / "train.jsonl", rows)
+    target = tmp_path / "mine.yaml"
+    assert main(["new", str(tmp_path / "train.jsonl"), "-o", str(target)]) == 0
+    recipe = load_recipe(target)
+    assert (recipe.task.multi_label, recipe.task.metrics) == (True, ("micro_f1", "macro_f1"))
+    task = recipe.task.build()
+    gold = [task.example(row, "x").label for row in rows]
+    assert [sum(column) for column in zip(*gold, strict=True)] == [*guess.labels.values()]
+
+
+def test_columns_of_zeros_and_ones_are_several_labels(tmp_path):
+    flags = {name: cycle(*[0] * (k + 1), 1) for k, name in enumerate(EMOTIONS)}
+    rows = table(id=int, comment_text=sentence, **flags)
+    guess = guess_task(summarize_columns(rows))
+    assert guess.columns == {"text": "comment_text", "label": [*EMOTIONS]}
+    assert (guess.labels, guess.unused) == ({"anger": 20, "joy": 13, "surprise": 10}, ["id"])
+    write_rows(tmp_path / "train.jsonl", rows)
+    assert main(["new", str(tmp_path / "train.jsonl"), "-o", str(tmp_path / "mine.yaml")]) == 0
+    task = load_recipe(tmp_path / "mine.yaml").task.build()
+    assert task.example(rows[5], "x").label == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        cycle("New York, NY", "Boston, MA", "Reno, NV"),
+        cycle("a,b", "c,d", "e,f"),
+        cycle("1,5", "2,0", "2,5", "3,0"),
+        lambda n: sentence(n) + ", and then it slept" * (n % 2),
+    ],
+)
+def test_commas_alone_do_not_make_several_labels(label):
+    assert summarize_columns(table(label=label))["label"].items == {}
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_formats_columns_and_labels_are_guessed(name):
     rows, kind, columns, labels = TABLES[name]

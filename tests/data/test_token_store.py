@@ -56,6 +56,7 @@ def labelled(count: int) -> list[Example]:
 text = st.text(max_size=8).filter(bool)
 label = st.none() | st.integers(0, 3)
 score = st.none() | st.floats(-5, 5)
+several = st.none() | st.tuples(*[st.sampled_from([0.0, 1.0])] * 3)
 
 
 @st.composite
@@ -70,7 +71,9 @@ def examples(draw: st.DrawFn, format: str, labels: st.SearchStrategy[Label]) -> 
 
 formats = st.sampled_from(["classification", "entailment", "similarity", "multiple_choice"])
 given_examples = formats.flatmap(
-    lambda kind: st.tuples(st.just(kind), examples(kind, label) | examples(kind, score))
+    lambda kind: st.tuples(
+        st.just(kind), examples(kind, label) | examples(kind, score) | examples(kind, several)
+    )
 )
 
 
@@ -89,7 +92,8 @@ def test_a_store_equals_the_encoder(
     for store in stores:
         assert [plain(item) for item in store] == expected
         assert [type(item.label) for item in store] == label_types(rows)
-        labels = [np.nan if item.label is None else item.label for item in expected]
+        missing = (np.nan,) * 3 if any(isinstance(row.label, tuple) for row in rows) else np.nan
+        labels = [missing if item.label is None else item.label for item in expected]
         np.testing.assert_array_equal(store.labels, labels)
         for known, counted in zip(store.compute_lengths(), compute_lengths(expected), strict=True):
             assert known.tolist() == counted.tolist()
@@ -97,9 +101,21 @@ def test_a_store_equals_the_encoder(
 
 
 def label_types(rows: Sequence[Example]) -> list[type]:
-    """Labels are integers unless there is a score among them."""
+    """Labels are integers unless there is a score among them, or there are several in a row."""
     scores = any(isinstance(row.label, float) for row in rows)
-    return [type(None) if row.label is None else float if scores else int for row in rows]
+    known = tuple if any(isinstance(row.label, tuple) for row in rows) else float if scores else int
+    return [type(None) if row.label is None else known for row in rows]
+
+
+def test_rows_before_the_first_label_are_as_wide_as_the_others(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(token_store, "_BATCH", 2)
+    labels = [None, None, None, (1.0, 0.0, 1.0), None, (0.0, 0.0, 0.0), None]
+    rows = [Example(f"x/{n}", {"text": "a"}, (), label) for n, label in enumerate(labels)]
+    for store in (encode_examples(rows, encoder()), cached(rows, tmp_path), cached(rows, tmp_path)):
+        assert [item.label for item in store] == labels
+        assert store.labels.shape == (7, 3)
+        assert store.select([3, 0]).labels.shape == (2, 3)
+        assert [item.label for item in store.select([0, 1])] == [None, None]
 
 
 def test_few_long_texts_are_tokenized_at_once() -> None:

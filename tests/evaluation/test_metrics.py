@@ -14,7 +14,7 @@ from finetune.evaluation.metrics import (
     score_predictions,
     selection_value,
 )
-from task_formats import FORMATS, Classes, Prediction, Task, UsageError
+from task_formats import FORMATS, Classes, MultiLabel, Prediction, Task, UsageError
 
 NAMES = ("no", "maybe", "yes")
 
@@ -168,7 +168,8 @@ def average_precision_of(probability, gold):
 def test_metrics_of_probabilities(names, data):
     (_, table), gold = drawn = data.draw(probabilities(names))
     predicted = np.array(names)[table.argmax(1)]
-    result = compute_metrics(PROBABILITY_METRICS, predicted, gold, names[-1], drawn[0])
+    positive = names[-1] if len(names) == 2 else None
+    result = compute_metrics(PROBABILITY_METRICS, predicted, gold, positive, drawn[0])
     columns = [(table[:, k], gold == name) for k, name in enumerate(names)]
     counted = columns[1:] if len(names) == 2 else columns
     areas = [roc_auc_of(*column) for column in columns if 0 < column[1].sum() < len(gold)]
@@ -186,6 +187,39 @@ def test_metrics_of_probabilities(names, data):
     assert result == pytest.approx(expected, abs=1e-9)
 
 
+@given(data=st.data())
+def test_several_labels_are_scored_like_scikit_learn(data):
+    size = data.draw(st.integers(1, 9))
+    flags = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=size, max_size=size)
+    gold, predicted = np.array(data.draw(flags)), np.array(data.draw(flags))
+    values = st.lists(st.integers(0, 4), min_size=3, max_size=3)
+    table = np.array(data.draw(st.lists(values, min_size=size, max_size=size))) / 4
+    names = ("sun", "rain", "wind")
+    labels = MultiLabel(Classes.of(names))
+    metrics = tuple(name for name, metric in METRICS.items() if "multi_label" in metric.labels)
+    task = Task(FORMATS["classification"], {"text": "text"}, labels, metrics)
+    predictions = [
+        Prediction("", labels.name(row), tuple(scores))
+        for row, scores in zip(predicted, table.tolist(), strict=True)
+    ]
+    result = score_predictions(task, predictions, [tuple(map(float, row)) for row in gold])
+    both, either = (predicted & gold).sum(0), predicted.sum(0) + gold.sum(0)
+    f1 = np.divide(2 * both, either, out=np.zeros(3), where=either > 0)
+    support = gold.sum(0)
+    columns = [(table[:, k], gold[:, k]) for k in range(3)]
+    areas = [roc_auc_of(*column) for column in columns if 0 < column[1].sum() < size]
+    precisions = [average_precision_of(*column) for column in columns if column[1].any()]
+    expected = {
+        "accuracy": np.mean([tuple(p) == tuple(g) for p, g in zip(predicted, gold, strict=True)]),
+        "micro_f1": 2 * both.sum() / either.sum() if either.sum() else 0.0,
+        "macro_f1": f1.mean(),
+        "weighted_f1": (f1 * support).sum() / support.sum() if support.sum() else 0.0,
+        "roc_auc": np.mean(areas) if areas else 0.0,
+        "average_precision": np.mean(precisions) if precisions else 0.0,
+    }
+    assert result == pytest.approx(expected, abs=1e-9)
+
+
 def test_average_precision_counts_the_positive_class():
     table = Probabilities(["yes", "no"], np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]))
     gold = ["yes", "no", "yes"]
@@ -194,6 +228,18 @@ def test_average_precision_counts_the_positive_class():
         for name in ("yes", "no")
     ]
     assert values == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+
+
+def test_of_three_classes_only_the_positive_one_counts_if_there_is_one():
+    table = np.array([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7], [0.5, 0.1, 0.4], [0.2, 0.6, 0.2]])
+    gold = np.array(["no", "yes", "yes", "maybe"])
+    metrics = ["roc_auc", "average_precision"]
+    found = compute_metrics(metrics, gold, gold, "no", Probabilities(NAMES, table))
+    is_no = gold == "no"
+    assert found == {
+        "roc_auc": pytest.approx(roc_auc_of(table[:, 0], is_no)),
+        "average_precision": pytest.approx(average_precision_of(table[:, 0], is_no)),
+    }
 
 
 def test_predictions_are_scored_with_the_probabilities_that_they_have():
@@ -210,7 +256,7 @@ def test_predictions_are_scored_with_the_probabilities_that_they_have():
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_better_model_is_selected(name):
-    answers = ["a", "b"] if METRICS[name].labels == "classes" else [1.0, 2.0]
+    answers = [1.0, 2.0] if "scores" in METRICS[name].labels else ["a", "b"]
     values = []
     for predicted, certain in ((answers, np.eye(2)), (answers[::-1], np.array([[0.2, 0.8]] * 2))):
         table = Probabilities(["a", "b"], certain)
@@ -226,7 +272,7 @@ def test_almost_constant_predictions_give_no_warning():
 
 def test_every_metric_is_a_plain_float_and_best_for_perfect_predictions():
     for name, metric in METRICS.items():
-        answers = ["a", "b"] if metric.labels == "classes" else [1.0, 2.0]
+        answers = [1.0, 2.0] if "scores" in metric.labels else ["a", "b"]
         scores = compute_metrics(
             [name], answers, answers, "b", Probabilities(["a", "b"], np.eye(2))
         )

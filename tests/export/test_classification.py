@@ -169,3 +169,15 @@ def test_rows_to_check_can_be_given(make_run, tmp_path):
         export_run(run, SEQUENCE, tmp_path / "out")
     mine = jobs.write_rows(tmp_path / "mine.jsonl", jobs.rows("classification", 3))
     assert export_run(run, SEQUENCE, tmp_path / "out", check=mine).rows == 3
+
+
+def test_transformers_knows_several_labels(make_run, tmp_path):
+    run = make_run("multi_label", max_tokens=96)
+    export_run(run, SEQUENCE, tmp_path / "out")
+    rows = jobs.rows("multi_label", 3)
+    predictions = finetune.load(run, "cpu", precision="fp32").predict(rows)
+    found = pipeline(tmp_path / "out")([row["text"] for row in rows], top_k=None)
+    for one, prediction in zip(found, predictions, strict=True):
+        scores = {item["label"]: item["score"] for item in one}
+        names = jobs.TASKS["multi_label"].labels
+        assert [scores[name] for name in names] == pytest.approx(prediction.scores, abs=1e-5)

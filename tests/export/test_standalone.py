@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import finetune
+from finetune.checkpointing.model_folder import THRESHOLDS
 from finetune.export.exporter import export_run
 from finetune.models import task_model
 from finetune.models.heads import LinearHead
@@ -58,6 +59,29 @@ def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
     for row, prediction in zip(printed, predictions, strict=True):
         assert [*row["probabilities"].values()] == pytest.approx(prediction.scores, abs=1e-5)
         assert len(row["probabilities"]) == len(prediction.scores)
+
+
+def test_ordered_labels(make_run, tmp_path):
+    run = make_run("classification", task={"ordinal": True})
+    export_run(run, "standalone", tmp_path / "out")
+    with pytest.raises(UsageError, match="another head"):
+        export_run(run, "sequence-classification", tmp_path / "other")
+
+
+def test_several_labels_are_those_above_their_thresholds(make_run, tmp_path):
+    run = make_run("multi_label")
+    thresholds = {"sun": 0.1, "rain": 0.9, "wind": 0.5, "snow": 0.5}
+    (run / "model" / THRESHOLDS).write_text(json.dumps(thresholds))
+    export_run(run, "standalone", tmp_path / "out")
+    rows = [{"text": row["text"]} for row in jobs.rows("multi_label", 6)]
+    predict = runpy.run_path(str(tmp_path / "out" / "predict.py"))["predict"]
+    found, predictor = predict(rows), finetune.load(run, "cpu", precision="fp32")
+    predictions = predictor.predict(rows)
+    assert [tuple(row["label"]) for row in found] == [
+        prediction.label for prediction in predictions
+    ]
+    for row, prediction in zip(found, predictions, strict=True):
+        assert [*row["probabilities"].values()] == pytest.approx(prediction.scores, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["similarity", "multiple_choice"])

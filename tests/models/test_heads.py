@@ -1,11 +1,15 @@
 """The linear head: sums over views, choices, dropout and initial values."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.models.heads import LinearHead, build_head
+from finetune.models.heads import LinearHead, OrdinalHead, build_head
+from finetune.models.losses import task_loss
+from task_formats import FORMATS, Classes, Task
 from tests.support.samples import KINDS
 
 SIZES = st.tuples(*[st.integers(1, 4)] * 3)
@@ -63,3 +67,47 @@ def test_a_new_head_is_drawn_as_in_the_original_code() -> None:
     assert head.bias.tolist() == [0, 0]
     assert head.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert head.weight.mean().item() == pytest.approx(0, abs=5e-4)
+
+
+@pytest.mark.parametrize("outputs", [3, 5])
+def test_ordered_classes_have_the_probabilities_of_cumulative_logits(outputs):
+    """P(class <= k) = sigmoid(t_k - s) with one score s; equally likely where s is 0."""
+    torch.manual_seed(0)
+    labels = replace(Classes.of([f"c{k}" for k in range(outputs)]), ordered=True)
+    head = build_head(
+        Task(FORMATS["similarity"], {"first": "a", "second": "b"}, labels), 6
+    ).double()
+    head.eval()
+    features, present = torch.randn(7, 2, 6).double(), torch.ones(7, 2, dtype=torch.bool)
+    even = head(features * 0, present).exp()
+    torch.testing.assert_close(even, torch.full_like(even, 1 / outputs), rtol=1e-5, atol=0)
+    with torch.no_grad():
+        head.log_gaps.normal_()
+        head.first_threshold.normal_()
+    logits = head(30 * features, present)
+    score = (30 * features.sum(1)) @ head.weight[0]
+    thresholds = torch.cat([head.first_threshold, head.log_gaps.exp()]).cumsum(0)
+    below = torch.sigmoid(thresholds - score[:, None])
+    ends = torch.zeros(7, 1, dtype=torch.float64), torch.ones(7, 1, dtype=torch.float64)
+    cumulative = torch.cat([ends[0], below, ends[1]], 1)
+    torch.testing.assert_close(logits.exp(), cumulative.diff(dim=1), rtol=1e-6, atol=1e-12)
+    label = torch.arange(7) % outputs
+    likelihood = -cumulative.diff(dim=1).log()[torch.arange(7), label]
+    torch.testing.assert_close(task_loss(logits, label), likelihood, rtol=1e-6, atol=1e-9)
+    gradients = (
+        torch.autograd.grad(loss.sum(), list(head.parameters()), retain_graph=True)
+        for loss in (task_loss(logits, label), likelihood)
+    )
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_score_far_outside_gives_finite_logits_and_gradients():
+    head = OrdinalHead(1, 4, dropout=0).requires_grad_()
+    with torch.no_grad():
+        head.weight.fill_(1)
+    features = torch.tensor([[[500.0]], [[-500.0]]])
+    loss = task_loss(head(features, torch.ones(2, 1, dtype=torch.bool)), torch.tensor([0, 3]))
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([500, 500], rel=0.01)
+    assert all(weight.grad.isfinite().all() for weight in head.parameters())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
 
 from finetune.models import losses
 from finetune.models.losses import TaskLossOptions, lm_loss, task_loss, token_losses
@@ -124,3 +124,20 @@ def test_smoothing_counts_only_the_choices_that_an_example_has():
         value.backward()
     torch.testing.assert_close(logits.grad[:, :2], two.grad)
     assert logits.grad[0, 2] == 0
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 7.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_several_labels_have_the_binary_cross_entropy_of_torch(weights, smoothing):
+    torch.manual_seed(0)
+    logits = 30 * torch.randn(5, 3, dtype=torch.float64)
+    label = torch.randint(0, 2, (5, 3)).double()
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    target = label * (1 - smoothing) + smoothing / 2
+    expected = binary_cross_entropy_with_logits(
+        logits, target, pos_weight=weight, reduction="none"
+    ).mean(1)
+    label[2] = torch.nan  # unlabelled
+    expected[2] = 0
+    loss = task_loss(logits, label, TaskLossOptions(weight, smoothing))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)

@@ -8,10 +8,12 @@ import pytest
 from finetune.cli import errors
 from finetune.cli.app import COMMANDS
 from finetune.cli.options import RECIPE_FLAGS
+from finetune.evaluation.metrics import METRICS
 from finetune.pretraining.plan import Plan
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import walk_fields
+from finetune.recipe.yaml_documents import parse_document
 from tests.conftest import ROOT
 
 PAGES = {
@@ -42,6 +44,16 @@ def test_the_recipe_of_the_tour_loads(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGES["README.md"], re.DOTALL)
     (tmp_path / "reviews.yaml").write_text(text)
     assert load_recipe(tmp_path / "reviews.yaml").task.build().labels.names == ("bad", "good")
+
+
+def test_the_page_of_labels_has_every_metric_and_recipes_that_load():
+    page = PAGES["docs/labels.md"]
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    several, ordered, losses = (parse_document(block, "").data for block in blocks)
+    for parts in ({**several, **losses}, ordered):
+        Recipe.model_validate(parts)
+    table = re.findall(r"^\| (`.*?) \|", page.partition("## Metrics")[2], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(table))) == set(METRICS)
 
 
 def test_the_package_table_is_complete():

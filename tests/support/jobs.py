@@ -15,9 +15,10 @@ from torch import Tensor
 import finetune
 import finetune.data.splits
 from finetune.checkpointing.run_folder import LOG, read_result
+from finetune.distributed.setup import create_accelerator
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
 from finetune.training.events import Interrupted
-from finetune.training.finetuning import events
+from finetune.training.finetuning import FinetuningJob, events, prepare_finetuning
 from finetune.training.loop import Step
 from task_formats import Example
 from tests.support.samples import WORDS
@@ -56,25 +57,35 @@ TASKS = {
         columns={"context": "{story} {question}", "choices": "choices", "label": "label"},
         labels={0: "A", 1: "B", 2: "C", 3: "D"},
     ),
+    "multi_label": TaskConfig(
+        format="classification",
+        columns={"text": "text", "label": "label"},
+        labels=("sun", "rain", "wind", "snow"),
+        multi_label=True,
+        metrics=("micro_f1", "macro_f1", "accuracy", "roc_auc", "average_precision"),
+    ),
 }
-"""The four kinds, and similarity with a score."""
+"""The four kinds, similarity with a score, and classification with several labels."""
+_SEEDS = ("classification", "entailment", "multiple_choice", "score", "similarity", "multi_label")
 
 TEXTS = ("text", "premise", "hypothesis", "one", "other", "story", "question")
 
 
 def rows(kind: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Random words with every column that a task of `TASKS` reads; choices are 2 to 4."""
-    draw = np.random.default_rng([seed, sorted(TASKS).index(kind)])
+    draw = np.random.default_rng([seed, _SEEDS.index(kind)])
 
     def row() -> dict[str, Any]:
         choices = [_words(draw, 5) for _ in range(draw.integers(2, 5))]
-        labels = {
+        labels: dict[str, Any] = {
             "classification": int(draw.integers(3)),
             "entailment": str(draw.choice(["no", "yes"])),
             "similarity": int(draw.integers(2)),
             "score": round(float(draw.uniform(0, 5)), 3),
             "multiple_choice": int(draw.integers(len(choices))),
         }
+        if kind == "multi_label":
+            labels[kind] = [name for name in TASKS[kind].labels if draw.random() < 0.4]
         texts = {name: _words(draw, 12) for name in TEXTS}
         return {**texts, "choices": choices, "label": labels[kind]}
 
@@ -113,6 +124,12 @@ def recipe(
         path=str(base), **{"dropout": 0, "new_tokens": "mean", **(base_part or {})}
     )
     return Recipe(task=TASKS[kind], base=decoder, data=data, train=part)
+
+
+def prepare(recipe: Recipe) -> FinetuningJob:
+    """The job on this process, before its first update."""
+    accelerator = create_accelerator("fp32", "cpu")
+    return prepare_finetuning(recipe, recipe.task.build(), accelerator)
 
 
 def train(recipe: Recipe, folder: Path, **options: Any) -> Path:

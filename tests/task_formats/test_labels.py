@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_formats import Classes, Range, RowError, UsageError
+from task_formats import Classes, MultiLabel, Range, RowError, UsageError
 from task_formats.labels import as_text
 
 NLI = Classes.of({0: "entailment", 1: "neutral", 2: "contradiction"})
@@ -160,3 +160,90 @@ def test_an_error_with_a_cure_that_is_looked_for_can_be_pickled():
     copied = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert str(copied) == str(caught.value)
     assert "Did you mean 'neutral'?" in copied.cure
+
+
+# -- several labels --------------------------------------------------------------------------------
+
+WEATHER = MultiLabel(Classes.of({0: "sun", 1: "rain", 2: "wind", 7: "snow"}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["rain", "snow"],
+        ("snow", 1),
+        [1, 7],
+        [1.0, 7.0],
+        np.array([1, 7]),
+        "rain, snow",
+        "1,7",
+        "['rain', 'snow']",
+        '["snow", "rain"]',
+        "[1, 7]",
+        [0, 1, 0, 1],
+        [False, True, False, True],
+        np.array([0, 1, 0, 1]),
+        "[0, 1, 0, 1]",
+        {"rain": 1, "snow": "1", "sun": 0, "wind": ""} | {"wind": False},
+        {"rain": True, "snow": "true", "sun": 0.0},
+    ],
+)
+def test_several_labels_have_many_spellings(value) -> None:
+    label = WEATHER.parse(value)
+    assert label == (0.0, 1.0, 0.0, 1.0)
+    assert WEATHER.name(label) == ("rain", "snow")
+
+
+@pytest.mark.parametrize("value", [[], "[]", [0, 0, 0, 0], {"sun": 0}])
+def test_no_label_may_apply(value) -> None:
+    assert WEATHER.name(WEATHER.parse(value)) == ()
+
+
+def test_a_separator_may_be_in_a_name() -> None:
+    labels = MultiLabel(Classes.of(["New York, NY", "Boston"]), separator=";")
+    assert labels.parse("Boston; New York, NY") == (1.0, 1.0)
+    assert MultiLabel(labels.classes).parse("New York, NY") == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (["hail"], "unknown label 'hail'"),
+        ("sun; rain", "unknown label 'sun; rain'"),
+        ("[" * 100_000, "unknown label"),
+        ([0, 1, 1], None),
+        ({"sun": "maybe"}, "'maybe' in column 'sun' is not 0 or 1"),
+        ({"sun": 0.3}, "0.3 in column 'sun' is not 0 or 1"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_an_error(value, fault) -> None:
+    if fault is None:  # A label that is listed twice.
+        assert WEATHER.name(WEATHER.parse(value)) == ("sun", "rain")
+        return
+    with pytest.raises(RowError, match=fault):
+        WEATHER.parse(value)
+
+
+@given(st.lists(st.floats(-800, 800), min_size=4, max_size=4))
+def test_labels_are_predicted_from_their_thresholds(logits: list[float]) -> None:
+    table = {"sun": 0.1, "rain": 0.5, "wind": 0.9, "snow": 0.0}
+    prediction = WEATHER.with_thresholds(table).decode("a/0", logits)
+    expected = 0.5 * (1 + np.tanh(np.array(logits) / 2))
+    np.testing.assert_allclose(prediction.scores, expected, atol=1e-12)
+    pairs = zip(WEATHER.names, prediction.scores, strict=True)
+    assert prediction.label == tuple(name for name, score in pairs if score >= table[name])
+
+
+@pytest.mark.parametrize("table", [{"sun": 0.5}, dict.fromkeys(WEATHER.names, 1.5)])
+def test_thresholds_are_a_probability_for_every_label(table) -> None:
+    with pytest.raises(UsageError, match="threshold"):
+        WEATHER.with_thresholds(table)
+
+
+def test_the_majority_is_what_a_model_without_input_would_predict() -> None:
+    assert NLI.predict_majority([2, 1, 2, 1]).label == "neutral"
+    assert NLI.predict_majority([2, 1, 2, 1]).scores == (0.0, 0.5, 0.5)
+    assert Range(0, 5).predict_majority([1.0, 2.0]).label == 1.5
+    rows = [(1.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0)]
+    assert WEATHER.predict_majority(rows).label == ("sun", "wind")
+    assert WEATHER.predict_majority(rows).scores == (1.0, 0.0, 0.5, 0.0)

@@ -12,6 +12,7 @@ from task_formats import (
     Classes,
     Example,
     Format,
+    MultiLabel,
     Prompt,
     Range,
     RowError,
@@ -269,3 +270,38 @@ def test_a_prompt_may_use_fields_that_views_do_not() -> None:
     assert task.prompt.question(example) == "B: A"
     with pytest.raises(UsageError, match=r"'topic' in task\.columns is not used"):
         Task(kind, columns, YES_NO)
+
+
+# -- several labels --------------------------------------------------------------------------------
+
+
+def test_several_labels_are_in_one_column_or_in_one_each() -> None:
+    labels = MultiLabel(Classes.of(["sun", "rain"]))
+    one = Task(FORMATS["classification"], {"text": "text", "label": "tags"}, labels)
+    assert one.example({"text": "a", "tags": "rain"}, "x").label == (0.0, 1.0)
+    assert one.example({"text": "a", "tags": []}, "x").label == (0.0, 0.0)
+    assert one.example({"text": "a", "tags": ""}, "x", labelled=False).label is None
+    with pytest.raises(RowError, match="no label"):
+        one.example({"text": "a", "tags": ""}, "x")
+    each = replace(one, columns={"text": "text", "label": ["rain", "sun"]})
+    assert each.example({"text": "a", "sun": "0", "rain": "1"}, "x").label == (0.0, 1.0)
+    assert each.example({"text": "a", "sun": "", "rain": ""}, "x", labelled=False).label is None
+    assert each.example({"text": "a"}, "x", labelled=False).label is None
+    with pytest.raises(RowError, match="no column 'sun'"):
+        each.example({"text": "a", "rain": 1}, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"labels": YES_NO}, "must not be a list"),
+        ({"columns": {"text": "text", "label": ["no", "maybe"]}}, "'maybe' is not one of"),
+        ({"format": FORMATS["multiple_choice"]}, "multiple choice needs labels"),
+        ({"prompt": Prompt("{text}", {"no": "No", "yes": "Yes"})}, "several labels"),
+    ],
+)
+def test_several_labels_fit_no_choices_and_prompts(change, what: str) -> None:
+    columns = {"text": "text", "label": ["no", "yes"]}
+    options = {"format": FORMATS["classification"], "columns": columns}
+    with pytest.raises(UsageError, match=what):
+        Task(**{**options, "labels": MultiLabel(YES_NO), **change})

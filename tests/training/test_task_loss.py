@@ -9,10 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
 import finetune
-from finetune.distributed.setup import create_accelerator
 from finetune.models.losses import objective
-from finetune.recipe.schema import Recipe
-from finetune.training.finetuning import choose_task_loss, prepare_finetuning
+from finetune.training.finetuning import choose_task_loss
 from task_formats import UsageError
 from tests.support import jobs
 from tests.support.processes import ODD, assert_same, train_in_processes
@@ -22,17 +20,12 @@ WEIGHTS = {"bad": 3.0, "good": 0.25}
 WEIGHTED = {"class_weights": WEIGHTS, "label_smoothing": 0.1}
 
 
-def prepare(recipe: Recipe, device: str = "cpu"):
-    accelerator = create_accelerator("fp32", device)
-    return prepare_finetuning(recipe, recipe.task.build(), accelerator)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_loss_of_an_update_is_the_weighted_mean_of_torch(layout, bases, tmp_path):
     """In forward passes of any size, with three classes of different weights."""
     settings = {**WEIGHTED, "layout": layout, "tokens_per_forward": 40, "batch_size": 20}
     recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **settings)
-    job = prepare(recipe)
+    job = jobs.prepare(recipe)
     job.model.eval()
     passes = job.make_microbatches(1, None).batches
     assert len(passes) > 1
@@ -60,7 +53,7 @@ def test_balanced_weights_are_those_of_scikit_learn(bases, tmp_path):
     recipe = jobs.recipe(
         "classification", bases("gpt2"), tmp_path / "data", class_weights="balanced"
     )
-    job = prepare(recipe)
+    job = jobs.prepare(recipe)
     labels = job.examples.labels.astype(int)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     weights = job.settings.task_loss.class_weights

@@ -16,7 +16,7 @@ import finetune
 import finetune.training.finetuning
 from finetune.distributed.setup import create_accelerator
 from finetune.evaluation.evaluate import compute_logits, gather_logits
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import score_predictions
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.training.finetuning import events, prepare_finetuning
 from finetune.training.loop import Step
@@ -65,8 +65,8 @@ def test_a_run_evaluates_and_predicts_what_its_result_says(kind: str, finished) 
     rows = jobs.rows(kind, 9, seed=1)
     predictions = predictor.predict(rows)
     task = jobs.TASKS[kind]
-    gold = [task.build().labels.name(task.build().labels.parse(row["label"])) for row in rows]
-    again = compute_metrics(task.metrics, [p.label for p in predictions], gold, task.positive)
+    gold = [task.build().labels.parse(row["label"]) for row in rows]
+    again = score_predictions(task.build(), predictions, gold)
     assert again == {name: found[name] for name in task.metrics}
 
 
@@ -87,6 +87,10 @@ def test_probabilities_are_one_per_class_or_choice(kind: str, finished) -> None:
             assert prediction.scores == (prediction.label,)
             continue
         names = jobs.TASKS[kind].build().labels.names
+        if kind == "multi_label":
+            assert len(prediction.scores) == len(names)
+            assert set(prediction.label) <= set(names)
+            continue
         many = len(row["choices"]) if kind == "multiple_choice" else len(names)
         assert len(prediction.scores) == many
         assert sum(prediction.scores) == pytest.approx(1)

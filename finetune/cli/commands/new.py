@@ -140,13 +140,22 @@ def _format_recipe(
     guess: TaskGuess, title: str, folder: Path, train: Path, evaluate: Path | None
 ) -> str:
     """A recipe in `folder`, with comments on the alternatives."""
-    kind = "scores" if guess.range else "classes"
+    kind = "scores" if guess.range else "classes" if guess.separator is None else "multi_label"
     if guess.range:
         labels = ["# Lowest and highest score.", f"range: [{guess.range[0]}, {guess.range[1]}]"]
     else:
         labels = ["# Value in the file: name of the label. The names can be changed.", "labels:"]
         for name, rows in guess.labels.items():
             labels.append(f"  {quote(name)}: {quote(name)}  # {rows:,} rows")
+    could_be_ordered = kind == "classes" and guess.format != "multiple_choice"
+    if could_be_ordered and len(guess.labels) > 2 and all(map(_is_number, guess.labels)):
+        labels.append(
+            "# ordinal: true  # For labels in order, such as ratings; metrics also mae, spearman."
+        )
+    if guess.separator is not None:
+        labels += ["# A row can have several labels.", "multi_label: true"]
+        if guess.separator not in ("", ","):
+            labels.append(f"separator: {quote(guess.separator)}")
     return _RECIPE.format(
         title=title,
         about=quote(title),
@@ -154,11 +163,15 @@ def _format_recipe(
         columns="\n    ".join(f"{n}: {_format_column(c)}" for n, c in guess.columns.items()),
         unused=one_line(", ".join(guess.unused) or "none"),
         labels="\n  ".join(labels),
-        available=", ".join(name for name, metric in METRICS.items() if metric.labels == kind),
+        available=", ".join(name for name, metric in METRICS.items() if kind in metric.labels),
         metrics=", ".join(guess.metrics),
         train=quote(os.path.relpath(train, folder)),
         evaluate=quote(os.path.relpath(evaluate, folder)) if evaluate else "null",
     )
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
 
 
 def _format_column(column: str | Sequence[str]) -> str:

@@ -43,7 +43,8 @@ def preview(
     for example in itertools.islice(examples, rows):
         [encoded] = encoder.encode([example])
         views = make_token_views(example, encoded, built, tokens, max_tokens, with_lm=with_lm)
-        label = "no label" if example.label is None else str(built.labels.name(example.label))
+        label = "no label" if example.label is None else built.labels.name(example.label)
+        label = ", ".join(label) or "none" if isinstance(label, tuple) else str(label)
         print_line("\n", (example.id, "bold"), "   label: ", (label, "bold green"))
         for k, view in enumerate(views):
             correct = " (correct)" if example.choices and example.label == k else ""

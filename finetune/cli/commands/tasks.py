@@ -11,7 +11,6 @@ def tasks() -> None:
     Example: gptft tasks
     """
     from finetune.recipe.loading import load_recipe, shipped_recipes
-    from task_formats import Classes
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold cyan", no_wrap=True)
@@ -20,7 +19,7 @@ def tasks() -> None:
         task = recipe.task.build()
         kind = "multiple choice" if task.format.is_multiple_choice else recipe.task.format
         kind = kind if isinstance(kind, str) else "custom views"
-        labels = ", ".join(task.labels.names) if isinstance(task.labels, Classes) else "a score"
+        labels = ", ".join(task.labels.names) or "a score"
         table.add_row(name, f"{kind}  {labels}  {', '.join(task.metrics)}\n{recipe.about}")
     console().print(table)
     show, new = ("gptft show TASK", "cyan"), ("gptft new FILE", "cyan")

@@ -88,7 +88,18 @@ def load_model() -> Any:
         scores, bias = (last @ head["weight"].T).unflatten(0, present.shape), head.get("bias", 0)
         if TASK["choices"]:
             return (scores[..., 0] + bias).masked_fill(~present, -torch.inf).numpy()
+        if "log_gaps" in head:
+            return order(scores.sum(1)).numpy()
         return (scores.sum(1) + bias).numpy()
+
+    def order(score: torch.Tensor) -> torch.Tensor:
+        # Ordered classes are ranges of the score: these are the logarithms of their probabilities.
+        gaps = torch.cat([head["first_threshold"], head["log_gaps"].exp()])
+        limit = gaps.cumsum(0) - score
+        end = torch.full_like(score, torch.inf)
+        upper, lower = torch.cat([limit, end], 1), torch.cat([-end, limit], 1)
+        logs = torch.nn.functional.logsigmoid(upper) + torch.nn.functional.logsigmoid(-lower)
+        return logs + torch.log1p(-torch.exp(lower - upper))
 
     return compute
 
@@ -107,11 +118,19 @@ def compute_logits(rows: list[dict[str, Any]], batch_size: int = 8) -> list[list
 
 
 def predict(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the label of each row with the probability of every label, or its score."""
+    """Returns the label (or labels) of each row with the probability of every one, or its score."""
     predictions: list[dict[str, Any]] = []
     for values in compute_logits(rows):
         if TASK["labels"] is None:
             predictions.append({"score": values[0]})
+            continue
+        if TASK["thresholds"] is not None:
+            odds = np.exp(-np.abs(np.array(values)))
+            probabilities = (np.where(np.array(values) >= 0, 1, odds) / (1 + odds)).tolist()
+            named = dict(zip(TASK["labels"], probabilities, strict=True))
+            limits = dict(zip(TASK["labels"], TASK["thresholds"], strict=True))
+            labels = [name for name in named if named[name] >= limits[name]]
+            predictions.append({"label": labels, "probabilities": named})
             continue
         exponentials = np.exp(np.array(values) - max(values))
         probabilities = (exponentials / exponentials.sum()).tolist()
