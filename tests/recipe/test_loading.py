@@ -59,8 +59,8 @@ def test_adapters_have_a_higher_learning_rate_unless_one_is_given():
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         return load_recipe("rte", dotted).train.learning_rate
 
-    assert rate(base__lora={}) == pytest.approx(10 * rate())
-    assert rate(base__lora={}, profile="paper") == pytest.approx(6.25e-4)
+    assert rate(base__lora={}) == pytest.approx(5 * rate())
+    assert rate(base__lora={}, profile="paper") == pytest.approx(5 * 6.25e-5)
     assert rate(base__lora={}, train__learning_rate=3e-5) == 3e-5
     recipe = load_recipe("rte", {"base.lora": {"rank": 4}})
     assert parse_recipe(recipe.to_yaml()) == recipe

@@ -74,6 +74,6 @@ def test_the_json_schema_describes_every_key_and_allows_no_other():
 
 def test_the_json_schema_has_defaults_and_choices():
     train = recipe_schema()["$defs"]["TrainConfig"]["properties"]
-    assert train["learning_rate"]["default"] == 5e-5
+    assert train["learning_rate"]["default"] == 1e-4
     assert train["layout"]["enum"] == ["auto", "separate", "shared", "packed"]
     assert Recipe.model_json_schema()["required"] == ["task"]

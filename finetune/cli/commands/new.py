@@ -131,7 +131,7 @@ data:
 train:
   epochs: 3
   batch_size: 32
-  learning_rate: 5e-5
+  learning_rate: 1e-4
   max_tokens: 512  # Longer texts are truncated.
 """
 
