@@ -136,7 +136,7 @@ def test_several_runs_are_side_by_side(tmp_path):
     assert "different copies" in render(runs[0], replace(runs[1], fingerprint="other")).text
     with pytest.raises(UsageError, match="7 runs"):
         render(*[runs[0]] * 7)
-    # Runs in folders of one name are told apart.
+    # Runs in folders of one name have different names.
     same = [replace(run, name="model", folder=run.folder) for run in runs]
     assert all(str(run.folder) in render(*same).text for run in runs)
 

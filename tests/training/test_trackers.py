@@ -77,7 +77,7 @@ def test_trackio_continues_the_run_of_the_folder(job, tmp_path):
 
 
 class Fake(GeneralTracker):
-    """Stands in for a tracker with a server: keeps what it is told."""
+    """Stands in for a tracker with a server: keeps what it receives."""
 
     name = "mlflow"
     requires_logging_directory = False
