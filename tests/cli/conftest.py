@@ -114,13 +114,15 @@ def trained(
 
 
 def read_scores(output: str) -> dict[str, dict[str, str]]:
-    """Split to metric to the printed number, from a table; without the number of rows."""
+    """Split to metric to the printed number, from a table; without rows and baselines."""
     lines = [line.split() for line in output.splitlines() if line.strip()]
     [header] = [n for n, words in enumerate(lines) if words[0] == "split"]
     has_rows = lines[header][1] == "rows"
     metrics = lines[header][1 + has_rows :]
     scores = {}
     for split, *values in lines[header + 2 :]:
+        if [split, *values[:1]] == ["majority", "class"]:
+            continue
         numbers = values[has_rows:]
         if len(numbers) != len(metrics) or not re.fullmatch(r"-?\d+\.\d{4}", numbers[0]):
             break
