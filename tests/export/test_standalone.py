@@ -61,11 +61,13 @@ def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
         assert len(row["probabilities"]) == len(prediction.scores)
 
 
-def test_ordered_labels(make_run, tmp_path):
+@pytest.mark.slow
+def test_labels_in_order_are_exported_to_onnx(make_run, tmp_path):
+    pytest.importorskip("onnxruntime")
     run = make_run("classification", task={"ordinal": True})
-    export_run(run, "standalone", tmp_path / "out")
-    with pytest.raises(UsageError, match="another head"):
-        export_run(run, "sequence-classification", tmp_path / "other")
+    export_run(run, "onnx", tmp_path / "out")
+    with pytest.raises(UsageError, match="a linear head, and the run has a OrdinalHead"):
+        export_run(run, "standalone", tmp_path / "other")
 
 
 def test_several_labels_are_those_above_their_thresholds(make_run, tmp_path):

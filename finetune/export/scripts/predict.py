@@ -88,18 +88,7 @@ def load_model() -> Any:
         scores, bias = (last @ head["weight"].T).unflatten(0, present.shape), head.get("bias", 0)
         if TASK["choices"]:
             return (scores[..., 0] + bias).masked_fill(~present, -torch.inf).numpy()
-        if "log_gaps" in head:
-            return order(scores.sum(1)).numpy()
         return (scores.sum(1) + bias).numpy()
-
-    def order(score: torch.Tensor) -> torch.Tensor:
-        # Ordered classes are ranges of the score: these are the logarithms of their probabilities.
-        gaps = torch.cat([head["first_threshold"], head["log_gaps"].exp()])
-        limit = gaps.cumsum(0) - score
-        end = torch.full_like(score, torch.inf)
-        upper, lower = torch.cat([limit, end], 1), torch.cat([-end, limit], 1)
-        logs = torch.nn.functional.logsigmoid(upper) + torch.nn.functional.logsigmoid(-lower)
-        return logs + torch.log1p(-torch.exp(lower - upper))
 
     return compute
 
