@@ -45,7 +45,13 @@ def test_the_same_of_all_other_families(family: str) -> None:
     assert examine(family) == read_table()[family]
 
 
-LOADABLE = sorted(name for name, row in read_table().items() if row.layouts in ("all", "separate"))
+CANNOT_GROW = ("deepseek_v4", "marian", "moshi", "xlstm")
+"""Families that transformers cannot give further tokens, or not save with them."""
+LOADABLE = sorted(
+    name
+    for name, row in read_table().items()
+    if row.layouts in ("all", "separate") and name not in CANNOT_GROW
+)
 
 
 @pytest.mark.slow
