@@ -104,6 +104,7 @@ def draw_lines(
         if best is not None:
             axes.axvline(best, color=_MUTED, linewidth=1, linestyle=":")
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=xlabel == "update")
 
     legend = [_describe_line(line) for line in lines if line.name]
     if best is not None:

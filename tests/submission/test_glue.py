@@ -105,6 +105,10 @@ WRONG = {
         {"CoLA": "index\tprediction\n0\t1\n1\tacceptable\n2\t0\n"},
         ["CoLA: line 3: 'acceptable' is not one of 0, 1"],
     ),
+    "a very long line": (
+        {"CoLA": f"index\tprediction\r\n0\t1\r\n1\t{'1' * 200_000}\r\n2\t0\r\n"},
+        [f"CoLA: line 3: '{'1' * 59} is not one of 0, 1"],
+    ),
     "rows that do not begin at 0": (
         {"WNLI": "index\tprediction\n1\t1\n2\t1\n3\t0\n"},
         [f"WNLI: line {n + 2}: expected {n}, a tab and a prediction" for n in range(3)],
