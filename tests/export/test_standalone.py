@@ -123,7 +123,9 @@ def test_half_precision(make_run, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses a deprecated name.
 @pytest.mark.parametrize(
-    ("kind", "family"), [("classification", "gpt2"), ("multiple_choice", "llama")]
+    ("kind", "family"),
+    # The weights of mistral are stored in bfloat16.
+    [("classification", "gpt2"), ("multiple_choice", "llama"), ("entailment", "mistral")],
 )
 def test_adapters_are_loaded_by_peft(kind, family, make_run, tmp_path):
     pytest.importorskip("peft")

@@ -75,7 +75,8 @@ def load_model() -> Any:
     if (FOLDER / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
-        decoder = AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().base_model
+        model = AutoPeftModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+        decoder = model.merge_and_unload().base_model
     else:
         decoder = AutoModel.from_pretrained(FOLDER, dtype="auto")
     decoder, head = decoder.eval(), load_file(FOLDER / "head.safetensors")
