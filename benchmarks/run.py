@@ -16,7 +16,7 @@ from benchmarks.harness import ROOT, add_options, compete, render, scale_of
 
 NAMES = (
     "trainer", "language_loss", "token_loss", "choices", "prediction", "tiny", "products",
-    "preparation", "growth",
+    "preparation", "growth", "serving",
 )  # fmt: skip
 PAGE = ROOT / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -46,7 +46,7 @@ def circumstances(threads: int) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     load = os.getloadavg()[2]
     return (
-        f"{date.today()}, {processor()}, {os.cpu_count()} cores of which each benchmarkant used "
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores of which each contestant used "
         f"{threads}, load of the last quarter of an hour {load:.1f}; {packages}."
     )
 

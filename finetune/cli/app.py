@@ -13,6 +13,8 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from finetune.cli.commands.compare import compare
+from finetune.cli.commands.doctor import doctor
+from finetune.cli.commands.estimate import estimate
 from finetune.cli.commands.evaluate import evaluate
 from finetune.cli.commands.export import export
 from finetune.cli.commands.generate import generate
@@ -25,6 +27,7 @@ from finetune.cli.commands.push import push
 from finetune.cli.commands.report import report
 from finetune.cli.commands.resume import resume
 from finetune.cli.commands.schema import schema
+from finetune.cli.commands.serve import serve
 from finetune.cli.commands.show import show
 from finetune.cli.commands.submit import submit
 from finetune.cli.commands.tasks import tasks
@@ -47,12 +50,14 @@ COMMANDS = (
     Command(train, "Train"),
     Command(resume, "Train"),
     Command(compare, "Train", MultiValueCommand),
+    Command(estimate, "Train"),
     Command(evaluate, "Use a run"),
     Command(predict, "Use a run"),
     Command(export, "Use a run"),
     Command(push, "Use a run"),
     Command(report, "Use a run"),
     Command(submit, "Use a run"),
+    Command(serve, "Use a run"),
     Command(pretrain, "Language models"),
     Command(prompt, "Language models", MultiValueCommand),
     Command(generate, "Language models"),
@@ -61,6 +66,7 @@ COMMANDS = (
     Command(preview, "Recipes"),
     Command(new, "Recipes"),
     Command(schema, "Recipes"),
+    Command(doctor, "Other"),
     Command(version, "Other"),
 )
 """Each command takes its name and its help from its function."""

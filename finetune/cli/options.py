@@ -22,6 +22,8 @@ _TRUST = "Run Python code that comes with the base."
 _MAX_SEEDS = 1000
 
 TaskName = Annotated[str, Option("--task", "-t", help=_TASK)]
+TASK_OR_RUN_HELP = f"{_TASK[:-1]}, or a run directory."
+TaskOrRun = Annotated[str, Argument(metavar="TASK|RUN", help=TASK_OR_RUN_HELP)]
 TaskArgument = Annotated[str, Argument(metavar="TASK", help=_TASK)]
 PythonTask = Annotated[
     str | None, Option("--task", "-t", help="module:attribute of a task defined in Python.")

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.cli.options import Overrides
-from finetune.recipe.loading import load_recipe, override_recipe, resolve_paths
+from finetune.recipe.loading import (
+    load_recipe,
+    override_recipe,
+    resolve_paths,
+    shipped_recipes,
+)
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from task_formats import Task, UsageError, suggest
 
@@ -27,6 +32,18 @@ def find_task(name: str, overrides: Overrides) -> TaskSource:
         recipe = override_recipe(Recipe(task=TaskConfig.from_task(task)), overrides)
         return TaskSource(attribute, resolve_paths(recipe, Path.cwd()), task)
     return TaskSource(Path(name).stem, load_recipe(name, overrides), None)
+
+
+def find_task_or_run(name: str, overrides: Overrides) -> TaskSource:
+    """Loads the recipe of a task as `find_task` does, or that of the run in a folder."""
+    from finetune.checkpointing.run_folder import RECIPE, read_recipe
+
+    folder = Path(name)
+    is_run = folder.is_dir() and ((folder / RECIPE).exists() or name not in shipped_recipes())
+    if not is_run:
+        return find_task(name, overrides)
+    read_recipe(folder)  # Raises UsageError if this is not a run directory.
+    return TaskSource(folder.absolute().name, load_recipe(folder / RECIPE, overrides), None)
 
 
 def find_python_task(name: str | None) -> Task | None:

@@ -32,6 +32,13 @@ def is_hub_reachable() -> bool:
     return True
 
 
+def hub_cache() -> Path:
+    """The folder of bases and data sets that were downloaded from the hub."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 @dataclass(frozen=True)
 class HubRows(Rows):
     """The rows of one split, memory-mapped from the cache of `datasets`."""

@@ -35,6 +35,7 @@ LAYERS = (
 DOORS = {
     "accelerate": "distributed evaluation training prompting pretraining checkpointing",
     "datasets": "data.hub",
+    "fastapi": "serving",
     "filelock": "checkpointing.run_folder models.gguf_files",
     "gguf": "models.gguf_files",
     "huggingface_hub": "data checkpointing.model_card export.hub",
@@ -45,18 +46,20 @@ DOORS = {
     "onnxruntime": "export.scripts",
     "peft": "models.lora export.scripts",
     "pyarrow": "data.readers.parquet",
-    "pydantic": "recipe pretraining.plan",
-    "pydantic_core": "recipe",
+    "pydantic": "recipe pretraining.plan serving",
+    "pydantic_core": "recipe serving",
     "rich": "cli",
     "ruamel": "recipe.yaml_documents",
     "safetensors": "storage.tensors export.scripts",
     "scipy": "evaluation",
     "sklearn": "evaluation sklearn",
+    "starlette": "serving",
     "tokenizers": "pretraining.tokenizer export.classification",
     "torch": "storage.tensors batching models distributed checkpointing evaluation training "
     "prompting pretraining export",
     "transformers": "models checkpointing distributed prompting pretraining export",
     "typer": "cli",
+    "uvicorn": "serving",
 }
 """Third-party packages, and the only packages of ours that import them."""
 

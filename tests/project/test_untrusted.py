@@ -272,6 +272,7 @@ def test_every_command_that_loads_a_base_needs_trust_remote_code(
     for command in (
         "train --task mine.yaml -o run",
         "resume run",
+        "estimate mine.yaml --seconds 0 --device cpu",
         "evaluate run --device cpu",
         "predict run new.jsonl -o out.jsonl --device cpu",
         "prompt --task mine.yaml",

@@ -44,8 +44,9 @@ def test_the_wheel_has_recipes_and_demo_and_works_when_installed(root, tmp_path)
         names = set(archive.namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
     modules = [file for package in PACKAGES for file in (root / package).rglob("*.py")]
+    page = root / "finetune" / "serving" / "page.html"
     templates = (root / "finetune" / "reports" / "templates").iterdir()
-    expected = {file.relative_to(root).as_posix() for file in [*modules, *templates]}
+    expected = {file.relative_to(root).as_posix() for file in [*modules, *templates, page]}
     recipes = sorted((root / "recipes").glob("*.yaml"))
     assert expected | {f"finetune/recipes/{path.name}" for path in recipes} <= names
 

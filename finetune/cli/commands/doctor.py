@@ -1,0 +1,187 @@
+"""`gptft doctor`."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.text import Text
+from typer import Argument
+
+from finetune.cli.commands.estimate import format_bytes
+from finetune.cli.console import console, format_count, print_line, silence_libraries
+from finetune.cli.options import TASK_OR_RUN_HELP, Overrides, with_recipe_flags
+
+if TYPE_CHECKING:
+    from finetune.cli.task_sources import TaskSource
+    from finetune.data.checks import Finding
+    from finetune.data.examples import LocatedExample
+
+_PACKAGES = (
+    "torch", "transformers", "accelerate", "tokenizers", "safetensors", "datasets", "peft",
+    "huggingface_hub",
+)  # fmt: skip
+_MIN_FREE_BYTES = 5 * 2**30
+_MAX_ENCODED = 10_000
+"""Rows of a split that are tokenized to see how many are truncated."""
+
+
+@with_recipe_flags
+def doctor(
+    overrides: Overrides,
+    task: Annotated[
+        str | None, Argument(metavar="[TASK|RUN]", help=TASK_OR_RUN_HELP, show_default=False)
+    ] = None,
+) -> None:
+    """Check the installation, and the data of a task or run.
+
+    Example: gptft doctor rte --base gpt2
+    """
+    silence_libraries()
+    problems = _print(check_environment())
+    if task is not None:
+        from finetune.cli.task_sources import find_task_or_run
+
+        source = find_task_or_run(task, overrides)
+        print_line()
+        with console(stderr=True).status(Text(f" reading the rows of {source.name}")):
+            findings = list(check_data(source))
+        splits = list(dict.fromkeys(finding.subject for finding in findings))
+        problems += _print(sorted(findings, key=lambda finding: splits.index(finding.subject)))
+    print_line()
+    color = "yellow" if problems else "green"
+    print_line((format_count(problems, "problem") if problems else "No problems.", color))
+
+
+def _print(findings: "Iterator[Finding] | list[Finding]") -> int:
+    """Prints findings as they come; returns the number of problems."""
+    problems = 0
+    for finding in findings:
+        mark = ("! ", "bold yellow") if finding.is_problem else ("  ", "")
+        print_line(mark, (f"{finding.subject:<12} ", "cyan"), finding.text)
+        problems += finding.is_problem
+    return problems
+
+
+def check_environment() -> "Iterator[Finding]":
+    """Yields versions, device, precision, threads, memory, folders and the hub."""
+    from finetune.data.checks import Finding
+    from finetune.data.hub import hub_cache, is_hub_reachable
+    from finetune.distributed.hardware import (
+        count_cores,
+        count_threads,
+        list_devices,
+        total_memory,
+    )
+    from finetune.distributed.setup import choose_precision
+    from finetune.storage.files import cache_folder
+
+    system = f"{platform.system()} {platform.machine()}"
+    own = importlib.metadata.version("gptft")
+    yield Finding("versions", f"gptft {own}, Python {platform.python_version()}, {system}")
+    versions = []
+    for package in _PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} is not installed")
+    yield Finding("packages", ", ".join(versions))
+    for device in list_devices():
+        size = f", {format_bytes(device.memory)}" if device.memory else ""
+        yield Finding("device", f"{device.name} {device.model}{size}".strip())
+    precision = choose_precision("auto")
+    why = "computed natively" if precision == "bf16" else "bf16 would be slower here"
+    yield Finding("precision", f"{precision} by default ({why})")
+    threads, cores = count_threads(), count_cores()
+    text = f"torch uses {threads} of {format_count(cores, 'core')}"
+    yield Finding("threads", text, threads > cores)
+    if memory := total_memory():
+        yield Finding("memory", format_bytes(memory))
+    for subject, folder in (
+        ("disk", Path.cwd()),
+        ("cache", cache_folder()),
+        ("hub cache", hub_cache()),
+    ):
+        yield _check_folder(subject, folder)
+    if is_hub_reachable():
+        yield Finding("hub", "huggingface.co answers")
+    else:
+        yield Finding("hub", "not reachable: only local bases and data sets, and cached ones")
+
+
+def _check_folder(subject: str, folder: Path) -> "Finding":
+    """Free space of a folder that may not exist yet, and whether it can be written."""
+    from finetune.data.checks import Finding
+
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding(subject, f"{folder} cannot be written", True)
+    free = shutil.disk_usage(existing).free
+    text = f"{folder}, {format_bytes(free)} free"
+    return Finding(subject, text, free < _MIN_FREE_BYTES)
+
+
+def check_data(source: "TaskSource") -> "Iterator[Finding]":
+    """Yields what is notable about the splits of a recipe."""
+    from finetune.data import ReadReport, build_examples, open_rows
+    from finetune.data.checks import Finding, check_splits
+
+    recipe = source.recipe
+    task, data = recipe.task.resolve(source.task), recipe.data
+    named = {"train": data.train, "evaluate": data.evaluate, **data.extra}
+    splits: dict[str, list[LocatedExample]] = {}
+    for name, split in named.items():
+        if split is None:
+            continue
+        report = ReadReport()
+        rows = open_rows(data, split)
+        items = build_examples(
+            task,
+            islice(rows.read(), data.limit),
+            name,
+            labelled=name in ("train", "evaluate"),
+            on_bad_row="skip",
+            report=report,
+        )
+        splits[name] = list(items)
+        text = f"{rows.origin}: {format_count(len(splits[name]), 'example')}"
+        if report.unlabelled:
+            text += f", {report.unlabelled:,} rows without a label left out"
+        yield Finding(name, text, not splits[name])
+        if report.skipped:
+            first = report.skipped[0]
+            count = format_count(len(report.skipped), "row")
+            what = f"{count} cannot be used; the first: {first.location}: {first.reason}"
+            yield Finding(name, what, True)
+    splits = {name: items for name, items in splits.items() if items}
+    yield from check_splits(task, splits)
+    yield from _check_truncation(source, splits)
+
+
+def _check_truncation(
+    source: "TaskSource", splits: "dict[str, list[LocatedExample]]"
+) -> "Iterator[Finding]":
+    """Yields how many examples are longer than the model reads."""
+    from finetune.data.checks import Finding
+    from finetune.models.pretrained import load_task_tokens
+    from task_formats import ViewEncoder
+
+    recipe = source.recipe
+    task = recipe.task.resolve(source.task)
+    tokens, most = load_task_tokens(recipe.base), recipe.train.max_tokens
+    encoder = ViewEncoder(task.format, tokens.tokenize, tokens.special_tokens, most)
+    for name, items in splits.items():
+        encoded = encoder.encode([item.example for item in items[:_MAX_ENCODED]])
+        longer = [one.truncated_tokens for one in encoded if one.truncated_tokens]
+        longest = max(len(one.prefix) + max(map(len, one.endings)) for one in encoded)
+        text = f"no example is longer than {most} tokens; the longest has {longest}"
+        if longer:
+            share = len(longer) / len(encoded)
+            text = f"{share:.1%} of the examples are truncated to {most} tokens"
+        if len(items) > _MAX_ENCODED:
+            text += f" (of the first {_MAX_ENCODED:,})"
+        yield Finding(name, text, len(longer) > 0.05 * len(encoded))

@@ -1,0 +1,1 @@
+"""`gptft serve`: a finished run behind HTTP."""
