@@ -11,6 +11,7 @@ finished. A study that was stopped goes on with the cells that are missing. --ta
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -240,7 +241,8 @@ def run_cell(recipe: Recipe, arm: str, seed: int) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             result = finetune.train(recipe, Path(folder) / "run")
             started = time.perf_counter() - result.seconds
-            found = finetune.load(Path(folder) / "run").evaluate_split().result.predictions
+            predictor = finetune.load(Path(folder) / "run")
+            found = predictor.evaluate_split(limit=recipe.data.limit).result.predictions
         predictions = [prediction.label for prediction in found]
     seconds = time.perf_counter() - started
     if arm in SEARCHED and arm != PEER:
@@ -292,11 +294,18 @@ def paired_difference(
 
 def write_page(options: argparse.Namespace, record: Record) -> str:
     """docs/results.md."""
-    parts = [_HEAD.format(base=options.base, seed=SEARCH_SEED), *_rate_table(record)]
-    parts += ["", "## Scores", "", *_score_table(options, record)]
-    parts += ["", "## Time and memory", "", *_cost_table(record)]
-    parts += ["", "## Against run_glue", "", *_differences(options, record), ""]
-    parts += ["## Why these defaults", "", *_ablation_table(ablation_path(options.base)), ""]
+    sections = {
+        "Learning rates": [*_rate_table(record)],
+        "Scores": [*_score_table(record)],
+        "Time and memory": [*_cost_table(record)],
+        "Against run_glue": [*_differences(options, record)],
+        "Why these defaults": [*_ablation_table(ablation_path(options.base))],
+    }
+    parts = [_HEAD.format(base=options.base, seed=SEARCH_SEED)]
+    for title, lines in sections.items():
+        text = "\n".join(lines)
+        if len(re.findall(r"^\|", text, re.MULTILINE)) > 2:  # More than the head of the table.
+            parts += [f"## {title}", "", text, ""]
     return "\n".join(parts)
 
 
@@ -313,7 +322,7 @@ Cells that have not been run are missing below. Every trained arm chooses its le
 the same five values with seed {seed}, which the tables do not use; a rate that was not searched
 is 5e-5.
 
-## Learning rates
+The shipped base `tiny` has [a page of its own](results_tiny.md).
 """
 
 
@@ -337,7 +346,7 @@ def _rate_table(record: Record) -> Iterator[str]:
                 yield f"| {task} | {arm} | {' | '.join(shown)} |"
 
 
-def _score_table(options: argparse.Namespace, record: Record) -> Iterator[str]:
+def _score_table(record: Record) -> Iterator[str]:
     yield f"| task | metric | {' | '.join(ARMS)} |"
     yield "|---" * (len(ARMS) + 2) + "|"
     for task in TASKS:

@@ -27,7 +27,8 @@ def options(shared, bases) -> argparse.Namespace:
 
 
 @pytest.mark.slow
-def test_a_small_study_becomes_a_page(results, options, tmp_path):
+def test_a_small_study_becomes_a_page(results, options, tmp_path, monkeypatch):
+    monkeypatch.setitem(results.COMMON, "train.max_tokens", 64)
     record = results.Record(tmp_path / "cells.jsonl")
     for cell in results.plan_cells(options, record):
         if cell not in record.outcomes:
