@@ -28,7 +28,6 @@ COMMON = {
     "data.limit": 2000,
     "train.epochs": 1,
     "train.batch_size": 32,
-    "train.learning_rate": 5e-5,
     "train.lm_coefficient": 0,
     "train.precision": "bf16",
     "train.checkpoint_minutes": None,
@@ -48,7 +47,10 @@ MODERN = {
     "train.schedule": "linear",
     "train.warmup": 0.1,
     "train.weight_decay": 0.01,
+    "train.learning_rate": 1e-4,
 }
+RATE_5E5 = {"train.learning_rate": 5e-5}
+RUN_GLUE = {"train.max_tokens": 128}
 PEER = "transformers' Trainer, the run_glue way"
 
 
@@ -103,11 +105,11 @@ def start_of_text() -> Iterator[None]:
 
 
 ARMS = {
-    "paper": Arm(PAPER),
-    "paper, rows copied": Arm({**PAPER, "base.new_tokens": "copy"}),
-    "paper, no dropout in the decoder": Arm({**PAPER, "base.dropout": None}),
-    "paper, no dropout before the head": Arm({**PAPER, "train.head_dropout": 0}),
     "modern": Arm(MODERN),
+    "modern, rate 2e-5": Arm({**MODERN, "train.learning_rate": 2e-5}),
+    "modern, rate 5e-5": Arm({**MODERN, "train.learning_rate": 5e-5}),
+    "modern, rate 2e-4": Arm({**MODERN, "train.learning_rate": 2e-4}),
+    "modern, rate 5e-4": Arm({**MODERN, "train.learning_rate": 5e-4}),
     "modern, rows at the mean": Arm({**MODERN, "base.new_tokens": "mean"}),
     "modern, rows drawn": Arm({**MODERN, "base.new_tokens": "random"}),
     "modern, start copies <|endoftext|>": Arm(MODERN, start_of_text),
@@ -115,8 +117,8 @@ ARMS = {
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
     "modern, leading blank": Arm(MODERN, leading_blank),
-    "modern, schedule of the paper": Arm(
-        {**MODERN, "train.schedule": "gpt1", "train.warmup": 0.002}
+    "modern, rate 5e-5, schedule of the paper": Arm(
+        {**MODERN, **RATE_5E5, "train.schedule": "gpt1", "train.warmup": 0.002}
     ),
     "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
     "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),
@@ -124,14 +126,12 @@ ARMS = {
     "modern, fp32": Arm({**MODERN, "train.precision": "fp32"}),
     "modern, λ = 0.1": Arm({**MODERN, "train.lm_coefficient": 0.1}),
     "modern, λ = 0.5": Arm({**MODERN, "train.lm_coefficient": 0.5}),
-    "modern, rate 2e-5": Arm({**MODERN, "train.learning_rate": 2e-5}),
-    "modern, rate 1e-4": Arm({**MODERN, "train.learning_rate": 1e-4}),
-    "modern, rate 2e-4": Arm({**MODERN, "train.learning_rate": 2e-4}),
-    "modern, rate 5e-4": Arm({**MODERN, "train.learning_rate": 5e-4}),
-    "paper, rate 2e-4": Arm({**PAPER, "train.learning_rate": 2e-4}),
-    PEER: Arm({"train.max_tokens": 128}),
-    f"{PEER}, rate 2e-4": Arm({"train.max_tokens": 128, "train.learning_rate": 2e-4}),
-    f"{PEER}, rate 1e-4": Arm({"train.max_tokens": 128, "train.learning_rate": 1e-4}),
+    "paper without LM loss, rate 5e-5": Arm({**PAPER, **RATE_5E5}),
+    "paper without LM loss, rate 1e-4": Arm({**PAPER, "train.learning_rate": 1e-4}),
+    "paper": Arm({**PAPER, "train.learning_rate": 6.25e-5, "train.lm_coefficient": 0.5}),
+    f"{PEER}, rate 5e-5": Arm({**RUN_GLUE, **RATE_5E5}),
+    f"{PEER}, rate 1e-4": Arm({**RUN_GLUE, "train.learning_rate": 1e-4}),
+    f"{PEER}, rate 2e-4": Arm({**RUN_GLUE, "train.learning_rate": 2e-4}),
 }
 
 

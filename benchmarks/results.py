@@ -396,8 +396,8 @@ def _differences(options: argparse.Namespace, record: Record) -> Iterator[str]:
 
 
 def _ablation_table(path: Path) -> Iterator[str]:
-    yield "SST-2, the first 2,000 rows, one epoch, batches of 32, bf16; learning rate 5e-5 and"
-    yield "λ = 0 where nothing else is said. Accuracy on 872 rows. `modern` and `paper` are the"
+    yield "SST-2, the first 2,000 rows, one epoch, batches of 32, bf16, λ = 0 where nothing else is"
+    yield "said. Accuracy on 872 rows. `modern` and `paper` are the"
     yield "profiles; every other line changes one thing (`python -m benchmarks.ablation`)."
     yield ""
     yield "| | median | by seed |\n|---|---|---|"

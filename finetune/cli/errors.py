@@ -23,6 +23,29 @@ USAGE_ERROR, UNEXPECTED_ERROR, INTERRUPTED = 2, 1, 130
 TRACEBACK, ERROR_FOLDER = "GPTFT_TRACEBACK", "GPTFT_ERROR_FOLDER"
 """Environment variables: show tracebacks; where launched processes write their errors."""
 
+OTHER_NAMES = {
+    "--lr": "--learning-rate",
+    "--model": "--base",
+    "--model-name": "--base",
+    "--model-name-or-path": "--base",
+    "--task-name": "--task",
+    "--output": "--folder",
+    "--output-dir": "--folder",
+    "--overwrite-output-dir": "--overwrite",
+    "--num-train-epochs": "--epochs",
+    "--num-epochs": "--epochs",
+    "--per-device-train-batch-size": "--batch-size",
+    "--train-batch-size": "--batch-size",
+    "--max-length": "--max-tokens",
+    "--max-seq-length": "--max-tokens",
+    "--max-train-samples": "--limit",
+    "--early-stopping-patience": "--early-stopping",
+    "--report-to": "--track",
+    "--bf16": "--precision",
+    "--fp16": "--precision",
+    "--torch-compile": "--compile",
+}
+"""Names of options in other tools, run_glue above all, and ours."""
 _FIRST_RANK_SECONDS = 3
 """Most errors occur on all processes at once: the first reports before the others."""
 
@@ -84,6 +107,8 @@ def _describe(error: BaseException) -> tuple[str, str, int]:
         return error.headline, error.cure, USAGE_ERROR
     if hasattr(error, "format_message"):  # an error of typer
         context = getattr(error, "ctx", None)
+        if name := OTHER_NAMES.get(getattr(error, "option_name", "").replace("_", "-")):
+            error.possibilities = [name]  # type: ignore[attr-defined]
         message = error.format_message().strip().partition(", unable to parse")[0]
         cure = f"See {context.command_path if context else 'gptft'} --help."
         return message[:1].lower() + message[1:], cure, USAGE_ERROR

@@ -172,3 +172,14 @@ def test_a_console_escapes_every_text(capsys):
     assert "\x1b" not in out
     for text in (r"a\x1b[31mb", r"c\x1b[2Jd", r"e\x1b[1mf", r"g\x1bh"):
         assert text in out
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [*errors.OTHER_NAMES.items(), ("--num_train_epochs", "--epochs")]
+)
+def test_names_of_other_tools_are_answered_with_ours(written, meant, capsys):
+    assert main(["train", "--task", "demo", written, "1"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"no such option: {written} (Possible options: {meant})" in message
+    assert main(["train", "--help"]) == 0
+    assert meant in capsys.readouterr().out
