@@ -183,3 +183,14 @@ def test_names_of_other_tools_are_answered_with_ours(written, meant, capsys):
     assert f"no such option: {written} (Possible options: {meant})" in message
     assert main(["train", "--help"]) == 0
     assert meant in capsys.readouterr().out
+
+
+def test_a_missing_run_is_reported_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys; from finetune.cli import main; "
+        f"code = main(['evaluate', {str(tmp_path / 'nothere')!r}]); "
+        "sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "no such run directory" in done.stderr

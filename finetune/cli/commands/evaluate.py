@@ -8,6 +8,7 @@ from typer import Option
 
 from finetune.cli.console import console, print_line, silence_libraries
 from finetune.cli.options import Data, Device, PythonTask, Run, Trust
+from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.evaluation.predictor import Predictor
@@ -58,6 +59,8 @@ def evaluate(
 
 def load_predictor(run: Path, task: str | None, device: str | None, trust: bool) -> "Predictor":
     """Loads the model of a run, with a status line; `task` is a module:attribute."""
+    if not run.exists():  # Before torch is imported, which takes seconds.
+        raise UsageError("no such run directory", where=str(run), cure="Check the path.")
     silence_libraries()
     with console(stderr=True).status(Text(f" loading {run}")):
         from finetune.cli.task_sources import find_python_task
