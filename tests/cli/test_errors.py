@@ -191,6 +191,7 @@ def test_a_missing_run_is_reported_before_torch_is_imported(tmp_path):
         f"code = main(['evaluate', {str(tmp_path / 'nothere')!r}]); "
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert "no such run directory" in done.stderr
