@@ -14,6 +14,8 @@ from task_formats import SpecialTokens
 
 START, DELIMITER, EXTRACT, PAD = "<|start|>", "<|delimiter|>", "<|extract|>", "<|pad|>"
 NewRows = Literal["copy", "mean", "random"]
+_SEPARATOR = "<|endoftext|>"
+"""What separates documents in the pre-training of GPT-2, Qwen, SmolLM and many others."""
 _NOISE = 0.1
 """Noise of rows that start at the mean, relative to the standard deviation of the old rows.
 
@@ -134,8 +136,11 @@ def add_embedding_rows(
 def _similar_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokens of a base that are used as ours will be, as far as there are any."""
     newline = tokenize(tokenizer, ["\n"])[0][-1:]
+    # Where the token at the start of texts begins a turn of a chat, documents are separated by
+    # another one.
+    separator = tokenizer.get_vocab().get(_SEPARATOR)
     found = {
-        START: _special_token(tokenizer, "bos", "eos"),
+        START: _special_token(tokenizer, "bos", "eos") if separator is None else separator,
         DELIMITER: newline[0] if newline and newline[0] != tokenizer.unk_token_id else None,
         EXTRACT: _special_token(tokenizer, "eos", "bos"),
     }

@@ -74,7 +74,7 @@ def test_new_rows_copy_the_tokens_that_a_base_uses_in_their_place(family, bases)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     newline = tokenizer.encode("\n", add_special_tokens=False)[-1:] or [None]
     copied = {
-        tokens.start: eos if bos is None else bos,
+        tokens.start: tokenizer.get_vocab().get("<|endoftext|>", eos if bos is None else bos),
         tokens.delimiter: None if newline[0] == tokenizer.unk_token_id else newline[0],
         tokens.extract: bos if eos is None else eos,
     }
