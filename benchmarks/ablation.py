@@ -92,15 +92,21 @@ def leading_blank() -> Iterator[None]:
 
 
 @contextmanager
-def start_of_text() -> Iterator[None]:
-    """The start token is a copy of <|endoftext|>, not of the token that begins a chat turn."""
+def start_of_turn() -> Iterator[None]:
+    """The start token is a copy of the token that begins a turn of the base's chats."""
     similar = task_tokens._similar_tokens
 
     def other(tokenizer: Any) -> dict[str, int]:
-        token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        return {**similar(tokenizer), task_tokens.START: token}
+        return {**similar(tokenizer), task_tokens.START: tokenizer.bos_token_id}
 
     with mock.patch.object(task_tokens, "_similar_tokens", other):
+        yield
+
+
+@contextmanager
+def start_of_turn_and_last_word() -> Iterator[None]:
+    """Both."""
+    with start_of_turn(), read_last_word():
         yield
 
 
@@ -112,20 +118,25 @@ ARMS = {
     "modern, rate 5e-4": Arm({**MODERN, "train.learning_rate": 5e-4}),
     "modern, rows at the mean": Arm({**MODERN, "base.new_tokens": "mean"}),
     "modern, rows drawn": Arm({**MODERN, "base.new_tokens": "random"}),
-    "modern, start copies <|endoftext|>": Arm(MODERN, start_of_text),
     "modern, dropout 0.1 before the head": Arm({**MODERN, "train.head_dropout": 0.1}),
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
     "modern, leading blank": Arm(MODERN, leading_blank),
-    "modern, rate 5e-5, schedule of the paper": Arm(
-        {**MODERN, **RATE_5E5, "train.schedule": "gpt1", "train.warmup": 0.002}
-    ),
     "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
     "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),
     "modern, weight decay 0.1": Arm({**MODERN, "train.weight_decay": 0.1}),
     "modern, fp32": Arm({**MODERN, "train.precision": "fp32"}),
     "modern, λ = 0.1": Arm({**MODERN, "train.lm_coefficient": 0.1}),
     "modern, λ = 0.5": Arm({**MODERN, "train.lm_coefficient": 0.5}),
+    "modern, S from the chat": Arm(MODERN, start_of_turn),
+    "modern, S from the chat, rate 5e-5": Arm({**MODERN, **RATE_5E5}, start_of_turn),
+    "modern, S from the chat, rate 5e-5, schedule of the paper": Arm(
+        {**MODERN, **RATE_5E5, "train.schedule": "gpt1", "train.warmup": 0.002}, start_of_turn
+    ),
+    "modern, S from the chat, rate 2e-4": Arm(
+        {**MODERN, "train.learning_rate": 2e-4}, start_of_turn
+    ),
+    "modern, S from the chat, head reads the last word": Arm(MODERN, start_of_turn_and_last_word),
     "paper without LM loss, rate 5e-5": Arm({**PAPER, **RATE_5E5}),
     "paper without LM loss, rate 1e-4": Arm({**PAPER, "train.learning_rate": 1e-4}),
     "paper": Arm({**PAPER, "train.learning_rate": 6.25e-5, "train.lm_coefficient": 0.5}),
