@@ -165,9 +165,11 @@ class Task:
 
     def _text(self, row: Row, column: str, field_name: str) -> str:
         """A field's text, without blanks at its ends: only SST-2's training rows end in one."""
-        template = column if templates.is_template(column) else f"{{{column}}}"
-        values = {name: self._value(row, name) for name in templates.field_names(template)}
-        text = templates.fill(template, values).strip()
+        if column in row or not templates.is_template(column):
+            text = self._value(row, column)
+        else:
+            values = {name: self._value(row, name) for name in templates.field_names(column)}
+            text = templates.fill(column, values).strip()
         if not text:
             what = f"empty text for {field_name!r} in column {column!r}"
             raise RowError(what, cure="Fill it in.")

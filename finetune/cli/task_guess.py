@@ -170,11 +170,12 @@ def guess_task(
         UsageError: There is no such column, no label or no text is found, or the columns do not
             make a task.
     """
-    for name in columns:
+    given = [*texts, *choices, *([label] if label else [])]
+    for name in columns if not given else ():
         if len(name.split()) > 6 or name.strip().replace(".", "").isdigit():
             what = f"the first line looks like data, not like column names: {name.strip()[:60]!r}"
-            raise UsageError(what, cure="Add a line with column names, such as text,label.")
-    given = [*texts, *choices, *([label] if label else [])]
+            cure = "Add a line with column names, or name the columns with --text and --label."
+            raise UsageError(what, cure=cure)
     for name in given:
         if name not in columns:
             raise UsageError(f"no column {name!r}", cure=suggest(name, columns))

@@ -25,8 +25,8 @@ from finetune.storage.manifest import (
 )
 from task_formats import Encoded, Example, Label, ViewEncoder
 
-FORMAT = "gptft encoded examples, version 3"
-"""The version is raised whenever the files of an entry of the cache change."""
+FORMAT = "gptft encoded examples, version 4"
+"""Its version is raised when the files of an entry change, or what the readers read."""
 
 Array = NDArray[Any]
 

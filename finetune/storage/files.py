@@ -219,8 +219,16 @@ def undecodable(error: UnicodeDecodeError, where: str, line: int = 1) -> UsageEr
     return UsageError(
         f"byte 0x{content[start]:02x} is not UTF-8",
         where=f"{where}, line {number}, byte {position}",
-        cure=_ENCODING_CURES.get(content[:2], "Save the file as UTF-8."),
+        cure=_ENCODING_CURES.get(content[:2]) or _encoding_cure(content[start : start + 1]),
     )
+
+
+def _encoding_cure(byte: bytes) -> str:
+    letter = byte.decode("cp1252", "replace")
+    if letter == "\ufffd":
+        return "Save the file as UTF-8."
+    convert = "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+    return f"In Windows-1252, as Excel saves CSV, it is {letter!r}. Save as UTF-8, or: {convert}"
 
 
 def hash_file(path: Path | str) -> str:

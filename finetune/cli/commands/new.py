@@ -47,12 +47,13 @@ def new(
 
     What is not given is guessed from the names and types of the columns.
     """
-    from finetune.data import read_rows
+    from finetune.data import open_file
     from finetune.recipe.loading import parse_recipe
 
     if evaluate is not None and hold_out is not None:
         raise UsageError("--evaluate and --hold-out exclude each other", cure="Give one.")
-    rows = [row for _, row in read_rows(file)]
+    source = open_file(file)
+    rows = [row for _, row in source]
     try:
         columns = summarize_columns(rows)
         guess = guess_task(columns, format=format, label=label, texts=text, choices=choices)
@@ -75,6 +76,10 @@ def new(
     print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
     for name, column in guess.columns.items():
         print_line(f"  {name:<10} ", (_format_column(column), "cyan"))
+    if found := source.describe():
+        print_line(f"Found {found}.")
+    if any(name.startswith("Unnamed: ") for name in guess.unused):
+        print_line("Columns without a name are not used.")
     if evaluate is None:
         print_line(("No evaluation data. ", "yellow"), "Use --hold-out 0.1 or --evaluate FILE.")
     print_line("Wrote ", (str(target), "bold"), ". Check it, then:")

@@ -1,4 +1,4 @@
-"""Rows of CSV (quotes as RFC 4180 has them) and of TSV (GLUE's rules: no quotes, no escapes)."""
+"""Rows of CSV (quotes as RFC 4180 has them) and of TSV (GLUE's rules, unless it is quoted)."""
 
 import csv
 from collections import Counter
@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
+from finetune.data.readers.dialect import Dialect, detect_dialect
 from finetune.data.readers.text import Line, read_lines, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, ReadOptions, RowLocation
 from task_formats import RowError, UsageError
 
-_CURES = {
-    "tsv": "Fields are split at every tab; a field can hold neither tab nor line end.",
-    "csv": 'Put a field that holds a comma, a quote or a line end in "quotes".',
-}
+_TAB_CURE = "Fields are split at every tab; a field can hold neither tab nor line end."
+_QUOTES_CURE = 'Put a field that holds a {delimiter!r}, a quote or a line end in "quotes".'
+_UNNAMED = "Unnamed: "
 
 
 class _Record(NamedTuple):
@@ -28,12 +28,14 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     """Yields rows as {column: text}; `n/a`, `NA`, `null` and `None` are ordinary text.
 
     Empty lines are skipped, but in a TSV file of one column they are rows with an empty text.
+    Columns without a name are called "Unnamed: 0", ..., as pandas does.
 
     Raises:
         UsageError: The header is wrong, or a quote is never closed.
     """
+    dialect = detect_dialect(stream, options)
     lines = read_lines(stream, file)
-    records = _split_at_tabs(lines) if options.format == "tsv" else _parse_csv(lines, file)
+    records = _parse_csv(lines, file, dialect) if dialect.has_quotes else _split_at_tabs(lines)
     first = next((record for record in records if record.fields not in ([], [""])), None)
     if first is None:
         raise UsageError("the file is empty", where=file, cure="It needs a header and rows.")
@@ -41,17 +43,19 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     if has_header:
         if first.error:
             raise UsageError(first.error.what, where=first.error.where, cure=first.error.cure)
-        yield from _rows(records, _columns(first.fields, file, options), file, options)
+        columns = _columns(first.fields, file, options)
     else:
-        columns = _columns(options.columns, file, options)
-        yield from _rows(chain([first], records), columns, file, options)
+        columns, records = _columns(options.columns, file, options), chain([first], records)
+    cure = _QUOTES_CURE.format(delimiter=dialect.delimiter) if dialect.has_quotes else _TAB_CURE
+    yield from _rows(records, columns, file, options, cure)
 
 
 def _columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str, ...]:
     if len(names) > MAX_COLUMNS:
         cure = "Check that it is a table."
         raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file, cure=cure)
-    columns = tuple(options.rename.get(name, name) for name in names)
+    named = [name if name.strip() else f"{_UNNAMED}{k}" for k, name in enumerate(names)]
+    columns = tuple(options.rename.get(name, name) for name in named)
     if len(set(columns)) < len(columns):
         [(twice, _)] = Counter(columns).most_common(1)
         what = f"the header has {twice!r} twice"
@@ -60,22 +64,28 @@ def _columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str
 
 
 def _rows(
-    records: Iterator[_Record], columns: Sequence[str], file: str, options: ReadOptions
+    records: Iterator[_Record], columns: Sequence[str], file: str, options: ReadOptions, cure: str
 ) -> Iterator[LocatedRow]:
     width = len(columns)
+    # Excel leaves the delimiters of spare columns out, in some rows.
+    fewest = max(
+        (k for k, name in enumerate(columns, 1) if not name.startswith(_UNNAMED)), default=1
+    )
     for line, fields, error in records:
         location = RowLocation(file, line)
         if error:
             yield location, error
         elif len(fields) == width:
             yield location, dict(zip(columns, fields, strict=True))
+        elif fewest <= len(fields) < width:
+            yield location, dict(zip(columns, [*fields, *[""] * width][:width], strict=True))
         elif options.min_fields and options.min_fields <= len(fields):
             # Extra or missing fields are those just before the last one.
             inner = [*fields[:-1], *[""] * width][: width - 1]
             yield location, dict(zip(columns, [*inner, fields[-1]], strict=True))
         elif fields and not (fields == [""] and width > 1):
             what = f"{len(fields)} fields under a header of {width}"
-            yield location, RowError(what, where=str(location), cure=_CURES[options.format])
+            yield location, RowError(what, where=str(location), cure=cure)
 
 
 def _split_at_tabs(lines: Iterator[Line]) -> Iterator[_Record]:
@@ -84,7 +94,7 @@ def _split_at_tabs(lines: Iterator[Line]) -> Iterator[_Record]:
         yield _Record(number, fields, error)
 
 
-def _parse_csv(lines: Iterator[Line], file: str) -> Iterator[_Record]:
+def _parse_csv(lines: Iterator[Line], file: str, dialect: Dialect) -> Iterator[_Record]:
     # The limit of the csv module is global and smaller than ours, MAX_ROW_BYTES.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     first_line, size, line_error = 1, 0, None
@@ -98,7 +108,9 @@ def _parse_csv(lines: Iterator[Line], file: str) -> Iterator[_Record]:
                 raise row_too_long(f"{file}, line {first_line}")
             yield text
 
-    reader = csv.reader(texts(), strict=True)
+    reader = csv.reader(
+        texts(), delimiter=dialect.delimiter, skipinitialspace=dialect.has_blanks, strict=True
+    )
     while True:
         first_line, size, line_error = reader.line_num + 1, 0, None
         try:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune.data.readers.csv import read_delimited
+from finetune.data.readers.dialect import describe_dialect
 from finetune.data.readers.json import read_json, read_json_lines
 from finetune.data.readers.parquet import read_parquet
 from finetune.data.readers.race import read_race
-from finetune.data.readers.text import open_stream
+from finetune.data.readers.text import decode_utf16, open_stream
 from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, Rows
 from task_formats import Row, RowError, UsageError
 from task_formats.templates import look_up
@@ -93,6 +94,13 @@ class FileRows(Rows):
             with open_stream(path) as stream:
                 yield from read_stream(stream, _name(path), self.options)
 
+    def describe(self) -> str:
+        """Says what was found out about the first file beyond its ending; empty if nothing."""
+        if self.options.format not in ("csv", "tsv") or self.files[0] == "-":
+            return ""
+        with open_stream(self.files[0]) as stream:
+            return describe_dialect(stream, self.origin, self.options)
+
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files and over the options."""
         options = self.options
@@ -117,6 +125,8 @@ def _name(path: Path | str) -> str:
 
 def read_stream(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[LocatedRow]:
     """Yields the rows of an open stream; locations name it `file`."""
+    if options.format != "parquet":
+        stream = decode_utf16(stream, file)
     if options.format in ("csv", "tsv"):
         return read_delimited(stream, file, options)
     rows = _READERS[options.format](stream, file)

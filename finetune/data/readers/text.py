@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import lzma
 import re
 import sys
@@ -54,6 +55,32 @@ def _decompress(stream: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     return cast(BinaryIO, lzma.LZMAFile(stream)) if suffix == ".xz" else stream
+
+
+def peek(stream: BinaryIO, size: int) -> bytes:
+    """Returns the first bytes of a stream, which are then read again; fewer from a pipe."""
+    if stream.seekable():
+        position = stream.tell()
+        start = stream.read(size)
+        stream.seek(position)
+        return start
+    look = getattr(stream, "peek", None)
+    return look(size)[:size] if look else b""
+
+
+def decode_utf16(stream: BinaryIO, file: str) -> BinaryIO:
+    """Returns the stream as UTF-8 if it begins with the byte order mark of UTF-16.
+
+    Raises:
+        UsageError: It is not UTF-16.
+    """
+    if peek(stream, 2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return stream
+    try:
+        return io.BytesIO(stream.read().decode("utf-16").encode())
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start + 1} is not UTF-16, as which the file begins"
+        raise UsageError(what, where=file, cure="Save the file as UTF-8.") from None
 
 
 def describe_folder(folder: Path) -> str:

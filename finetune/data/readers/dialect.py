@@ -1,0 +1,118 @@
+"""How a CSV or TSV file is written: its delimiter and quotes, found from the file itself."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import BinaryIO, NamedTuple
+
+from finetune.data.readers.text import decode_utf16, peek
+from finetune.data.rows import MAX_ROW_BYTES, ReadOptions
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_OWN = {"csv": ",", "tsv": "\t"}
+_HEADER_BYTES = 2**16
+_MAX_BYTES = 2**26
+"""Bytes that are searched for quotes, as standard input may never end."""
+
+
+class Dialect(NamedTuple):
+    """The delimiter of a file, and whether quotes are those of CSV or part of the text."""
+
+    delimiter: str
+    has_quotes: bool
+    has_blanks: bool = False
+    """Whether a blank follows every delimiter."""
+
+    def describe(self, format: str) -> str:
+        """Says what the ending of the file does not; empty if there is nothing to say."""
+        notes = []
+        if self.delimiter != _OWN[format]:
+            notes.append(f"{_DELIMITERS[self.delimiter]} between the columns")
+        if self.has_quotes and self.delimiter == "\t":
+            notes.append("quotes as in CSV")
+        return " and ".join(notes)
+
+
+def detect_dialect(stream: BinaryIO, options: ReadOptions) -> Dialect:
+    """Finds the dialect of a file; the stream is then read from where it was.
+
+    Another delimiter than the format's own is one that the header and the first row hold equally
+    often, if the header does not hold the format's own. Quotes between tabs are those of CSV only
+    if the whole file could have been written so; GLUE's files have quotes that mean nothing.
+    """
+    delimiter = _OWN[options.format]
+    start = peek(stream, _HEADER_BYTES).decode("utf-8-sig", "replace")
+    # Detection sees the beginning of a file, whose last line may be cut.
+    lines = [f"{line}\n" for line in start.split("\n") if line.strip()]
+    if not options.columns and lines and _count_fields(lines[:1], delimiter) == 1:
+        counts = {other: _count_fields(lines, other) for other in _DELIMITERS}
+        best = max(counts, key=counts.__getitem__)
+        delimiter = best if counts[best] > 1 else delimiter
+    if delimiter == "\t":
+        return Dialect(delimiter, _has_quotes(stream))
+    return Dialect(delimiter, True, bool(lines) and f"{delimiter} " in lines[0])
+
+
+def _count_fields(lines: Iterable[str], delimiter: str) -> int:
+    """Fields of the header, if the first row has as many; else 1."""
+    try:
+        widths = [len(fields) for fields in islice(csv.reader(lines, delimiter=delimiter), 2)]
+    except csv.Error:
+        return 1
+    return widths[0] if len(set(widths)) == 1 else 1
+
+
+def _has_quotes(stream: BinaryIO) -> bool:
+    """Whether a file with tabs between its fields is quoted as CSV."""
+    if not stream.seekable():
+        content = peek(stream, _HEADER_BYTES)
+        return b'"' in content and _is_quoted(io.BytesIO(content[: content.rfind(b"\n") + 1]))
+    position = stream.tell()
+    chunks = islice(iter(lambda: stream.read(2**20), b""), _MAX_BYTES // 2**20)
+    found = any(b'"' in chunk for chunk in chunks)
+    stream.seek(position)
+    if found:
+        found = _is_quoted(stream)
+        stream.seek(position)
+    return found
+
+
+def _is_quoted(stream: BinaryIO) -> bool:
+    """Whether a writer of CSV would have quoted the same fields, or all texts are quoted."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
+    record: list[str] = []
+
+    def texts() -> Iterator[str]:
+        size = 0
+        for raw in iter(lambda: stream.readline(MAX_ROW_BYTES), b""):
+            size = size + len(raw) if record else len(raw)
+            if size > MAX_ROW_BYTES:
+                raise csv.Error("a quote that is never closed")
+            record.append(raw.decode("utf-8-sig", "replace"))
+            yield record[-1]
+
+    everything, width = None, 0
+    try:
+        for fields in csv.reader(texts(), delimiter="\t", strict=True):
+            text = "".join(record).rstrip("\r\n")
+            record.clear()
+            width = width or len(fields)
+            if everything is None:
+                everything = text.startswith('"')
+            if fields and (len(fields) != width or not (everything or text == _write(fields))):
+                return False
+    except csv.Error:
+        return False
+    return True
+
+
+def _write(fields: list[str]) -> str:
+    output = io.StringIO()
+    csv.writer(output, delimiter="\t", lineterminator="\n").writerow(fields)
+    return output.getvalue().removesuffix("\n")
+
+
+def describe_dialect(stream: BinaryIO, file: str, options: ReadOptions) -> str:
+    """Says how a CSV or TSV file is written, if its ending does not; else nothing."""
+    return detect_dialect(decode_utf16(stream, file), options).describe(options.format)
