@@ -3,8 +3,10 @@
 import ast
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from numbers import Real
@@ -59,12 +61,21 @@ class Classes:
         by_name = {name: index for index, name in enumerate(self.names)}
         return {**by_name, **{key: by_name[name] for key, name in self.raw.items()}}
 
+    @cached_property
+    def _similar(self) -> dict[str, int]:
+        return {normalize_label(text): index for text, index in reversed(self._index.items())}
+
     def parse(self, value: Any) -> int:
-        """Returns the class index of a raw value or a name; RowError for an unknown one."""
+        """Returns the class index of a raw value or a name; RowError for an unknown one.
+
+        Equal numbers ("1.0" and "1") and equal letters in other Unicode forms are equal labels.
+        """
         text = as_text(value)
-        if text not in self._index:
+        if (index := self._index.get(text)) is None:
+            index = self._similar.get(normalize_label(text))
+        if index is None:
             raise RowError(f"unknown label {_shorten(value)}", cure=partial(self._suggest, text))
-        return self._index[text]
+        return index
 
     def _suggest(self, text: str) -> str:
         return f"{suggest(text, self._index)} Correct the row, or add the label to task.labels."
@@ -262,6 +273,14 @@ def _shorten(value: Any) -> str:
     """A value for a message: a column of texts that was taken for the labels can be long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def normalize_label(text: str) -> str:
+    """Returns a label in NFC, and a whole number without a fraction."""
+    with suppress(ValueError):
+        if (number := float(text)).is_integer() and "_" not in text:
+            return str(int(number))
+    return unicodedata.normalize("NFC", text)
 
 
 def as_text(value: Any) -> str:

@@ -6,12 +6,13 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from task_formats import Row, UsageError, suggest
 from task_formats.labels import as_text, split_labels
 
-_MAX_CLASSES, _MAX_WHOLE_CLASSES = 200, 20
-"""A column with more distinct whole numbers than the second holds scores."""
+_MAX_CLASSES = 200
+"""More classes than this are believed only in a column with a usual name or one that is given."""
 _LABEL_NAMES = (
     "label", "labels", "gold_label", "class", "category", "target", "is_duplicate", "sentiment",
     "intent", "topic", "answerkey", "answerrightending", "correct", "gold", "quality", "score",
@@ -61,12 +62,13 @@ class Column(NamedTuple):
     """Number of rows of each item, if the values are lists or texts with several labels."""
     separator: str
     """Text between two labels; empty if the values are lists."""
+    missing: tuple[str, ...] = ()
+    """Values that mean "no label", if this is the label: SNLI's "-", and nan among numbers."""
 
     @property
     def is_score(self) -> bool:
-        """True for numbers with fractions, or with too many values for classes."""
-        fractional = not all(map(float.is_integer, self.numbers))
-        return fractional or len(self.numbers) > _MAX_WHOLE_CLASSES
+        """True for numbers with fractions; whole numbers are classes."""
+        return not all(map(float.is_integer, self.numbers))
 
     @property
     def repeats(self) -> bool:
@@ -108,16 +110,30 @@ def _summarize(name: str, values: Sequence[Any]) -> Column:
     if lists := [value for value in values if isinstance(value, list)]:
         items = Counter(item for value in lists for item in {*map(as_text, value)})
         return Column(name, Counter(), [], 0.0, max(map(len, lists)), items, "")
-    texts = [text for text in map(as_text, values) if text]
-    try:
-        numbers = [float(text) for text in set(texts)]
-    except ValueError:
-        numbers = []
-    numbers = numbers if all(map(math.isfinite, numbers)) else []
+    texts = [normalize("NFC", text) for text in map(as_text, values) if text]
+    numbers = {text: _parse_number(text) for text in set(texts)}
+    finite = [number for number in numbers.values() if number is not None and math.isfinite(number)]
+    missing = tuple(sorted(text for text in numbers if text == "-"))
+    if None not in numbers.values() and len(finite) > 1:
+        missing = tuple(sorted(text for text, number in numbers.items() if number not in finite))
+    if len(numbers) - len(missing) < 2:
+        missing = ()
+    texts = [text for text in texts if text not in missing]
+    are_numbers = bool(finite) and len(finite) + len(missing) == len(numbers)
+    if are_numbers and all(map(float.is_integer, finite)):
+        texts = [str(int(float(text))) for text in texts]
     mean_words = sum(len(text.split()) for text in texts) / max(len(texts), 1)
     counts = Counter(texts)
     separator, items = _find_separator(counts if mean_words <= _MAX_WORDS else Counter())
-    return Column(name, counts, numbers, mean_words, 0, items, separator)
+    finite = sorted(set(finite)) if are_numbers else []
+    return Column(name, counts, finite, mean_words, 0, items, separator, missing)
+
+
+def _parse_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _find_separator(counts: Counter[str]) -> tuple[str, Counter[str]]:
@@ -154,6 +170,8 @@ class TaskGuess(NamedTuple):
     separator: str | None = None
     """Text between several labels of a row; empty for lists of them or a column for each, and None
     if a row has one label."""
+    unlabelled: tuple[str, ...] = ()
+    """Labels that mean "no label"."""
 
 
 def guess_task(
@@ -163,8 +181,11 @@ def guess_task(
     label: str | None = None,
     texts: Sequence[str] = (),
     choices: Sequence[str] = (),
+    scores: bool = False,
 ) -> TaskGuess:
     """Guesses what is not given: a format, and the columns of the label, texts and choices.
+
+    With `scores`, whole numbers are scores too.
 
     Raises:
         UsageError: There is no such column, no label or no text is found, or the columns do not
@@ -189,7 +210,11 @@ def guess_task(
         texts = [c.name for c in candidates] if choices else _find_texts(candidates, format)
     if not texts:
         raise UsageError("found no text column", cure="Name it with --text.")
-    chosen = format or _choose_format(texts, choices, target)
+    if scores and not target.numbers:
+        what = f"column {target.name!r} does not hold numbers"
+        raise UsageError(what, cure="Name the column of the scores with --label.")
+    scores = (scores or target.is_score) and not choices
+    chosen = format or _choose_format(texts, choices, target, scores)
     names = _FIELDS.get(chosen, ("context", "choices"))
     values: list[str | Sequence[str]] = [*texts, *choices]
     if choices:
@@ -207,12 +232,14 @@ def guess_task(
         labels = _sort_labels(target.name, target.items)
         metrics = ("micro_f1", "macro_f1")
         return TaskGuess(chosen, fields, unused, labels, None, metrics, target.separator)
-    if target.is_score and not choices:
+    missing = target.missing
+    if scores:
         bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
-        return TaskGuess(chosen, fields, unused, {}, bounds, ("pearson", "spearman"))
+        metrics = ("pearson", "spearman")
+        return TaskGuess(chosen, fields, unused, {}, bounds, metrics, unlabelled=missing)
     count = columns[choices[0]].longest_list or len(choices) if choices else 0
     labels = _count_labels(target, count)
-    return TaskGuess(chosen, fields, unused, labels, None, ("accuracy",))
+    return TaskGuess(chosen, fields, unused, labels, None, ("accuracy",), unlabelled=missing)
 
 
 def _find_named_label(columns: Mapping[str, Column]) -> Column | None:
@@ -296,12 +323,14 @@ def _find_texts(columns: Sequence[Column], format: str | None) -> list[str]:
     return [column.name for column in columns if column in longest]
 
 
-def _choose_format(texts: Sequence[str], choices: Sequence[str], label: Column) -> str:
+def _choose_format(
+    texts: Sequence[str], choices: Sequence[str], label: Column, scores: bool
+) -> str:
     if choices:
         return "multiple_choice"
     if len(texts) == 1:
         return "classification"
-    symmetric = label.is_score or any(map(_SYMMETRIC.search, (label.name, *label.counts)))
+    symmetric = scores or any(map(_SYMMETRIC.search, (label.name, *label.counts)))
     return "similarity" if symmetric else "entailment"
 
 
@@ -318,7 +347,8 @@ def _sort_labels(
     """Rows of each label in the order of `labels`, or of their numbers or names."""
     if labels is None:
         labels = sorted(counts, key=int if all(map(str.isdecimal, counts)) else str)
-    if not 2 <= len(labels) <= _MAX_CLASSES:
-        what = f"column {column!r} has {len(labels)} different values, not 2 to {_MAX_CLASSES}"
-        raise UsageError(what, cure="Name the column with the labels: --label NAME.")
+    if len(labels) < 2 or len(labels) > max(_MAX_CLASSES, counts.total() // 2):
+        what = f"column {column!r} has {len(labels)} different values in {counts.total():,} rows"
+        cure = "Name a column of 2 or more labels that repeat with --label, or use --scores."
+        raise UsageError(what, cure=cure)
     return {name: counts[name] for name in labels}

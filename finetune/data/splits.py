@@ -148,6 +148,12 @@ def draw_fraction(strata: Array, fraction: float, seed: int) -> Array:
     return np.sort(order[: max(1, round(fraction * len(strata)))])
 
 
+def draw_rows(labels: Sequence[str], fraction: float, seed: int) -> set[int]:
+    """Draws the indices of a part of some rows in which labels are as frequent as in all."""
+    _, strata = np.unique(labels, return_inverse=True)
+    return set(draw_fraction(strata, fraction, seed).tolist())
+
+
 def bin_scores(scores: Array) -> Array:
     """(N,) bin of every score, from 0 to 9; each holds a tenth of the rows."""
     ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")

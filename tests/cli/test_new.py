@@ -177,7 +177,11 @@ def test_given_options_replace_guesses():
         (table(text=sentence, label=cycle("a", "b")), {"texts": ["txt"]}, "no column 'txt'"),
         (table(t=sentence, label=cycle(0, 1)), {"format": "multiple_choice"}, "do not fit"),
         (table(t=sentence, label=cycle(0, 1)), {"format": "entailment"}, "do not fit the format"),
-        (table(500, t=sentence, label=lambda n: f"v{n // 2}"), {}, "250 different values"),
+        (
+            table(500, t=sentence, v=lambda n: f"v{n}"),
+            {"label": "v"},
+            "500 different values in 500",
+        ),
         (
             table(x=sentence, **{"a": cycle(0, 1), "The cat sat on my old mat": str}),
             {},

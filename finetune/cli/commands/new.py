@@ -1,14 +1,13 @@
 """`gptft new`."""
 
 import os
-import random
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from errno import EEXIST
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from typer import Argument, Option
 
@@ -16,9 +15,16 @@ from finetune.cli.console import format_count, print_line
 from finetune.cli.task_guess import TaskGuess, guess_task, summarize_columns
 from finetune.evaluation.metrics import METRICS
 from task_formats import Row, UsageError
+from task_formats.labels import as_text, normalize_label
+from task_formats.templates import look_up
+
+if TYPE_CHECKING:
+    from finetune.data.rows import RowLocation
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
 _HOLD_OUT_SEED = 42
+_LISTED = 5
+"""Labels that are named one by one."""
 _Formats = Literal["classification", "entailment", "similarity", "multiple_choice"]
 _PLAIN = re.compile(r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [\w./+-]+)*", re.I)
 
@@ -40,6 +46,7 @@ def new(
         [], metavar="COLUMN", help="Column of lists of choices, or one for each choice."
     ),
     label: str | None = Option(None, metavar="COLUMN", help="Column of the label."),
+    scores: bool = Option(False, "--scores", help="Whole numbers are scores, not classes."),
 ) -> None:
     """Write a recipe for your own file.
 
@@ -53,10 +60,13 @@ def new(
     if evaluate is not None and hold_out is not None:
         raise UsageError("--evaluate and --hold-out exclude each other", cure="Give one.")
     source = open_file(file)
-    rows = [row for _, row in source]
+    located = list(source)
+    rows = [row for _, row in located]
     try:
         columns = summarize_columns(rows)
-        guess = guess_task(columns, format=format, label=label, texts=text, choices=choices)
+        guess = guess_task(
+            columns, format=format, label=label, texts=text, choices=choices, scores=scores
+        )
     except UsageError as error:
         raise error.located(str(file)) from None
     stem, _, suffix = file.name.partition(".")
@@ -68,7 +78,7 @@ def new(
     else:
         train, evaluate = (target.with_name(f"{stem}-{n}.{suffix}") for n in ("train", "evaluate"))
         _check_new(target, train, evaluate)
-        _split_rows(rows, hold_out, train, evaluate)
+        _split_rows(rows, [_label(row, guess) for row in rows], hold_out, train, evaluate)
     title = f"{one_line(file.name)}, {format_count(len(rows), 'row')}"
     recipe = _format_recipe(guess, title, target.parent, train, evaluate)
     parse_recipe(recipe, str(target))
@@ -76,6 +86,8 @@ def new(
     print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
     for name, column in guess.columns.items():
         print_line(f"  {name:<10} ", (_format_column(column), "cyan"))
+    for note in _describe_labels(located, guess):
+        print_line((note, "yellow"))
     if found := source.describe():
         print_line(f"Found {found}.")
     if any(name.startswith("Unnamed: ") for name in guess.unused):
@@ -99,15 +111,48 @@ def find_evaluation_file(file: Path) -> Path | None:
     return next((other for other in others if other.name != file.name and other.is_file()), None)
 
 
-def _split_rows(rows: list[Row], fraction: float, train: Path, evaluate: Path) -> None:
-    """Writes rows into two files. Which are held out depends only on their positions."""
+def _label(row: Row, guess: TaskGuess) -> str:
+    """The class of a row; empty for scores and several labels."""
+    try:
+        value = as_text(look_up(row, str(guess.columns["label"])))
+    except KeyError:
+        return ""
+    text = normalize_label(value)
+    return text if text in guess.labels or text in guess.unlabelled else ""
+
+
+def _describe_labels(located: "list[tuple[RowLocation, Row]]", guess: TaskGuess) -> Iterator[str]:
+    """Says which rows are left out, and which labels occur once."""
+    places: dict[str, list[RowLocation]] = {}
+    for location, row in located:
+        places.setdefault(_label(row, guess), []).append(location)
+    for text in guess.unlabelled:
+        if text in places:
+            first, count = places[text][0], format_count(len(places[text]), "row")
+            yield f"{count} with the label {text!r} left out, the first: {first}."
+    once = [text for text, count in guess.labels.items() if count == 1 and text in places]
+    for text in once[:_LISTED]:
+        yield f"Only one row has the label {text!r}: {places[text][0]}. Is it a typing error?"
+    if len(once) > _LISTED:
+        yield f"{len(once) - _LISTED} more labels occur in only one row."
+
+
+def _split_rows(
+    rows: list[Row], labels: list[str], fraction: float, train: Path, evaluate: Path
+) -> None:
+    """Writes rows into two files, each with the same share of every label."""
     from finetune.data import write_rows
+    from finetune.data.splits import draw_rows
 
     count = round(fraction * len(rows))
     if not 0 < count < len(rows):
         what = f"--hold-out {fraction:g} of {format_count(len(rows), 'row')} leaves a file empty"
         raise UsageError(what, cure="Choose another fraction.")
-    held_out = set(random.Random(_HOLD_OUT_SEED).sample(range(len(rows)), count))
+    held_out = draw_rows(labels, fraction, _HOLD_OUT_SEED)
+    kept = {text for index, text in enumerate(labels) if index not in held_out}
+    if lost := sorted(set(labels) - kept):
+        what = f"--hold-out {fraction:g} leaves no row of the label {lost[0]!r} for training"
+        raise UsageError(what, cure="Choose a smaller fraction.")
     columns = list(dict.fromkeys(chain.from_iterable(rows)))
     with write_rows(train, columns) as train_sink, write_rows(evaluate, columns) as evaluate_sink:
         for index, row in enumerate(rows):
@@ -157,6 +202,9 @@ def _format_recipe(
         labels.append(
             "# ordinal: true  # For labels in order, such as ratings; metrics also mae, spearman."
         )
+    if guess.unlabelled:
+        labels.append("# Rows with these labels are left out.")
+        labels.append(f"unlabelled: [{', '.join(map(quote, guess.unlabelled))}]")
     if guess.separator is not None:
         labels += ["# A row can have several labels.", "multi_label: true"]
         if guess.separator not in ("", ","):
