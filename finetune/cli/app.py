@@ -26,6 +26,7 @@ from finetune.cli.commands.prompt import prompt
 from finetune.cli.commands.push import push
 from finetune.cli.commands.report import report
 from finetune.cli.commands.resume import resume
+from finetune.cli.commands.scale import scale
 from finetune.cli.commands.schema import schema
 from finetune.cli.commands.serve import serve
 from finetune.cli.commands.show import show
@@ -80,6 +81,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command(rich_help_panel=command.panel, cls=command.parser)(command.function)
+app.add_typer(scale, rich_help_panel="Language models")
 app.command("ask", hidden=True, cls=MultiValueCommand)(prompt)  # The former name of prompt.
 
 

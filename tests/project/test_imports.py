@@ -40,9 +40,9 @@ DOORS = {
     "gguf": "models.gguf_files",
     "huggingface_hub": "data checkpointing.model_card export.hub",
     "jinja2": "reports",
-    "matplotlib": "comparison.curve reports",
-    "numpy": "data batching models evaluation training prompting pretraining comparison export "
-    "reports sklearn",
+    "matplotlib": "comparison.curve reports scaling.figures",
+    "numpy": "data batching models evaluation training prompting pretraining scaling comparison "
+    "export reports sklearn",
     "onnxruntime": "export.scripts",
     "peft": "models.lora export.scripts",
     "pyarrow": "data.readers.parquet",
@@ -51,7 +51,7 @@ DOORS = {
     "rich": "cli",
     "ruamel": "recipe.yaml_documents",
     "safetensors": "storage.tensors export.scripts",
-    "scipy": "evaluation",
+    "scipy": "evaluation scaling",
     "sklearn": "evaluation sklearn",
     "starlette": "serving",
     "tokenizers": "pretraining.tokenizer export.classification",
