@@ -198,18 +198,22 @@ def split_labels(value: Any, separator: str) -> list[Any]:
     >>> split_labels("joy, anger", ","), split_labels("['joy']", ","), split_labels([0, 4], ",")
     (['joy', 'anger'], ['joy'], [0, 4])
     """
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, str) and value.strip().startswith("["):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(value.strip())
-                break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                pass  # Text, or brackets nested so deeply that a parser refuses them.
+    value = parse_list(value)
     if isinstance(value, list | tuple | set):
         return list(value)
     return [text for item in as_text(value).split(separator) if (text := item.strip())]
+
+
+def parse_list(value: Any) -> Any:
+    """Returns the list that an array is or a text holds in JSON or Python; else the value."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, str) and value.strip().startswith("["):
+        for parse in (json.loads, ast.literal_eval):
+            # It may be text, or brackets nested so deeply that a parser refuses them.
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return parse(value.strip())
+    return value
 
 
 def _sigmoid(logit: float) -> float:

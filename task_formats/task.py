@@ -12,7 +12,7 @@ from task_formats import templates
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Example, Label, Row
 from task_formats.formats import Format
-from task_formats.labels import Classes, Labels, MultiLabel, as_text
+from task_formats.labels import Classes, Labels, MultiLabel, as_text, normalize_label, parse_list
 from task_formats.prompts import Prompt
 
 CHOICES, LABEL = "choices", "label"
@@ -135,7 +135,7 @@ class Task:
         names = sorted(set(self.columns) - {CHOICES, LABEL})
         fields = {name: self._text(row, str(self.columns[name]), name) for name in names}
         choices = self._choices(row) if self.format.is_multiple_choice else ()
-        label = self._label(row, labelled)
+        label = self._label(row, labelled, choices)
         if choices and isinstance(label, int) and label >= len(choices):
             name, number = self.labels.name(label), label + 1
             raise RowError(f"label {name!r} is choice {number} of {len(choices)}")
@@ -144,14 +144,19 @@ class Task:
     def _choices(self, row: Row) -> tuple[str, ...]:
         column = self.columns[CHOICES]
         if isinstance(column, str):
-            values = _look_up(row, column)
-            if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
+            values = parse_list(_look_up(row, column))
+            if not isinstance(values, list | tuple):
                 what = f"column {column!r} must hold a list of choices (got {values!r})"
                 cure = "For choices in separate columns write choices: [ending1, ending2]."
                 raise RowError(what, cure=cure)
             choices = tuple(_to_text(value, f"{column}[{k}]") for k, value in enumerate(values))
         else:
-            choices = tuple(self._text(row, c, f"{CHOICES}[{k}]") for k, c in enumerate(column))
+            # A row may have fewer choices than there are columns.
+            count = len(column)
+            while count > 2 and column[count - 1] in row and not as_text(row[column[count - 1]]):
+                count -= 1
+            pairs = enumerate(column[:count])
+            choices = tuple(self._text(row, c, f"{CHOICES}[{k}]") for k, c in pairs)
         if "" in choices:
             number = choices.index("") + 1
             raise RowError(f"choice {number} in column {column!r} is empty", cure="Fill it in.")
@@ -184,7 +189,7 @@ class Task:
             raise RowError(what, cure=suggest(value, words))
         return words[value] if words else value
 
-    def _label(self, row: Row, labelled: bool) -> Label:
+    def _label(self, row: Row, labelled: bool, choices: Sequence[str]) -> Label:
         column, value = self.columns.get(LABEL, ""), None
         with suppress(KeyError):
             if not isinstance(column, str):
@@ -199,13 +204,26 @@ class Task:
                 return self.labels.parse("-1")
             text = ""
         if text and text not in self.unlabelled:
-            return self.labels.parse(value)
+            return self._parse_answer(text, choices) if choices else self.labels.parse(value)
         for name in [column] if isinstance(column, str) else column:
             if labelled and name:
                 _look_up(row, name)  # names a missing column
         if labelled:
             raise RowError("no label", cure="Give the row a label, or predict on it instead.")
         return None
+
+    def _parse_answer(self, answer: str, choices: Sequence[str]) -> Label:
+        """The index of a choice by its label in any case of letters, or by its text."""
+        try:
+            return self.labels.parse(answer)
+        except RowError:
+            folded, normalized = answer.casefold(), normalize_label(answer)
+            names = [*self.labels.names, *getattr(self.labels, "raw", ())]
+            found = {self.labels.parse(name) for name in names if name.casefold() == folded}
+            texts = {k for k, text in enumerate(choices) if normalize_label(text) == normalized}
+            if len(found or texts) != 1:
+                raise
+            return (found or texts).pop()
 
 
 def _referenced_columns(column: str) -> Sequence[str]:

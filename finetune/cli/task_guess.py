@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from task_formats import Row, UsageError, suggest
-from task_formats.labels import as_text, split_labels
+from task_formats.labels import as_text, parse_list, split_labels
 
 _MAX_CLASSES = 200
 """More classes than this are believed only in a column with a usual name or one that is given."""
@@ -17,7 +17,8 @@ _LABEL_NAMES = (
     "label", "labels", "gold_label", "class", "category", "target", "is_duplicate", "sentiment",
     "intent", "topic", "answerkey", "answerrightending", "correct", "gold", "quality", "score",
     "similarity", "rating", "stars", "emotion", "emotions", "tags", "genres", "categories",
-    "topics", "intents",
+    "topics", "intents", "cop", "answer", "answer_key", "answer_idx", "answer_index",
+    "correct_answer", "correct_option",
 )  # fmt: skip
 """Usual names of label columns, the most likely first."""
 _PAIR_NAMES = (
@@ -36,6 +37,7 @@ _NOT_TEXT = re.compile(
     re.IGNORECASE,
 )
 _CHOICES = re.compile(r"choice|option|ending|candidate|answer|quiz|sol", re.IGNORECASE)
+_LETTER = re.compile(r"(op)?[A-E]", re.IGNORECASE)
 _NUMBER_IN_NAME = re.compile(r"\d+|(?<=[_ .-])[A-Ea-e]$")
 _SEPARATORS = (",", ";", "|")
 _MAX_LABEL_WORDS = 4
@@ -57,13 +59,16 @@ class Column(NamedTuple):
     """The distinct values, if all are numbers."""
     mean_words: float
     longest_list: int
-    """0 if the values are not lists."""
+    """0 if the values are not lists, nor texts of lists."""
     items: Counter[str]
     """Number of rows of each item, if the values are lists or texts with several labels."""
     separator: str
     """Text between two labels; empty if the values are lists."""
     missing: tuple[str, ...] = ()
     """Values that mean "no label", if this is the label: SNLI's "-", and nan among numbers."""
+
+    answers: tuple[str, Counter[int]] | None = None
+    """The column of lists that hold this column's values, and how often each position does."""
 
     @property
     def is_score(self) -> bool:
@@ -91,11 +96,28 @@ class Column(NamedTuple):
 
 def summarize_columns(rows: Iterable[Row]) -> dict[str, Column]:
     """The columns of a file by name."""
-    values: dict[str, list[Any]] = {}
+    flat = [dict(_flatten(row)) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
+    columns = {name: _summarize(name, [r[name] for r in flat if name in r]) for name in names}
+    lists = [column.name for column in columns.values() if column.longest_list]
+    for name, column in columns.items():
+        for choices in lists if column.counts and name not in lists else ():
+            if positions := _find_positions(flat, name, choices):
+                columns[name] = column._replace(answers=(choices, positions))
+    return columns
+
+
+def _find_positions(rows: Sequence[Mapping[str, Any]], name: str, choices: str) -> Counter[int]:
+    """How often a value is each of its row's choices; empty if one of the values is none."""
+    positions: Counter[int] = Counter()
     for row in rows:
-        for name, value in _flatten(row):
-            values.setdefault(name, []).append(value)
-    return {name: _summarize(name, column) for name, column in values.items()}
+        if answer := as_text(row.get(name)):
+            items = parse_list(row.get(choices))
+            texts = [as_text(item) for item in items] if isinstance(items, list) else []
+            if texts.count(answer) != 1:
+                return Counter()
+            positions[texts.index(answer)] += 1
+    return positions
 
 
 def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -126,7 +148,9 @@ def _summarize(name: str, values: Sequence[Any]) -> Column:
     counts = Counter(texts)
     separator, items = _find_separator(counts if mean_words <= _MAX_WORDS else Counter())
     finite = sorted(set(finite)) if are_numbers else []
-    return Column(name, counts, finite, mean_words, 0, items, separator, missing)
+    lists = [parse_list(text) for text in counts] if counts and not finite else []
+    longest = max(map(len, lists)) if all(isinstance(v, list) for v in lists) and lists else 0
+    return Column(name, counts, finite, mean_words, longest, items, separator, missing)
 
 
 def _parse_number(text: str) -> float | None:
@@ -172,6 +196,8 @@ class TaskGuess(NamedTuple):
     if a row has one label."""
     unlabelled: tuple[str, ...] = ()
     """Labels that mean "no label"."""
+    unread_choices: Sequence[str] = ()
+    """Columns that look like choices, of which the label names none."""
 
 
 def guess_task(
@@ -205,6 +231,7 @@ def guess_task(
     others = [c for c in columns.values() if c not in (target, *flags) and c.name not in given]
     if not choices and format in (None, "multiple_choice") and not target.items:
         choices = _find_choices(others, target)
+    looks = [] if choices or format else _find_choices(others, None)
     candidates = [c for c in others if c.name not in choices and c.is_text]
     if not texts:
         texts = [c.name for c in candidates] if choices else _find_texts(candidates, format)
@@ -239,7 +266,16 @@ def guess_task(
         return TaskGuess(chosen, fields, unused, {}, bounds, metrics, unlabelled=missing)
     count = columns[choices[0]].longest_list or len(choices) if choices else 0
     labels = _count_labels(target, count)
-    return TaskGuess(chosen, fields, unused, labels, None, ("accuracy",), unlabelled=missing)
+    return TaskGuess(
+        chosen,
+        fields,
+        unused,
+        labels,
+        None,
+        ("accuracy",),
+        unlabelled=missing,
+        unread_choices=[] if target.items else looks,
+    )
 
 
 def _find_named_label(columns: Mapping[str, Column]) -> Column | None:
@@ -247,7 +283,9 @@ def _find_named_label(columns: Mapping[str, Column]) -> Column | None:
     by_name = {name.lower().replace(" ", "_"): column for name, column in columns.items()}
     for name in _LABEL_NAMES:
         column = by_name.get(name)
-        if column and (column.numbers or column.items or (column.counts and column.repeats)):
+        if column and (
+            column.numbers or column.items or column.answers or (column.counts and column.repeats)
+        ):
             return column
     return None
 
@@ -289,24 +327,36 @@ def _find_label(columns: Mapping[str, Column]) -> Column:
     return min(reversed(candidates), key=lambda column: len(column.counts))
 
 
-def _find_choices(columns: Sequence[Column], label: Column) -> list[str]:
-    """A column of lists, or columns that differ in a number; empty if there are none."""
+def _find_choices(columns: Sequence[Column], label: Column | None) -> list[str]:
+    """A column of lists, or columns that differ in a number or letter; empty if there are none.
+
+    They must fit the label, if there is one.
+    """
     groups: dict[str, list[str]] = {}
-    for column in filter(lambda column: _CHOICES.search(column.name), columns):
-        if column.longest_list and _name_choices(label, column.longest_list):
-            return [column.name]
-        stem, count = _NUMBER_IN_NAME.subn("", column.name)
-        if count:
-            groups.setdefault(stem, []).append(column.name)
+    for column in columns:
+        name, count = column.name, column.longest_list
+        if _LETTER.fullmatch(name):
+            groups.setdefault(name[:-1].lower(), []).append(name)
+        elif _CHOICES.search(name) and not name.endswith((".label", ".labels")):
+            fits = label is None or (label.answers and label.answers[0] == name)
+            if count > 1 and (fits or (label and _name_choices(label, count))):
+                return [name]
+            stem, number = _NUMBER_IN_NAME.subn("", name)
+            if number:
+                groups.setdefault(stem, []).append(name)
     choices = max(groups.values(), key=len, default=[])
-    return choices if len(choices) > 1 and _name_choices(label, len(choices)) else []
+    fits = label is None or bool(_name_choices(label, len(choices)))
+    return choices if len(choices) > 1 and fits else []
 
 
 def _name_choices(label: Column, count: int) -> list[str]:
     """0..K-1, 1..K or A, B, ... for K choices, as the labels are written; empty if otherwise."""
     numbers = ([str(k + first) for k in range(count)] for first in (0, 1))
-    known = (*numbers, list(string.ascii_uppercase[:count]))
-    return next((names for names in known if label.counts.keys() <= set(names)), [])
+    upper, lower = list(string.ascii_uppercase[:count]), list(string.ascii_lowercase[:count])
+    for names in (*numbers, upper, lower):
+        if label.counts.keys() <= set(names):
+            return names
+    return upper if {text.upper() for text in label.counts} <= set(upper) else []
 
 
 def _find_texts(columns: Sequence[Column], format: str | None) -> list[str]:
@@ -337,7 +387,15 @@ def _choose_format(
 def _count_labels(label: Column, count: int) -> dict[str, int]:
     """Rows of each label, in the order of the recipe; `count` is the number of choices, or 0."""
     labels = _name_choices(label, count) if count else []
-    labels = labels or sorted(label.counts, key=float if label.numbers else str)
+    counts = Counter(dict.fromkeys(labels, 0))
+    for text, rows in label.counts.items() if labels else ():
+        counts[text if text in labels else text.upper()] += rows
+    if not labels and label.answers and count:
+        labels = list(string.ascii_uppercase[:count])
+        counts = Counter({name: label.answers[1][k] for k, name in enumerate(labels)})
+    if labels:
+        return _sort_labels(label.name, counts, labels)
+    labels = sorted(label.counts, key=float if label.numbers else str)
     return _sort_labels(label.name, label.counts, labels)
 
 

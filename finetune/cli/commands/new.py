@@ -86,6 +86,11 @@ def new(
     print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
     for name, column in guess.columns.items():
         print_line(f"  {name:<10} ", (_format_column(column), "cyan"))
+    if guess.unread_choices:
+        names = ", ".join(guess.unread_choices)
+        note = f"{names} may be choices, but they are not used: {guess.columns['label']} is taken"
+        why = "for the label, and its values are not their numbers, letters or texts."
+        print_line((f"{note} {why}", "yellow"))
     for note in _describe_labels(located, guess):
         print_line((note, "yellow"))
     if found := source.describe():
