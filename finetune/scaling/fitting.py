@@ -189,11 +189,23 @@ def _draw(
     """Log constants of bootstrap draws: residuals are drawn again and added to the fit.
 
     Drawing points again would often leave too few distinct ones on small grids. The residuals of a
-    fit are smaller than the noise by its degrees of freedom, which the factor corrects.
+    fit are smaller than the noise by its degrees of freedom, which the factor corrects. The draws
+    are smoothed (Silverman's bandwidth): the fit passes through some points, and with a part of the
+    residuals at zero the intervals of such a median-like fit would be too narrow.
     """
     generator = np.random.default_rng(seed)
     fitted = law.log_loss(theta, logs)
-    freedom = max(len(residuals) - len(theta), 1)
-    noise = (residuals - np.median(residuals)) * np.sqrt(len(residuals) / freedom)
-    size = len(noise)
-    return [_refine(law, theta, logs, fitted + generator.choice(noise, size)) for _ in range(draws)]
+    size = len(residuals)
+    freedom = max(size - len(theta), 1)
+    noise = (residuals - np.median(residuals)) * np.sqrt(size / freedom)
+    spread = min(noise.std(), np.subtract(*np.quantile(noise, [0.75, 0.25])) / 1.34)
+    bandwidth = 0.9 * spread * size**-0.2
+    return [
+        _refine(
+            law,
+            theta,
+            logs,
+            fitted + generator.choice(noise, size) + bandwidth * generator.standard_normal(size),
+        )
+        for _ in range(draws)
+    ]

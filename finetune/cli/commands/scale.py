@@ -38,6 +38,9 @@ def fit(
         [], metavar="FLOPS", help="Predict the best N and D for this budget. Repeatable."
     ),
     at: list[str] = Option([], metavar="N,D", help="Predict the loss at N and D. Repeatable."),
+    plots: Path | None = Option(
+        None, metavar="DIR", help="Write figures as PNG files to this folder."
+    ),
     bootstrap: int = Option(400, min=20, help="Bootstrap draws for the intervals."),
     seed: int = Option(0, min=0, help="Seed of the draws."),
     all_points: bool = Option(
@@ -49,9 +52,12 @@ def fit(
     Example: gptft scale fit losses.csv -o fit.json --compute 1e21 --at 7e9,1.4e11
     """
     from finetune.scaling.analysis import fit_points, write_fits
+    from finetune.scaling.figures import check_matplotlib, draw_figures
     from finetune.scaling.planning import allocate_by_fit, predict_loss
     from finetune.scaling.points import read_points
 
+    if plots is not None:
+        check_matplotlib()
     budgets = [_check_positive(value, "--compute") for value in compute]
     places = [_parse_place(text) for text in at]
     points = read_points(source, dict(map(_parse_column, column)))
@@ -85,6 +91,8 @@ def fit(
             described["predictions"] = {"budgets": allocations, "losses": places_and_losses}
         write_fits(fits, output, described)
         print_line("all fits are in ", (str(output), "bold"))
+    if plots is not None:
+        print_line(f"{', '.join(draw_figures(points, fits, plots))} are in ", (str(plots), "bold"))
 
 
 @scale.command()
