@@ -53,6 +53,8 @@ def _check_row(row: Any, text: str, location: RowLocation) -> dict[str, Any] | R
 def read_json(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
     """Yields the objects of one list, read in chunks; without a list, objects one after another.
 
+    One object may be a table: pandas' orients columns, index, split and table, or {"data": [...]}.
+
     Raises:
         UsageError: The list itself is broken.
     """
@@ -68,7 +70,13 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
                 # Either it is broken, or it ends in a later chunk.
                 fault = f"not JSON: {getattr(error, 'msg', error)}"
                 break
-            yield location, _check_row(row, text[match.end() : end], location)
+            is_first = (before, ending) == _START and not match[1]
+            if is_first and (table := _table_rows(row)) is not None:
+                for number, item in enumerate(table, start=1):
+                    place = RowLocation(file, number, "row")
+                    yield place, _check_row(item, text[match.end() : end], place)
+            else:
+                yield location, _check_row(row, text[match.end() : end], location)
             line, start = line + text.count("\n", start, end), end
             fault = "not a list of objects"
             if (before, ending) == _START:
@@ -81,6 +89,26 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
     if not ending.fullmatch(text):
         cure = "A .json file holds one list of objects; objects alone, one a line, are .jsonl."
         raise UsageError(fault, where=f"{file}, line {line}", cure=cure)
+
+
+def _table_rows(value: dict[str, Any]) -> list[Any] | None:
+    """The rows of an object that is a table; None for one that is a row."""
+    data, names, inner = value.get("data"), value.get("columns"), list(value.values())
+    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
+        return data
+    if isinstance(data, list) and isinstance(names, list):
+        is_table = all(isinstance(item, list) and len(item) == len(names) for item in data)
+        return (
+            [dict(zip(map(str, names), item, strict=True)) for item in data] if is_table else None
+        )
+    if not inner or not all(isinstance(item, dict) and item for item in inner):
+        return None
+    if all(map(str.isdecimal, value)):
+        return inner
+    keys = list(inner[0])
+    if all(map(str.isdecimal, keys)) and all(item.keys() == inner[0].keys() for item in inner):
+        return [{name: column[key] for name, column in value.items()} for key in keys]
+    return None
 
 
 def _decode(stream: BinaryIO, file: str) -> Iterator[str]:
