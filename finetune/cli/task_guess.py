@@ -137,7 +137,7 @@ def _summarize(name: str, values: Sequence[Any]) -> Column:
     finite = [number for number in numbers.values() if number is not None and math.isfinite(number)]
     missing = tuple(sorted(text for text in numbers if text == "-"))
     if None not in numbers.values() and len(finite) > 1:
-        missing = tuple(sorted(text for text, number in numbers.items() if number not in finite))
+        missing = tuple(sorted(text for text in numbers if not math.isfinite(float(text))))
     if len(numbers) - len(missing) < 2:
         missing = ()
     texts = [text for text in texts if text not in missing]
