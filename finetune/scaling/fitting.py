@@ -72,19 +72,18 @@ class Fit:
         return make_interval(value, np.array(draws), freedom)
 
 
-def make_interval(value: float, draws: Array, freedom: int) -> Interval:
-    """The interval of a positive value: quantiles of the draws, widened for few points.
+def make_interval(value: float, draws: Array, freedom: int, *, positive: bool = True) -> Interval:
+    """The interval of a value: quantiles of the draws, widened for few points.
 
     Quantiles are too narrow by the ratio of Student's t to the normal distribution, as a standard
-    error with few degrees of freedom is.
+    error with few degrees of freedom is. Positive values are widened on a logarithmic scale.
     """
     if len(draws) == 0 or freedom < 1:
         return Interval(value, float("nan"), float("nan"))
     tail = (1 - CONFIDENCE) / 2
     widening = student_t.ppf(1 - tail, freedom) / student_t.ppf(1 - tail, 1e9)
-    low, high = np.log(np.quantile(draws, [tail, 1 - tail]))
-    centre = np.log(value)
-    ends = np.exp(centre + widening * (np.array([low, high]) - centre))
+    ends = np.quantile(draws, [tail, 1 - tail])
+    ends = value * (ends / value) ** widening if positive else value + widening * (ends - value)
     return Interval(value, float(min(ends[0], value)), float(max(ends[1], value)))
 
 

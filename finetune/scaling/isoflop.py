@@ -14,7 +14,7 @@ from finetune.scaling.points import Points
 
 BUDGET_WIDTH = 1.1
 """Points whose C differ by less than this factor share a budget."""
-_MIN_POINTS = 4
+_MIN_SIZES = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0) -> IsoFl
     log_n, log_c = np.log(points.values["N"]), np.log(points.values["C"])
     profiles = tuple(_fit_budget(group, log_n, log_c, points.loss) for group in _budgets(log_c))
     profiles = tuple(
-        profile for profile in profiles if len(np.unique(log_n[list(profile.indices)])) >= 4
+        profile
+        for profile in profiles
+        if len(np.unique(log_n[list(profile.indices)])) >= _MIN_SIZES
     )
     if not profiles:
         return None
@@ -82,17 +84,17 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0) -> IsoFl
     freedom = sum(len(profile.indices) - 3 for profile in used)
     return IsoFlop(
         profiles,
-        make_interval(float(exponent), spread[:, 0], freedom),
+        make_interval(float(exponent), spread[:, 0], freedom, positive=False),
         make_interval(float(np.exp(intercept)), np.exp(spread[:, 1]), freedom),
     )
 
 
 def _budgets(log_c: Array) -> Iterator[Array]:
-    """Groups of at least four points, whose C is within a factor of the smallest."""
+    """Groups of points whose C is within a factor of the smallest."""
     order = np.argsort(log_c, kind="stable")
     while len(order):
         near = log_c[order] <= log_c[order[0]] + np.log(BUDGET_WIDTH)
-        if near.sum() >= _MIN_POINTS:
+        if near.sum() >= _MIN_SIZES:
             yield order[near]
         order = order[~near]
 

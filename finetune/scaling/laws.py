@@ -21,12 +21,13 @@ PF_DAY = 1e15 * 86_400
 
 
 class Law(ABC):
-    """A form of the loss; `constants` are the names of its constants, in the order of theta.
+    """A form of the loss over V variables with P constants.
 
-    Args:
+    Attributes:
         name: Short name, such as `hoffmann`.
         formula: The formula as text.
-        variables: Columns that it reads, such as N and D.
+        variables: What it is a function of, such as N and D.
+        constants: Names of its constants, in the order of theta.
     """
 
     name: str

@@ -38,6 +38,13 @@ def test_fit_then_plan(table, tmp_path, capsys):
     assert "extrapolation" not in printed
 
 
+def test_the_group_alone_prints_its_commands(capsys):
+    assert main(["scale"]) == 0
+    printed = capsys.readouterr()
+    assert "Fit scaling laws to measured losses." in printed.out
+    assert not printed.err
+
+
 @pytest.mark.parametrize("name", ["hoffmann", "besiroglu", "kaplan"])
 def test_plan_by_published_constants(name, capsys):
     assert main(["scale", "plan", "--compute", "1e18", "--by", name, "--batch", "5e5"]) == 0

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from typer import Argument, Option, Typer
+from typer import Argument, Context, Option, Typer
 
 from finetune.cli.console import console, get_rank, make_table, print_line
 from task_formats import UsageError
@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 scale = Typer(
     name="scale",
-    help="Scaling laws: fit them to measured losses, and plan a compute budget.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 _JOINT = ("hoffmann", "kaplan")
+
+
+@scale.callback(invoke_without_command=True)
+def start(context: Context) -> None:
+    """Scaling laws: fit them to measured losses, and plan a compute budget."""
+    if context.invoked_subcommand is None:
+        print_line(context.get_help())
 
 
 @scale.command()
@@ -193,20 +199,14 @@ def _print_quality(fits: "ScalingFits") -> None:
 def _print_isoflop(fits: "ScalingFits") -> None:
     if fits.isoflop is None:
         return
-    rows = [
-        [_short(profile.compute), str(len(profile.indices)), *best]
-        for profile in fits.isoflop.profiles
-        for best in [
-            ["", "", "", profile.refused]
-            if profile.refused
-            else [
-                _short(math.exp(profile.log_parameters)),
-                _short(profile.compute / fits.flops_factor / math.exp(profile.log_parameters)),
-                f"{profile.loss:.4f}",
-                "",
-            ]
-        ]
-    ]
+    rows = []
+    for profile in fits.isoflop.profiles:
+        best = ["", "", "", profile.refused]
+        if not profile.refused:
+            n = math.exp(profile.log_parameters)
+            d = profile.compute / fits.flops_factor / n
+            best = [_short(n), _short(d), f"{profile.loss:.4f}", ""]
+        rows.append([_short(profile.compute), str(len(profile.indices)), *best])
     table = make_table(["IsoFLOP budget", "points", "best N", "best D", "loss", "refused"], rows)
     exponent, factor = fits.isoflop.exponent, fits.isoflop.factor
     if exponent is not None and factor is not None:
