@@ -221,7 +221,7 @@ def guess_task(
     for name in columns if not given else ():
         if len(name.split()) > 6 or name.strip().replace(".", "").isdigit():
             what = f"the first line looks like data, not like column names: {name.strip()[:60]!r}"
-            cure = "Add a line with column names, or name the columns with --text and --label."
+            cure = "Add a line such as text,label, or name the columns with --text and --label."
             raise UsageError(what, cure=cure)
     for name in given:
         if name not in columns:

@@ -133,8 +133,8 @@ def test_utf8_text_comes_back(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "place", "cure"),
     [
-        (b"\xff", "line 1, byte 1", "Save the file as UTF-8."),
-        (b"a\n\xc3\xbc\xff", "line 2, byte 3", "Save the file as UTF-8."),
+        (b"\x81", "line 1, byte 1", "Save the file as UTF-8."),
+        (b"a\n\xc3\xbc\x81", "line 2, byte 3", "Save the file as UTF-8."),
         (b"\x1f\x8b\x08", "line 1, byte 2", "Unpack the file: this looks like gzip."),
     ],
 )
