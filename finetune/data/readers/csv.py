@@ -54,7 +54,7 @@ def _columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str
     if len(names) > MAX_COLUMNS:
         cure = "Check that it is a table."
         raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file, cure=cure)
-    named = [name if name.strip() else f"{_UNNAMED}{k}" for k, name in enumerate(names)]
+    named = [name or f"{_UNNAMED}{k}" for k, name in enumerate(names)]
     columns = tuple(options.rename.get(name, name) for name in named)
     if len(set(columns)) < len(columns):
         [(twice, _)] = Counter(columns).most_common(1)

@@ -44,7 +44,7 @@ def detect_dialect(stream: BinaryIO, options: ReadOptions) -> Dialect:
     delimiter = _OWN[options.format]
     start = peek(stream, _HEADER_BYTES).decode("utf-8-sig", "replace")
     # Detection sees the beginning of a file, whose last line may be cut.
-    lines = [f"{line}\n" for line in start.split("\n") if line.strip()]
+    lines = [f"{line}\n" for line in start.split("\n") if line.strip("\r")]
     if not options.columns and lines and _count_fields(lines[:1], delimiter) == 1:
         counts = {other: _count_fields(lines, other) for other in _DELIMITERS}
         best = max(counts, key=counts.__getitem__)
