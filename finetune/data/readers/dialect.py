@@ -51,16 +51,27 @@ def detect_dialect(stream: BinaryIO, options: ReadOptions) -> Dialect:
         delimiter = best if counts[best] > 1 else delimiter
     if delimiter == "\t":
         return Dialect(delimiter, _has_quotes(stream))
-    return Dialect(delimiter, True, bool(lines) and f"{delimiter} " in lines[0])
+    return Dialect(delimiter, True, _has_blanks(lines, delimiter))
 
 
 def _count_fields(lines: Iterable[str], delimiter: str) -> int:
     """Fields of the header, if the first row has as many; else 1."""
     try:
-        widths = [len(fields) for fields in islice(csv.reader(lines, delimiter=delimiter), 2)]
+        records = csv.reader(lines, delimiter=delimiter, strict=True)
+        widths = [len(fields) for fields in islice(records, 2)]
     except csv.Error:
         return 1
     return widths[0] if len(set(widths)) == 1 else 1
+
+
+def _has_blanks(lines: Iterable[str], delimiter: str) -> bool:
+    """Whether a blank follows every delimiter in the header and the first row."""
+    try:
+        records = [*islice(csv.reader(lines, delimiter=delimiter), 2)]
+    except csv.Error:
+        return False
+    others = [field for fields in records for field in fields[1:]]
+    return bool(others) and all(field.startswith(" ") for field in others)
 
 
 def _has_quotes(stream: BinaryIO) -> bool:
