@@ -125,7 +125,7 @@ def _find_doubts(fit: Fit, law: Law, points: Points) -> Iterator[str]:
         if factor < MIN_RATIO_RANGE:
             yield (
                 f"{law.name}: D/N varies by a factor of {factor:.3g} only, so the effects of N and "
-                "D can hardly be told apart; measure other ratios"
+                "D can hardly be separated; measure other ratios"
             )
     if fit.condition > MAX_CONDITION:
         yield (

@@ -23,7 +23,7 @@ def write(path, content, encoding="utf-8"):
 
 
 @pytest.mark.parametrize(
-    ("name", "delimiter", "encoding", "told"),
+    ("name", "delimiter", "encoding", "note"),
     [
         ("a.csv", ";", "utf-8-sig", "semicolons between the columns"),
         ("a.csv", "\t", "utf-8", "tabs between the columns"),
@@ -33,13 +33,13 @@ def write(path, content, encoding="utf-8"):
         ("a.tsv", "\t", "utf-16", ""),
     ],
 )
-def test_delimiter_and_encoding_are_found(tmp_path, capsys, name, delimiter, encoding, told):
+def test_delimiter_and_encoding_are_found(tmp_path, capsys, name, delimiter, encoding, note):
     lines = [delimiter.join(row.values()) for row in [{"": "review", "-": "stars"}, *ROWS]]
     path = write(tmp_path / name, "\n".join(lines) + "\n", encoding)
     assert read(path) == ROWS
-    assert open_file(path).describe() == told
+    assert open_file(path).describe() == note
     assert main(["new", str(path), "-o", str(tmp_path / "r.yaml")]) == 0
-    assert (f"Found {told}." in capsys.readouterr().out) == bool(told)
+    assert (f"Found {note}." in capsys.readouterr().out) == bool(note)
 
 
 def test_commas_in_the_text_do_not_hide_other_delimiters_nor_pretend_to_be_one(tmp_path):
