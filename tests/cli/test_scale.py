@@ -16,7 +16,8 @@ def table(tmp_path):
     return tmp_path / "losses.csv"
 
 
-def test_fit_then_plan(table, tmp_path, capsys):
+def test_fit_then_plan(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # Narrow tables wrap their cells.
     out = tmp_path / "fit.json"
     words = ["scale", "fit", str(table), "-o", str(out), "--bootstrap", "20"]
     assert main([*words, "--compute", "1e21", "--at", "7e9,1.4e11"]) == 0
