@@ -18,7 +18,7 @@ from unittest import mock
 
 import finetune
 from benchmarks import peers
-from benchmarks.results import ablation_path, read_lines, score_predictions
+from benchmarks.results import ablation_path, read_lines, score_answers
 from finetune.batching import collate as batching
 from finetune.models import task_tokens
 from finetune.models.task_tokens import TaskTokens
@@ -173,7 +173,7 @@ def train(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     recipe = finetune.load_recipe("sst2", changes)
     started, metric = time.perf_counter(), recipe.task.metrics[0]
     if name.startswith(PEER):
-        score = score_predictions(recipe, peers.train_run_glue(recipe).predictions)[metric]
+        score = score_answers(recipe, peers.train_run_glue(recipe).predictions)[metric]
     else:
         with arm.patch(), tempfile.TemporaryDirectory() as folder:
             run = finetune.events(recipe, Path(folder) / "run")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from benchmarks import peers
 from finetune.comparison.study import predict_majority
 from finetune.data.examples import read_split
 from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.statistics import paired_bootstrap
 from finetune.prompting.evaluator import evaluate_prompts
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
@@ -248,9 +250,7 @@ def run_cell(recipe: Recipe, arm: str, seed: int) -> Outcome:
     if arm in SEARCHED and arm != PEER:
         seconds = result.seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Outcome(
-        score_predictions(recipe, predictions), predictions, round(seconds, 1), round(peak)
-    )
+    return Outcome(score_answers(recipe, predictions), predictions, round(seconds, 1), round(peak))
 
 
 def read_gold(recipe: Recipe) -> list[str | float]:
@@ -260,7 +260,7 @@ def read_gold(recipe: Recipe) -> list[str | float]:
     return [task.labels.name(example.label) for example in examples if example.label is not None]
 
 
-def score_predictions(recipe: Recipe, predictions: Sequence[str | float]) -> dict[str, float]:
+def score_answers(recipe: Recipe, predictions: Sequence[str | float]) -> dict[str, float]:
     """The task's metrics."""
     positive = recipe.task.build().positive_class
     return compute_metrics(recipe.task.metrics, predictions, read_gold(recipe), positive)
@@ -275,21 +275,20 @@ def paired_difference(
     """
     metric, positive = recipe.task.metrics[0], recipe.task.build().positive_class
     gold = np.array(read_gold(recipe))
-    arms = [[np.array(outcome.predictions) for outcome in arm] for arm in (ours, theirs)]
 
-    def difference(rows: np.ndarray) -> float:
-        means = [
-            np.mean([
-                compute_metrics([metric], list(one[rows]), list(gold[rows]), positive)[metric]
-                for one in arm
-            ])
-            for arm in arms
-        ]  # fmt: skip
-        return float(means[0] - means[1])
+    def mean_score(predictions: Sequence[np.ndarray], rows: np.ndarray) -> dict[str, float]:
+        chosen = list(gold[rows])
+        scores = [
+            compute_metrics([metric], list(one[rows]), chosen, positive) for one in predictions
+        ]
+        return {metric: float(np.mean([score[metric] for score in scores]))}
 
-    rows = np.random.default_rng(0).integers(0, len(gold), (draws, len(gold)))
-    low, high = np.quantile([difference(row) for row in rows], [0.025, 0.975])
-    return difference(np.arange(len(gold))), float(low), float(high)
+    first, second = (
+        partial(mean_score, [np.array(outcome.predictions) for outcome in arm])
+        for arm in (theirs, ours)
+    )
+    difference = paired_bootstrap(first, second, len(gold), draws)[metric]
+    return difference.value, difference.low, difference.high
 
 
 def write_page(options: argparse.Namespace, record: Record) -> str:

@@ -344,9 +344,11 @@ def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iter
     """Warnings about splits from which nothing can be learned or concluded."""
     for split in filter(None, (train, evaluation)):
         labels = split.examples.labels
-        if isinstance(task.labels, Classes) and len(np.unique(labels[~np.isnan(labels)])) == 1:
-            name = task.labels.name(int(labels[0]))
-            yield f"warning: every row of {split.origin} has the label {name!r}"
+        if isinstance(task.labels, Classes):
+            found = np.unique(labels[~np.isnan(labels)])
+            if len(found) == 1:
+                name = task.labels.name(found[0])
+                yield f"warning: every row of {split.origin} has the label {name!r}"
     if evaluation and (shared := count_shared(evaluation.examples, train.examples)):
         rows = f"{shared} of {len(evaluation.examples)} evaluation rows"
         yield f"warning: {rows} also occur in the training rows, so scores are too high"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +17,7 @@ import finetune
 import finetune.data.splits
 from finetune.checkpointing.run_folder import LOG, read_result
 from finetune.distributed.setup import create_accelerator
+from finetune.models.losses import objective
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe, TaskConfig, TrainConfig
 from finetune.training.events import Interrupted
 from finetune.training.finetuning import FinetuningJob, events, prepare_finetuning
@@ -130,6 +132,22 @@ def prepare(recipe: Recipe) -> FinetuningJob:
     """The job on this process, before its first update."""
     accelerator = create_accelerator("fp32", "cpu")
     return prepare_finetuning(recipe, recipe.task.build(), accelerator)
+
+
+def first_update(recipe: Recipe) -> tuple[int, Tensor, Tensor, Tensor]:
+    """The forward passes, task loss, logits and labels of the first update, without dropout."""
+    job = prepare(recipe)
+    job.model.eval()
+    passes = job.make_microbatches(1, None).batches
+    with torch.no_grad():
+        outputs = [job.model(batch) for batch in passes]
+    options = job.settings.task_loss
+    loss = sum(
+        objective(output, batch, 0.0, options).task
+        for output, batch in zip(outputs, passes, strict=True)
+    )
+    logits = torch.cat([output.logits for output in outputs])
+    return len(passes), loss, logits, torch.cat([batch.label for batch in passes])
 
 
 def train(recipe: Recipe, folder: Path, **options: Any) -> Path:

@@ -5,14 +5,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import finetune
 from finetune.checkpointing.model_folder import THRESHOLDS
 from finetune.cli import main
 from finetune.evaluation.thresholds import best_f1_threshold
-from finetune.models.losses import objective
 from task_formats import UsageError
 from tests.support import jobs
 from tests.support.processes import ODD, assert_same, train_in_processes
@@ -37,19 +35,8 @@ def test_the_loss_of_an_update_is_that_of_torch(layout, weights, bases, tmp_path
     recipe = jobs.recipe(
         "multi_label", bases("gpt2"), tmp_path / "data", class_weights=weights, **settings
     )
-    job = jobs.prepare(recipe)
-    job.model.eval()
-    passes = job.make_microbatches(1, None).batches
-    assert len(passes) > 1
-    with torch.no_grad():
-        outputs = [job.model(batch) for batch in passes]
-    options = job.settings.task_loss
-    loss = sum(
-        objective(output, batch, 0.0, options).task
-        for output, batch in zip(outputs, passes, strict=True)
-    )
-    logits = torch.cat([output.logits for output in outputs])
-    labels = torch.cat([batch.label for batch in passes])
+    passes, loss, logits, labels = jobs.first_update(recipe)
+    assert passes > 1
     present = labels.sum(0)
     weight = None if weights is None else (20 - present) / present
     expected = binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)

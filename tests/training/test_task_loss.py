@@ -9,7 +9,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
 import finetune
-from finetune.models.losses import objective
 from finetune.training.finetuning import choose_task_loss
 from task_formats import UsageError
 from tests.support import jobs
@@ -25,19 +24,8 @@ def test_the_loss_of_an_update_is_the_weighted_mean_of_torch(layout, bases, tmp_
     """In forward passes of any size, with three classes of different weights."""
     settings = {**WEIGHTED, "layout": layout, "tokens_per_forward": 40, "batch_size": 20}
     recipe = jobs.recipe("classification", bases("gpt2"), tmp_path / "data", **settings)
-    job = jobs.prepare(recipe)
-    job.model.eval()
-    passes = job.make_microbatches(1, None).batches
-    assert len(passes) > 1
-    with torch.no_grad():
-        outputs = [job.model(batch) for batch in passes]
-    options = job.settings.task_loss
-    loss = sum(
-        objective(output, batch, 0.0, options).task
-        for output, batch in zip(outputs, passes, strict=True)
-    )
-    logits = torch.cat([output.logits for output in outputs])
-    labels = torch.cat([batch.label for batch in passes])
+    passes, loss, logits, labels = jobs.first_update(recipe)
+    assert passes > 1
     weights = torch.tensor([3.0, 1.0, 0.25])
     expected = cross_entropy(logits, labels, weights, label_smoothing=0.1)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
