@@ -6,12 +6,22 @@ from pathlib import Path
 
 from finetune.checkpointing.model_folder import ADAPTER
 from finetune.export.source import ExportSource
-from finetune.export.standalone import write_head, write_prediction_script
+from finetune.export.standalone import SCRIPT, write_head, write_prediction_script
 from finetune.models.pretrained import find_base
 from finetune.storage.files import write_atomically
 from task_formats import UsageError
 
 _CONFIG = "adapter_config.json"
+_CHANGES = {
+    "from transformers import AutoModel, AutoTokenizer\n": (
+        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
+    ),
+    'DECODER = AutoModel.from_pretrained(FOLDER, dtype="auto").eval()\n': (
+        "MODEL = AutoPeftModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)\n"
+        "DECODER = MODEL.merge_and_unload().base_model.eval()\n"
+    ),
+}
+"""Lines of the `predict.py` of transformers to those of peft."""
 
 
 def write_adapter(source: ExportSource, folder: Path) -> None:
@@ -43,4 +53,8 @@ def write_adapter(source: ExportSource, folder: Path) -> None:
     write_atomically(folder / _CONFIG, json.dumps(content, indent=2) + "\n")
     source.predictor.base.task_tokens.tokenizer.save_pretrained(folder)
     write_head(source, folder)
-    write_prediction_script(source, folder)
+    script = SCRIPT
+    for line, other in _CHANGES.items():
+        assert line in script
+        script = script.replace(line, other)
+    write_prediction_script(source, folder, script)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from finetune.export.source import ExportSource
-from finetune.export.standalone import write_prediction_script
+from finetune.export.standalone import SCRIPTS, write_prediction_script
 from finetune.models.heads import LinearHead
 from task_formats import UsageError
 
@@ -96,4 +96,5 @@ def write_onnx(source: ExportSource, folder: Path) -> None:
     assert program is not None
     program.save(str(folder / MODEL_FILE))
     source.predictor.base.task_tokens.tokenizer.save_pretrained(folder)
-    write_prediction_script(source, folder)
+    script = SCRIPTS.joinpath("predict_onnx.py").read_text(encoding="utf-8")
+    write_prediction_script(source, folder, script)

@@ -1,6 +1,7 @@
 """Folders with a `predict.py` that needs transformers or onnxruntime, and no gptft."""
 
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from finetune.checkpointing.model_folder import HEAD_FILE, save_decoder
 from finetune.export.source import ExportSource
 from finetune.storage import json_files
 from finetune.storage.files import write_atomically
-from task_formats import Format, Labels, MultiLabel, templates
+from task_formats import Labels, MultiLabel
+from task_formats.example import SpecialTokens
+from task_formats.templates import split_pieces
+
+SCRIPTS = files("finetune.export.scripts")
+SCRIPT = SCRIPTS.joinpath("predict.py").read_text(encoding="utf-8")
+"""The `predict.py` of folders that transformers reads."""
 
 
 def write_standalone(source: ExportSource, folder: Path) -> None:
@@ -35,9 +42,14 @@ def write_head(source: ExportSource, folder: Path) -> None:
     shutil.copyfile(source.model_folder / HEAD_FILE, folder / HEAD_FILE)
 
 
-def write_prediction_script(source: ExportSource, folder: Path) -> None:
-    """Writes `predict.py` and the description of the task that it reads."""
-    script = files("finetune.export.scripts").joinpath("predict.py").read_text(encoding="utf-8")
+def write_prediction_script(source: ExportSource, folder: Path, script: str = SCRIPT) -> None:
+    """Writes `predict.py` and `task.json`, which describes the task to it.
+
+    Args:
+        source: The exported run.
+        folder: The exported folder.
+        script: The text of `predict.py`.
+    """
     write_atomically(folder / "predict.py", script)
     content = json_files.encode(_describe_task(source), indent=2) + b"\n"
     write_atomically(folder / "task.json", content)
@@ -49,22 +61,28 @@ def _describe_task(source: ExportSource) -> dict[str, Any]:
     return {
         "fields": list(task.format.fields),
         "choices": task.format.is_multiple_choice,
-        "labels": list(task.labels.names) or None,
+        "labels": list(task.labels.names),
         "thresholds": _thresholds(task.labels),
-        "views": _split_views(task.format),
+        "views": [_list_parts(view, tokens.special_tokens) for view in task.format.views],
         "max_tokens": predictor.encoder.max_tokens,
-        **tokens.special_tokens._asdict(),
         "pad": tokens.pad_id,
+        "tokenize": {"add_special_tokens": False, "split_special_tokens": True},
     }
 
 
-def _thresholds(labels: Labels) -> list[float] | None:
-    """The probability from which each of several labels is predicted; None for other tasks."""
+def _thresholds(labels: Labels) -> dict[str, float]:
+    """The probability from which each of several labels is predicted; empty for other tasks."""
     if not isinstance(labels, MultiLabel):
-        return None
-    return list(labels.thresholds or [0.5] * labels.num_outputs)
+        return {}
+    return dict(zip(labels.names, labels.thresholds or [0.5] * labels.num_outputs, strict=True))
 
 
-def _split_views(format: Format) -> list[list[tuple[tuple[str, str | None], ...]]]:
-    """Views, their texts, and the pieces of each: the words before a field, and the field."""
-    return [[templates.split_pieces(segment) for segment in view] for view in format.views]
+def _list_parts(view: Sequence[str], tokens: SpecialTokens) -> list[tuple[str, str, list[int]]]:
+    """The parts of a view: words, the name of the field after them, and the tokens after it."""
+    parts: list[tuple[str, str, list[int]]] = [("", "", [tokens.start])]
+    for segment in view:
+        pieces = [(words, name or "", list[int]()) for words, name in split_pieces(segment)]
+        pieces[-1][2].append(tokens.delimiter)
+        parts += pieces
+    parts[-1][2][0] = tokens.extract
+    return parts

@@ -1,5 +1,6 @@
 """Folders with predict.py: every kind of task, with transformers, onnxruntime and peft."""
 
+import ast
 import functools
 import json
 import runpy
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import finetune
 from finetune.checkpointing.model_folder import THRESHOLDS
 from finetune.export.exporter import export_run
+from finetune.export.standalone import SCRIPTS
 from finetune.models import task_model
 from finetune.models.heads import LinearHead
 from finetune.recipe.schema import CustomFormatConfig
@@ -61,6 +63,18 @@ def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
         assert len(row["probabilities"]) == len(prediction.scores)
 
 
+def test_both_scripts_read_rows_and_give_answers_alike():
+    texts = [
+        SCRIPTS.joinpath(name).read_text("utf-8") for name in ("predict.py", "predict_onnx.py")
+    ]
+    for name in ("encode", "predict"):
+        one, other = (
+            [ast.dump(node) for node in ast.parse(text).body if getattr(node, "name", "") == name]
+            for text in texts
+        )
+        assert one == other != []
+
+
 @pytest.mark.slow
 def test_labels_in_order_are_exported_to_onnx(make_run, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -77,7 +91,7 @@ def test_several_labels_are_those_above_their_thresholds(make_run, tmp_path):
     export_run(run, "standalone", tmp_path / "out")
     rows = [{"text": row["text"]} for row in jobs.rows("multi_label", 6)]
     predict = runpy.run_path(str(tmp_path / "out" / "predict.py"))["predict"]
-    found, predictor = predict(rows), finetune.load(run, "cpu", precision="fp32")
+    found, predictor = [*map(predict, rows)], finetune.load(run, "cpu", precision="fp32")
     predictions = predictor.predict(rows)
     assert [tuple(row["label"]) for row in found] == [
         prediction.label for prediction in predictions

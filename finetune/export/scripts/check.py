@@ -42,7 +42,8 @@ def compute_logits(folder: str, format: str, rows: list[Any]) -> dict[str, Any]:
         return classify(folder, "AutoModelForSequenceClassification", rows)
     if format == "token-classification":
         return classify(folder, "AutoModelForTokenClassification", rows)
-    return {"logits": runpy.run_path(f"{folder}/predict.py")["compute_logits"](rows)}
+    compute = runpy.run_path(f"{folder}/predict.py")["compute_logits"]
+    return {"logits": [compute(row).tolist() for row in rows]}
 
 
 def main(folder: str, format: str, source: str, target: str) -> None:

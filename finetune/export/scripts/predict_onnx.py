@@ -1,0 +1,70 @@
+"""Predicts rows with the model in this folder: python predict.py rows.jsonl.
+
+A row is a JSON object with the fields in task.json, and "choices" where the task has choices.
+"""
+
+import fileinput
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime import InferenceSession
+from transformers import AutoTokenizer
+
+FOLDER = Path(__file__).parent
+TASK = json.loads((FOLDER / "task.json").read_text(encoding="utf-8"))
+TOKENIZER = AutoTokenizer.from_pretrained(FOLDER)
+SESSION = InferenceSession(FOLDER / "model.onnx")
+
+
+def encode(row: dict[str, Any]) -> list[list[int]]:
+    """Returns the token ids of each view: its texts, with a special token after each."""
+    choices = row["choices"] if TASK["choices"] else [""]
+    rows = [{**row, "": "", "choice": choice} for choice in choices]
+    views = [
+        [(words + str(row[name]).strip(), mark) for words, name, mark in view]
+        for row in rows
+        for view in TASK["views"]
+    ]
+    texts = {text for view in views for text, _ in view}
+    ids = {text: TOKENIZER(text, **TASK["tokenize"])["input_ids"] for text in texts}
+
+    def excess(view: list[tuple[str, list[int]]]) -> int:
+        return sum(len(ids[text]) + len(mark) for text, mark in view) - TASK["max_tokens"]
+
+    # Where a view is too long, its longest texts are cut. A text is cut alike in all views.
+    for view in sorted(views, key=lambda view: (-excess(view), sorted(text for text, _ in view))):
+        while excess(view) > 0:
+            ids[max((text for text, _ in view), key=lambda text: (len(ids[text]), text))].pop()
+    return [[token for text, mark in view for token in ids[text] + mark] for view in views]
+
+
+def compute_logits(row: dict[str, Any]) -> np.ndarray:
+    """Returns a logit for each class or choice, or the score."""
+    views = encode(row)
+    length = max(map(len, views))
+    ids = np.array([[view + [TASK["pad"]] * (length - len(view)) for view in views]])
+    mask = np.array([[[1] * len(view) + [0] * (length - len(view)) for view in views]])
+    logits = SESSION.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+    return logits[0].astype(float)
+
+
+def predict(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the label or labels of a row and the probability of every label, or its score."""
+    logits = compute_logits(row)
+    if not TASK["labels"]:
+        return {"score": float(logits[0])}
+    odds = np.exp(logits - logits.max())
+    probabilities = 1 / (1 + np.exp(-logits)) if TASK["thresholds"] else odds / odds.sum()
+    named = dict(zip(TASK["labels"], probabilities.tolist(), strict=False))
+    label: Any = max(named, key=named.__getitem__)
+    if TASK["thresholds"]:
+        label = [name for name in named if named[name] >= TASK["thresholds"][name]]
+    return {"label": label, "probabilities": named}
+
+
+if __name__ == "__main__":
+    with fileinput.input(encoding="utf-8") as lines:
+        for line in filter(str.strip, lines):
+            print(json.dumps(predict(json.loads(line)), ensure_ascii=False))
