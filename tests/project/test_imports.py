@@ -51,7 +51,7 @@ DOORS = {
     "rich": "cli",
     "ruamel": "recipe.yaml_documents",
     "safetensors": "storage.tensors export.scripts",
-    "scipy": "evaluation scaling",
+    "scipy": "evaluation scaling training.noise_scale",
     "sklearn": "evaluation sklearn",
     "starlette": "serving",
     "tokenizers": "pretraining.tokenizer export.classification",
