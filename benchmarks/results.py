@@ -27,7 +27,7 @@ import numpy as np
 import finetune
 from benchmarks import peers
 from finetune.comparison.study import predict_majority
-from finetune.data.examples import read_split
+from finetune.data.splits import read_split
 from finetune.evaluation.metrics import compute_metrics
 from finetune.evaluation.statistics import paired_bootstrap
 from finetune.prompting.evaluator import evaluate_prompts

@@ -220,7 +220,7 @@ def _describe_limits(content: CardContent) -> str:
         "Other languages and domains than those of the training data were not examined, nor was "
         "bias against groups of people.",
     ]
-    if recipe.data.evaluate:
+    if recipe.data.evaluation_split:
         limits.append(
             "The best checkpoint was chosen by its scores on the evaluation split, so these scores "
             "are slightly optimistic."

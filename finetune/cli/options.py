@@ -74,6 +74,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "base.trust_remote_code": (bool, _TRUST),
     "data.path": (str, _DATA),
     "data.limit": (int, "Use only the first rows of each split."),
+    "data.hold_out": (float, "Evaluate on this fraction of the training rows."),
     "data.on_bad_row": (Literal["stop", "skip"], "Action on an unusable row."),
     "profile": (Literal["modern", "paper"], "Defaults: for today's bases, or GPT-1's."),
     "train.learning_rate": (float, "Peak learning rate (paper: 6.25e-5)."),

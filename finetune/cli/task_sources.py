@@ -71,7 +71,7 @@ def _import_task(module: str, attribute: str) -> Task:
 
 def find_split(data: DataConfig, name: str) -> str:
     """The split or file for a name: train, evaluate, predict, an extra split, or a file."""
-    roles = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
+    roles = {"train": data.train, "evaluate": data.evaluation_split, "predict": data.predict}
     split = roles[name] if name in roles else data.extra.get(name, name)
     if split is None:
         raise UsageError(f"the recipe has no data.{name}", cure=f"Set it: --set data.{name}=FILE.")

@@ -25,8 +25,8 @@ from finetune.checkpointing.run_folder import (
 )
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
 from finetune.comparison.table import CellResult, Table, build_table, write_table
-from finetune.data.examples import read_split
-from finetune.data.sources import open_rows
+from finetune.data.held_out import open_split
+from finetune.data.splits import read_split
 from finetune.distributed.collectives import agree_on_request
 from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
 from finetune.distributed.signals import SignalListener
@@ -195,7 +195,8 @@ class Study:
             with stop_at_once(signals, folder):
                 values = self._score_untrained(cell)
             if self.accelerator.is_main_process:
-                rows = open_rows(cell.recipe.data, str(cell.recipe.data.evaluate))
+                data = cell.recipe.data
+                rows = open_split(data, self.task, str(data.evaluation_split))
                 values["made_with"] = {"data": {"evaluate": rows.fingerprint()}}
                 values["seconds"] = time.perf_counter() - start
                 with RunFolder.open(folder, overwrite=True) as run_folder:

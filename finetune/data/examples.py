@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Literal, NamedTuple
 
 from finetune.data.rows import LocatedRow, RowLocation, Rows
-from finetune.data.sources import open_rows
-from finetune.recipe.schema import DataConfig
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.templates import look_up
@@ -85,6 +83,7 @@ def build_examples(
     labelled: bool = True,
     on_bad_row: Literal["stop", "skip"] = "stop",
     report: ReadReport | None = None,
+    indices: Iterable[int] = (),
 ) -> Iterator[LocatedExample]:
     """Turns rows into examples, one at a time, and counts the rows in the report.
 
@@ -94,7 +93,8 @@ def build_examples(
         (train.csv, line 2), {"text": "It rains", "label": "no"}
 
     of the split `train` becomes `Example("train/0", {"text": "It rains"}, (), 0)`: ids count all
-    rows from 0. With `labelled`, every example needs a label, and rows whose raw label is in
+    rows from 0. Of rows that are a part of a file, `indices` are their places in it
+    (`Rows.indices`). With `labelled`, every example needs a label, and rows whose raw label is in
     `task.unlabelled` are left out. Prediction uses `task.without_labels()`.
 
     Raises:
@@ -103,8 +103,8 @@ def build_examples(
     report = report if report is not None else ReadReport()
     # Code of a task may turn a row into another one; it runs once per row.
     convert, task = task.convert_row, replace(task, convert_row=None)
-    for index, (location, row) in enumerate(rows):
-        report.rows = index + 1
+    for index, (location, row) in zip(indices or count(), rows, strict=False):
+        report.rows += 1
         name = f"{split}/{index}"
         try:
             if isinstance(row, RowError):
@@ -152,37 +152,22 @@ def read_examples(
         RowError as `build_examples` does, and UsageError at its end if there was no example.
     """
     report = ReadReport()
-    located = islice(rows.read(), limit)
 
     def examples() -> Iterator[Example]:
         for item in build_examples(
-            task, located, split, labelled=labelled, on_bad_row=on_bad_row, report=report
+            task,
+            islice(rows.read(), limit),
+            split,
+            labelled=labelled,
+            on_bad_row=on_bad_row,
+            report=report,
+            indices=rows.indices(),
         ):
             yield item.example
         if not report.examples:
             raise _no_examples(report, rows.origin)
 
     return examples(), report
-
-
-def read_split(
-    task: Task,
-    data: DataConfig,
-    role: Literal["train", "evaluate"],
-    *,
-    labelled: bool = True,
-    limit: int | None = None,
-) -> list[Example]:
-    """Returns the examples of a split that the recipe names; UsageError if it names none."""
-    split = data.train if role == "train" else data.evaluate
-    if split is None:
-        cure = "Name a split or a file."
-        raise UsageError(f"data.{role} is not set", where=f"data.{role}", cure=cure)
-    rows, on_bad_row = open_rows(data, split), data.on_bad_row
-    examples, _ = read_examples(
-        task, rows, split, labelled=labelled, on_bad_row=on_bad_row, limit=limit
-    )
-    return list(examples)
 
 
 def _no_examples(report: ReadReport, origin: str) -> UsageError:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, NamedTuple
 
 from task_formats import Row, RowError
@@ -58,6 +59,10 @@ class Rows(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 over the contents, in hexadecimal."""
+
+    def indices(self) -> Iterator[int]:
+        """Yields the index of every row in its file or data set, from 0."""
+        return count()
 
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         """Yields all rows in order; raises RowError at the first that cannot be used."""

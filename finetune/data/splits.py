@@ -5,19 +5,17 @@ import json
 from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from finetune.data.examples import LocatedExample, ReadReport, build_examples, read_examples
-from finetune.data.sources import open_rows
+from finetune.data.held_out import bin_scores, open_split
 from finetune.data.token_store import Array, TokenStore, encode_examples, load_or_encode
-from finetune.recipe.schema import DataConfig, Recipe
+from finetune.recipe.schema import HELD_OUT, DataConfig, Recipe
 from finetune.storage.files import cache_folder
 from task_formats import Example, Task, UsageError, ViewEncoder
 
-_SCORE_BINS = 10
-"""Bins of scores with equally many rows, by which scores are stratified."""
 _STREAM = 0x5EED
 """Keeps the draw of a fraction independent of other draws with the same seed."""
 
@@ -53,7 +51,7 @@ def encode_split(
         RowError: A row cannot be used, and `data.on_bad_row` is "stop".
     """
     data = recipe.data
-    rows = open_rows(data, name)
+    rows = open_split(data, task, name)
     fingerprint = rows.fingerprint()
     read = partial(
         read_examples,
@@ -82,14 +80,37 @@ def encode_split(
 
 def _id_prefix(data: DataConfig, name: str) -> str:
     """A file's name without its folder, which is the same for all rows; or the split's name."""
+    name = data.train if name == HELD_OUT and data.hold_out and data.train else name
     return name if data.path else Path(name).name
 
 
 def find_rows(data: DataConfig, task: Task, name: str, ids: Set[str]) -> dict[str, LocatedExample]:
     """Returns the rows of a split with the given ids, by id; ids and names as in `encode_split`."""
-    located, prefix = open_rows(data, name).read(), _id_prefix(data, name)
-    examples = build_examples(task, located, prefix, labelled=False, on_bad_row="skip")
+    rows, prefix = open_split(data, task, name), _id_prefix(data, name)
+    examples = build_examples(
+        task, rows.read(), prefix, labelled=False, on_bad_row="skip", indices=rows.indices()
+    )
     return {item.example.id: item for item in examples if item.example.id in ids}
+
+
+def read_split(
+    task: Task,
+    data: DataConfig,
+    role: Literal["train", "evaluate"],
+    *,
+    labelled: bool = True,
+    limit: int | None = None,
+) -> list[Example]:
+    """Returns the examples of a split that the recipe names; UsageError if it names none."""
+    split = data.train if role == "train" else data.evaluation_split
+    if split is None:
+        cure = "Name a split or a file."
+        raise UsageError(f"data.{role} is not set", where=f"data.{role}", cure=cure)
+    rows, on_bad_row = open_split(data, task, split), data.on_bad_row
+    examples, _ = read_examples(
+        task, rows, split, labelled=labelled, on_bad_row=on_bad_row, limit=limit
+    )
+    return list(examples)
 
 
 def encode_training_split(
@@ -152,9 +173,3 @@ def draw_rows(labels: Sequence[str], fraction: float, seed: int) -> set[int]:
     """Draws the indices of a part of some rows in which labels are as frequent as in all."""
     _, strata = np.unique(labels, return_inverse=True)
     return set(draw_fraction(strata, fraction, seed).tolist())
-
-
-def bin_scores(scores: Array) -> Array:
-    """(N,) bin of every score, from 0 to 9; each holds a tenth of the rows."""
-    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
-    return ranks * _SCORE_BINS // len(scores)

@@ -133,7 +133,11 @@ class Predictor:
         """Like `evaluate`, and returns the rows and their predictions as well."""
         data = (data or self.recipe.data).model_copy(update={"limit": limit})
         recipe = self.recipe.model_copy(update={"data": data})
-        of_recipe = {"train": data.train, "evaluate": data.evaluate, "predict": data.predict}
+        of_recipe = {
+            "train": data.train,
+            "evaluate": data.evaluation_split,
+            "predict": data.predict,
+        }
         name = of_recipe.get(split) or data.extra.get(split, split)
         tokenizer = self.base.task_tokens.fingerprint
         encoded = encode_split(recipe, self.task, self.encoder, name, tokenizer_hash=tokenizer)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_model_card
 from finetune.checkpointing.run_folder import read_result
 from finetune.data.examples import build_examples
+from finetune.data.held_out import open_split
 from finetune.data.readers.files import open_file
-from finetune.data.sources import open_rows
 from finetune.evaluation.predictor import Predictor, load
 from finetune.export.adapter import write_adapter
 from finetune.export.classification import (
@@ -96,9 +96,10 @@ def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:
     """The first rows of a file or of the evaluation split."""
     data = predictor.recipe.data
     try:
-        if check is None and data.evaluate is None:
+        split = data.evaluation_split
+        if check is None and split is None:
             raise UsageError("the recipe has no evaluation split", where="data.evaluate")
-        rows = open_file(check) if check else open_rows(data, str(data.evaluate))
+        rows = open_file(check) if check else open_split(data, predictor.task, str(split))
         task = predictor.task.without_labels()
         found = build_examples(task, rows.read(), "row", labelled=False, on_bad_row="skip")
         examples = [item.example for item in islice(found, CHECKED_ROWS)]

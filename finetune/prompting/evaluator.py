@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.examples import read_split
+from finetune.data.splits import read_split
 from finetune.distributed.setup import (
     Precision,
     choose_batch_config,

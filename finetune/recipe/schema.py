@@ -277,6 +277,26 @@ class BaseConfig(StrictModel):
     """Train low-rank adapters instead of the decoder's weights; null trains all weights."""
 
 
+HELD_OUT = "held_out"
+"""Name of the evaluation split that `data.hold_out` makes."""
+
+
+class Fold(StrictModel):
+    """One of several equal parts of the training rows."""
+
+    fold: Positive
+    """Which part, from 1."""
+    folds: Annotated[int, Field(strict=True, ge=2, lt=2**31)]
+    """Number of parts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Fold":
+        if self.fold > self.folds:
+            what = f"fold {self.fold} of {self.folds}"
+            raise UsageError(what, cure="Folds are counted from 1.")
+        return self
+
+
 class DataConfig(StrictModel):
     """Where rows come from: a hub data set, a folder, or files."""
 
@@ -294,6 +314,14 @@ class DataConfig(StrictModel):
     """The split or file to predict; it needs no labels."""
     extra: dict[str, str] = {}
     """Further evaluation splits or files by name; `ax/test` is split test of configuration ax."""
+    hold_out: Annotated[float, Field(strict=True, gt=0, lt=1)] | Fold | None = None
+    """Evaluate on a part of the training rows, and train on the others: a fraction such as 0.1, or
+    one of several folds, such as {fold: 1, folds: 5}. Every label has its share of the part, and
+    rows with equal texts stay together."""
+    group_by: str | None = None
+    """Column whose equal values stay together when rows are held out, such as an author."""
+    split_seed: Seed = 42
+    """Decides which rows are held out."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Stop at an invalid row, or skip, count and list it."""
     limit: Positive | None = None
@@ -302,17 +330,34 @@ class DataConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _no_default_files(cls, data: Any) -> Any:
-        """Without a data set, `train` and `validation` are not the names of splits."""
+        """Without a data set, `train` and `validation` are not the names of splits.
+
+        Nor is `validation` used if rows are held out.
+        """
         if isinstance(data, dict) and data.get("path") is None:
             return {"train": None, "evaluate": None, **data}
+        if isinstance(data, dict) and data.get("hold_out") is not None:
+            return {"evaluate": None, **data}
         return data
 
     @model_validator(mode="after")
     def _check_names(self) -> "DataConfig":
-        if taken := {"train", "evaluate", self.evaluate} & self.extra.keys():
+        if self.hold_out is not None and self.evaluate is not None:
+            what = f"hold_out and evaluate ({self.evaluate}) exclude each other"
+            cure = "Leave hold_out out, or set data.evaluate to null."
+            raise UsageError(what, where="data.hold_out", cure=cure)
+        if self.hold_out is not None and self.train is None:
+            what, cure = "there are no training rows to hold out from", "Set data.train."
+            raise UsageError(what, where="data.hold_out", cure=cure)
+        if taken := {"train", "evaluate", self.evaluation_split} & self.extra.keys():
             what = f"data.extra uses the name of another split: {max(map(str, taken))!r}"
             raise UsageError(what, cure="Rename it: scores are saved by the name of the split.")
         return self
+
+    @property
+    def evaluation_split(self) -> str | None:
+        """The split that selects the best model: `evaluate`, or the held-out rows."""
+        return self.evaluate if self.hold_out is None else HELD_OUT
 
 
 class CommonTrainConfig(StrictModel):

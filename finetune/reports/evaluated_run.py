@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finetune.checkpointing.run_folder import LOG, RESULT, read_result
 from finetune.data.examples import ReadReport, read_examples
-from finetune.data.sources import open_rows
+from finetune.data.held_out import open_split
 from finetune.data.token_store import compute_lengths
 from finetune.evaluation.metrics import METRICS, Probabilities, compute_metrics
 from finetune.evaluation.predictor import Predictor, SplitEvaluation
@@ -225,7 +225,7 @@ def read_history(path: Path) -> History | None:
 
 def count_labels(data: DataConfig, task: Task, split: str, name: str) -> LabelCounts:
     """Reads the labels of a split; errors as in `finetune.data.examples.read_examples`."""
-    rows = open_rows(data, split)
+    rows = open_split(data, task, split)
     examples, report = read_examples(
         task, rows, split, on_bad_row=data.on_bad_row, limit=data.limit
     )

@@ -15,7 +15,7 @@ from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.model_card import CardContent, build_model_card
 from finetune.checkpointing.model_folder import load_model, load_thresholds, save_model
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
-from finetune.data.sources import open_rows
+from finetune.data.held_out import open_split
 from finetune.data.splits import Split, encode_split, encode_training_split
 from finetune.data.token_store import TokenStore, count_shared, is_unlabelled
 from finetune.distributed.fsdp import is_sharded, prepare_model
@@ -40,7 +40,7 @@ from finetune.models.pretrained import (
 from finetune.models.speedups.compilation import compile_blocks
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.loading import resolve_paths
-from finetune.recipe.schema import Recipe, TrainConfig
+from finetune.recipe.schema import HELD_OUT, Recipe, TrainConfig
 from finetune.training.events import Event, Notice, Result
 from finetune.training.job import (
     Evaluation,
@@ -169,7 +169,7 @@ class FinetuningJob(TrainingJob):
         if self.evaluation_split is not None:
             data = self.config.data
             # The split of a data set is shown by its name, a file as "evaluate".
-            name = (data.path and data.evaluate) or "evaluate"
+            name = HELD_OUT if data.hold_out else (data.path and data.evaluate) or "evaluate"
             splits = {name: self.evaluation_split, **splits}
         for name, split in splits.items():
             if all(example.label is None for example in split.examples):
@@ -224,8 +224,8 @@ def prepare_finetuning(
     """
     config, data = recipe.train, recipe.data
     # A base may take minutes to download: missing data is found first.
-    for split in filter(None, (data.train, data.evaluate, *data.extra.values())):
-        open_rows(data, split)
+    for split in filter(None, (data.train, data.evaluation_split, *data.extra.values())):
+        open_split(data, task, split)
     base = load_decoder(recipe.base, config.seed)
     if config.lm_coefficient > 0:
         cure = "Pass --lm-coefficient 0 to train without it."
@@ -240,7 +240,7 @@ def prepare_finetuning(
             recipe, task, encoder, examples=examples, tokenizer_hash=tokenizer
         )
         encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer)
-        evaluation_split = encode(data.evaluate) if data.evaluate else None
+        evaluation_split = encode(data.evaluation_split) if data.evaluation_split else None
         extra = {name: encode(split, labelled=False) for name, split in data.extra.items()}
     rows = len(train_split.examples)
     drop = config.incomplete_batch == "drop"

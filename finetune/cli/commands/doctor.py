@@ -127,18 +127,19 @@ def _check_folder(subject: str, folder: Path) -> "Finding":
 
 def check_data(source: "TaskSource") -> "Iterator[Finding]":
     """Yields what is notable about the splits of a recipe."""
-    from finetune.data import ReadReport, build_examples, open_rows
+    from finetune.data import ReadReport, build_examples
     from finetune.data.checks import Finding, check_splits
+    from finetune.data.held_out import open_split
 
     recipe = source.recipe
     task, data = recipe.task.resolve(source.task), recipe.data
-    named = {"train": data.train, "evaluate": data.evaluate, **data.extra}
+    named = {"train": data.train, "evaluate": data.evaluation_split, **data.extra}
     splits: dict[str, list[LocatedExample]] = {}
     for name, split in named.items():
         if split is None:
             continue
         report = ReadReport()
-        rows = open_rows(data, split)
+        rows = open_split(data, task, split)
         items = build_examples(
             task,
             islice(rows.read(), data.limit),
@@ -146,6 +147,7 @@ def check_data(source: "TaskSource") -> "Iterator[Finding]":
             labelled=name in ("train", "evaluate"),
             on_bad_row="skip",
             report=report,
+            indices=rows.indices(),
         )
         splits[name] = list(items)
         text = f"{rows.origin}: {format_count(len(splits[name]), 'example')}"

@@ -23,7 +23,8 @@ def preview(
     """
     from finetune.cli.task_sources import find_split, find_task
     from finetune.cli.token_preview import render_legend, render_view, summarize
-    from finetune.data import open_rows, read_examples
+    from finetune.data import read_examples
+    from finetune.data.held_out import open_split
     from finetune.models.pretrained import load_task_tokens
     from finetune.models.token_views import list_templates, make_token_views
     from task_formats import ViewEncoder
@@ -33,7 +34,7 @@ def preview(
     tokens = load_task_tokens(recipe.base)
     max_tokens = recipe.train.max_tokens
     encoder = ViewEncoder(built.format, tokens.tokenize, tokens.special_tokens, max_tokens)
-    located = open_rows(recipe.data, find_split(recipe.data, split))
+    located = open_split(recipe.data, built, find_split(recipe.data, split))
     on_bad_row = recipe.data.on_bad_row
     examples, _ = read_examples(built, located, split, labelled=False, on_bad_row=on_bad_row)
     out = console()
