@@ -68,11 +68,16 @@ class MultiValueCommand(TyperCommand):
 
 _PANELS = {"base": "Base model", "data": "Data", "train": "Training", "profile": "Training"}
 _LAYOUTS = Literal["auto", "separate", "shared", "packed"]
+_FILE_FORMATS = Literal["csv", "tsv", "jsonl", "json", "parquet"]
 RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "base.path": (str, BASE_HELP),
     "base.from_scratch": (bool, "Train from random weights of the same shape."),
     "base.trust_remote_code": (bool, _TRUST),
     "data.path": (str, _DATA),
+    "data.format": (_FILE_FORMATS, "Kind of the files, where their names do not end in it."),
+    "data.delimiter": (str, "Character between columns, or comma, semicolon, tab, bar."),
+    "data.encoding": (str, "Encoding of text files, such as cp1252."),
+    "data.header": (bool, "Whether CSV and TSV files begin with the names of the columns."),
     "data.limit": (int, "Use only the first rows of each split."),
     "data.hold_out": (float, "Evaluate on this fraction of the training rows."),
     "data.on_bad_row": (Literal["stop", "skip"], "Action on an unusable row."),
@@ -90,7 +95,17 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "train.compile": (bool, "Compile the model: slow start, then faster."),
 }
 """Recipe values with a flag of their own: key to type and help."""
+FILE_FLAGS = {
+    key: RECIPE_FLAGS[key]
+    for key in ("data.format", "data.delimiter", "data.encoding", "data.header")
+}
+"""How files are written, for commands that read rows and train nothing."""
 
+_OTHER_NAMES = {
+    "train.patience": "--early-stopping",
+    "data.format": "--input-format",
+    "data.header": "--header/--no-header",
+}
 _SET_HELP = "Set any other value, such as train.weight_decay=0.1. May be repeated."
 _SET = Option("--set", metavar="KEY=VALUE", help=_SET_HELP, rich_help_panel=_PANELS["train"])
 
@@ -101,14 +116,17 @@ def name_flag(key: str) -> str:
     >>> name_flag("train.batch_size"), name_flag("base.path")
     ('--batch-size', '--base')
     """
-    if key == "train.patience":
-        return "--early-stopping"
+    if key in _OTHER_NAMES:
+        return _OTHER_NAMES[key]
     section, _, name = key.partition(".")
     return f"--{section if name in ('', 'path') else name.replace('_', '-')}"
 
 
 def with_recipe_flags(
-    command: Callable[..., Any], flags: Mapping[str, tuple[Any, str]] = RECIPE_FLAGS
+    command: Callable[..., Any],
+    flags: Mapping[str, tuple[Any, str]] = RECIPE_FLAGS,
+    *,
+    with_set: bool = True,
 ) -> Callable[..., Any]:
     """Adds flags and --set to a typer command, which receives them as its argument `overrides`."""
     names = {key: key.replace(".", "_") for key in flags}
@@ -116,7 +134,7 @@ def with_recipe_flags(
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:
         values = {key: arguments.pop(name) for key, name in names.items()}
-        overrides = collect_overrides(values, arguments.pop("settings") or [])
+        overrides = collect_overrides(values, arguments.pop("settings", None) or [])
         return command(**arguments, overrides=overrides)
 
     added: dict[str, Any] = {}
@@ -124,7 +142,8 @@ def with_recipe_flags(
         kind, text = flags[key]
         flag = Option(name_flag(key), help=text, rich_help_panel=_PANELS[key.partition(".")[0]])
         added[name] = Annotated[kind | None, flag]
-    added["settings"] = Annotated[list[str] | None, _SET]
+    if with_set:
+        added["settings"] = Annotated[list[str] | None, _SET]
     signature = inspect.signature(command, eval_str=True)
     parameters = [
         *(p for p in signature.parameters.values() if p.name != "overrides"),

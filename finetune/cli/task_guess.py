@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from task_formats import Row, UsageError, suggest
-from task_formats.labels import as_text, parse_list, split_labels
+from task_formats.labels import as_text, normalize_label, parse_list, split_labels
 
 _MAX_CLASSES = 200
 """More classes than this are believed only in a column with a usual name or one that is given."""
@@ -221,7 +221,7 @@ def guess_task(
     for name in columns if not given else ():
         if len(name.split()) > 6 or name.strip().replace(".", "").isdigit():
             what = f"the first line looks like data, not like column names: {name.strip()[:60]!r}"
-            cure = "Add a line such as text,label, or name the columns with --text and --label."
+            cure = "If it is data, add --no-header; else name the columns with --text and --label."
             raise UsageError(what, cure=cure)
     for name in given:
         if name not in columns:
@@ -276,6 +276,18 @@ def guess_task(
         unlabelled=missing,
         unread_choices=[] if target.items else looks,
     )
+
+
+def lacks_header(columns: Mapping[str, Column]) -> bool:
+    """Whether the names of some columns are values that repeat in them: the first row is data.
+
+    If all are, the header is repeated, as in files that were joined.
+    """
+    repeated = [
+        column.repeats and column.counts[normalize_label(name)] > 1
+        for name, column in columns.items()
+    ]
+    return any(repeated) and not all(repeated)
 
 
 def _find_named_label(columns: Mapping[str, Column]) -> Column | None:

@@ -44,6 +44,11 @@ def locate_rows(rows: Iterable[Row], source: str) -> Iterator[LocatedRow]:
         yield RowLocation(source, index, "index"), row
 
 
+def number_columns(count: int) -> tuple[str, ...]:
+    """Names for columns that have none: column_1, column_2, ..."""
+    return tuple(f"column_{number}" for number in range(1, count + 1))
+
+
 class Rows(ABC):
     """The rows of one split; every iteration starts from the first row."""
 
@@ -55,6 +60,10 @@ class Rows(ABC):
     @abstractmethod
     def read(self) -> Iterator[LocatedRow]:
         """Yields all rows in order; a row that cannot be used is a RowError."""
+
+    def describe(self) -> str:
+        """Says what was found out about a file beyond its ending; empty if nothing."""
+        return ""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -85,3 +94,9 @@ class ReadOptions:
     """Column of the row to its dotted path in a nested file, or to a mapping of such paths."""
     min_fields: int = 0
     """Fewest fields of a row of a ragged file; the last field belongs to the last column."""
+    delimiter: str | None = None
+    """The character between columns; None finds it from the file."""
+    encoding: str | None = None
+    """The encoding of a text file; None is UTF-8, or UTF-16 if the file begins so."""
+    header: bool | None = None
+    """Whether the first line has the names of the columns; None if no `columns` are given."""

@@ -3,8 +3,10 @@
 import glob
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from finetune.data.hub import is_saved, open_hub, open_saved
 from finetune.data.known_datasets import (
@@ -36,8 +38,9 @@ def open_rows(data: DataConfig, split: str) -> Rows:
     Raises:
         UsageError: There is no such split; the message lists what there is.
     """
+    options = _file_options(data)
     if data.path is None:
-        return open_file(split)
+        return open_file(split, format=data.format, **options)
     configuration, _, split = split.rpartition("/")
     name = configuration or data.name
     folder = Path(data.path).expanduser()
@@ -45,7 +48,10 @@ def open_rows(data: DataConfig, split: str) -> Rows:
         for path in (folder / (name or ""), folder):
             if is_saved(path):
                 return open_saved(path, split)
-        return _find_split_files(folder, name, split, subfolders_only=bool(configuration))
+        files = _find_split_files(
+            folder, name, split, format=data.format, subfolders_only=bool(configuration)
+        )
+        return replace(files, options=replace(files.options, **options))
     if folder.exists():
         what = "is a file, and data.path (--data) must be a folder or a data set of the hub"
         cure = "Without data.path, the splits themselves can be files."
@@ -55,8 +61,14 @@ def open_rows(data: DataConfig, split: str) -> Rows:
     return open_hub(data.path, name, split, data.revision)
 
 
+def _file_options(data: DataConfig) -> dict[str, Any]:
+    """How files are written, as far as the recipe says it."""
+    given = {name: getattr(data, name) for name in ("delimiter", "encoding", "header")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _find_split_files(
-    folder: Path, name: str | None, split: str, *, subfolders_only: bool
+    folder: Path, name: str | None, split: str, *, format: str | None, subfolders_only: bool
 ) -> FileRows:
     """Finds the files of a split in a folder that holds one data set or several.
 
@@ -74,7 +86,7 @@ def _find_split_files(
     plain = [path for home in homes for path in (home, *_subfolders(home, ("data",)))]
     for home in plain:
         if files := _plain_files(home, split):
-            return FileRows(files, ReadOptions(detect_format(files[0])))
+            return FileRows(files, ReadOptions(detect_format(files[0], format)))
     nearest = next(iter([*(home for _, home in known), *plain]), folder)
     what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
     raise UsageError(what, where=str(folder), cure=describe_folder(nearest))

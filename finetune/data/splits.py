@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,6 +30,14 @@ class Split(NamedTuple):
     """Where the rows come from, for messages."""
     fingerprint: str
     """SHA-256 of the rows."""
+    description: str = ""
+    """How its file is written, if the ending does not say it."""
+
+    def describe(self) -> Iterator[str]:
+        """Yields what the user should know about the rows."""
+        if self.description:
+            yield f"{self.origin}: {self.description}"
+        yield from self.report.describe(self.origin)
 
 
 def encode_split(
@@ -64,7 +72,8 @@ def encode_split(
     )
     if tokenizer_hash is None or task.convert_row is not None:
         examples, report = read()
-        return Split(encode_examples(examples, encoder), report, rows.origin, fingerprint)
+        store = encode_examples(examples, encoder)
+        return Split(store, report, rows.origin, fingerprint, rows.describe())
     # The key holds everything that the encoded rows depend on.
     unused = {"prompt", "prompts", "metrics", "select", "positive"}
     content = [fingerprint, name, labelled, tokenizer_hash]
@@ -75,7 +84,7 @@ def encode_split(
     except UsageError:
         cache = None
     store, report = load_or_encode(read, encoder, cache, key)
-    return Split(store, report, rows.origin, fingerprint)
+    return Split(store, report, rows.origin, fingerprint, rows.describe())
 
 
 def _id_prefix(data: DataConfig, name: str) -> str:

@@ -9,7 +9,7 @@ from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_mod
 from finetune.checkpointing.run_folder import read_result
 from finetune.data.examples import build_examples
 from finetune.data.held_out import open_split
-from finetune.data.readers.files import open_file
+from finetune.data.sources import open_rows
 from finetune.evaluation.predictor import Predictor, load
 from finetune.export.adapter import write_adapter
 from finetune.export.classification import (
@@ -99,7 +99,10 @@ def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:
         split = data.evaluation_split
         if check is None and split is None:
             raise UsageError("the recipe has no evaluation split", where="data.evaluate")
-        rows = open_file(check) if check else open_split(data, predictor.task, str(split))
+        if check is None:
+            rows = open_split(data, predictor.task, str(split))
+        else:  # A file of its own, written like those of the recipe.
+            rows = open_rows(data.model_copy(update={"path": None}), check)
         task = predictor.task.without_labels()
         found = build_examples(task, rows.read(), "row", labelled=False, on_bad_row="skip")
         examples = [item.example for item in islice(found, CHECKED_ROWS)]

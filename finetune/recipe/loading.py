@@ -5,7 +5,7 @@ from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.schema import Recipe
+from finetune.recipe.schema import DataConfig, Recipe
 from finetune.recipe.validation import apply_overrides, validate
 from finetune.recipe.yaml_documents import Document, parse_document, read_document
 from task_formats import UsageError, suggest
@@ -41,6 +41,13 @@ def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """Returns the recipe with other values at some dotted keys (see `apply_overrides`)."""
     document = Document(recipe.model_dump(exclude_unset=True))
     return _validate(apply_overrides(Recipe, document, overrides))
+
+
+def override_data(data: DataConfig, overrides: Mapping[str, Any]) -> DataConfig:
+    """Returns the data section with other values at some keys (`data.limit`), validated."""
+    values = {key.removeprefix("data."): value for key, value in overrides.items()}
+    document = Document(data.model_dump(exclude_unset=True))
+    return validate(DataConfig, apply_overrides(DataConfig, document, values))
 
 
 def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ()) -> Recipe:

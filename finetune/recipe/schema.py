@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from finetune.evaluation.metrics import METRICS
 from finetune.recipe.yaml_documents import write_document
@@ -38,6 +38,9 @@ RawLabel = bool | str | int | float
 """A value of a column, as the data has it."""
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*METRICS]})]
 Schedule = Literal["linear", "cosine", "constant", "gpt1"]
+FileFormat = Literal["csv", "tsv", "jsonl", "json", "parquet"]
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
+"""Words for characters that are awkward to type."""
 _RESUME_SAFE: dict[str, Any] = {"resume_safe": True}
 
 
@@ -322,6 +325,16 @@ class DataConfig(StrictModel):
     """Column whose equal values stay together when rows are held out, such as an author."""
     split_seed: Seed = 42
     """Decides which rows are held out."""
+    format: FileFormat | None = None
+    """The kind of the files, where their names do not end in it."""
+    delimiter: str | None = None
+    """The character between the columns of CSV and TSV files, or comma, semicolon, tab or bar;
+    null finds it from the file."""
+    encoding: str | None = None
+    """The encoding of text files, such as cp1252; null is UTF-8, or UTF-16 if a file begins so."""
+    header: bool | None = None
+    """Whether CSV and TSV files begin with the names of the columns [default: yes]; without them
+    columns are called column_1, column_2, ..."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Stop at an invalid row, or skip, count and list it."""
     limit: Positive | None = None
@@ -339,6 +352,27 @@ class DataConfig(StrictModel):
         if isinstance(data, dict) and data.get("hold_out") is not None:
             return {"evaluate": None, **data}
         return data
+
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, delimiter: str | None) -> str | None:
+        if delimiter is None:
+            return None
+        character = DELIMITERS.get(delimiter, delimiter)
+        if len(character) != 1 or character in '"\r\n\0':
+            what = f"{delimiter!r} is not a character that can be between columns"
+            raise UsageError(what, cure="Give one character, or comma, semicolon, tab or bar.")
+        return character
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except (LookupError, ValueError):
+            cure = "Common ones: utf-8, cp1252 (Windows), latin-1, utf-16, shift_jis, gb18030."
+            raise UsageError(f"unknown encoding {encoding!r}", cure=cure) from None
+        return encoding
 
     @model_validator(mode="after")
     def _check_names(self) -> "DataConfig":

@@ -52,6 +52,8 @@ def _read(value: Any, annotation: Any) -> Any:
     if not isinstance(value, str):
         return value
     parsed = parse_value(value)
+    if parsed is None and value.strip().lower() not in ("", "null"):
+        return value  # As ~ and # are delimiters here.
     return value if not _accepts(annotation, parsed) and _accepts(annotation, value) else parsed
 
 

@@ -227,8 +227,8 @@ def _encoding_cure(byte: bytes) -> str:
     letter = byte.decode("cp1252", "replace")
     if letter == "\ufffd":
         return "Save the file as UTF-8."
-    convert = "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
-    return f"In Windows-1252, as Excel saves CSV, it is {letter!r}. Save as UTF-8, or: {convert}"
+    what = f"In Windows-1252, as Excel saves CSV, it is {letter!r}."
+    return f"{what} Save the file as UTF-8, or read rows with --encoding cp1252."
 
 
 def hash_file(path: Path | str) -> str:

@@ -269,7 +269,7 @@ def prepare_finetuning(
     fingerprints = fingerprint_base(recipe.base.path, base.decoder)
     if recipe.base.from_scratch:
         fingerprints.pop(WEIGHTS, None)
-    notices = [text for s in splits.values() for text in s.report.describe(s.origin)]
+    notices = [text for split in splits.values() for text in split.describe()]
     notices += _describe_labels(task, train_split, evaluation_split)
     if is_sharded(model):
         count = accelerator.num_processes

@@ -28,9 +28,9 @@ def write(path, content, encoding="utf-8"):
         ("a.csv", ";", "utf-8-sig", "semicolons between the columns"),
         ("a.csv", "\t", "utf-8", "tabs between the columns"),
         ("a.csv", "|", "cp1252", "bars between the columns"),
-        ("a.csv", ";", "utf-16", "semicolons between the columns"),
+        ("a.csv", ";", "utf-16", "semicolons between the columns, encoding utf-16"),
         ("a.tsv", ";", "utf-8", "semicolons between the columns"),
-        ("a.tsv", "\t", "utf-16", ""),
+        ("a.tsv", "\t", "utf-16", "encoding utf-16"),
     ],
 )
 def test_delimiter_and_encoding_are_found(tmp_path, capsys, name, delimiter, encoding, note):
@@ -111,8 +111,8 @@ def test_windows_1252_is_named_with_its_cure(tmp_path):
     assert isinstance(error, RowError)
     assert error.where == f"{path}, line 2, byte 4"
     assert error.cure == (
-        "In Windows-1252, as Excel saves CSV, it is 'ö'. Save as UTF-8, or: "
-        "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+        "In Windows-1252, as Excel saves CSV, it is 'ö'. "
+        "Save the file as UTF-8, or read rows with --encoding cp1252."
     )
 
 

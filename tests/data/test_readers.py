@@ -161,7 +161,7 @@ BAD_FILES = {
     "twice.csv": ("a,b,a\n1,2,3\n", "the header has 'a' twice"),
     "swallowed.csv": ('a,b\n"x,1\ny,2\n', "a quote that is never closed"),
     "merged.csv": ('a,b\n"x,1\n"y,2\n', "a stray quote"),
-    "utf16.csv": ("a,b\n1,2\n".encode("utf-16") + b"x", "is not UTF-16"),
+    "utf16.csv": ("a,b\n1,2\n".encode("utf-16") + b"x", "is not utf-16"),
     "packed.csv": (gzip.compress(b"a,b\n1,2\n", mtime=0), "this looks like gzip"),
     "torn.csv.gz": (None, "cannot be read"),
     "not.csv.gz": (None, "cannot be read"),

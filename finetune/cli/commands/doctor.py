@@ -153,6 +153,8 @@ def check_data(source: "TaskSource") -> "Iterator[Finding]":
         text = f"{rows.origin}: {format_count(len(splits[name]), 'example')}"
         if report.unlabelled:
             text += f", {report.unlabelled:,} rows without a label left out"
+        if found := rows.describe():
+            text += f" ({found})"
         yield Finding(name, text, not splits[name])
         if report.skipped:
             first = report.skipped[0]

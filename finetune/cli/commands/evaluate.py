@@ -1,5 +1,6 @@
 """`gptft evaluate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,15 +8,26 @@ from rich.text import Text
 from typer import Option
 
 from finetune.cli.console import console, print_line, silence_libraries
-from finetune.cli.options import Data, Device, PythonTask, Run, Trust
+from finetune.cli.options import (
+    FILE_FLAGS,
+    Data,
+    Device,
+    Overrides,
+    PythonTask,
+    Run,
+    Trust,
+    with_recipe_flags,
+)
 from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.evaluation.predictor import Predictor
 
 
+@partial(with_recipe_flags, flags=FILE_FLAGS, with_set=False)
 def evaluate(
     run: Run,
+    overrides: Overrides,
     split: list[str] | None = Option(
         None, help="A split or a file. May be repeated.", show_default="all evaluation splits"
     ),
@@ -40,8 +52,9 @@ def evaluate(
     from finetune.recipe.loading import override_recipe, resolve_paths
 
     recipe = predictor.recipe
-    if data is not None:
-        recipe = resolve_paths(override_recipe(recipe, {"data.path": data}), Path.cwd())
+    if data is not None or overrides:
+        changes = {**overrides, **({} if data is None else {"data.path": data})}
+        recipe = resolve_paths(override_recipe(recipe, changes), Path.cwd())
     names = split or list(read_result(run)["scores"]) or ["evaluate"]
     with console(stderr=True).status(Text(f" evaluating on {', '.join(names)}")):
         splits = {name: find_split(recipe.data, name) for name in names}
@@ -50,7 +63,7 @@ def evaluate(
             for name, split in splits.items()
         }
     for rows, _ in evaluated.values():
-        for note in rows.report.describe(rows.origin):
+        for note in rows.describe():
             print_line(("note: ", "yellow"), note, stderr=True)
     scores = {name: result.scores for name, (_, result) in evaluated.items()}
     counts = {name: len(rows.examples) for name, (rows, _) in evaluated.items()}

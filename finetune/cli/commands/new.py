@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from errno import EEXIST
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from typer import Argument, Option
 
 from finetune.cli.console import format_count, print_line
-from finetune.cli.task_guess import TaskGuess, guess_task, summarize_columns
+from finetune.cli.options import FILE_FLAGS, Overrides, with_recipe_flags
+from finetune.cli.task_guess import TaskGuess, guess_task, lacks_header, summarize_columns
 from finetune.evaluation.metrics import METRICS
 from task_formats import Row, UsageError
 from task_formats.labels import as_text, normalize_label
@@ -20,6 +22,7 @@ from task_formats.templates import look_up
 
 if TYPE_CHECKING:
     from finetune.data.rows import RowLocation
+    from finetune.recipe.schema import DataConfig
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
 _HOLD_OUT_SEED = 42
@@ -29,7 +32,9 @@ _Formats = Literal["classification", "entailment", "similarity", "multiple_choic
 _PLAIN = re.compile(r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [\w./+-]+)*", re.I)
 
 
+@partial(with_recipe_flags, flags=FILE_FLAGS, with_set=False)
 def new(
+    overrides: Overrides,
     file: Path = Argument(metavar="FILE", help="Training rows: CSV, TSV, JSONL or Parquet."),
     output: Path | None = Option(
         None, "--output", "-o", metavar="RECIPE", help="Output file.", show_default="FILE.yaml"
@@ -54,22 +59,30 @@ def new(
 
     What is not given is guessed from the names and types of the columns.
     """
-    from finetune.data import open_file
-    from finetune.recipe.loading import parse_recipe
+    from finetune.data import open_rows
+    from finetune.recipe.loading import override_data, parse_recipe
+    from finetune.recipe.schema import DataConfig
 
     if evaluate is not None and hold_out is not None:
         raise UsageError("--evaluate and --hold-out exclude each other", cure="Give one.")
-    source = open_file(file)
+    data = override_data(DataConfig(), overrides)
+    source = open_rows(data, str(file))
     located = list(source)
+    columns = summarize_columns(row for _, row in located)
+    if data.header is None and lacks_header(columns):
+        data = override_data(data, {"header": False})
+        source = open_rows(data, str(file))
+        located = list(source)
+        columns = summarize_columns(row for _, row in located)
     rows = [row for _, row in located]
     try:
-        columns = summarize_columns(rows)
         guess = guess_task(
             columns, format=format, label=label, texts=text, choices=choices, scores=scores
         )
     except UsageError as error:
         raise error.located(str(file)) from None
     stem, _, suffix = file.name.partition(".")
+    suffix = data.format or suffix
     target = output or Path(f"{file.absolute().parent.name if stem == 'train' else stem}.yaml")
     train = file
     if hold_out is None:
@@ -80,7 +93,10 @@ def new(
         _check_new(target, train, evaluate)
         _split_rows(rows, [_label(row, guess) for row in rows], hold_out, train, evaluate)
     title = f"{one_line(file.name)}, {format_count(len(rows), 'row')}"
-    recipe = _format_recipe(guess, title, target.parent, train, evaluate)
+    # Files that --hold-out writes are written as gptft writes them.
+    recipe = _format_recipe(
+        guess, title, target.parent, train, evaluate, data if hold_out is None else DataConfig()
+    )
     parse_recipe(recipe, str(target))
     target.write_text(recipe, encoding="utf-8")
     print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
@@ -183,7 +199,7 @@ data:
   train: {train}
   # Evaluated after every epoch, and the best checkpoint is kept; null: no evaluation.
   evaluate: {evaluate}
-train:
+{options}train:
   epochs: 3
   batch_size: 32
   learning_rate: 1e-4
@@ -192,7 +208,12 @@ train:
 
 
 def _format_recipe(
-    guess: TaskGuess, title: str, folder: Path, train: Path, evaluate: Path | None
+    guess: TaskGuess,
+    title: str,
+    folder: Path,
+    train: Path,
+    evaluate: Path | None,
+    data: "DataConfig",
 ) -> str:
     """A recipe in `folder`, with comments on the alternatives."""
     kind = "scores" if guess.range else "classes" if guess.separator is None else "multi_label"
@@ -225,7 +246,19 @@ def _format_recipe(
         metrics=", ".join(guess.metrics),
         train=quote(os.path.relpath(train, folder)),
         evaluate=quote(os.path.relpath(evaluate, folder)) if evaluate else "null",
+        options=_format_options(data),
     )
+
+
+def _format_options(data: "DataConfig") -> str:
+    """How the files are written, as far as it is given."""
+    given = {name: getattr(data, name) for name in ("format", "delimiter", "encoding", "header")}
+    texts = {
+        name: str(value).lower() if isinstance(value, bool) else quote(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    return "".join(f"  {name}: {text}\n" for name, text in texts.items())
 
 
 def _is_number(text: str) -> bool:

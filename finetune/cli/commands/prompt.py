@@ -13,6 +13,7 @@ from typer import Context, Option
 from finetune.cli.console import console, get_rank, make_table, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
+    FILE_FLAGS,
     RECIPE_FLAGS,
     NumProcesses,
     Overrides,
@@ -25,7 +26,7 @@ from finetune.cli.options import (
 if TYPE_CHECKING:
     from finetune.prompting import PromptResult
 
-_FLAGS = ("base.path", "base.trust_remote_code", "data.path", "train.precision")
+_FLAGS = ("base.path", "base.trust_remote_code", "data.path", *FILE_FLAGS, "train.precision")
 
 
 @partial(with_recipe_flags, flags={key: RECIPE_FLAGS[key] for key in _FLAGS})

@@ -8,7 +8,14 @@ from typing import BinaryIO, NamedTuple
 
 from finetune.data.readers.dialect import Dialect, detect_dialect
 from finetune.data.readers.text import Line, read_lines, row_too_long
-from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, ReadOptions, RowLocation
+from finetune.data.rows import (
+    MAX_COLUMNS,
+    MAX_ROW_BYTES,
+    LocatedRow,
+    ReadOptions,
+    RowLocation,
+    number_columns,
+)
 from task_formats import RowError, UsageError
 
 _TAB_CURE = "Fields are split at every tab; a field can hold neither tab nor line end."
@@ -28,7 +35,8 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     """Yields rows as {column: text}; `n/a`, `NA`, `null` and `None` are ordinary text.
 
     Empty lines are skipped, but in a TSV file of one column they are rows with an empty text.
-    Columns without a name are called "Unnamed: 0", ..., as pandas does.
+    Columns without a name are called "Unnamed: 0", ..., as pandas does; those of a file without a
+    header are called column_1, column_2, ...
 
     Raises:
         UsageError: The header is wrong, or a quote is never closed.
@@ -39,13 +47,16 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     first = next((record for record in records if record.fields not in ([], [""])), None)
     if first is None:
         raise UsageError("the file is empty", where=file, cure="It needs a header and rows.")
-    has_header = not options.columns or not set(first.fields).isdisjoint(options.columns)
+    has_header = options.header
+    if has_header is None:
+        has_header = not options.columns or not set(first.fields).isdisjoint(options.columns)
     if has_header:
         if first.error:
             raise UsageError(first.error.what, where=first.error.where, cure=first.error.cure)
         columns = _columns(first.fields, file, options)
     else:
-        columns, records = _columns(options.columns, file, options), chain([first], records)
+        names = options.columns or number_columns(len(first.fields))
+        columns, records = _columns(names, file, options), chain([first], records)
     cure = _QUOTES_CURE.format(delimiter=dialect.delimiter) if dialect.has_quotes else _TAB_CURE
     yield from _rows(records, columns, file, options, cure)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
-from finetune.data.readers.text import decode_utf16, peek
+from finetune.data.readers.text import as_utf8, detect_encoding, peek
 from finetune.data.rows import MAX_ROW_BYTES, ReadOptions
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -28,7 +28,8 @@ class Dialect(NamedTuple):
         """Says what the ending of the file does not; empty if there is nothing to say."""
         notes = []
         if self.delimiter != _OWN[format]:
-            notes.append(f"{_DELIMITERS[self.delimiter]} between the columns")
+            name = _DELIMITERS.get(self.delimiter, repr(self.delimiter))
+            notes.append(f"{name} between the columns")
         if self.has_quotes and self.delimiter == "\t":
             notes.append("quotes as in CSV")
         return " and ".join(notes)
@@ -41,11 +42,12 @@ def detect_dialect(stream: BinaryIO, options: ReadOptions) -> Dialect:
     often, if the header does not hold the format's own. Quotes between tabs are those of CSV only
     if the whole file could have been written so; GLUE's files have quotes that mean nothing.
     """
-    delimiter = _OWN[options.format]
+    delimiter = options.delimiter or _OWN[options.format]
     start = peek(stream, _HEADER_BYTES).decode("utf-8-sig", "replace")
     # Detection sees the beginning of a file, whose last line may be cut.
     lines = [f"{line}\n" for line in start.split("\n") if line.strip("\r")]
-    if not options.columns and lines and _count_fields(lines[:1], delimiter) == 1:
+    is_known = options.delimiter or options.columns
+    if not is_known and lines and _count_fields(lines[:1], delimiter) == 1:
         counts = {other: _count_fields(lines, other) for other in _DELIMITERS}
         best = max(counts, key=counts.__getitem__)
         delimiter = best if counts[best] > 1 else delimiter
@@ -124,6 +126,15 @@ def _write(fields: list[str]) -> str:
     return output.getvalue().removesuffix("\n")
 
 
-def describe_dialect(stream: BinaryIO, file: str, options: ReadOptions) -> str:
-    """Says how a CSV or TSV file is written, if its ending does not; else nothing."""
-    return detect_dialect(decode_utf16(stream, file), options).describe(options.format)
+def describe_text(stream: BinaryIO, file: str, options: ReadOptions) -> str:
+    """Says how a text file is written, if its ending does not; else nothing."""
+    notes = []
+    encoding = options.encoding or detect_encoding(stream)
+    if options.format in _OWN:
+        dialect = detect_dialect(as_utf8(stream, file, encoding), options)
+        notes.append(dialect.describe(options.format))
+    if not encoding.lower().startswith("utf-8"):
+        notes.append(f"encoding {encoding}")
+    if options.header is False and not options.columns:
+        notes.append("no header")
+    return ", ".join(filter(None, notes))

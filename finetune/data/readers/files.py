@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune.data.readers.csv import read_delimited
-from finetune.data.readers.dialect import describe_dialect
+from finetune.data.readers.dialect import describe_text
 from finetune.data.readers.json import read_json, read_json_lines
 from finetune.data.readers.parquet import read_parquet
 from finetune.data.readers.race import read_race
-from finetune.data.readers.text import decode_utf16, open_stream
+from finetune.data.readers.text import as_utf8, open_stream
 from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, Rows
 from task_formats import Row, RowError, UsageError
 from task_formats.templates import look_up
@@ -27,6 +27,7 @@ FORMATS = {
 """File ending to format. Text formats may be compressed: .csv.gz."""
 
 
+BINARY_FORMATS = ("parquet",)
 _READERS = {"jsonl": read_json_lines, "json": read_json, "parquet": read_parquet, "race": read_race}
 
 
@@ -46,13 +47,19 @@ def detect_format(path: Path | str, format: str | None = None) -> str:
         raise UsageError(what, cure=f"Give one of {known}.")
     ending = Path(str(path).lower().removesuffix(".gz")).suffix
     if ending not in FORMATS:
-        cure = f"Give the file one of these endings: {known}."
+        cure = f"Give the file one of these endings: {known}, or name its kind with --input-format."
         raise UsageError(f"unknown kind of file {ending!r}", where=str(path), cure=cure)
     return FORMATS[ending]
 
 
 def read_rows(
-    path: Path | str, *, format: str | None = None, columns: Sequence[str] | None = None
+    path: Path | str,
+    *,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    header: bool | None = None,
 ) -> Iterator[tuple[RowLocation, Row]]:
     """Streams the rows of a file with their locations.
 
@@ -60,19 +67,39 @@ def read_rows(
         path: The file; `-` is standard input, which needs a format.
         format: A file ending such as csv; without it the name of the file decides.
         columns: Column names of a CSV or TSV file that has no header.
+        delimiter: The character between the columns; without it the file is searched for it.
+        encoding: Such as cp1252; without it UTF-8, or UTF-16 if the file begins so.
+        header: Whether a CSV or TSV file has a header; without one its columns are `columns`, or
+            column_1, column_2, ...
 
     Raises:
         UsageError: The file cannot be read.
         RowError: A row cannot be read.
     """
-    return iter(open_file(path, format=format, columns=columns))
+    rows = open_file(
+        path, format=format, columns=columns, delimiter=delimiter, encoding=encoding, header=header
+    )
+    return iter(rows)
 
 
 def open_file(
-    path: Path | str, *, format: str | None = None, columns: Sequence[str] | None = None
+    path: Path | str,
+    *,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    header: bool | None = None,
 ) -> "FileRows":
     """The rows of one file, which can be read repeatedly; arguments as for `read_rows`."""
-    return FileRows((path,), ReadOptions(detect_format(path, format), tuple(columns or ())))
+    options = ReadOptions(
+        detect_format(path, format),
+        tuple(columns or ()),
+        delimiter=delimiter,
+        encoding=encoding,
+        header=header,
+    )
+    return FileRows((path,), options)
 
 
 @dataclass(frozen=True)
@@ -96,10 +123,10 @@ class FileRows(Rows):
 
     def describe(self) -> str:
         """Says what was found out about the first file beyond its ending; empty if nothing."""
-        if self.options.format not in ("csv", "tsv") or self.files[0] == "-":
+        if self.options.format in BINARY_FORMATS or self.files[0] == "-":
             return ""
         with open_stream(self.files[0]) as stream:
-            return describe_dialect(stream, self.origin, self.options)
+            return describe_text(stream, self.origin, self.options)
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files and over the options."""
@@ -109,6 +136,9 @@ class FileRows(Rows):
             f"Reading(format={options.format!r}, columns={options.columns!r}, "
             f"rename={options.rename!r}, shape={options.nested!r}, fewest={options.min_fields!r})"
         )
+        given = {name: getattr(options, name) for name in ("delimiter", "encoding", "header")}
+        if given := {name: value for name, value in given.items() if value is not None}:
+            text += repr(given)
         digest = hashlib.sha256(text.encode())
         for path in self.files:
             with open_stream(path) as stream:
@@ -125,8 +155,8 @@ def _name(path: Path | str) -> str:
 
 def read_stream(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[LocatedRow]:
     """Yields the rows of an open stream; locations name it `file`."""
-    if options.format != "parquet":
-        stream = decode_utf16(stream, file)
+    if options.format not in BINARY_FORMATS:
+        stream = as_utf8(stream, file, options.encoding)
     if options.format in ("csv", "tsv"):
         return read_delimited(stream, file, options)
     rows = _READERS[options.format](stream, file)

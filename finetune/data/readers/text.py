@@ -17,6 +17,7 @@ from finetune.storage.files import open_regular_file, undecodable
 from task_formats import RowError, UsageError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_BUFFER = 2**16
 
 
 class Line(NamedTuple):
@@ -68,19 +69,79 @@ def peek(stream: BinaryIO, size: int) -> bytes:
     return look(size)[:size] if look else b""
 
 
-def decode_utf16(stream: BinaryIO, file: str) -> BinaryIO:
-    """Returns the stream as UTF-8 if it begins with the byte order mark of UTF-16.
+def detect_encoding(stream: BinaryIO) -> str:
+    """Returns UTF-16 for a stream that begins with its byte order mark or with ASCII in it."""
+    start = peek(stream, 4)
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    is_null = [byte == 0 for byte in start]
+    if is_null == [False, True, False, True]:
+        return "utf-16-le"
+    return "utf-16-be" if is_null == [True, False, True, False] else "utf-8"
 
-    Raises:
-        UsageError: It is not UTF-16.
+
+def as_utf8(stream: BinaryIO, file: str, encoding: str | None = None) -> BinaryIO:
+    """Returns a stream in another encoding as UTF-8; None finds out whether it is UTF-16.
+
+    Reading it raises UsageError at a byte that is not of this encoding.
     """
-    if peek(stream, 2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    encoding = codecs.lookup(encoding or detect_encoding(stream)).name
+    if encoding in ("utf-8", "utf-8-sig"):
         return stream
-    try:
-        return io.BytesIO(stream.read().decode("utf-16").encode())
-    except UnicodeDecodeError as error:
-        what = f"byte {error.start + 1} is not UTF-16, as which the file begins"
-        raise UsageError(what, where=file, cure="Save the file as UTF-8.") from None
+    return io.BufferedReader(_Transcoded(stream, file, encoding), _BUFFER)
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream as UTF-8. To seek backwards is to decode from the start again."""
+
+    def __init__(self, stream: BinaryIO, file: str, encoding: str) -> None:
+        self._stream, self._file, self._encoding = stream, file, encoding
+        self._start = stream.tell() if stream.seekable() else 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._decoder = codecs.getincrementaldecoder(self._encoding)()
+        self._pending, self._position, self._bytes_read = b"", 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        offset += self._position if whence == io.SEEK_CUR else 0
+        if offset < self._position:
+            self._stream.seek(self._start)
+            self._reset()
+        while self._position < offset and self.read(min(offset - self._position, _BUFFER)):
+            pass
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        at_end = False
+        while not self._pending and not at_end:
+            chunk = self._stream.read(_BUFFER)
+            at_end = not chunk
+            self._bytes_read += len(chunk)
+            try:
+                self._pending = self._decoder.decode(chunk, at_end).encode()
+            except UnicodeError as error:
+                raise self._explain(error) from None
+        size = min(len(buffer), len(self._pending))
+        buffer[:size], self._pending = self._pending[:size], self._pending[size:]
+        self._position += size
+        return size
+
+    def _explain(self, error: UnicodeError) -> UsageError:
+        place = "a byte"
+        if isinstance(error, UnicodeDecodeError):
+            place = f"byte {self._bytes_read - len(error.object) + error.start + 1:,}"
+        cure = "Save the file as UTF-8, or name its encoding with --encoding (data.encoding)."
+        return UsageError(f"{place} is not {self._encoding}", where=self._file, cure=cure)
 
 
 def describe_folder(folder: Path) -> str:
