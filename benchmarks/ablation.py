@@ -1,6 +1,6 @@
 """What each choice of fine-tuning is worth on a real base: one change at a time, several seeds.
 
-    python -m benchmarks.ablation --base smollm2-135m --data ../shared/data/glue
+    python -m benchmarks.ablation --base smollm2-135m --data ../shared/data/glue [--task rte]
 
 Every finished cell is a line of benchmarks/cells/ablation-<base>.jsonl, so a run that was stopped
 goes on. `python -m benchmarks.results --write` puts the table into docs/results.md.
@@ -8,10 +8,13 @@ goes on. `python -m benchmarks.results --write` puts the table into docs/results
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,9 +27,11 @@ from finetune.models import task_tokens
 from finetune.models.task_tokens import TaskTokens
 from finetune.training.events import Evaluated
 
+TASKS = {
+    "sst2": {"data.limit": 2000, "train.epochs": 1},
+    "rte": {"train.epochs": 3},
+}
 COMMON = {
-    "data.limit": 2000,
-    "train.epochs": 1,
     "train.batch_size": 32,
     "train.lm_coefficient": 0,
     "train.precision": "bf16",
@@ -110,8 +115,25 @@ def start_of_turn_and_last_word() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def language_of_texts() -> Iterator[None]:
+    """The LM loss leaves out the delimiter and extract tokens."""
+    collate = batching.collate
+
+    def without(*args: Any, **kwargs: Any) -> batching.Batch:
+        batch = collate(*args, **kwargs)
+        weights = batch.token_weight * (batch.lm_target < VOCABULARY)
+        return batch._replace(token_weight=weights / weights.sum())
+
+    with mock.patch("finetune.training.job.collate", without):
+        yield
+
+
+VOCABULARY = 49152
+"""Tokens of SmolLM2; those of gptft come after them."""
 ARMS = {
     "modern": Arm(MODERN),
+    "modern, twice the epochs": Arm(MODERN),
     "modern, rate 2e-5": Arm({**MODERN, "train.learning_rate": 2e-5}),
     "modern, rate 5e-5": Arm({**MODERN, "train.learning_rate": 5e-5}),
     "modern, rate 2e-4": Arm({**MODERN, "train.learning_rate": 2e-4}),
@@ -128,6 +150,9 @@ ARMS = {
     "modern, fp32": Arm({**MODERN, "train.precision": "fp32"}),
     "modern, λ = 0.1": Arm({**MODERN, "train.lm_coefficient": 0.1}),
     "modern, λ = 0.5": Arm({**MODERN, "train.lm_coefficient": 0.5}),
+    "modern, λ = 0.5, no LM loss at D and E": Arm(
+        {**MODERN, "train.lm_coefficient": 0.5}, language_of_texts
+    ),
     "modern, S from the chat": Arm(MODERN, start_of_turn),
     "modern, S from the chat, rate 5e-5": Arm({**MODERN, **RATE_5E5}, start_of_turn),
     "modern, S from the chat, rate 5e-5, schedule of the paper": Arm(
@@ -151,37 +176,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, required=True, help="a folder with a copy of GLUE")
+    parser.add_argument("--task", choices=TASKS, default="sst2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     options = parser.parse_args()
     record = ablation_path(options.base)
     record.parent.mkdir(exist_ok=True)
-    for seed in options.seeds:
-        for arm in options.arms:
-            if (arm, seed) not in {(cell["arm"], cell["seed"]) for cell in read_lines(record)}:
-                cell = {"arm": arm, "seed": seed, **train(options, arm, seed)}
-                with record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(cell) + "\n")
-                print(cell, flush=True)
+    names = ("task", "arm", "seed")
+    done = {tuple(cell[name] for name in names) for cell in read_lines(record)}
+    cells = [(options.task, arm, seed) for seed in options.seeds for arm in options.arms]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context) as pool:
+        missing = [cell for cell in cells if cell not in done]
+        running = {pool.submit(train, options, *cell): cell for cell in missing}
+        for finished in as_completed(running):
+            cell = dict(zip(names, running[finished], strict=True)) | finished.result()
+            with record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(cell, ensure_ascii=False) + "\n")
+            print(cell, flush=True)
 
 
-def train(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    """Trains one cell; returns its score and seconds."""
+def train(options: argparse.Namespace, task: str, name: str, seed: int) -> dict[str, Any]:
+    """Trains one cell; returns its score after the best epoch and its seconds."""
     where = {"base.path": options.base, "data.path": str(options.data.resolve())}
     arm = ARMS[name]
-    changes = {**COMMON, **where, **arm.changes, "train.seed": seed}
-    recipe = finetune.load_recipe("sst2", changes)
+    changes = {**COMMON, **TASKS[task], **where, **arm.changes, "train.seed": seed}
+    if "twice the epochs" in name:
+        changes["train.epochs"] *= 2
+    recipe = finetune.load_recipe(task, changes)
     started, metric = time.perf_counter(), recipe.task.metrics[0]
     if name.startswith(PEER):
         score = score_answers(recipe, peers.train_run_glue(recipe).predictions)[metric]
     else:
         with arm.patch(), tempfile.TemporaryDirectory() as folder:
             run = finetune.events(recipe, Path(folder) / "run")
-            # The evaluation after the only epoch is enough: the run need not be finished.
-            evaluated = next(event for event in run if isinstance(event, Evaluated))
+            # The evaluations after the epochs are enough: the run need not be finished.
+            evaluated = (event.scores[metric] for event in run if isinstance(event, Evaluated))
+            score = max(islice(evaluated, int(recipe.train.epochs)))
             run.close()
-        score = evaluated.scores[metric]
-    return {"score": score, "seconds": time.perf_counter() - started}
+    return {"score": score, "seconds": round(time.perf_counter() - started, 1)}
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 """Results on a real base: gptft beside prompting, training from scratch and run_glue.
 
-    python -m benchmarks.results --data ../shared/data --search     # learning rates
-    python -m benchmarks.results --data ../shared/data              # the cells of the table
+    python -m benchmarks.results --data ../shared/data              # search rates, then all cells
     python -m benchmarks.results --data ../shared/data --write      # docs/results.md
 
-Every cell runs in a process of its own, and is a line of benchmarks/cells/<base>.jsonl when it is
-finished. A study that was stopped goes on with the cells that are missing. --tasks, --arms and
---seeds choose some.
+A finished cell is a line of benchmarks/cells/<base>.jsonl. A study that was stopped goes on with
+the cells that are missing. --tasks, --arms and --seeds choose some, --jobs runs several at once.
 """
 
 import argparse
 import json
+import multiprocessing
 import re
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 import finetune
 from benchmarks import peers
@@ -33,6 +32,7 @@ from finetune.evaluation.statistics import paired_bootstrap
 from finetune.prompting.evaluator import evaluate_prompts
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
+from task_formats import Range
 
 FOLDER = Path(__file__).parent / "cells"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
@@ -65,8 +65,13 @@ TASKS = {
     # There is no training part in the copy: the development part is trained on.
     "arc": Share("arc", 500, 3, {"data.train": "validation", "data.evaluate": "test"}),
 }
-COMMON = {"train.max_tokens": 128, "train.batch_size": 32, "train.checkpoint_minutes": None}
-"""The same for all arms that train; so are rows, epochs and precision."""
+COMMON = {
+    "train.max_tokens": 128,
+    "train.batch_size": 32,
+    "train.precision": "bf16",
+    "train.checkpoint_minutes": None,
+}
+"""The same for all arms that train; so are rows and epochs."""
 ARMS: dict[str, Mapping[str, Any]] = {
     "majority": {},
     "0-shot": {},
@@ -79,7 +84,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "run_glue": {},
 }
 OURS, PEER = "lambda-0", "run_glue"
-SEARCHED = ("scratch", "lambda-0", "lambda-0.5", "lora", "run_glue")
+TRAINED = ("lambda-0", "run_glue", "lambda-0.5", "lora", "scratch")
 
 
 class Cell(NamedTuple):
@@ -95,12 +100,15 @@ class Outcome(NamedTuple):
     """What a cell gives."""
 
     scores: dict[str, float]
-    predictions: list[str | float]
-    """One per row of the evaluation split."""
+    predictions: list[float]
+    """Class number or score of every row of the evaluation split; none in a search."""
     seconds: float
-    """Of training, or of prompting; without loading."""
+    """Of training with its evaluations, or of prompting; without loading."""
     peak_mib: float
-    """Largest memory of the process."""
+    """Largest memory of the process, or allocated on the GPU."""
+    device: str
+    jobs: int
+    """Cells that shared the device."""
 
 
 def main() -> None:
@@ -112,27 +120,33 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, help="fewer rows of every split")
-    parser.add_argument("--search", action="store_true", help="search learning rates")
+    parser.add_argument("--searched", nargs="*", choices=TRAINED, default=list(TRAINED),
+                        help="arms whose learning rate is searched")  # fmt: skip
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="to search")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--write", action="store_true", help="write docs/results.md")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.cell:
-        cell = Cell(*json.loads(options.cell))
-        print(json.dumps(run_cell(recipe_of(options, cell), cell.arm, cell.seed)._asdict()))
-        return
     record = Record(record_path(options.base, options.limit))
     if options.write:
         PAGE.write_text(write_page(options, record), encoding="utf-8")
         return
-    for cell in plan_cells(options, record):
-        if cell not in record.outcomes:
-            outcome = run_in_process(cell, sys.argv[1:])
-            record.add(cell, outcome)
-            scores = ", ".join(f"{name} {score:.4f}" for name, score in outcome.scores.items())
-            now = time.strftime("%H:%M")
-            print(
-                f"{now} {' '.join(map(str, cell))}: {scores} ({outcome.seconds:.0f} s)", flush=True
-            )
+    # On the CPU a new process for every cell: its largest memory is the cell's own.
+    cells_per_process = None if torch.cuda.is_available() else 1
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=cells_per_process) as pool:
+        for plan in (plan_search, plan_cells):  # The search decides the rates of the cells.
+            missing = [cell for cell in plan(options, record) if cell not in record.outcomes]
+            running = {pool.submit(run_cell, options, cell): cell for cell in missing}
+            for finished in as_completed(running):
+                cell, outcome = running[finished], finished.result()
+                record.add(cell, outcome)
+                print(describe(cell, outcome), flush=True)
+
+
+def describe(cell: Cell, outcome: Outcome) -> str:
+    """One line."""
+    scores = ", ".join(f"{name} {score:.4f}" for name, score in outcome.scores.items())
+    return f"{' '.join(map(str, cell))}: {scores} ({outcome.seconds:.0f} s)"
 
 
 def record_path(base: str, limit: int | None) -> Path:
@@ -169,27 +183,40 @@ class Record:
             file.write(json.dumps({**cell._asdict(), **outcome._asdict()}) + "\n")
 
     def best_rate(self, task: str, arm: str) -> float:
-        """The learning rate with the best first metric on the search seed."""
+        """The learning rate with the best first metric on the search seed.
+
+        LM loss changes the loss, not the rate: without a search of its own it takes that of λ = 0.
+        """
         searched = {
             cell.rate: next(iter(outcome.scores.values()))
             for cell, outcome in self.outcomes.items()
             if (cell.task, cell.arm, cell.seed) == (task, arm, SEARCH_SEED)
         }
-        return max(searched, key=searched.__getitem__) if searched else DEFAULT_RATE
+        if searched:
+            return max(searched, key=searched.__getitem__)
+        return self.best_rate(task, OURS) if arm == "lambda-0.5" else DEFAULT_RATE
+
+
+def plan_search(options: argparse.Namespace, record: Record) -> Iterator[Cell]:
+    """The cells that decide the learning rates."""
+    for arm in options.searched:
+        for task in options.tasks:
+            if arm in options.arms and is_possible(task, arm):
+                yield from (Cell(task, arm, SEARCH_SEED, rate) for rate in options.rates)
 
 
 def plan_cells(options: argparse.Namespace, record: Record) -> Iterator[Cell]:
-    """The cells of the table, or of the search, seed after seed."""
-    for seed in [SEARCH_SEED] if options.search else options.seeds:
+    """The cells of the table, seed after seed."""
+    for seed in options.seeds:
         for task in options.tasks:
             for arm in options.arms:
-                if not is_possible(task, arm):
-                    continue
-                if not options.search:
-                    repeats = arm not in ("majority", "0-shot")
-                    yield Cell(task, arm, seed if repeats else 0, record.best_rate(task, arm))
-                elif arm in SEARCHED:
-                    yield from (Cell(task, arm, seed, rate) for rate in RATES)
+                if is_possible(task, arm) and (seed == options.seeds[0] or repeats(arm)):
+                    yield Cell(task, arm, seed if repeats(arm) else 0, record.best_rate(task, arm))
+
+
+def repeats(arm: str) -> bool:
+    """Whether a seed changes what an arm gives."""
+    return arm not in ("majority", "0-shot")
 
 
 def is_possible(task: str, arm: str) -> bool:
@@ -217,40 +244,55 @@ def recipe_of(options: argparse.Namespace, cell: Cell) -> Recipe:
     return load_recipe(cell.task, changes | ({"data.limit": min(rows)} if rows else {}))
 
 
-def run_in_process(cell: Cell, arguments: Sequence[str]) -> Outcome:
-    """Runs a cell in a new process, so that time and memory are its own."""
-    command = [sys.executable, "-m", "benchmarks.results", *arguments, "--cell", json.dumps(cell)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def run_cell(recipe: Recipe, arm: str, seed: int) -> Outcome:
-    """Runs a cell in this process."""
+def run_cell(options: argparse.Namespace, cell: Cell) -> Outcome:
+    """Runs a cell."""
+    recipe, arm = recipe_of(options, cell), cell.arm
+    task, limit = recipe.task.build(), recipe.data.limit
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    task = recipe.task.build()
-    predictions: list[str | float]
+    predictions: Sequence[str | float]
     if arm == "majority":
         predictions = [predict_majority(recipe, task)["answer"]] * len(read_gold(recipe))
     elif arm == PEER:
-        run = peers.train_run_glue(recipe)
-        predictions, started = run.predictions, time.perf_counter() - run.seconds
+        predictions, seconds = peers.train_run_glue(recipe)
     elif arm.endswith("-shot"):
         shots = int(arm.removesuffix("-shot"))
-        limit = recipe.data.limit
-        [result] = evaluate_prompts(recipe, [shots], [seed], task=task, limit=limit)
-        predictions = [prediction.label for prediction in result.predictions]
+        [prompted] = evaluate_prompts(recipe, [shots], [cell.seed], task=task, limit=limit)
+        predictions = [prediction.label for prediction in prompted.predictions]
     else:
         with tempfile.TemporaryDirectory() as folder:
-            result = finetune.train(recipe, Path(folder) / "run")
-            started = time.perf_counter() - result.seconds
+            seconds = finetune.train(recipe, Path(folder) / "run").seconds
             predictor = finetune.load(Path(folder) / "run")
-            found = predictor.evaluate_split(limit=recipe.data.limit).result.predictions
+            found = predictor.evaluate_split(limit=limit).result.predictions
         predictions = [prediction.label for prediction in found]
-    seconds = time.perf_counter() - started
-    if arm in SEARCHED and arm != PEER:
-        seconds = result.seconds
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Outcome(score_answers(recipe, predictions), predictions, round(seconds, 1), round(peak))
+    if arm not in TRAINED:
+        seconds = time.perf_counter() - started
+    if gpu:
+        device, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated() / 2**20
+    else:
+        device, peak = "CPU", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scores = score_answers(recipe, predictions)
+    kept = [] if cell.seed == SEARCH_SEED else encode(recipe, predictions)
+    return Outcome(scores, kept, round(seconds, 1), round(peak), device, options.jobs)
+
+
+def encode(recipe: Recipe, predictions: Sequence[str | float]) -> list[float]:
+    """Class numbers or scores of predictions, which take less room than names."""
+    labels = recipe.task.build().labels
+    if isinstance(labels, Range):
+        return [round(float(score), 4) for score in predictions]
+    names = list(labels.names)
+    return [names.index(str(label)) for label in predictions]
+
+
+def decode(recipe: Recipe, encoded: Sequence[float]) -> np.ndarray:
+    """(N,) predictions from what `encode` gave."""
+    labels = recipe.task.build().labels
+    if isinstance(labels, Range):
+        return np.array(encoded)
+    return np.array(labels.names)[np.array(encoded, int)]
 
 
 def read_gold(recipe: Recipe) -> list[str | float]:
@@ -284,7 +326,7 @@ def paired_difference(
         return {metric: float(np.mean([score[metric] for score in scores]))}
 
     first, second = (
-        partial(mean_score, [np.array(outcome.predictions) for outcome in arm])
+        partial(mean_score, [decode(recipe, outcome.predictions) for outcome in arm])
         for arm in (theirs, ours)
     )
     difference = paired_bootstrap(first, second, len(gold), draws)[metric]
@@ -313,8 +355,7 @@ _HEAD = """# Results
 Real data and a real base, `{base}`: gptft beside prompting, training from scratch, and
 transformers' Trainer the run_glue way on the same rows, epochs, batch size and precision.
 
-    python -m benchmarks.results --data ../shared/data --search     # learning rates
-    python -m benchmarks.results --data ../shared/data              # the cells
+    python -m benchmarks.results --data ../shared/data              # search rates, then all cells
     python -m benchmarks.results --data ../shared/data --write      # this page
 
 Cells that have not been run are missing below. Every trained arm chooses its learning rate from
@@ -337,7 +378,7 @@ def _rate_table(record: Record) -> Iterator[str]:
     yield f"| task | arm | {' | '.join(f'{rate:g}' for rate in RATES)} |"
     yield "|---" * (len(RATES) + 2) + "|"
     for task in TASKS:
-        for arm in SEARCHED:
+        for arm in TRAINED:
             cells = {cell.rate: cell for cell in _cells_of(record, task, arm, search=True)}
             values = [_first(record.outcomes[cells[r]]) if r in cells else None for r in RATES]
             if cells:
@@ -395,17 +436,18 @@ def _differences(options: argparse.Namespace, record: Record) -> Iterator[str]:
 
 
 def _ablation_table(path: Path) -> Iterator[str]:
-    yield "SST-2, the first 2,000 rows, one epoch, batches of 32, bf16, λ = 0 where nothing else is"
-    yield "said. Accuracy on 872 rows. `modern` and `paper` are the"
+    yield "Batches of 32, bf16, λ = 0 where nothing else is said. SST-2: the first 2,000 rows, one"
+    yield "epoch, accuracy on 872 rows. RTE: all rows, three epochs, accuracy on 277 rows. Medians"
+    yield "over seeds, with lowest, highest and number of seeds. `modern` and `paper` are the"
     yield "profiles; every other line changes one thing (`python -m benchmarks.ablation`)."
     yield ""
-    yield "| | median | by seed |\n|---|---|---|"
-    by_arm: dict[str, dict[int, float]] = {}
+    yield "| | SST-2 | RTE |\n|---|---|---|"
+    scores: dict[str, dict[str, list[float]]] = {}
     for cell in read_lines(path):
-        by_arm.setdefault(cell["arm"], {})[cell["seed"]] = cell["score"]
-    for arm, scores in sorted(by_arm.items()):
-        by_seed = ", ".join(f"{seed}: {scores[seed]:.3f}" for seed in sorted(scores))
-        yield f"| {arm} | {np.median([*scores.values()]):.3f} | {by_seed} |"
+        by_task = scores.setdefault(cell["arm"], {"sst2": [], "rte": []})
+        by_task[cell["task"]].append(cell["score"])
+    for arm, by_task in sorted(scores.items()):
+        yield f"| {arm} | {' | '.join(map(_spread, by_task.values()))} |"
 
 
 def _ratio(ours: Iterable[Outcome], theirs: Iterable[Outcome], name: str) -> float:

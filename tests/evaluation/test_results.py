@@ -22,8 +22,12 @@ def results(root: Path, monkeypatch: pytest.MonkeyPatch):
 def options(shared, bases) -> argparse.Namespace:
     return argparse.Namespace(
         base=str(bases("gpt2")), data=shared / "data", tasks=["sst2"], arms=ARMS, seeds=[0, 1],
-        limit=24, search=False,
+        limit=24, searched=["lambda-0", "run_glue"], rates=[2e-5, 1e-4], jobs=1,
     )  # fmt: skip
+
+
+def outcome(results, predictions, **scores: float):
+    return results.Outcome(scores, predictions, 1.0, 1.0, "CPU", 1)
 
 
 @pytest.mark.slow
@@ -32,8 +36,7 @@ def test_a_small_study_becomes_a_page(results, options, tmp_path, monkeypatch):
     record = results.Record(tmp_path / "cells.jsonl")
     for cell in results.plan_cells(options, record):
         if cell not in record.outcomes:
-            recipe = results.recipe_of(options, cell)
-            record.add(cell, results.run_cell(recipe, cell.arm, cell.seed))
+            record.add(cell, results.run_cell(options, cell))
     read_back = results.Record(record.path)
     assert read_back.outcomes == record.outcomes
     assert [*map(json.dumps, read_back.outcomes)] == [
@@ -51,12 +54,10 @@ def test_a_small_study_becomes_a_page(results, options, tmp_path, monkeypatch):
 
 def test_the_search_decides_the_learning_rate(results, options, tmp_path):
     record = results.Record(tmp_path / "cells.jsonl")
-    options.search = True
-    for cell in results.plan_cells(options, record):
+    for cell in results.plan_search(options, record):
         score = 0.9 if cell.rate == 1e-4 else 0.5
-        record.add(cell, results.Outcome({"accuracy": score}, ["positive"], 1.0, 1.0))
-    assert {cell.rate for cell in record.outcomes} == set(results.RATES)
-    options.search = False
+        record.add(cell, outcome(results, [], accuracy=score))
+    assert {cell.rate for cell in record.outcomes} == {2e-5, 1e-4}
     rates = {cell.arm: cell.rate for cell in results.plan_cells(options, record)}
     assert rates == {"majority": 5e-5, "lambda-0": 1e-4, "run_glue": 1e-4}
 
@@ -65,10 +66,12 @@ def test_a_paired_difference_is_zero_for_equal_predictions(results, options):
     recipe = results.recipe_of(options, results.Cell("sst2", "lambda-0", 0, 5e-5))
     gold = results.read_gold(recipe)
     wrong = ["positive" if label == "negative" else "negative" for label in gold]
-    right, reverse = (results.Outcome({}, p, 1.0, 1.0) for p in (gold, wrong))
+    right, reverse, mixed = (
+        outcome(results, results.encode(recipe, labels))
+        for labels in (gold, wrong, [*gold[:12], *wrong[12:]])
+    )
     assert results.paired_difference(recipe, [right], [right]) == (0, 0, 0)
     assert results.paired_difference(recipe, [right], [reverse]) == (1, 1, 1)
-    mixed = results.Outcome({}, [*gold[:12], *wrong[12:]], 1.0, 1.0)
     mean, low, high = results.paired_difference(recipe, [right], [mixed])
     assert mean == pytest.approx(0.5)
     assert low < mean < high
