@@ -4,7 +4,7 @@ In all signatures N is the number of labelled rows and C the number of classes o
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class ClassScores(NamedTuple):
-    """Scores of one class against all others."""
+    """Scores of one class against all others, or of one of several labels."""
 
     name: str
     precision: float
@@ -111,19 +111,41 @@ def score_classes(
     """Returns precision, recall and F1 of every class; 0 where one would divide by zero.
 
     Args:
-        predicted: (N,) predicted class indices.
-        gold: (N,) true class indices.
-        names: Names of the C classes.
+        predicted: (N,) predicted class indices, or (N, C) 1 where one of several labels applies.
+        gold: The true ones, in the same form.
+        names: Names of the C classes or labels.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
     labels = np.arange(len(names))
     columns = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
-    counts = np.bincount(predicted, minlength=len(names))
+    counts = (
+        predicted.sum(0) if predicted.ndim > 1 else np.bincount(predicted, minlength=len(names))
+    )
     return [
         ClassScores(name, float(precision), float(recall), float(f1), int(count), int(found))
         for name, precision, recall, f1, count, found in zip(names, *columns, counts, strict=True)
     ]
+
+
+def average_scores(
+    predicted: np.ndarray, gold: np.ndarray, names: Sequence[str]
+) -> list[ClassScores]:
+    """Returns the means of what `score_classes` returns, and for several labels the micro average.
+
+    The arguments are those of `score_classes`. Of single classes the micro average is the accuracy.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    options: dict[str, Any] = {"labels": np.arange(len(names)), "zero_division": 0}
+    several = gold.ndim > 1
+    totals = (int(gold.sum()), int(predicted.sum())) if several else (len(gold), len(gold))
+    found = []
+    for average in ("micro", "macro", "weighted") if several else ("macro", "weighted"):
+        values = precision_recall_fscore_support(gold, predicted, average=average, **options)[:3]
+        precision, recall, f1 = map(float, values)
+        found.append(ClassScores(f"{average} average", precision, recall, f1, *totals))
+    return found
 
 
 def proportion_interval(successes: int, total: int) -> Interval:

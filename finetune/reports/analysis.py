@@ -15,6 +15,7 @@ from finetune.evaluation.statistics import (
     Interval,
     McNemarTest,
     ThresholdCurve,
+    average_scores,
     calibrate,
     count_confusions,
     find_label_errors,
@@ -26,7 +27,7 @@ from finetune.evaluation.statistics import (
     threshold_curve,
 )
 from finetune.reports.evaluated_run import EvaluatedRun, Predictions, score_rows
-from task_formats import Classes, Range, UsageError
+from task_formats import Classes, MultiLabel, UsageError
 
 MAX_SLICED_CLASSES = 20
 _SCORE_BINS = 5
@@ -39,9 +40,12 @@ class RunAnalysis(NamedTuple):
     confusions: NDArray[np.int64] | None
     """(C, C): row gold class, column predicted class."""
     classes: list[ClassScores] | None
+    averages: list[ClassScores] | None
+    """Means over the classes."""
     calibration: Calibration | None
     thresholds: ThresholdCurve | None
-    """Of the positive class, for two classes."""
+    """Of the positive class, for two classes; of all pairs of a row and a label, for several
+    labels."""
 
 
 class Slice(NamedTuple):
@@ -78,6 +82,8 @@ class SuspiciousLabel(NamedTuple):
     probability: float
     """Of the own label."""
     suggested_probability: float
+    name: str | None = None
+    """Which of several labels; `label` and `suggested` then say whether it applies."""
 
 
 def analyze_run(run: EvaluatedRun, draws: int) -> RunAnalysis:
@@ -88,8 +94,15 @@ def analyze_run(run: EvaluatedRun, draws: int) -> RunAnalysis:
     bounds = bootstrap_interval(lambda n, _: score_rows(run.task, rows, n), indices, indices, draws)
     scores = {name: Interval(run.scores[name], *bounds[name]) for name in bounds}
     scores["loss"] = mean_interval(rows.losses, draws)._replace(value=run.scores["loss"])
-    if rows.probabilities is None or not isinstance(labels, Classes):
-        return RunAnalysis(scores, None, None, None, None)
+    if rows.probabilities is None:
+        return RunAnalysis(scores, None, None, None, None, None)
+    answers = rows.predicted, rows.gold, labels.names
+    classes = score_classes(*answers), average_scores(*answers)
+    if isinstance(labels, MultiLabel):
+        applies = rows.gold.T.ravel()
+        table = _as_two_classes(rows.probabilities.T.ravel())
+        by_threshold = threshold_curve(table[:, 1], applies == 1)
+        return RunAnalysis(scores, None, *classes, calibrate(table, applies), by_threshold)
     positive = run.task.positive_class
     has_curve = len(labels.names) == 2 and positive and not run.task.format.is_multiple_choice
     curve = None
@@ -99,10 +112,15 @@ def analyze_run(run: EvaluatedRun, draws: int) -> RunAnalysis:
     return RunAnalysis(
         scores,
         count_confusions(rows.predicted, rows.gold, len(labels.names)),
-        score_classes(rows.predicted, rows.gold, labels.names),
+        *classes,
         calibrate(rows.probabilities, rows.gold),
         curve,
     )
+
+
+def _as_two_classes(probability: NDArray[Any]) -> NDArray[Any]:
+    """(N, 2) probabilities of "does not apply" and "applies"."""
+    return np.stack([1 - probability, probability], axis=1)
 
 
 def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:
@@ -123,7 +141,8 @@ def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:
     for run in runs:
         index = {name: n for n, name in enumerate(run.predictions.ids)}
         matched.append(run.predictions.select(np.array([index[name] for name in ids])))
-        different = np.flatnonzero(matched[-1].gold != matched[0].gold)
+        is_equal = (matched[-1].gold == matched[0].gold).reshape(len(ids), -1).all(axis=1)
+        different = np.flatnonzero(~is_equal)
         if len(different):
             what = f"row {ids[different[0]]} has one label in {first.name}, another in {run.name}"
             raise UsageError(what, cure="Name one file for all runs: --split FILE.")
@@ -132,12 +151,7 @@ def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:
 
 def _check_same_labels(first: EvaluatedRun, other: EvaluatedRun) -> None:
     one, two = first.task.labels, other.task.labels
-    same = (
-        one.names == two.names
-        if isinstance(one, Classes) and isinstance(two, Classes)
-        else (isinstance(one, Range) and isinstance(two, Range))
-    )
-    if not same or first.task.metrics != other.task.metrics:
+    if (one.kind, one.names) != (two.kind, two.names) or first.task.metrics != other.task.metrics:
         what = f"{first.name} and {other.name} have different labels or metrics"
         raise UsageError(what, cure="Compare runs of the same task.")
 
@@ -187,10 +201,12 @@ def slice_rows(run: EvaluatedRun, matched: Sequence[Predictions]) -> list[Slice]
 
 def _label_masks(run: EvaluatedRun, rows: Predictions) -> list[tuple[str, NDArray[np.bool_]]]:
     labels = run.task.labels
+    names = labels.names if len(labels.names) <= MAX_SLICED_CLASSES else ()
     if isinstance(labels, Classes):
-        names = labels.names if len(labels.names) <= MAX_SLICED_CLASSES else ()
         return [(name, rows.gold == index) for index, name in enumerate(names)]
-    assert isinstance(labels, Range)
+    if isinstance(labels, MultiLabel):
+        has_none = ("without a label", ~rows.gold.any(axis=1))
+        return [*((name, rows.gold[:, k] == 1) for k, name in enumerate(names)), has_none]
     edges = np.linspace(labels.low, labels.high, _SCORE_BINS + 1)
     bins = np.clip(np.digitize(rows.gold, edges) - 1, 0, _SCORE_BINS - 1)
     return [(f"{edges[k]:g} to {edges[k + 1]:g}", bins == k) for k in range(_SCORE_BINS)]
@@ -206,18 +222,39 @@ def find_worst_rows(matched: Sequence[Predictions], limit: int) -> list[int]:
     """Returns the rows that some run has wrong, by decreasing mean loss over the runs."""
     losses: NDArray[Any] = np.mean([rows.losses for rows in matched], axis=0)
     order = np.argsort(-losses, kind="stable")
-    wrong = np.any([rows.predicted != rows.gold for rows in matched], axis=0)
+    wrong = np.any([~rows.correct for rows in matched], axis=0)
     return [int(n) for n in order if wrong[n]][:limit]
 
 
-def find_suspicious_labels(matched: Sequence[Predictions]) -> list[SuspiciousLabel]:
-    """Returns rows whose label is probably wrong, by the mean probabilities of the runs."""
+def find_suspicious_labels(
+    matched: Sequence[Predictions], names: Sequence[str] = ()
+) -> list[SuspiciousLabel]:
+    """Returns rows whose label is probably wrong, by the mean probabilities of the runs.
+
+    Args:
+        matched: The same rows for every run.
+        names: Names of several labels, each of which is examined by itself.
+    """
     tables = [rows.probabilities for rows in matched if rows.probabilities is not None]
     if not tables:
         return []
     table: NDArray[Any] = np.mean(tables, axis=0)
-    gold, best = matched[0].gold, table.argmax(axis=1)
+    gold = matched[0].gold
+    if gold.ndim == 1:
+        return _find_suspicious(table, gold)
+    found = [
+        item._replace(name=name)
+        for k, name in enumerate(names)
+        for item in _find_suspicious(_as_two_classes(table[:, k]), gold[:, k])
+    ]
+    return sorted(found, key=lambda item: item.probability)
+
+
+def _find_suspicious(table: NDArray[Any], gold: NDArray[Any]) -> list[SuspiciousLabel]:
+    best = table.argmax(axis=1)
     return [
-        SuspiciousLabel(n, int(gold[n]), int(best[n]), *map(float, table[n, [gold[n], best[n]]]))
+        SuspiciousLabel(
+            n, int(gold[n]), int(best[n]), float(table[n, gold[n]]), float(table[n, best[n]])
+        )
         for n in find_label_errors(table, gold).tolist()
     ]

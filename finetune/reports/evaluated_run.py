@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from finetune.checkpointing.run_folder import LOG, RESULT, read_result
 from finetune.data.examples import ReadReport, read_examples
 from finetune.data.held_out import open_split
-from finetune.data.token_store import compute_lengths
+from finetune.data.token_store import compute_lengths, is_unlabelled
 from finetune.evaluation.metrics import METRICS, Probabilities, compute_metrics
 from finetune.evaluation.predictor import Predictor, SplitEvaluation
 from finetune.evaluation.statistics import MIN_PROBABILITY
@@ -27,9 +27,9 @@ class Predictions:
 
     ids: tuple[str, ...]
     gold: NDArray[Any]
-    """(N,) class or choice indices, or scores."""
+    """(N,) class or choice indices, or scores; (N, C) 1 where one of several labels applies."""
     predicted: NDArray[Any]
-    """(N,) the same."""
+    """The same."""
     probabilities: NDArray[np.float64] | None
     """(N, C), 0 for choices that a row does not have; None for scores."""
     losses: NDArray[np.float64]
@@ -41,8 +41,9 @@ class Predictions:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(N,) whether the predicted class is the label."""
-        return np.asarray(self.gold == self.predicted)
+        """(N,) whether the prediction is the label; of several labels all must be right."""
+        equal = self.gold == self.predicted
+        return np.asarray(equal if equal.ndim == 1 else equal.all(axis=1))
 
     def select(self, rows: NDArray[np.int64]) -> "Predictions":
         """Returns the predictions of some rows."""
@@ -75,11 +76,12 @@ class LabelCounts:
     name: str
     report: ReadReport
     labels: NDArray[np.float64]
-    """Class or choice indices, or scores."""
+    """(N,) class or choice indices, or scores; (N, C) 1 where one of several labels applies."""
 
     def count(self, label: int) -> int:
-        """Number of rows with a class."""
-        return int((self.labels == label).sum())
+        """Number of rows with a class, or with one of several labels."""
+        applies = self.labels == label if self.labels.ndim == 1 else self.labels[:, label] == 1
+        return int(applies.sum())
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ def score_rows(task: Task, predictions: Predictions, rows: NDArray[np.int64]) ->
     """Computes the metrics of a task over some rows, which may repeat."""
     predicted, gold, labels = predictions.predicted[rows], predictions.gold[rows], task.labels
     probabilities = None
-    if isinstance(labels, Classes) and predictions.probabilities is not None:
-        names = np.array(labels.names)
-        predicted, gold = names[predicted], names[gold]
+    if predictions.probabilities is not None:
+        if isinstance(labels, Classes):
+            names = np.array(labels.names)
+            predicted, gold = names[predicted], names[gold]
         if any(METRICS[name].reads_probabilities for name in task.metrics):
             probabilities = Probabilities(labels.names, predictions.probabilities[rows])
     answers = predicted.tolist(), gold.tolist()
@@ -139,12 +142,8 @@ def evaluate_run(
         limit: Use only the first rows; by default all.
 
     Raises:
-        UsageError: No row has a label, rows may have several labels, or probabilities are not
-            finite.
+        UsageError: No row has a label, or probabilities are not finite.
     """
-    if isinstance(predictor.task.labels, MultiLabel):
-        what = "a page cannot show several labels per row yet"
-        raise UsageError(what, where=str(folder), cure="Use gptft evaluate and gptft predict.")
     evaluation = predictor.evaluate_split(split, data, limit=limit)
     trained_on = predictor.recipe.data.path
     return EvaluatedRun(
@@ -174,7 +173,7 @@ def _read_result(folder: Path) -> dict[str, Any]:
 def collect_predictions(evaluation: SplitEvaluation, task: Task) -> Predictions:
     """Returns the labelled rows of an evaluation as arrays; errors as in `evaluate_run`."""
     store, labels = evaluation.split.examples, task.labels
-    known = np.flatnonzero(~np.isnan(store.labels))
+    known = np.flatnonzero(~is_unlabelled(store.labels))
     predictions = evaluation.result.predictions
     answers = [predictions[n] for n in known.tolist()]
     gold = store.labels[known]
@@ -187,6 +186,14 @@ def collect_predictions(evaluation: SplitEvaluation, task: Task) -> Predictions:
             row[: len(answer.scores)] = answer.scores
         finite = np.isfinite(table).all(axis=1)
         losses = -np.log(np.maximum(table[np.arange(len(gold)), gold], MIN_PROBABILITY))
+    elif isinstance(labels, MultiLabel):
+        gold = gold.astype(np.int64)
+        answered = [[name in cast(tuple, a.label) for name in labels.names] for a in answers]
+        predicted = np.array(answered, dtype=np.int64)
+        table = np.array([answer.scores for answer in answers])
+        finite = np.isfinite(table).all(axis=1)
+        logits = evaluation.result.logits[known].astype(np.float64)
+        losses = np.logaddexp(0, np.where(gold == 1, -logits, logits)).mean(axis=1)
     else:
         predicted = np.array([float(cast(float, answer.label)) for answer in answers])
         finite = np.isfinite(predicted)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.checkpointing.run_folder import read_recipe
 from finetune.data.examples import LocatedExample
@@ -29,7 +30,7 @@ from finetune.reports.analysis import (
     slice_rows,
 )
 from finetune.reports.evaluated_run import EvaluatedRun, LabelCounts, Predictions, count_labels
-from task_formats import Classes, Example, Task, UsageError
+from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError
 
 DRAWS, DRAWS_OF_MANY_ROWS, MANY_ROWS = 1000, 200, 10_000
 """Resamples of each bootstrap, and the number of rows above which there are fewer."""
@@ -65,7 +66,7 @@ class ShownRow(NamedTuple):
     """File and line."""
     label: str
     answers: list[dict[str, Any]]
-    """For each run: its name, its answer and its probabilities."""
+    """For each run: its name, its answer, whether that is right, and a remark with numbers."""
     views: list[list[Span]]
     choices: list[dict[str, Any]]
     """The choices of a row of multiple choice."""
@@ -121,7 +122,7 @@ def make_report(
     first, matched = runs[0], match_rows(runs)
     if draws is None:
         draws = DRAWS if len(first.predictions.ids) <= MANY_ROWS else DRAWS_OF_MANY_ROWS
-    suspicious = find_suspicious_labels(matched)
+    suspicious = find_suspicious_labels(matched, first.task.labels.names)
     worst = find_worst_rows(matched, max_rows)
     listed = suspicious[:MAX_SUSPICIOUS]
     ids = {matched[0].ids[n] for n in [*worst, *(item.row for item in listed)]}
@@ -145,14 +146,15 @@ def make_report(
         errors=[_show_row(runs, matched, n, rows[matched[0].ids[n]], view_tokens) for n in shown],
         fields=list_templates(first.task.format),
         first=first,
-        is_score=not isinstance(first.task.labels, Classes),
+        is_multi_label=isinstance(first.task.labels, MultiLabel),
+        is_score=isinstance(first.task.labels, Range),
         label_counts=label_counts,
         limits={"classes": MAX_CLASSES, "matrix": MAX_MATRIX, "points": figures.MAX_POINTS},
         lower_is_better=lower_is_better | {"loss"},
         majority=_score_majority(first, label_counts[0]),
         matched=matched[0],
         num_suspicious=len(suspicious),
-        num_wrong=int(np.any([part.gold != part.predicted for part in matched], axis=0).sum()),
+        num_wrong=int(np.any([~part.correct for part in matched], axis=0).sum()),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=[_make_section(run, draws) for run in runs],
@@ -296,18 +298,22 @@ def _show_row(
     item: LocatedExample,
     view_tokens: ViewTokens,
 ) -> ShownRow:
-    task, gold = runs[0].task, matched[0].gold[row].item()
+    task, gold = runs[0].task, matched[0].gold[row]
     answers = []
     for run, rows in zip(runs, matched, strict=True):
-        answer = rows.predicted[row].item()
-        values: dict[str, Any] = {"run": run.name, "right": answer == gold}
-        if rows.probabilities is None:
-            values |= {"answer": f"{answer:.3f}", "difference": answer - gold}
+        answer, table = rows.predicted[row], rows.probabilities
+        right = bool(rows.correct[row])
+        if table is None:
+            sign = "+" if answer > gold else ""
+            remark = f"{sign}{_format_number(answer - gold, 3)}"
+        elif isinstance(task.labels, MultiLabel):
+            remark = _describe_wrong_labels(answer, gold, table[row], task.labels.names)
         else:
-            values["answer"] = task.labels.name(answer)
-            values["own"] = float(rows.probabilities[row, gold])
-            values["probability"] = float(rows.probabilities[row, answer])
-        answers.append(values)
+            remark = f"probability {table[row, answer]:.3f}"
+            remark += "" if right else f", of the label {table[row, gold]:.3f}"
+        answers.append(
+            {"run": run.name, "right": right, "answer": _show_label(task, answer), "remark": remark}
+        )
     views = view_tokens(item.example)
     choices = []
     for k, text in enumerate(item.example.choices):
@@ -320,10 +326,27 @@ def _show_row(
             {"name": task.labels.name(k), "text": clip(text, MAX_TEXT), "right": k == gold,
              "chosen_by": chosen_by, "probability": probability}
         )  # fmt: skip
-    label = f"{gold:g}" if isinstance(gold, float) else str(task.labels.name(gold))
-    return ShownRow(
-        item.example.id, str(item.location), label, answers, shown_views(views, task), choices
-    )
+    label, shown = _show_label(task, gold), shown_views(views, task)
+    return ShownRow(item.example.id, str(item.location), label, answers, shown, choices)
+
+
+def _show_label(task: Task, label: Any) -> str:
+    """A label, the names of several, or a score."""
+    if isinstance(task.labels, Range):
+        return f"{label:.3f}".rstrip("0").rstrip(".")
+    name = task.labels.name(label)
+    return name if isinstance(name, str) else ", ".join(name) or "no label"
+
+
+def _describe_wrong_labels(
+    answer: NDArray[Any], gold: NDArray[Any], probability: NDArray[Any], names: Sequence[str]
+) -> str:
+    """The labels that are missing or too many, with their probabilities."""
+    parts = []
+    for word, wrong in (("missing", gold > answer), ("too many", answer > gold)):
+        listed = [f"{names[k]} {probability[k]:.3f}" for k in np.flatnonzero(wrong).tolist()]
+        parts += [f"{word}: {', '.join(listed)}"] if listed else []
+    return "; ".join(parts)
 
 
 def shown_views(views: Sequence[TokenView], task: Task) -> list[list[Span]]:

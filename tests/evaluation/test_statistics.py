@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
 
 from finetune.evaluation.metrics import METRICS
 from finetune.evaluation.statistics import (
+    average_scores,
     calibrate,
     count_confusions,
     expected_calibration_error,
@@ -46,6 +47,29 @@ def test_class_scores_are_the_ratios_of_the_confusion_matrix():
         assert scores.precision == pytest.approx(correct / found if found else 0)
         assert scores.recall == pytest.approx(correct / present)
         assert scores.f1 == pytest.approx(2 * correct / (found + present))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_averages_of_classes_and_of_several_labels(several):
+    generator = np.random.default_rng(1)
+    size = (50, 3) if several else 50
+    gold, predicted = (generator.integers(0, 2 if several else 3, size) for _ in range(2))
+    parts = score_classes(predicted, gold, "abc")
+    averages = {item.name.split()[0]: item for item in average_scores(predicted, gold, "abc")}
+    rows = [item.gold for item in parts]
+    for field in ("precision", "recall", "f1"):
+        values = [getattr(item, field) for item in parts]
+        assert getattr(averages["macro"], field) == pytest.approx(np.mean(values))
+        weighted = np.average(values, weights=rows)
+        assert getattr(averages["weighted"], field) == pytest.approx(weighted)
+    assert ("micro" in averages) == several
+    if several:
+        for k, item in enumerate(parts):
+            alone = score_classes(predicted[:, k], gold[:, k], ("no", "yes"))[1]
+            assert item[1:] == pytest.approx(alone[1:])
+        hits = int((gold & predicted).sum())
+        assert averages["micro"].precision == pytest.approx(hits / predicted.sum())
+        assert averages["micro"].recall == pytest.approx(hits / gold.sum())
 
 
 def test_the_wilson_interval_has_its_closed_form():

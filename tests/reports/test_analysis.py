@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from finetune.evaluation.statistics import mcnemar_test
+from finetune.evaluation.statistics import find_label_errors, mcnemar_test
 from finetune.reports.analysis import (
     analyze_run,
     compare_runs,
@@ -23,7 +23,9 @@ def restrict(run, rows):
     return replace(run, predictions=run.predictions.select(np.array(rows)))
 
 
-@pytest.mark.parametrize("kind", ["classification", "entailment", "score", "multiple_choice"])
+@pytest.mark.parametrize(
+    "kind", ["classification", "entailment", "score", "multiple_choice", "multi_label"]
+)
 def test_the_scores_are_those_of_evaluation(kind, tmp_path):
     run = make_run(tmp_path, kind)
     analysis = analyze_run(run, draws=50)
@@ -31,7 +33,7 @@ def test_the_scores_are_those_of_evaluation(kind, tmp_path):
     for interval in analysis.scores.values():
         assert interval.low <= interval.value <= interval.high
     assert (analysis.calibration is None) == (kind == "score")
-    assert (analysis.thresholds is not None) == (kind == "entailment")
+    assert (analysis.thresholds is not None) == (kind in ("entailment", "multi_label"))
 
 
 def test_metrics_of_probabilities_are_those_of_scikit_learn(tmp_path):
@@ -123,3 +125,28 @@ def test_suspicious_labels_are_those_of_the_mean_probabilities(tmp_path):
         assert item.probability == mean[item.row, item.label] < item.suggested_probability
     assert [item.probability for item in found] == sorted(item.probability for item in found)
     assert find_suspicious_labels([make_run(tmp_path / "s", "score").predictions]) == []
+
+
+def test_each_of_several_labels_is_examined_by_itself(tmp_path):
+    run = make_run(tmp_path, "multi_label", 200)
+    rows, names = run.predictions, run.task.labels.names
+    found = find_suspicious_labels([rows], names)
+    assert [item.probability for item in found] == sorted(item.probability for item in found)
+    for k, name in enumerate(names):
+        table = np.stack([1 - rows.probabilities[:, k], rows.probabilities[:, k]], axis=1)
+        own = {item.row for item in found if item.name == name}
+        assert own == set(find_label_errors(table, rows.gold[:, k]).tolist()) != set()
+    flipped = replace(rows, gold=1 - rows.gold)
+    changed = {(item.row, item.name) for item in find_suspicious_labels([flipped], names)}
+    assert not changed & {(item.row, item.name) for item in found}
+
+
+def test_of_several_labels_pairs_with_a_row_count_for_threshold_and_calibration(tmp_path):
+    run = make_run(tmp_path, "multi_label", 200)
+    analysis, rows = analyze_run(run, draws=1), run.predictions
+    assert analysis.thresholds.f1[50] == pytest.approx(run.scores["micro_f1"])
+    assert analysis.thresholds.accuracy[50] == (rows.gold == rows.predicted).mean()
+    assert sum(group.rows for group in analysis.calibration.bins) == rows.gold.size
+    parts = [part for part in slice_rows(run, [rows]) if part.group == "label"]
+    assert [part.rows for part in parts[:4]] == rows.gold.sum(0).tolist()
+    assert (parts[4].name, parts[4].rows) == ("without a label", (rows.gold.sum(1) == 0).sum())

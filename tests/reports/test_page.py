@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.models.token_views import PreviewToken, TokenView
 from finetune.recipe.schema import TaskConfig
@@ -62,7 +63,9 @@ def render(*runs, **options) -> Page:
     return Page(make_report(runs, view_tokens, "gptft report run", draws=20, **options))
 
 
-@pytest.mark.parametrize("kind", ["classification", "entailment", "score", "multiple_choice"])
+@pytest.mark.parametrize(
+    "kind", ["classification", "entailment", "score", "multiple_choice", "multi_label"]
+)
 def test_a_page_holds_everything_itself(kind, tmp_path):
     page = render(make_run(tmp_path, kind))
     assert page.attributes("src") == []
@@ -77,7 +80,7 @@ def test_a_page_holds_everything_itself(kind, tmp_path):
     [policy] = [v for v in page.attributes("content") if v.startswith("default-src 'none'")]
     for script in page.scripts:
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
-    assert len(page.scripts) == (kind == "entailment")
+    assert len(page.scripts) == (kind in ("entailment", "multi_label"))
     for heading in ("Scores", "Task and data", "Training", "Slices", "Worst errors", "Commands"):
         assert heading in page.text
 
@@ -98,6 +101,36 @@ def test_the_numbers_are_there(tmp_path):
     assert "updates, 1,234 tokens, 6 seconds" in page.text
     assert "gptft report run" in page.text
     assert 'about: "run"' in page.text
+
+
+def test_several_labels_are_listed_with_their_thresholds_and_mistakes(tmp_path):
+    names = ("sun", "rain", "wind", "snow")
+    run = make_run(tmp_path, "multi_label", 40)
+    labels = replace(run.task.labels, thresholds=(0.125, 0.25, 0.5, 0.75))
+    run = replace(run, task=replace(run.task, labels=labels))
+    rows, page = run.predictions, render(run, max_rows=40)
+    found = precision_recall_fscore_support(rows.gold, rows.predicted, zero_division=0)
+    for k, name in enumerate(names):
+        scores = " ".join(f"{column[k]:.4f}" for column in found[:3])
+        counts = f"{rows.gold[:, k].sum()} {rows.predicted[:, k].sum()}"
+        assert f"{name} {scores} {counts} {labels.thresholds[k]:.4f}" in page.text
+    for average in ("micro", "macro", "weighted"):
+        scores = precision_recall_fscore_support(
+            rows.gold, rows.predicted, average=average, zero_division=0
+        )
+        assert f"{average} average " + " ".join(f"{value:.4f}" for value in scores[:3]) in page.text
+    wrong = int((rows.gold != rows.predicted).any(axis=1).sum())
+    assert f"{wrong} of {wrong} rows with wrong labels, by their loss" in page.text
+    worst = max(np.flatnonzero(~rows.correct), key=lambda n: rows.losses[n])
+    for sign, word in ((1, "missing: "), (-1, "too many: ")):
+        listed = [
+            f"{name} {rows.probabilities[worst, k]:.3f}"
+            for k, name in enumerate(names)
+            if rows.gold[worst, k] - rows.predicted[worst, k] == sign
+        ]
+        assert not listed or word + ", ".join(listed) in page.text
+    both = render(run, replace(run, name="other"))
+    assert f"other {int(rows.correct.sum())} 0 0 {wrong} 1.000" in both.text
 
 
 def test_texts_of_users_are_escaped(tmp_path):

@@ -10,7 +10,7 @@ from finetune.data.examples import ReadReport
 from finetune.models.token_views import PreviewToken, TokenView
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig
 from finetune.reports.evaluated_run import EvaluatedRun, History, Predictions, score_rows
-from task_formats import Classes, Example
+from task_formats import Classes, Example, MultiLabel
 from tests.support.jobs import TASKS, rows, write_rows
 
 RESULT = {
@@ -89,6 +89,12 @@ def predict(items: list[Example], labels: Any, seed: int) -> Predictions:
         logits[np.arange(count), gold] += 1
         table = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         predicted, losses = table.argmax(axis=1), -np.log(table[np.arange(count), gold])
+    elif isinstance(labels, MultiLabel):
+        gold = gold.astype(int)
+        logits = generator.normal(size=gold.shape) * 2 + gold
+        table = 1 / (1 + np.exp(-logits))
+        predicted = (table >= (labels.thresholds or 0.5)).astype(int)
+        losses = np.logaddexp(0, np.where(gold == 1, -logits, logits)).mean(axis=1)
     else:
         predicted = gold + generator.normal(size=count)
         losses = (predicted - gold) ** 2

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from html import unescape
 
 import numpy as np
 import pytest
@@ -97,3 +99,12 @@ def test_predict_writes_labels_and_a_probability_per_label(run, tmp_path):
 def test_a_part_of_the_training_rows_is_stratified_by_their_labels(bases, tmp_path):
     recipe = jobs.recipe("multi_label", bases("gpt2"), tmp_path / "data", train=40, fraction=0.5)
     assert len(jobs.prepare(recipe).examples) == 20
+
+
+def test_a_report_shows_what_evaluate_prints(run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["report", str(run), "-o", str(tmp_path / "page.html"), "--rows", "2"]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
+    for name, value in finetune.load(run, "cpu", precision="fp32").evaluate().items():
+        assert f" {name} {value:.4f} " in text
