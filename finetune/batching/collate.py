@@ -111,15 +111,36 @@ def count_totals(
     `class_weights` are C weights, without which every labelled example counts 1, as always where an
     example may have several labels.
     """
-    labels = [example.label for example in examples if example.label is not None]
-    weights = [
-        1.0 if class_weights is None or isinstance(label, tuple) else class_weights[int(label)]
-        for label in labels
-    ]
     return UpdateTotals(
-        math.fsum(weights),
+        math.fsum(_class_weight(example.label, class_weights) for example in examples),
         sum(len(example.endings) for example in examples),
         sum(max(example.tokens - 1, 0) for example in examples),
+    )
+
+
+def _class_weight(label: Label | None, class_weights: Sequence[float] | None) -> float:
+    """The weight of a label in the task loss; 0 without a label."""
+    if label is None:
+        return 0.0
+    is_plain = class_weights is None or isinstance(label, tuple)
+    return 1.0 if is_plain else class_weights[int(label)]  # type: ignore[index, arg-type]
+
+
+def weigh_examples(
+    examples: Sequence[Encoded], class_weights: Sequence[float] | None = None
+) -> np.ndarray:
+    """Returns the (N,) weights of examples in the loss of their update, on any scale.
+
+    With labels it is the weight of the class, and in pre-training the number of targets.
+    """
+    return np.array(
+        [
+            _class_weight(example.label, class_weights)
+            if example.endings
+            else max(example.tokens - 1, 0)
+            for example in examples
+        ],
+        dtype=np.float64,
     )
 
 

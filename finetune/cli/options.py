@@ -93,6 +93,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "train.layout": (_LAYOUTS, "How sequences are batched; results are equal but for dropout."),
     "train.deterministic": (bool, "Use deterministic GPU kernels."),
     "train.compile": (bool, "Compile the model: slow start, then faster."),
+    "train.noise_scale": (bool, "Measure the gradient noise scale, which tells good batch sizes."),
 }
 """Recipe values with a flag of their own: key to type and help."""
 FILE_FLAGS = {

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from math import isfinite
 from statistics import mean
 
 from rich.console import Console, Group
@@ -140,7 +141,8 @@ def display_run(
 def _describe_step(progress: RunProgress, step: Step) -> Text:
     update = f"{progress.update:>{len(str(progress.updates))}}"
     count = f"update {update}/{progress.updates} {progress.percent:>3}%"
-    return Text("  ".join((count, format_losses(step), progress.speed, progress.time_left)))
+    noise = [] if step.noise_scale is None else [f"noise scale {step.noise_scale.value:.3g}"]
+    return Text("  ".join((count, format_losses(step), *noise, progress.speed, progress.time_left)))
 
 
 def _draw(progress: RunProgress, step: Step) -> Group:
@@ -210,10 +212,22 @@ def print_result(result: Result) -> None:
                 warning = f"{name} on {split} is no better than the most frequent training label."
                 print_line((warning, "yellow"))
         print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
+    print_noise_scale(result, "example")
     folder = shlex.quote(str(result.folder))
     print_line("The run is in ", (str(result.folder), "bold"), ". Next:")
     print_line((f"  gptft evaluate {folder} --split NAME", "cyan"), "  evaluate on another split")
     print_line((f"  gptft predict {folder} FILE -o OUT  ", "cyan"), "  label the rows of a file")
+
+
+def print_noise_scale(result: Result, unit: str) -> None:
+    """Prints the gradient noise scale of a run, if it is known. The unit is one of its batch."""
+    if result.noise_scale is None:
+        return
+    value, low, high = (f"{number:,.0f}" for number in result.noise_scale)
+    ends = f"{low} to {high}" if isfinite(result.noise_scale.high) else f"{low} or more"
+    print_line(f"Gradient noise scale: {value} {unit}s (95 % interval {ends}).")
+    command = f"gptft scale noise {shlex.quote(str(result.folder))}"
+    print_line((f"  {command}", "cyan"), "  what other batch sizes would cost")
 
 
 def make_score_table(

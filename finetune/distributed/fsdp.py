@@ -117,6 +117,13 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+@torch.no_grad()
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """Returns the global norm of gradients, a () tensor; they may be sharded."""
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def inference_context(model: nn.Module) -> torch.no_grad | torch.inference_mode:
     """The fastest context without gradients: gathered weights must not be inference tensors."""
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()

@@ -410,6 +410,12 @@ class CommonTrainConfig(StrictModel):
     """Clip gradients to this global norm."""
     seed: Seed = 42
     """Random seed."""
+    noise_scale: bool = resume_safe(False)
+    """Measure the gradient noise scale, which tells good batch sizes.
+
+    An update of a single forward pass is made in two, so with dropout other masks are drawn.
+    Gradients need their memory twice.
+    """
     tokens_per_forward: Positive | None = resume_safe(None)
     """Maximum number of tokens in a forward pass [default: by memory].
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.training.loop import Step
+from finetune.training.noise_scale import NoiseScale
 
 
 class Notice(NamedTuple):
@@ -56,6 +57,9 @@ class Result:
     folder: Path
     majority: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split, the scores of the most frequent training label (or of the mean score)."""
+    noise_scale: NoiseScale | None = None
+    """The gradient noise scale of about the last 100 updates, in examples; None if it was not
+    measured or is not known."""
 
 
 class Finished(NamedTuple):

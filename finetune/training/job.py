@@ -13,7 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from finetune.batching.collate import Batch, UpdateTotals, collate, count_totals, to_device
+from finetune.batching.collate import (
+    Batch,
+    UpdateTotals,
+    collate,
+    count_totals,
+    to_device,
+    weigh_examples,
+)
 from finetune.batching.sampler import BatchConfig, EpochSampler, batch_by_tokens, shard_by_length
 from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import is_sharded
@@ -23,7 +30,8 @@ from finetune.models.losses import objective
 from finetune.recipe.schema import CommonTrainConfig, StrictModel
 from finetune.recipe.yaml_documents import parse_document
 from finetune.training.events import Notice, Started
-from finetune.training.loop import LoopSettings, MicroBatches
+from finetune.training.loop import GradientGroups, LoopSettings, MicroBatches
+from finetune.training.noise_scale import measure_groups
 from task_formats import Encoded
 
 
@@ -66,7 +74,14 @@ def loop_settings(
 ) -> LoopSettings:
     """Takes everything but the learning rate and λ from the configuration."""
     norm = config.max_grad_norm
-    return LoopSettings(learning_rate, config.epsilon, lm_coefficient, norm, config.seed)
+    return LoopSettings(
+        learning_rate,
+        config.epsilon,
+        lm_coefficient,
+        norm,
+        config.seed,
+        noise_scale=config.noise_scale,
+    )
 
 
 class SplitSource(NamedTuple):
@@ -167,28 +182,81 @@ class TrainingJob(ABC):
     def make_microbatches(self, update: int, max_tokens: int | None) -> MicroBatches:
         """Makes the forward passes of update 1, 2, ... on this process, sorted by length.
 
-        `max_tokens` limits the tokens per pass instead of the batch configuration.
+        `max_tokens` limits the tokens per pass instead of the batch configuration. Each process has
+        a part of the update of its own. A single process, and a sharded model, whose processes make
+        their passes together, cut it in two for the noise scale. Parts are alike in length. That
+        keeps passes even, and leaves out the noise that length alone explains.
         """
         rows = self.sampler.indices(update)
+        if self._splits_examples:
+            count = self.accelerator.num_processes
+        else:
+            count = 2 if self.settings.noise_scale else 1
+        return self.collate_groups(shard_by_length(rows, self.lengths, count), max_tokens)
+
+    @property
+    def _splits_examples(self) -> bool:
+        """Whether each process makes passes of its own."""
+        return self.accelerator.num_processes > 1 and not is_sharded(self.model)
+
+    def collate_groups(
+        self, groups: Sequence[np.ndarray], max_tokens: int | None = None
+    ) -> MicroBatches:
+        """Makes this process's forward passes of an update whose examples are in groups.
+
+        Args:
+            groups: (n,) indices of the examples of each group. Where each process makes passes of
+                its own there is one group per process, else no pass crosses groups.
+            max_tokens: Limits the tokens per pass instead of the batch configuration.
+        """
+        rows = np.concatenate(groups)
         weights = self.settings.task_loss.class_weights
-        totals = count_totals(
-            [self.examples[n] for n in rows.tolist()],
-            None if weights is None else weights.tolist(),
-        )
+        class_weights = None if weights is None else weights.tolist()
+        totals = count_totals([self.examples[n] for n in rows.tolist()], class_weights)
         limit = max_tokens or self.batch_config.max_tokens_per_forward
-        rank = self.accelerator.process_index
+        own = [groups[self.accelerator.process_index]] if self._splits_examples else groups
+        batches: list[Batch] = []
+        ends = []
+        for group in own:
+            batches += self._make_passes(group, totals, limit)
+            ends.append(len(batches))
+        gradient_groups = None
+        if self.settings.noise_scale:
+            gradient_groups = self._measure_groups(groups, ends, class_weights)
+        tokens = int(self.lengths.tokens[rows].sum())
+        return MicroBatches(batches, len(rows), tokens, gradient_groups)
+
+    def _make_passes(self, rows: np.ndarray, totals: UpdateTotals, limit: int) -> list[Batch]:
+        layout = self.batch_config.layout
+        if not is_sharded(self.model):
+            passes = batch_by_tokens(rows, self.lengths, layout, limit)
+            return [self._collate(indices, totals) for indices in passes]
         shards = shard_by_length(rows, self.lengths, self.accelerator.num_processes)
-        passes = [
-            batch_by_tokens(shard, self.lengths, self.batch_config.layout, limit)
-            for shard in (shards if is_sharded(self.model) else [shards[rank]])
-        ]
-        own = passes[rank] if is_sharded(self.model) else passes[0]
+        all_passes = [batch_by_tokens(shard, self.lengths, layout, limit) for shard in shards]
+        own = all_passes[self.accelerator.process_index]
         batches = [self._collate(indices, totals) for indices in own]
         # All processes of a sharded model take part in every pass: some make empty ones.
-        batches += [
-            self._collate_empty(rows[:1]) for _ in range(max(map(len, passes)) - len(batches))
+        missing = max(map(len, all_passes)) - len(batches)
+        return batches + [self._collate_empty(rows[-1:]) for _ in range(missing)]
+
+    def _measure_groups(
+        self,
+        groups: Sequence[np.ndarray],
+        ends: Sequence[int],
+        class_weights: Sequence[float] | None,
+    ) -> GradientGroups | None:
+        """The weights of the groups; None if there are fewer than two."""
+        weights = [
+            weigh_examples([self.examples[n] for n in group.tolist()], class_weights)
+            for group in groups
         ]
-        return MicroBatches(batches, len(rows), int(self.lengths.tokens[rows].sum()))
+        sizes = measure_groups(weights)
+        if sizes is None:
+            return None
+        sums = np.array([weight.sum() for weight in weights])
+        shares = (sums / sums.sum()).tolist()
+        own = [shares[self.accelerator.process_index]] if self._splits_examples else shares
+        return GradientGroups(tuple(ends), tuple(own), sizes)
 
     def _collate(self, rows: np.ndarray, totals: UpdateTotals | None = None) -> Batch:
         examples = [self.examples[n] for n in rows.tolist()]

@@ -12,10 +12,30 @@ from torch.optim import AdamW
 
 from finetune.batching.collate import Batch, to_device
 from finetune.distributed.collectives import all_reduce_gradients, all_reduce_max
-from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard
+from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard, total_norm
 from finetune.distributed.memory import is_out_of_memory
 from finetune.models.losses import Losses, TaskLossOptions, objective
+from finetune.training.noise_scale import GroupSizes, NoiseScale
 from finetune.training.optimizer import set_adamw_step
+
+
+class GradientGroups(NamedTuple):
+    """Groups of an update's examples whose gradient norms are measured, for the noise scale."""
+
+    ends: tuple[int, ...]
+    """For each group of this process, the number of passes up to its end."""
+    shares: tuple[float, ...]
+    """The loss weights of these groups: their parts of the whole update's."""
+    sizes: GroupSizes
+    """Of all groups, on all processes."""
+
+
+class GroupNorms(NamedTuple):
+    """What an update measured for the noise scale, besides the norm of its gradient."""
+
+    square: Tensor
+    """(): the mean squared norm of the groups' gradients: `small` of `estimate_moments`."""
+    sizes: GroupSizes
 
 
 class MicroBatches(NamedTuple):
@@ -25,6 +45,8 @@ class MicroBatches(NamedTuple):
     examples: int
     tokens: int
     """Tokens with every prefix counted once, so that layouts and processes do not change it."""
+    groups: GradientGroups | None = None
+    """None if the noise scale is not measured, or if there are fewer than two examples."""
 
 
 NO_LIMIT = 2**62
@@ -45,6 +67,8 @@ class LoopSettings(NamedTuple):
     max_tokens_per_forward: int | None = None
     task_loss: TaskLossOptions = TaskLossOptions()
     """Class weights and label smoothing."""
+    noise_scale: bool = False
+    """Measure the gradient noise scale."""
 
 
 class Step(NamedTuple):
@@ -61,6 +85,9 @@ class Step(NamedTuple):
     tokens: int
     seconds: float
     max_tokens_per_forward: int | None
+    group_norms: GroupNorms | None = None
+    noise_scale: NoiseScale | None = None
+    """The running estimate, from all updates whose norms have been read from the device."""
 
 
 def run_updates(
@@ -86,18 +113,9 @@ def run_updates(
     model.train()
     for number in updates:
         started = time.perf_counter()
-        while True:
-            reshard(model)  # An evaluation leaves the outermost FSDP weights gathered.
-            model.zero_grad(set_to_none=True)
-            microbatches = make_microbatches(number, max_tokens)
-            seed_update(settings.seed, number, accelerator.process_index)
-            sums, limit = _accumulate_gradients(model, microbatches, settings, accelerator)
-            failed, lowest = all_reduce_max([sums is None, -limit], accelerator)
-            if sums is not None and not failed:
-                break
-            max_tokens = -lowest
-        all_reduce_gradients(() if is_sharded(model) else parameters, accelerator)
-        losses = Losses(*accelerator.reduce(sums, "sum").unbind())
+        losses, group_norms, microbatches, max_tokens = compute_gradient(
+            model, parameters, number, make_microbatches, max_tokens, settings, accelerator
+        )
         grad_norm = clip_gradients(parameters, settings.max_grad_norm)
         nonfinite = (~(grad_norm.isfinite() & losses.total.isfinite())).float()
         learning_rate = settings.learning_rate(number)
@@ -107,23 +125,85 @@ def run_updates(
         optimizer.step()
         seconds = time.perf_counter() - started
         size = (microbatches.examples, microbatches.tokens)
-        yield Step(number, losses, grad_norm, nonfinite, learning_rate, *size, seconds, max_tokens)
+        yield Step(
+            number,
+            losses,
+            grad_norm,
+            nonfinite,
+            learning_rate,
+            *size,
+            seconds,
+            max_tokens,
+            group_norms,
+        )
+
+
+class UpdateGradient(NamedTuple):
+    """What `compute_gradient` returns; the gradient itself is in the parameters."""
+
+    losses: Losses
+    group_norms: GroupNorms | None
+    microbatches: MicroBatches
+    max_tokens: int | None
+    """After any halving because memory ran out."""
+
+
+def compute_gradient(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    number: int,
+    make_microbatches: MakeMicroBatches,
+    max_tokens: int | None,
+    settings: LoopSettings,
+    accelerator: Accelerator,
+) -> UpdateGradient:
+    """Computes the gradient of an update over all processes, before clipping.
+
+    Arguments and errors are those of `run_updates`; `max_tokens` limits the tokens per pass.
+    """
+    while True:
+        reshard(model)  # An evaluation leaves the outermost FSDP weights gathered.
+        model.zero_grad(set_to_none=True)
+        microbatches = make_microbatches(number, max_tokens)
+        seed_update(settings.seed, number, accelerator.process_index)
+        sums, limit = _accumulate_gradients(model, parameters, microbatches, settings, accelerator)
+        failed, lowest = all_reduce_max([sums is None, -limit], accelerator)
+        if sums is not None and not failed:
+            break
+        max_tokens = -lowest
+    all_reduce_gradients(() if is_sharded(model) else parameters, accelerator)
+    total, task, lm, *square = accelerator.reduce(sums, "sum").unbind()
+    groups = microbatches.groups
+    norms = GroupNorms(square[0], groups.sizes) if groups else None
+    return UpdateGradient(Losses(total, task, lm), norms, microbatches, max_tokens)
 
 
 def _accumulate_gradients(
-    model: nn.Module, microbatches: MicroBatches, settings: LoopSettings, accelerator: Accelerator
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    microbatches: MicroBatches,
+    settings: LoopSettings,
+    accelerator: Accelerator,
 ) -> tuple[Tensor | None, int]:
-    """Returns the (3,) losses, or None and a lower limit of tokens per pass if memory ran out."""
+    """Returns the (3,) losses, or None and a lower limit of tokens per pass if memory ran out.
+
+    With groups it returns (4,) numbers, of which the last is the mean squared norm of the groups.
+    """
     losses = [torch.zeros(3, device=accelerator.device)]
+    groups, norms = microbatches.groups, _GroupNormSum(parameters)
     # FSDP averages gradients over processes; ours are parts of one sum.
     scale = accelerator.num_processes if is_sharded(model) else 1
     try:
-        for batch in (to_device(batch, accelerator.device) for batch in microbatches.batches):
+        on_device = (to_device(batch, accelerator.device) for batch in microbatches.batches)
+        for number, batch in enumerate(on_device, 1):
             with accelerator.autocast():
                 outputs = model(batch, lm=settings.lm_coefficient > 0)
             parts = objective(outputs, batch, settings.lm_coefficient, settings.task_loss)
             accelerator.backward(parts.total * scale)
             losses.append(torch.stack([part.detach() for part in parts]))
+            if groups and number in groups.ends:
+                index = groups.ends.index(number)
+                norms.end_group(groups.shares[index], is_last=index + 1 == len(groups.ends))
     except (MemoryError, RuntimeError) as error:
         batches = microbatches.batches
         limit = max(map(count_tokens, batches)) // 2
@@ -135,7 +215,42 @@ def _accumulate_gradients(
             error.add_note(f"Sharded processes cannot repeat a pass. Resume with {advice}")
             raise
         return None, limit
-    return torch.stack(losses).sum(0), NO_LIMIT
+    sums = torch.stack(losses).sum(0)
+    if groups:
+        # Each process of a sharded model has the norm of all shards; the sum counts it once.
+        square = norms.square.to(sums) / scale
+        sums = torch.cat([sums, square.reshape(1)])
+    return sums, NO_LIMIT
+
+
+class _GroupNormSum:
+    """Sums the squared gradient norms of groups; after the last one the gradients are whole."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.square = torch.zeros(())
+        """Σ_m |p_m|² / W_m: p_m is the gradient of group m, and W_m its share."""
+        self._parameters = parameters
+        self._earlier: list[Tensor | None] = [None] * len(parameters)
+
+    def end_group(self, share: float, is_last: bool) -> None:
+        """Measures the gradients, and puts them aside so that the next group starts from none."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        norm = total_norm([gradient for gradient in gradients if gradient is not None])
+        self.square = self.square.to(norm.device) + norm.square() / share
+        pairs = [
+            (gradient, earlier)
+            for gradient, earlier in zip(gradients, self._earlier, strict=True)
+            if gradient is not None and earlier is not None
+        ]
+        if pairs:
+            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        whole = [
+            earlier if gradient is None else gradient
+            for gradient, earlier in zip(gradients, self._earlier, strict=True)
+        ]
+        self._earlier = whole
+        for parameter, gradient in zip(self._parameters, whole, strict=True):
+            parameter.grad = gradient if is_last else None
 
 
 def seed_update(seed: int, update: int, process: int) -> None:

@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetune.batching.sampler import EpochSampler
 from finetune.training.loop import Step
+from finetune.training.noise_scale import MomentAverages
 
 
 @dataclass
@@ -29,6 +30,8 @@ class TrainingProgress:
     """Updates without finite loss and gradients, up to the last one."""
     max_tokens_per_forward: int | None = None
     """After any halving because memory ran out."""
+    gradient_moments: MomentAverages = field(default_factory=MomentAverages)
+    """For the noise scale."""
 
     def record_step(self, step: Step) -> None:
         """Counts an update."""

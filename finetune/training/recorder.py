@@ -34,10 +34,11 @@ from finetune.storage import files, json_files
 from finetune.training.events import Interrupted, Result
 from finetune.training.job import TrainingJob
 from finetune.training.loop import Step
+from finetune.training.noise_scale import MomentAverages, NoiseScale, estimate_moments
 from finetune.training.progress import TrainingProgress
 from task_formats import UsageError
 
-_RESULT_FIELDS = ("scores", "majority", "update", "updates", "tokens", "seconds")
+_RESULT_FIELDS = ("scores", "majority", "update", "updates", "tokens", "seconds", "noise_scale")
 READ_DELAY = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device, since each reading waits for it."""
 
@@ -55,6 +56,8 @@ class RunRecorder:
         self._overwrite = overwrite
         self.model_folder = folder / MODEL
         self.consecutive_nonfinite = 0
+        self.gradient_moments = MomentAverages()
+        """Of all updates that have been read from the device."""
         self._provenance: dict[str, Any] = {}
         self._pending: list[Step] = []
         self._written = 0
@@ -98,7 +101,8 @@ class RunRecorder:
         """Returns the result of a finished run that is not to be overwritten, else None."""
         if self._overwrite or not (self.folder / RESULT).exists():
             return None
-        values = {"majority": {}, **read_result(self.folder)}  # Older results have no baseline.
+        # Older results have neither.
+        values = {"majority": {}, "noise_scale": None, **read_result(self.folder)}
         if not values.keys() >= set(_RESULT_FIELDS):
             raise UsageError(
                 "result.json is damaged",
@@ -110,6 +114,8 @@ class RunRecorder:
             split: {name: math.nan if value is None else value for name, value in scores.items()}
             for split, scores in values["scores"].items()
         }
+        if values["noise_scale"] is not None:
+            values["noise_scale"] = read_noise_scale(values["noise_scale"])
         return Result(**{name: values[name] for name in _RESULT_FIELDS}, folder=self.folder)
 
     def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
@@ -143,8 +149,11 @@ class RunRecorder:
                 check_same_content(metadata["provenance"], self._provenance)
                 restore_state(job.model, job.optimizer, checkpoint.tensors)
                 notices += list_changes(metadata["provenance"], self._provenance)
-                progress = TrainingProgress(**metadata["progress"])
+                saved = metadata["progress"]
+                moments = MomentAverages(**saved.get("gradient_moments", {}))
+                progress = TrainingProgress(**{**saved, "gradient_moments": moments})
         self.consecutive_nonfinite = progress.consecutive_nonfinite
+        self.gradient_moments = progress.gradient_moments
         if progress.best_update and not has_model(self.model_folder):
             notices.append(f"{self.model_folder}: no model; the next evaluation saves one")
             progress.forget_best()
@@ -195,9 +204,26 @@ class RunRecorder:
 
     def _write_pending(self) -> None:
         for step in self._pending[self._written :]:
+            values = _loggable(step)
+            if step.group_norms is not None:
+                values |= self._measure_noise(step)
             if self._run:
-                self._run.log("train", _loggable(step))
+                self._run.log("train", values)
             self._written += 1
+
+    def _measure_noise(self, step: Step) -> dict[str, Any]:
+        """Averages the gradient moments of an update; returns what the log holds of them."""
+        assert step.group_norms is not None
+        square, sizes = step.group_norms
+        moments = estimate_moments(float(square), float(step.grad_norm) ** 2, sizes)
+        if not step.nonfinite:
+            self.gradient_moments.add(moments)
+        scale = self.gradient_moments.noise_scale()
+        return {
+            "gradient_noise": moments.noise,
+            "gradient_signal": moments.signal,
+            "noise_scale": None if scale is None else scale.value,
+        }
 
     def take_nonfinite(self) -> list[int]:
         """Returns updates found to be not finite since the last call."""
@@ -257,6 +283,12 @@ def _loggable(step: Step) -> dict[str, Any]:
         "tokens": step.tokens,
         "seconds": {"step": step.seconds},
     }
+
+
+def read_noise_scale(values: Mapping[str, Any]) -> NoiseScale:
+    """Reads a noise scale of the log or the result, where an open end is null."""
+    high = math.inf if values["high"] is None else values["high"]
+    return NoiseScale(values["value"], values["low"], high)
 
 
 @contextmanager

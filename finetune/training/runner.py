@@ -20,6 +20,11 @@ from task_formats import UsageError
 
 _NONFINITE_CURE = "Lower --learning-rate, or look at the rows named in metrics.jsonl."
 
+_UNKNOWN_NOISE_SCALE = (
+    "the gradient noise scale is not known: the true gradient is lost in the noise, which more "
+    "updates, or a larger batch, would average out"
+)
+
 
 def run(
     prepare: Callable[[Accelerator], TrainingJob],
@@ -118,7 +123,9 @@ class _Runner:
         for step in () if self.patience_is_exhausted() else steps:
             progress.record_step(step)
             self.recorder.log_step(step)
-            yield step
+            measured = step.group_norms is not None
+            scale = self.recorder.gradient_moments.noise_scale() if measured else None
+            yield step._replace(noise_scale=scale)
             yield from self.report_nonfinite()
             request = self.next_request("save" if self.timer.is_due(step.number) else None)
             if request == "stop":
@@ -193,7 +200,10 @@ class _Runner:
         if self.job.schedule.saves_checkpoints:
             self.recorder.save_checkpoint(self.job, progress)
         counts = (progress.best_update, progress.update, progress.tokens, progress.seconds)
-        result = Result(scores, *counts, self.recorder.folder, majority)
+        scale = self.recorder.gradient_moments.noise_scale()
+        if scale is None and self.job.settings.noise_scale:
+            yield Notice(_UNKNOWN_NOISE_SCALE)
+        result = Result(scores, *counts, self.recorder.folder, majority, scale)
         self.recorder.write_result(self.job, result)
         yield Finished(result)
 

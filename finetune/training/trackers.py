@@ -102,6 +102,8 @@ class TrackerLog:
             values = {f"train/{name}": float(value) for name, value in losses.items()}
             values["train/learning_rate"] = step.learning_rate
             values["train/tokens_per_second"] = step.tokens / max(step.seconds, 1e-9)
+            if step.noise_scale is not None:
+                values["train/noise_scale"] = step.noise_scale.value
             self._log(values, step.number)
         self._pending = []
 

@@ -16,7 +16,7 @@ SAFE = {
     "data": set(),
     "train": {
         "patience", "layout", "tokens_per_forward", "most_refused", "checkpoint_minutes",
-        "checkpoint_updates", "trackers", "tracker_project",
+        "checkpoint_updates", "trackers", "tracker_project", "noise_scale",
     },
 }  # fmt: skip
 

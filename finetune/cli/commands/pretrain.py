@@ -33,6 +33,7 @@ _FLAGS = {
     "train.batch_size": (int, "Batch size in blocks."),
     "train.seed": RECIPE_FLAGS["train.seed"],
     "train.precision": RECIPE_FLAGS["train.precision"],
+    "train.noise_scale": RECIPE_FLAGS["train.noise_scale"],
 }
 
 
@@ -70,7 +71,7 @@ def pretrain(
 def pretrain_with_display(plan: "Plan", folder: Path, **options: bool) -> None:
     """Pre-trains with a live progress display, then prints the scores and the next command."""
     silence_libraries()
-    from finetune.cli.run_display import display_run, make_score_table
+    from finetune.cli.run_display import display_run, make_score_table, print_noise_scale
     from finetune.pretraining.job import events
 
     run = events(plan, folder, **options)
@@ -78,6 +79,7 @@ def pretrain_with_display(plan: "Plan", folder: Path, **options: bool) -> None:
     if result is not None:
         if result.scores:
             console().print(make_score_table(result.scores))
+        print_noise_scale(result, "block")
         print_line("The base is in ", (str(folder), "bold"), ". Next:")
         print_line((f"  gptft train --task rte --base {shlex.quote(str(folder))}", "cyan"))
 
