@@ -99,7 +99,7 @@ def undisturbed(job: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are skipped on a machine without an accelerator."""
-    marked = [item for item in items if "gpu" in item.keywords]
+    marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
     import torch
