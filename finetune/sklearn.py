@@ -18,7 +18,16 @@ from finetune.evaluation.predictor import Predictor, load
 from finetune.recipe.loading import load_recipe, override_recipe
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig, TrainConfig
 from finetune.training.finetuning import train
-from task_formats import Classes, Example, Range, RowError, Task, UsageError, named_format
+from task_formats import (
+    Classes,
+    Example,
+    Label,
+    MultiLabel,
+    RowError,
+    Task,
+    UsageError,
+    named_format,
+)
 from task_formats.labels import as_text
 from task_formats.task import LABEL
 
@@ -28,7 +37,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     `X` is a list, array, Series or DataFrame of N samples of one kind: texts, pairs of texts, or
     mappings (each row of a DataFrame is one), which `task` describes how to read. `y` holds N
-    labels, such as texts or integers; `predict` returns labels of the same type.
+    labels, such as texts or integers; `predict` returns labels of the same type. For several labels
+    at once `y` is an (N, C) matrix with 1 where a label applies, else 0, and everything is as in
+    scikit-learn's MultiOutputClassifier: `predict` returns such a matrix, and `predict_proba` a
+    list of C arrays. A label is predicted if its probability is at least 0.5.
 
     Every parameter from `learning_rate` to `precision` is a field of `TrainConfig`. None keeps the
     value of the recipe that `task` names, or else the default of gptft.
@@ -40,7 +52,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             `{"path": "gpt2", "lora": {"rank": 8}}`.
         task: How to read mappings: the name of a shipped recipe, a YAML file, a `Recipe` or a
             `task_formats.Task`. For multiple choice, `y` says which choice is correct; choices
-            that never occur in `y` are never predicted.
+            that never occur in `y` are never predicted. For several labels, the columns of `y` are
+            in the order of the task's labels, or have their names.
         format: For pairs: `entailment` (the default), or `similarity` if their order is irrelevant.
         learning_rate: Peak learning rate.
         batch_size: Examples in one update.
@@ -64,7 +77,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         device: Such as `cpu` or `cuda`; None selects the best available device.
 
     Attributes:
-        classes_: (C,) sorted distinct labels.
+        classes_: (C,) sorted distinct labels; for a matrix, a list of C arrays of 0 and 1.
 
     Example:
         >>> classifier = Classifier(base="tiny", epochs=1)
@@ -112,7 +125,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: N samples.
-            y: N labels.
+            y: N labels, or an (N, C) matrix of zeros and ones.
 
         Returns:
             The classifier itself.
@@ -121,46 +134,65 @@ class Classifier(ClassifierMixin, BaseEstimator):
             UsageError: A sample, label or parameter cannot be used. It is a ValueError.
         """
         kind, samples = _parse_samples(X)
-        classes, indices = _find_classes(y)
+        indicator = _find_indicator(y)
+        classes, indices = indicator or _find_classes(y)
         check_consistent_length(samples, indices)
         recipe, reader = self._read_task(kind)
-        names = _name_classes(classes.tolist(), None if self.task is None else reader)
-        task = _make_training_task(reader, names)
-        columns = [cast(Classes, task.labels).parse(name) for name in names]
+        own = None if self.task is None else reader
+        if indicator:
+            task, columns = _make_multi_label_task(reader, _name_columns(classes.tolist(), own))
+            labels = [tuple(row) for row in indices[:, np.argsort(columns)].astype(float).tolist()]
+        else:
+            names = _name_classes(classes.tolist(), own)
+            task = _make_training_task(reader, names)
+            columns = [cast(Classes, task.labels).parse(name) for name in names]
+            labels = [columns[k] for k in indices]
         unlabelled = _make_examples(reader, kind, samples)
         examples = [
-            _add_label(example, columns[k], f"X[{n}]")
-            for n, (example, k) in enumerate(zip(unlabelled, indices, strict=True))
+            _add_label(example, label, f"X[{n}]")
+            for n, (example, label) in enumerate(zip(unlabelled, labels, strict=True))
         ]
         data = DataConfig(train=None, evaluate=None)
         recipe = recipe.model_copy(update={"task": TaskConfig.from_task(task), "data": data})
         recipe = override_recipe(recipe, self._overrides())
         self._predictor = self._train(recipe, task, examples)
         self._reader, self._kind, self._columns = reader, kind, columns
-        self.classes_ = classes
+        self.classes_: Any = classes
+        if indicator:
+            self.classes_ = [np.array([0, 1], indices.dtype)] * len(classes)
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray:
-        """Predicts the most likely class.
+        """Predicts the most likely class, or all labels with a probability of at least 0.5.
 
         Args:
             X: N samples of the kind seen by `fit`.
 
         Returns:
-            (N,) labels, of the type that `y` had.
+            (N,) labels, or (N, C) zeros and ones, of the type that `y` had.
         """
-        best = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[best]
+        table = self._predict_table(X)
+        if isinstance(self.classes_, list):
+            return (table >= 0.5).astype(self.classes_[0].dtype)
+        return self.classes_[table.argmax(axis=1)]
 
-    def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
-        """Predicts the probability of every class.
+    def predict_proba(self, X: Iterable[Any]) -> np.ndarray | list[np.ndarray]:
+        """Predicts the probability of every class, or of every label by itself.
 
         Args:
             X: N samples of the kind seen by `fit`.
 
         Returns:
-            (N, C) probabilities; columns are ordered as `classes_`.
+            (N, C) probabilities; columns are ordered as `classes_`. For several labels, a list of C
+            arrays: (N, 2) probabilities that a label does not apply, and that it applies.
         """
+        table = self._predict_table(X)
+        if isinstance(self.classes_, list):
+            return [np.stack([1 - column, column], axis=1) for column in table.T]
+        return table
+
+    def _predict_table(self, X: Iterable[Any]) -> np.ndarray:
+        """(N, C) probabilities of classes, or of several labels by themselves."""
         check_is_fitted(self)
         kind, samples = _parse_samples(X)
         if kind != self._kind:
@@ -238,6 +270,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.one_d_array = True, True
         tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
         return tags
 
 
@@ -269,6 +302,27 @@ def _kind_of(sample: Any, n: int) -> str:
         return "pair"
     cure = "A sample is a text, a pair of texts, or a mapping."
     raise UsageError(f"X[{n}] is {sample!r}", cure=cure)
+
+
+def _find_indicator(y: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """The (C,) columns and the (N, C) zeros and ones of a matrix of several labels, else None."""
+    table = y.toarray() if hasattr(y, "toarray") else y
+    cure = "Use sklearn.preprocessing.MultiLabelBinarizer, or give one label per sample."
+    try:
+        table = np.asarray(table)
+    except ValueError:  # lists of different lengths
+        raise UsageError("y holds lists of labels", cure=cure) from None
+    if table.ndim == 1 and any(
+        isinstance(label, list | tuple | set | np.ndarray) for label in table
+    ):
+        raise UsageError("y holds lists of labels", cure=cure)
+    if table.ndim != 2 or table.shape[1] < 2:
+        return None
+    if table.dtype.kind not in "biufO" or not np.isin(table, (0, 1)).all():
+        raise UsageError("y has several columns, and not every value is 0 or 1", cure=cure)
+    is_object = table.dtype.kind == "O"
+    names = np.asarray(y.columns) if hasattr(y, "columns") else np.arange(table.shape[1])
+    return names, table.astype(int) if is_object else table
 
 
 def _find_classes(y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -312,16 +366,23 @@ def _make_examples(reader: Task, kind: str, samples: list[Any]) -> list[Example]
     return [item.example for item in built]
 
 
+def _texts_of(labels: list[Any]) -> list[str]:
+    """A different text for each of C labels."""
+    names = [as_text(label) for label in labels]
+    distinct = all(names) and len(set(names)) == len(names)
+    return names if distinct else [f"class {k}" for k in range(len(names))]
+
+
 def _name_classes(labels: list[Any], reader: Task | None) -> list[str]:
     """A name for each of C labels: the task's own, or the label as text."""
     if reader is None:
-        names = [as_text(label) for label in labels]
-        distinct = all(names) and len(set(names)) == len(names)
-        return names if distinct else [f"class {k}" for k in range(len(names))]
+        return _texts_of(labels)
     if not isinstance(reader.labels, Classes):
-        what = "scores" if isinstance(reader.labels, Range) else "several labels at once"
+        if isinstance(reader.labels, MultiLabel):
+            cure = "Give y a column of zeros and ones for each label."
+            raise UsageError("this task has several labels per row, and y one", cure=cure)
         cure = "Use finetune.train and finetune.load."
-        raise UsageError(f"this task has {what}, not classes", cure=cure)
+        raise UsageError("this task has scores, not classes", cure=cure)
     try:
         names = [reader.labels.name(reader.labels.parse(label)) for label in labels]
     except RowError as error:
@@ -329,6 +390,43 @@ def _name_classes(labels: list[Any], reader: Task | None) -> list[str]:
     if len(set(names)) < len(names):
         raise UsageError(f"y has two labels for one class of the task: {labels}")
     return names
+
+
+def _name_columns(columns: list[Any], reader: Task | None) -> list[str]:
+    """A name for each of C columns of zeros and ones: the task's own, or the column as text."""
+    if reader is None:
+        return _texts_of(columns)
+    if not isinstance(reader.labels, MultiLabel):
+        what = "y has a column for each label, and this task has one label per row"
+        raise UsageError(what, cure="Set task.multi_label, or give one label per sample.")
+    names = list(reader.labels.names)
+    if len(columns) != len(names):
+        raise UsageError(f"y has {len(columns)} columns, and the task {len(names)} labels")
+    if columns == list(range(len(columns))):
+        return names
+    try:
+        found = [names[reader.labels.classes.parse(column)] for column in columns]
+    except RowError as error:
+        raise error.located("columns of y") from None
+    if len(set(found)) < len(found):
+        raise UsageError(f"y has two columns for one label of the task: {columns}")
+    return found
+
+
+def _make_multi_label_task(reader: Task, names: list[str]) -> tuple[Task, list[int]]:
+    """The reader's task with a label for each column, and the position of each column in it."""
+    labels = reader.labels
+    if not isinstance(labels, MultiLabel):
+        labels = MultiLabel(Classes.of(names))
+    task = replace(
+        reader,
+        columns={LABEL: LABEL, **reader.columns},
+        labels=labels,
+        metrics=("micro_f1",),
+        positive=None,
+        unlabelled=frozenset(),
+    )
+    return task, [labels.classes.parse(name) for name in names]
 
 
 def _make_training_task(reader: Task, names: list[str]) -> Task:
@@ -345,8 +443,8 @@ def _make_training_task(reader: Task, names: list[str]) -> Task:
     )
 
 
-def _add_label(example: Example, label: int, where: str) -> Example:
-    if example.choices and label >= len(example.choices):
+def _add_label(example: Example, label: Label, where: str) -> Example:
+    if example.choices and isinstance(label, int) and label >= len(example.choices):
         what = f"the label is choice {label + 1} of {len(example.choices)}"
         raise RowError(what, where=where)
     return replace(example, label=label)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks as checks
@@ -75,6 +76,61 @@ def test_a_column_of_three_classes(make):
         model = make(epochs=0.5).fit(TEXTS, labels)
     assert model.classes_.tolist() == ["a", "b", "c"]
     assert model.predict_proba(TEXTS).shape == (16, 3)
+
+
+# -- several labels at once ------------------------------------------------------------------------
+
+# It rains in the first texts; a horse is in some of the others.
+TABLE = np.array([["ain" in text, "horse" in text, "z" in text] for text in TEXTS], dtype=np.int8)
+
+
+def test_several_labels_are_a_matrix_of_zeros_and_ones(make):
+    model = make(epochs=12).fit(TEXTS, TABLE)
+    assert [column.tolist() for column in model.classes_] == [[0, 1]] * 3
+    predicted, columns = model.predict(TEXTS), model.predict_proba(TEXTS)
+    assert (predicted.shape, predicted.dtype) == (TABLE.shape, TABLE.dtype)
+    np.testing.assert_allclose([column.sum(axis=1) for column in columns], 1)
+    probabilities = np.stack(columns, axis=1)[:, :, 1]
+    assert ((probabilities >= 0.5) == predicted).all()
+    assert model.score(TEXTS, TABLE) == accuracy_score(TABLE, predicted) > 0.8
+    assert roc_auc_score(TABLE[:, :2], probabilities[:, :2]) > 0.9
+    assert not probabilities[:, 2].max() > 0.5
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), columns)
+    with pytest.raises(UsageError, match="y holds lists of labels"):
+        model.fit(TEXTS[:2], [["rain"], ["rain", "horse"]])
+
+
+def test_scikit_learn_scores_several_labels(make):
+    scoring = {"f1": "f1_micro", "auc": "roc_auc"}
+    table = TABLE[:, :2].astype(bool)
+    # With two labels, which scikit-learn could take for two classes.
+    scores = cross_validate(make(epochs=8), TEXTS, table, cv=KFold(2), scoring=scoring)
+    assert (scores["test_f1"] > 0.6).all()
+    assert (scores["test_auc"] > 0.6).all()
+
+
+def test_columns_of_a_frame_are_labels_by_name(make, tmp_path, bases):
+    pandas = pytest.importorskip("pandas")
+    recipe = jobs.recipe("multi_label", bases("gpt2"), tmp_path)
+    rows = pandas.DataFrame({"text": TEXTS})
+    table = pandas.DataFrame({"wind": TABLE[:, 2], "snow": 0, "rain": TABLE[:, 0], "sun": 0})
+    model = make(task=recipe, folder=tmp_path / "run", epochs=12).fit(rows, table)
+    assert model.score(rows, table) > 0.8
+    # The run has the labels in the order of the task.
+    [first, *_] = finetune.load(tmp_path / "run").predict([{"text": TEXTS[0]}])
+    names = ("sun", "rain", "wind", "snow")
+    by_name = dict(zip(names, first.scores, strict=True))
+    expected = [by_name[name] for name in table.columns]
+    found = [column[0, 1] for column in model.predict_proba(rows)]
+    assert found == pytest.approx(expected, abs=1e-6)
+    model.fit(rows, table[["sun", "rain", "wind", "snow"]].to_numpy())
+    found = [column[0, 1] for column in model.predict_proba(rows)]
+    assert found == pytest.approx(first.scores, abs=1e-6)
+    with pytest.raises(UsageError, match="this task has several labels per row, and y one"):
+        model.fit(rows, LABELS)
+    with pytest.raises(UsageError, match="y has 3 columns, and the task 4 labels"):
+        model.fit(rows, TABLE)
 
 
 # -- rows of a task --------------------------------------------------------------------------------
