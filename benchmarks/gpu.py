@@ -387,6 +387,8 @@ def measure_rte(context: Context) -> Iterator[Row]:
     yield time_run_glue(context, "run_glue, padded to 128", padded=True, lm=False)
     yield time_rte(context, "gptft, padded rows", layout="separate")
     yield time_run_glue(context, "run_glue, dynamic padding", padded=False, lm=False)
+    with _rectangles():
+        yield time_rte(context, "gptft, packed, attention in rectangles")
     yield time_rte(context, "gptft, packed, λ = 0.5", lm_coefficient=0.5)
     yield time_run_glue(context, "all logits, padded to 128, λ = 0.5", padded=True, lm=True)
 
@@ -596,11 +598,22 @@ def _patched(owner: object, name: str, value: object) -> Iterator[None]:
         setattr(owner, name, old)
 
 
-def _by_spans() -> Any:
-    return _patched(interface, "prefers_padded_groups", lambda device: False)
+def _rectangles() -> Any:
+    return _patched(interface, "supports_varlen", lambda query, value: False)
 
 
-ATTENTION_WAYS: dict[str, Callable[[], Any]] = {"default": _as_it_is, "by span": _by_spans}
+@contextmanager
+def _by_text() -> Iterator[None]:
+    with _rectangles(), _patched(interface, "prefers_padded_groups", lambda device: False):
+        yield
+
+
+ATTENTION_WAYS: dict[str, Callable[[], Any]] = {
+    "default": _as_it_is,
+    "padded rectangles": _rectangles,
+    "one kernel a text": _by_text,
+}
+"""By default a GPU computes all texts in one FlashAttention kernel."""
 
 
 # Part: what an update waits for.
@@ -621,20 +634,22 @@ def measure_update(context: Context) -> Iterator[Row]:
             for _ in islice(steps, 2):
                 pass
             synchronize()
-        averages = profile.key_averages()
-        counts = {item.key: item.count / 2 for item in averages}
-        on_device = sorted(averages, key=lambda item: -item.self_device_time_total)
+        counts: dict[str, float] = {}
+        kernels: dict[str, float] = {}
+        for item in profile.key_averages():
+            counts[item.key] = item.count / 2
+            is_cpu = item.device_type == torch.autograd.DeviceType.CPU
+            if not (is_cpu or item.is_user_annotation):
+                kernels[item.key] = item.self_device_time_total / 2e3
+        longest = sorted(kernels, key=lambda name: -kernels[name])[:12]
         yield {
             "arm": arm,
             "kernels per update": sum(v for name, v in counts.items() if "LaunchKernel" in name),
-            "device ms per update": sum(i.self_device_time_total for i in averages) / 2e3,
+            "device ms per update": sum(kernels.values()),
             "waits per update": counts.get("cudaStreamSynchronize", 0),
             "copies per update": counts.get("cudaMemcpyAsync", 0),
             "waits at": waits,
-            "longest kernels, ms": {
-                item.key[:70]: round(item.self_device_time_total / 2e3, 3)
-                for item in on_device[:12]
-            },
+            "longest kernels, ms": {name[:70]: round(kernels[name], 3) for name in longest},
         }
         steps.close()
 

@@ -94,13 +94,18 @@ class Batch(NamedTuple):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copies a batch to a device; to a GPU from pinned memory, without waiting for the copy."""
-    pin = device.type == "cuda"
     moved: dict[str, Any] = {
-        name: (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+        name: copy_to_device(value, device)
         for name, value in batch._asdict().items()
         if isinstance(value, Tensor)
     }
     return batch._replace(**moved)
+
+
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copies a CPU's tensor; to a GPU from pinned memory, without waiting for the copy."""
+    pin = device.type == "cuda"
+    return (values.pin_memory() if pin else values).to(device, non_blocking=pin)
 
 
 def count_totals(

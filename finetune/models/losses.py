@@ -26,6 +26,8 @@ from finetune.batching.collate import NO_LABEL, Batch
 
 CHUNK = 1024
 """Targets per chunk of logits."""
+GPU_CHUNK = 4096
+"""The same on a GPU. Each chunk reads and writes the whole gradient of the output layer once."""
 _COLUMN_MULTIPLE = 32
 """The vocabulary size V is rounded up to V′, a multiple of this. Matrix rows that start at
 multiples of 64 bytes are computed a third faster than rows of GPT-2's 50,257 columns."""
@@ -139,7 +141,7 @@ def lm_loss(
     """Computes the weighted LM loss of M targets without holding M × V logits.
 
     Equals `(token_weight * cross_entropy(linear(states, weight, bias), target)).sum()`. The
-    gradient is computed in the forward pass, CHUNK targets at a time. PyTorch's chunked
+    gradient is computed in the forward pass, a chunk of targets at a time. PyTorch's chunked
     `linear_cross_entropy` has no weight per target, with which it would have to compute the logits
     a second time in the backward pass.
 
@@ -215,7 +217,8 @@ def _logit_chunks(
     Logits are float32 or float64, and -inf in the columns beyond V. With them come the chunk's
     rows of the states and of the other tensors. Chunks have equal sizes.
     """
-    size = max(math.ceil(len(states) / max(math.ceil(len(states) / CHUNK), 1)), 1)
+    chunk = CHUNK if states.device.type == "cpu" else GPU_CHUNK
+    size = max(math.ceil(len(states) / max(math.ceil(len(states) / chunk), 1)), 1)
     columns = math.ceil(len(table) / _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
     products = states.new_empty(min(size, len(states)), columns, dtype=table.dtype)
     exact = to_float(products)

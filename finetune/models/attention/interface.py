@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from finetune.models.attention.kernels import block_attention
 from finetune.models.attention.masks import AttentionLayout, causal_mask
 from finetune.models.attention.padded_groups import AttentionKernel, padded_attention
+from finetune.models.attention.varlen import supports_varlen, varlen_attention
 from task_formats import UsageError
 
 ATTENTION_NAME = "gptft"
@@ -78,15 +79,29 @@ def packed_attention(
             cure="Use another base.",
         )
     layout, window = attention_layout, sliding_window
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    last_tokens = layout.last_tokens
+    if last_tokens is not None and not last_tokens.running:
+        last_tokens = None
+    if (
+        softcap is None
+        and prefix_cache is None
+        and supports_varlen(query, value)
+        and layout.is_causal_row(window)
+    ):
+        bounds = layout.text_bounds
+        if last_tokens is not None:
+            key, value = last_tokens.collect(key, value)
+            bounds = layout.last_token_bounds
+        return varlen_attention(query, key, value, bounds, dropout, scaling), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     kernel = _attention_kernel(dropout, scaling, softcap)
     supports_blocks = softcap is None and query.device.type == "cpu"
     block_dtype = torch.promote_types(query.dtype, torch.float32)
-    if layout.last_tokens is not None and layout.last_tokens.running:
-        keys, values = layout.last_tokens.collect(key, value)
+    if last_tokens is not None:
+        keys, values = last_tokens.collect(key, value)
         if supports_blocks:
             blocks = layout.last_token_blocks(window, block_dtype)
             return block_attention(query, keys, values, blocks, dropout, scaling), None

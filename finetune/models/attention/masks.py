@@ -10,6 +10,7 @@ from torch import Tensor
 from finetune.batching.collate import Batch, Span
 from finetune.models.attention.kernels import AttentionBlock
 from finetune.models.attention.padded_groups import PaddedGroup, combine_masks, group_by_length
+from finetune.models.attention.varlen import TextBounds
 from finetune.models.speedups.last_token import LastTokens
 
 _BLOCK_QUERIES = 128
@@ -47,6 +48,30 @@ class AttentionLayout:
             segments += [(None, start - stop), (span, span.length)]
             stop = start + span.length
         return [segment for segment in (*segments, (None, rows * columns - stop)) if segment[1]]
+
+    def is_causal_row(self, window: int | None) -> bool:
+        """True where all there is are texts with causal attention, in one row without padding."""
+        return self._is_row_of_views and (window is None or self.longest <= window)
+
+    @cached_property
+    def _is_row_of_views(self) -> bool:
+        filled = sum(span.length for span in self.spans) == self._shape[1]
+        single = all(len(span.ending_lengths) <= 1 for span in self.spans)
+        return self._shape[0] == 1 and filled and single
+
+    @cached_property
+    def text_bounds(self) -> TextBounds:
+        """The bounds of the texts of a causal row."""
+        lengths = [span.length for span in self.spans]
+        return TextBounds.of(lengths, lengths, self._position_ids.device, is_causal=True)
+
+    @cached_property
+    def last_token_bounds(self) -> TextBounds:
+        """The same where only the last token of each text is a query; it attends to all keys."""
+        assert self.last_tokens is not None
+        queries = [len(last) for last in self.last_tokens.in_spans]
+        lengths = [span.length for span in self.spans]
+        return TextBounds.of(queries, lengths, self._position_ids.device, is_causal=False)
 
     def blocks(self, window: int | None, dtype: torch.dtype) -> list[AttentionBlock]:
         """All spans, cut into blocks of adjacent queries."""

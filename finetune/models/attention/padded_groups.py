@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from finetune.batching.collate import Span
+from finetune.batching.collate import Span, copy_to_device
 
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention over (S, H, L, d) queries, keys and values with a mask; None for causal attention."""
@@ -85,7 +85,5 @@ def _padded_group(spans: Sequence[Span], columns: int, device: torch.device) -> 
     length = spans[0].length
     padded = [row * length + n for row, span in enumerate(spans) for n in range(span.length)]
     packed = [span.row * columns + span.start + n for span in spans for n in range(span.length)]
-    indices = torch.tensor([padded, packed])
-    if device.type == "cuda":
-        indices = indices.pin_memory()
-    return PaddedGroup(tuple(spans), length, *indices.to(device, non_blocking=True))
+    indices = copy_to_device(torch.tensor([padded, packed]), device)
+    return PaddedGroup(tuple(spans), length, *indices)

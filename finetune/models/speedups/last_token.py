@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.batching.collate import Span
+from finetune.batching.collate import Span, copy_to_device
 from finetune.models.blocks import find_blocks
 
 _PER_COLUMN = {"position_ids", "position_embeddings"}
@@ -110,7 +110,7 @@ def _run(
     try:
         return block(hidden, *args, **kwargs)  # A block without attention runs to its end.
     except KeysCollected:
-        index = torch.tensor(last_tokens.flat_index, device=hidden.device)
+        index = copy_to_device(torch.tensor(last_tokens.flat_index), hidden.device)
         selected = {
             name: _select(kwargs[name], index, len(hidden)) for name in _PER_COLUMN & kwargs.keys()
         }

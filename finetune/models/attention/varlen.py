@@ -1,0 +1,98 @@
+"""Attention over all texts of a packed row in one FlashAttention kernel, on NVIDIA GPUs.
+
+The kernel is told where each text begins, so nothing is padded or copied. It computes causal
+attention in half precision; masks of other kinds need another way.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from finetune.batching.collate import copy_to_device
+
+_HALF = (torch.bfloat16, torch.float16)
+_WIDEST_HEAD = 256
+_FIRST_CAPABILITY = (8, 0)  # Ampere.
+
+
+class TextBounds(NamedTuple):
+    """Where the queries and the keys of S texts begin in their rows."""
+
+    queries: Tensor
+    """(S + 1,) int32: the first query of each text, and the number of all."""
+    keys: Tensor
+    """(S + 1,) int32: the same of the keys."""
+    most_queries: int
+    """Of one text."""
+    most_keys: int
+    is_causal: bool
+    """False where every query attends to all keys of its text."""
+
+    @classmethod
+    def of(
+        cls,
+        queries: Sequence[int],
+        keys: Sequence[int],
+        device: torch.device,
+        *,
+        is_causal: bool,
+    ) -> "TextBounds":
+        """The bounds of texts by their numbers of queries and keys."""
+        starts = [list(accumulate(lengths, initial=0)) for lengths in (queries, keys)]
+        bounds = copy_to_device(torch.tensor(starts, dtype=torch.int32), device)
+        return cls(bounds[0], bounds[1], max(queries), max(keys), is_causal)
+
+
+def supports_varlen(query: Tensor, value: Tensor) -> bool:
+    """Whether the kernel can compute attention of these queries and values."""
+    width = query.shape[-1]
+    return (
+        query.device.type == "cuda"
+        and torch.version.hip is None
+        and _compute_dtype(query) in _HALF
+        and width == value.shape[-1]
+        and width % 8 == 0
+        and width <= _WIDEST_HEAD
+        and torch.cuda.get_device_capability(query.device) >= _FIRST_CAPABILITY
+    )
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, bounds: TextBounds, dropout: float, scaling: float
+) -> Tensor:
+    """Computes attention within each text.
+
+    Args:
+        query: (1, H, S, d).
+        key: (1, G, T, d), where G divides H.
+        value: (1, G, T, d).
+        bounds: Of the texts in the S queries and T keys.
+        dropout: Probability of dropping an attention weight.
+        scaling: Factor of the scores.
+
+    Returns:
+        (1, S, H, d) in half precision.
+    """
+    dtype = _compute_dtype(query)
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    return flash_attention(q, k, v, bounds, dropout, scaling)[None]
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, bounds: TextBounds, dropout: float, scaling: float
+) -> Tensor:
+    """The kernel: (S, H, d) queries, (T, G, d) keys and values to (S, H, d)."""
+    # torch.nn.attention.varlen calls the same, but without dropout.
+    outputs: tuple[Tensor, ...] = torch.ops.aten._flash_attention_forward(
+        query, key, value, bounds.queries, bounds.keys, bounds.most_queries, bounds.most_keys,
+        dropout, bounds.is_causal, False, scale=scaling,
+    )  # fmt: skip
+    return outputs[0]
+
+
+def _compute_dtype(query: Tensor) -> torch.dtype:
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
