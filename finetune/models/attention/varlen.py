@@ -26,7 +26,8 @@ class TextBounds(NamedTuple):
     keys: Tensor
     """(S + 1,) int32: the same of the keys."""
     most_queries: int
-    """Of one text."""
+    """Of one text; at least 2, because with 1 the kernel arranges grouped heads as for decoding, of
+    which the backward pass knows nothing."""
     most_keys: int
     is_causal: bool
     """False where every query attends to all keys of its text."""
@@ -43,7 +44,7 @@ class TextBounds(NamedTuple):
         """The bounds of texts by their numbers of queries and keys."""
         starts = [list(accumulate(lengths, initial=0)) for lengths in (queries, keys)]
         bounds = copy_to_device(torch.tensor(starts, dtype=torch.int32), device)
-        return cls(bounds[0], bounds[1], max(queries), max(keys), is_causal)
+        return cls(bounds[0], bounds[1], max(2, *queries), max(keys), is_causal)
 
 
 def supports_varlen(query: Tensor, value: Tensor) -> bool:
