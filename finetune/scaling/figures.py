@@ -1,5 +1,6 @@
 """Figures of fits: log-log lines, IsoFLOP profiles, contours of the loss, residuals."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +42,15 @@ def draw_figures(points: Points, fits: ScalingFits, folder: Path) -> list[str]:
         figures["isoflop.png"] = _draw_isoflop(points, fits)
     if joint := [name for name, fit in fits.fits.items() if get_law(fit).variables == ("N", "D")]:
         figures["contours.png"] = _draw_contours(points, fits, joint)
+    return write_figures(figures, folder)
+
+
+def write_figures(figures: Mapping[str, Any], folder: Path) -> list[str]:
+    """Writes figures of matplotlib as PNG files, and returns the sorted file names.
+
+    Raises:
+        UsageError: The folder cannot be written.
+    """
     for name, figure in figures.items():
         content = BytesIO()
         # No version or date in the file: the same fits give the same file.
@@ -49,7 +59,8 @@ def draw_figures(points: Points, fits: ScalingFits, folder: Path) -> list[str]:
     return sorted(figures)
 
 
-def _make_axes(count: int) -> tuple[Any, list[Any]]:
+def make_axes(count: int) -> tuple[Any, list[Any]]:
+    """A figure with `count` axes side by side."""
     # Without pyplot: no global state, no display, nothing to close.
     from matplotlib.figure import Figure
 
@@ -66,7 +77,7 @@ def _span(values: Array) -> Array:
 
 def _draw_power_laws(points: Points, fits: ScalingFits, names: list[str]) -> Any:
     """All points, those that were fitted, and the line with its interval."""
-    figure, axes = _make_axes(len(names))
+    figure, axes = make_axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         fit = fits.fits[name]
         law = get_law(fit)
@@ -88,7 +99,7 @@ def _draw_power_laws(points: Points, fits: ScalingFits, names: list[str]) -> Any
 def _draw_isoflop(points: Points, fits: ScalingFits) -> Any:
     """Loss over N at each budget with its parabola; the minima that are not refused."""
     assert fits.isoflop is not None
-    figure, [axis] = _make_axes(1)
+    figure, [axis] = make_axes(1)
     for profile in fits.isoflop.profiles:
         indices = list(profile.indices)
         n = points.values["N"][indices]
@@ -108,7 +119,7 @@ def _draw_isoflop(points: Points, fits: ScalingFits) -> Any:
 
 def _draw_contours(points: Points, fits: ScalingFits, names: list[str]) -> Any:
     """Fitted loss over N and D, the measured points, and the best N and D of every budget."""
-    figure, axes = _make_axes(len(names))
+    figure, axes = make_axes(len(names))
     n, d = _span(points.values["N"]), _span(points.values["D"])
     grid = np.log(np.stack(np.meshgrid(n, d), axis=-1).reshape(-1, 2))
     for axis, name in zip(axes, names, strict=True):
@@ -130,7 +141,7 @@ def _draw_contours(points: Points, fits: ScalingFits, names: list[str]) -> Any:
 
 def _draw_residuals(points: Points, fits: ScalingFits) -> Any:
     """Measured over fitted loss against the measured loss, for every law."""
-    figure, [axis] = _make_axes(1)
+    figure, [axis] = make_axes(1)
     for name, fit in fits.fits.items():
         used = list(fits.indices[name])
         axis.plot(points.loss[used], 100 * np.array(fit.residuals), ".", label=name)

@@ -40,7 +40,7 @@ DOORS = {
     "gguf": "models.gguf_files",
     "huggingface_hub": "data checkpointing.model_card export.hub",
     "jinja2": "reports",
-    "matplotlib": "comparison.curve reports scaling.figures",
+    "matplotlib": "comparison.curve reports scaling.figures scaling.noise_figures",
     "numpy": "data batching models evaluation training prompting pretraining scaling comparison "
     "export reports sklearn",
     "onnxruntime": "export.scripts",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typer import Argument, Context, Option, Typer
 
+from finetune.cli.commands.scale_noise import noise
 from finetune.cli.console import console, get_rank, make_table, print_line
 from task_formats import UsageError
 
@@ -159,6 +160,9 @@ def plan(
     console().print(make_table([found.source, "", "95 % interval"], rows))
     for note in found.notes:
         print_line(("note: ", "yellow"), note)
+
+
+scale.command()(noise)
 
 
 def _print_constants(fits: "ScalingFits") -> None:
