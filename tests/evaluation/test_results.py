@@ -23,6 +23,7 @@ def options(shared, bases) -> argparse.Namespace:
     return argparse.Namespace(
         base=str(bases("gpt2")), data=shared / "data", tasks=["sst2"], arms=ARMS, seeds=[0, 1],
         limit=24, searched=["lambda-0", "run_glue"], rates=[2e-5, 1e-4], jobs=1,
+        search_limit=None,
     )  # fmt: skip
 
 
