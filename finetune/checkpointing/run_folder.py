@@ -94,7 +94,7 @@ class RunFolder:
         with files.explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _refuse_other_files(folder)
-            lock = _acquire_lock(folder)
+            lock = lock_folder(folder)
         try:
             present = any(os.path.lexists(folder / name) for name in _RUN_FILES)
             if present and not (resume or overwrite):
@@ -259,8 +259,12 @@ def is_run(folder: Path) -> bool:
     return False
 
 
-def _acquire_lock(folder: Path) -> FileLock:
-    """The system releases it with the process, however that ends."""
+def lock_folder(folder: Path) -> FileLock:
+    """Locks a folder; the system releases the lock with the process, however that ends.
+
+    Raises:
+        UsageError: Another process has locked it.
+    """
     path = folder / _LOCK
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:

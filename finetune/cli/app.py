@@ -33,6 +33,7 @@ from finetune.cli.commands.show import show
 from finetune.cli.commands.submit import submit
 from finetune.cli.commands.tasks import tasks
 from finetune.cli.commands.train import train
+from finetune.cli.commands.tune import tune
 from finetune.cli.commands.version import version
 from finetune.cli.console import repair_standard_streams, replace_unprintable_characters
 from finetune.cli.errors import report_error
@@ -51,6 +52,7 @@ COMMANDS = (
     Command(train, "Train"),
     Command(resume, "Train"),
     Command(compare, "Train", MultiValueCommand),
+    Command(tune, "Train", MultiValueCommand),
     Command(estimate, "Train"),
     Command(evaluate, "Use a run"),
     Command(predict, "Use a run"),

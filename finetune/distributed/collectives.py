@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,15 @@ def all_reduce_max(numbers: Sequence[int], accelerator: Accelerator) -> list[int
 def barrier(accelerator: Accelerator) -> None:
     """Waits for all processes. Raises RuntimeError where one of them has ended."""
     all_reduce_max([0], accelerator)
+
+
+def broadcast(value: Any, accelerator: Accelerator) -> Any:
+    """Returns the value of the first process, on all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, group=_cpu_group())
+    return values[0]
 
 
 def agree_on_request(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from finetune.training.loop import Step
 from finetune.training.noise_scale import NoiseScale
+from task_formats import UsageError
 
 
 class Notice(NamedTuple):
@@ -66,6 +67,10 @@ class Finished(NamedTuple):
     """The run is finished."""
 
     result: Result
+
+
+class Diverged(UsageError):
+    """Training ended because losses, gradients or scores are not finite."""
 
 
 class Interrupted(Exception):

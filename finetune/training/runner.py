@@ -11,12 +11,19 @@ from finetune.checkpointing.run_folder import read_recipe
 from finetune.distributed.collectives import agree_on_request, barrier
 from finetune.distributed.signals import Request, SignalListener
 from finetune.evaluation.evaluate import RowLogits
-from finetune.training.events import Evaluated, Event, Finished, Interrupted, Notice, Result
+from finetune.training.events import (
+    Diverged,
+    Evaluated,
+    Event,
+    Finished,
+    Interrupted,
+    Notice,
+    Result,
+)
 from finetune.training.job import Evaluation, TrainingJob
 from finetune.training.loop import run_updates
 from finetune.training.progress import CheckpointTimer, TrainingProgress
 from finetune.training.recorder import RunRecorder
-from task_formats import UsageError
 
 _NONFINITE_CURE = "Lower --learning-rate, or look at the rows named in metrics.jsonl."
 
@@ -212,14 +219,14 @@ class _Runner:
         return 0 < self.progress.update <= self.progress.consecutive_nonfinite
 
     def refuse_useless_model(self) -> None:
-        """Raises UsageError if training changed nothing, or no evaluation had finite scores."""
+        """Raises Diverged if training changed nothing, or no evaluation had finite scores."""
         if self.every_update_was_skipped():
             what = "the loss or gradient of every update was not finite: nothing was trained"
         elif self.progress.best_update == 0 and self.job.evaluation() is not None:
             what = "no evaluation had finite scores, so there is no model to save"
         else:
             return
-        raise UsageError(what, where=str(self.recorder.folder), cure=_NONFINITE_CURE)
+        raise Diverged(what, where=str(self.recorder.folder), cure=_NONFINITE_CURE)
 
     def next_request(self, local_request: Request | None) -> Request | None:
         """The request of any process's signal or timer. Also updates `exit_code`."""
@@ -248,7 +255,7 @@ class _Runner:
             yield Notice(f"update {number} skipped: loss or gradient not finite, in rows {rows}")
         count = self.progress.consecutive_nonfinite = self.recorder.consecutive_nonfinite
         if count >= self.job.schedule.max_nonfinite:
-            raise UsageError(
+            raise Diverged(
                 f"the loss or gradient of {count} updates in a row was not finite",
                 where=str(self.recorder.folder),
                 cure=_NONFINITE_CURE,

@@ -25,7 +25,7 @@ LAYERS = (
     ("training",),
     ("prompting", "pretraining", "scaling"),
     # A comparison runs what the packages above it do.
-    ("comparison", "export", "reports", "serving", "submission"),
+    ("comparison", "export", "reports", "serving", "submission", "tuning"),
     ("sklearn",),
     ("cli",),
     ("__main__",),
@@ -44,6 +44,7 @@ DOORS = {
     "numpy": "data batching models evaluation training prompting pretraining scaling comparison "
     "export reports sklearn",
     "onnxruntime": "export.scripts",
+    "optuna": "tuning",
     "peft": "models.lora export.scripts",
     "pyarrow": "data.readers.parquet",
     "pydantic": "recipe pretraining.plan serving",
