@@ -141,7 +141,10 @@ def display_run(
 def _describe_step(progress: RunProgress, step: Step) -> Text:
     update = f"{progress.update:>{len(str(progress.updates))}}"
     count = f"update {update}/{progress.updates} {progress.percent:>3}%"
-    noise = [] if step.noise_scale is None else [f"noise scale {step.noise_scale.value:.3g}"]
+    noise = []
+    if step.group_norms is not None:
+        scale = step.noise_scale
+        noise = ["noise scale " + ("not yet known" if scale is None else f"{scale.value:.3g}")]
     return Text("  ".join((count, format_losses(step), *noise, progress.speed, progress.time_left)))
 
 

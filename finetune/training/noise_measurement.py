@@ -12,7 +12,7 @@ from finetune.checkpointing.checkpoint import load_checkpoint, restore_state
 from finetune.checkpointing.run_folder import CHECKPOINTS
 from finetune.distributed.fsdp import total_norm
 from finetune.training.job import TrainingJob
-from finetune.training.loop import compute_gradient
+from finetune.training.loop import MicroBatches, compute_gradient
 from finetune.training.noise_scale import GradientMoments, estimate_moments
 from task_formats import UsageError
 
@@ -75,7 +75,7 @@ def measure_batches(
     measured = replace(job, settings=settings)
     parameters = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
 
-    def make_microbatches(number: int, max_tokens: int | None):  # type: ignore[no-untyped-def]
+    def make_microbatches(number: int, max_tokens: int | None) -> MicroBatches:
         groups = np.array_split(sampler.indices(number), min(GROUPS, batch_size))
         return measured.collate_groups(groups, max_tokens)
 

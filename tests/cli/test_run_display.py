@@ -1,6 +1,7 @@
 """The display of a run from made-up events: plain lines and a live display."""
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,13 @@ from finetune.cli.run_display import (
     RunProgress,
     display_run,
     format_losses,
+    print_noise_scale,
     print_result,
 )
 from finetune.models.losses import Losses
 from finetune.training.events import Evaluated, Finished, Notice, Result, Started
-from finetune.training.loop import Step
+from finetune.training.loop import GroupNorms, Step
+from finetune.training.noise_scale import GroupSizes, NoiseScale
 
 
 class Clock:
@@ -122,6 +125,27 @@ def test_a_plain_line_has_losses_learning_rate_speed_and_time_left():
     line = next(line for line in text.splitlines() if line.startswith("update  4/40"))
     assert "10%  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in line
     assert "33 tokens/s  0:01:48 left" in line
+
+
+def test_a_plain_line_has_the_noise_scale_if_it_is_measured():
+    norms = GroupNorms(torch.tensor(1.0), GroupSizes((0.5, 0.5), 0.1, 0.05))
+    unknown = step(1)._replace(group_norms=norms)
+    known = step(40)._replace(group_norms=norms, noise_scale=NoiseScale(143.2, 120.0, 170.0))
+    for last, text in ((unknown, "noise scale not yet known"), (known, "noise scale 143  ")):
+        started = STARTED._replace(updates=last.number)
+        assert text in display([started, last], screen(width=200))[1]
+    assert "noise scale" not in display([STARTED._replace(updates=1), step(1)], screen())[1]
+
+
+@pytest.mark.parametrize(("high", "ends"), [(170.4, "120 to 170"), (math.inf, "120 or more")])
+def test_the_result_has_the_noise_scale_with_its_interval(high, ends, tmp_path, capsys):
+    scale = NoiseScale(1143.2, 120.0, high)
+    print_noise_scale(replace(result(tmp_path / "rte"), noise_scale=scale), "block")
+    printed = capsys.readouterr().out
+    assert f"Gradient noise scale: 1,143 blocks (95 % interval {ends})." in printed
+    assert f"gptft scale noise {tmp_path}/rte" in printed
+    print_noise_scale(result(tmp_path / "rte"), "block")
+    assert capsys.readouterr().out == ""
 
 
 def test_evaluations_and_notices_are_printed():

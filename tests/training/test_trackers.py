@@ -39,7 +39,9 @@ def abandon(job, run: Path, update: int) -> None:
 def test_tensorboard_shows_every_update_once_however_the_run_was_resumed(job, tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
-    job = jobs.change(job, "train", trackers=("tensorboard",), checkpoint_updates=2)
+    job = jobs.change(
+        job, "train", trackers=("tensorboard",), checkpoint_updates=2, noise_scale=True
+    )
     abandon(job, run, 3)
     state = json.loads((run / "trackers.json").read_text())
     jobs.train(job, run, resume=True)
@@ -55,6 +57,10 @@ def test_tensorboard_shows_every_update_once_however_the_run_was_resumed(job, tm
         expected = logged(run, kind, name)
         assert [step for step, _ in points] == list(expected)
         assert [value for _, value in points] == pytest.approx(list(expected.values()))
+    scales = [(point.step, point.value) for point in shown.Scalars("train/noise_scale")]
+    known = {step: value for step, value in logged(run, "train", "noise_scale").items() if value}
+    assert known
+    assert dict(scales) == pytest.approx(known)
     [final] = shown.Scalars("final/evaluate/accuracy")
     assert final.value == pytest.approx(jobs.result(run)["scores"]["evaluate"]["accuracy"])
 
