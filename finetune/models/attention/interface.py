@@ -87,7 +87,7 @@ def packed_attention(
         softcap is None
         and prefix_cache is None
         and supports_varlen(query, value)
-        and layout.is_causal_row(window)
+        and layout.is_packed_row(window)
     ):
         bounds = layout.text_bounds
         if last_tokens is not None:

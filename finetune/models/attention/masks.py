@@ -49,29 +49,37 @@ class AttentionLayout:
             stop = start + span.length
         return [segment for segment in (*segments, (None, rows * columns - stop)) if segment[1]]
 
-    def is_causal_row(self, window: int | None) -> bool:
-        """True where all there is are texts with causal attention, in one row without padding."""
-        return self._is_row_of_views and (window is None or self.longest <= window)
+    def is_packed_row(self, window: int | None) -> bool:
+        """True where there is one row without padding, and no window that hides a token."""
+        return self._fills_one_row and (window is None or self.longest <= window)
 
     @cached_property
-    def _is_row_of_views(self) -> bool:
-        filled = sum(span.length for span in self.spans) == self._shape[1]
-        single = all(len(span.ending_lengths) <= 1 for span in self.spans)
-        return self._shape[0] == 1 and filled and single
+    def _fills_one_row(self) -> bool:
+        return self._shape[0] == 1 and sum(span.length for span in self.spans) == self._shape[1]
 
     @cached_property
     def text_bounds(self) -> TextBounds:
-        """The bounds of the texts of a causal row."""
-        lengths = [span.length for span in self.spans]
-        return TextBounds.of(lengths, lengths, self._position_ids.device, is_causal=True)
+        """A packed row as texts with causal attention: prefixes, and each ending after its prefix.
+
+        A prefix and its only ending are one text.
+        """
+        queries: list[int] = []
+        keys: list[list[range]] = []
+        for span in self.spans:
+            views = list(_view_columns(span))
+            if len(views) > 1:
+                queries += [span.prefix_length, *span.ending_lengths]
+                keys += [views[0][:1], *views]
+            else:
+                queries.append(span.length)
+                keys.append([range(span.start, span.stop)])
+        return TextBounds.of(queries, keys, self._position_ids.device, is_causal=True)
 
     @cached_property
     def last_token_bounds(self) -> TextBounds:
-        """The same where only the last token of each text is a query; it attends to all keys."""
-        assert self.last_tokens is not None
-        queries = [len(last) for last in self.last_tokens.in_spans]
-        lengths = [span.length for span in self.spans]
-        return TextBounds.of(queries, lengths, self._position_ids.device, is_causal=False)
+        """The same where each view's last token is its only query; it attends to all its keys."""
+        keys = [view for span in self.spans for view in _view_columns(span)]
+        return TextBounds.of([1] * len(keys), keys, self._position_ids.device, is_causal=False)
 
     def blocks(self, window: int | None, dtype: torch.dtype) -> list[AttentionBlock]:
         """All spans, cut into blocks of adjacent queries."""
@@ -148,6 +156,14 @@ class AttentionLayout:
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """(L, L) additive mask of causal attention."""
     return _additive(torch.ones(length, length, dtype=torch.bool, device=device).tril_(), dtype)
+
+
+def _view_columns(span: Span) -> Iterator[list[range]]:
+    """The columns of each view: those of its prefix and those of its ending."""
+    ending = span.start + span.prefix_length
+    for length in span.ending_lengths:
+        yield [range(span.start, span.start + span.prefix_length), range(ending, ending + length)]
+        ending += length
 
 
 def _make_block(span: Span, mask: Tensor, start: int) -> AttentionBlock:
