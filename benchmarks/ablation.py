@@ -21,7 +21,7 @@ from unittest import mock
 
 import finetune
 from benchmarks import peers
-from benchmarks.results import ablation_path, read_lines, score_answers
+from benchmarks.results import ablation_path, device_name, read_lines, score_answers
 from finetune.batching import collate as batching
 from finetune.models import task_tokens
 from finetune.models.task_tokens import TaskTokens
@@ -92,7 +92,12 @@ def leading_blank() -> Iterator[None]:
     def spaced(self: TaskTokens, texts: Any) -> list[list[int]]:
         return tokenize(self, [" " + text for text in texts])
 
-    with mock.patch.object(TaskTokens, "tokenize", spaced):
+    with (
+        mock.patch.object(TaskTokens, "tokenize", spaced),
+        tempfile.TemporaryDirectory() as folder,
+        # Rows that were encoded without the blank must not be found.
+        mock.patch("finetune.data.splits.cache_folder", lambda: Path(folder)),
+    ):
         yield
 
 
@@ -183,15 +188,20 @@ def main() -> None:
     options = parser.parse_args()
     record = ablation_path(options.base)
     record.parent.mkdir(exist_ok=True)
-    names = ("task", "arm", "seed")
+    names = ("task", "arm", "seed", "device")
+    device = device_name()
     done = {tuple(cell[name] for name in names) for cell in read_lines(record)}
-    cells = [(options.task, arm, seed) for seed in options.seeds for arm in options.arms]
+    cells = [(options.task, arm, seed, device) for seed in options.seeds for arm in options.arms]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context) as pool:
         missing = [cell for cell in cells if cell not in done]
-        running = {pool.submit(train, options, *cell): cell for cell in missing}
+        running = {pool.submit(train, options, *cell[:3]): cell for cell in missing}
         for finished in as_completed(running):
-            cell = dict(zip(names, running[finished], strict=True)) | finished.result()
+            cell = dict(zip(names, running[finished], strict=True))
+            if error := finished.exception():
+                print(f"{cell} failed: {error!r}", flush=True)
+                continue
+            cell |= finished.result()
             with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(cell, ensure_ascii=False) + "\n")
             print(cell, flush=True)

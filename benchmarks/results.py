@@ -278,12 +278,17 @@ def run_cell(options: argparse.Namespace, cell: Cell) -> Outcome:
     if arm not in TRAINED:
         seconds = time.perf_counter() - started
     if gpu:
-        device, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated() / 2**20
+        peak = torch.cuda.max_memory_allocated() / 2**20
     else:
-        device, peak = "CPU", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     scores = score_answers(recipe, predictions)
     kept = [] if cell.seed == SEARCH_SEED else encode(recipe, predictions)
-    return Outcome(scores, kept, round(seconds, 1), round(peak), device, options.jobs)
+    return Outcome(scores, kept, round(seconds, 1), round(peak), device_name(), options.jobs)
+
+
+def device_name() -> str:
+    """The GPU, or CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def encode(recipe: Recipe, predictions: Sequence[str | float]) -> list[float]:
@@ -449,13 +454,17 @@ def _ablation_table(path: Path) -> Iterator[str]:
     yield "over seeds, with lowest, highest and number of seeds. `modern` and `paper` are the"
     yield "profiles; every other line changes one thing (`python -m benchmarks.ablation`)."
     yield ""
-    yield "| | SST-2 | RTE |\n|---|---|---|"
-    scores: dict[str, dict[str, list[float]]] = {}
-    for cell in read_lines(path):
-        by_task = scores.setdefault(cell["arm"], {"sst2": [], "rte": []})
-        by_task[cell["task"]].append(cell["score"])
-    for arm, by_task in sorted(scores.items()):
-        yield f"| {arm} | {' | '.join(map(_spread, by_task.values()))} |"
+    cells = read_lines(path)
+    columns = sorted({(cell["task"], cell["device"]) for cell in cells}, reverse=True)
+    titles = [f"{task}, {device}" for task, device in columns]
+    yield f"| | {' | '.join(titles)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for arm in sorted({cell["arm"] for cell in cells}):
+        scores = [
+            [c["score"] for c in cells if (c["arm"], c["task"], c["device"]) == (arm, *column)]
+            for column in columns
+        ]
+        yield f"| {arm} | {' | '.join(map(_spread, scores))} |"
 
 
 def _ratio(ours: Iterable[Outcome], theirs: Iterable[Outcome], name: str) -> float:

@@ -62,7 +62,7 @@ def create_accelerator(precision: Precision, device: str | None = None) -> RunAc
     if chosen.type != "cpu" and 0 < devices <= rank:
         what = f"process {rank + 1} of this machine finds only {devices} device(s)"
         raise UsageError(what, cure=f"Start {devices} with --num-processes {devices}.")
-    _reset_device(chosen)
+    _reset_state(chosen)
     # accelerate looks for other CPU processes only with cpu=True.
     return RunAccelerator(precision, chosen)
 
@@ -93,10 +93,14 @@ def _find_device(name: str | None) -> torch.device:
     return torch.device(name or known[0])
 
 
-def _reset_device(device: torch.device) -> None:
-    """Lets a single process change its device; accelerators made before keep theirs."""
+def _reset_state(device: torch.device) -> None:
+    """Lets a single process change its device, or train here after another Trainer did in bf16.
+
+    Accelerators made before keep their state.
+    """
     state = AcceleratorState._shared_state
-    if state and state["num_processes"] == 1 and state["device"] != device:
+    fits = state and state["device"] == device and state.get("_mixed_precision") == "no"
+    if state and state["num_processes"] == 1 and not fits:
         # New dictionaries, because existing accelerators hold the old ones.
         AcceleratorState._shared_state, PartialState._shared_state = {}, {}
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 import finetune
@@ -62,6 +63,14 @@ def test_an_accelerator_keeps_its_device(monkeypatch) -> None:
     old.state.__dict__ = shared
     new = create_accelerator("fp32", "cpu")
     assert (old.device.type, new.device.type) == ("cuda", "cpu")
+
+
+def test_a_run_may_follow_one_of_another_trainer_in_bf16(monkeypatch) -> None:
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setattr(state, "_shared_state", {})
+    other = Accelerator(mixed_precision="bf16", cpu=True)
+    assert create_accelerator("fp32", "cpu").mixed_precision == "no"
+    assert other.mixed_precision == "bf16"
 
 
 @pytest.fixture
