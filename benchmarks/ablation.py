@@ -96,7 +96,7 @@ def leading_blank() -> Iterator[None]:
         mock.patch.object(TaskTokens, "tokenize", spaced),
         tempfile.TemporaryDirectory() as folder,
         # Rows that were encoded without the blank must not be found.
-        mock.patch("finetune.data.splits.cache_folder", lambda: Path(folder)),
+        mock.patch("finetune.data.splits.cache_folder", return_value=Path(folder)),
     ):
         yield
 
