@@ -1,5 +1,6 @@
 """A trained model on disk: a plain transformers folder, and the head beside it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ ADAPTER = "adapter"
 """Folder of the adapters that are merged into the weights."""
 THRESHOLDS = "thresholds.json"
 """Label to threshold, for several labels at once."""
+CALIBRATION = "calibration.json"
+"""The temperature that was fitted on the evaluation split, and the calibration errors there."""
 _TASK = "task"
 """The metadata of a head: what its outputs mean."""
 
@@ -115,6 +118,37 @@ def load_thresholds(folder: Path, task: Task) -> Task:
         return replace(task, labels=task.labels.with_thresholds(table))
     except UsageError as error:
         raise error.located(str(path)) from None
+
+
+def save_calibration(
+    folder: Path, *, temperature: float, error: float, calibrated_error: float, rows: int
+) -> None:
+    """Writes the temperature of a model, and its calibration errors on the evaluation split."""
+    values = {
+        "temperature": temperature,
+        "rows": rows,
+        "expected_calibration_error": error,
+        "expected_calibration_error_with_temperature": calibrated_error,
+    }
+    content = json_files.encode(values, indent=2) + b"\n"
+    files.write_atomically(folder / CALIBRATION, content)
+
+
+def load_temperature(folder: Path) -> float | None:
+    """Returns the temperature of the saved model, or None if it has none.
+
+    Raises:
+        UsageError: The file does not hold a positive number.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    values = json_files.decode(path.read_bytes(), str(path))
+    temperature = values.get("temperature") if isinstance(values, dict) else None
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        what = f"temperature must be a positive number (got {temperature!r})"
+        raise UsageError(what, where=str(path), cure="Correct it, or delete the file.")
+    return float(temperature)
 
 
 def _describe_task(task: Task, max_tokens: int) -> dict[str, Any]:

@@ -44,6 +44,9 @@ Track = Annotated[
 ]
 Device = Annotated[str | None, Option(help="cpu, cuda or cuda:1.", show_default="the best")]
 Trust = Annotated[bool, Option("--trust-remote-code", help=_TRUST)]
+Calibrated = Annotated[
+    bool, Option("--calibrated", help="Divide the logits by the temperature of the run.")
+]
 Folder = Annotated[
     Path | None, Option("--folder", "-o", help="Output directory.", show_default="runs/NAME")
 ]

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from finetune.checkpointing.model_folder import (
     HEAD_FILE,
     load_model,
+    load_temperature,
     load_thresholds,
     save_model,
 )
@@ -163,6 +164,7 @@ def load(
     *,
     task: Task | None = None,
     trust_remote_code: bool = False,
+    calibrated: bool = False,
     **changes: Any,
 ) -> Predictor:
     """Loads the best model of a run for prediction.
@@ -172,11 +174,13 @@ def load(
         device: cpu, cuda or the like. [default: the best available]
         task: Required if the run was trained with a task defined in Python.
         trust_remote_code: Allows Python code that comes with the base to run.
+        calibrated: Divides the logits by the temperature that was fitted on the evaluation split,
+            so that probabilities fit how often the model is right. The predicted labels stay.
         **changes: Replace settings of the recipe's train section that do not change results
             (layout, tokens_per_forward, precision).
 
     Raises:
-        UsageError: The folder holds no finished run.
+        UsageError: The folder holds no finished run, or the run has no temperature.
     """
     folder = Path(folder)
     recipe = load_run_recipe(folder, trust_remote_code)
@@ -196,5 +200,12 @@ def load(
     flags = {"head_bias": recipe.head.bias, "trust_remote_code": recipe.base.trust_remote_code}
     model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
     model.to(accelerator.device)
+    if calibrated:
+        temperature = load_temperature(model_folder)
+        if temperature is None:
+            what = "this run has no temperature, which is fitted on an evaluation split of classes"
+            cure = "Predict without --calibrated, or train with evaluation rows (--hold-out 0.1)."
+            raise UsageError(what, where=str(folder), cure=cure)
+        model.temperature = temperature
     task = load_thresholds(model_folder, task)
     return Predictor(recipe, task, model, base, accelerator)

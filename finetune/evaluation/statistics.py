@@ -246,6 +246,12 @@ def calibrate(
     )
 
 
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns the (N, C) probabilities with their logits divided by a temperature."""
+    with np.errstate(divide="ignore"):
+        return _softmax(np.log(probabilities) / temperature)
+
+
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     table: np.ndarray = powers / powers.sum(axis=1, keepdims=True)

@@ -18,6 +18,8 @@ class TaskModel(nn.Module):
         super().__init__()
         self.backbone = DecoderWrapper(decoder)
         self.head = head
+        self.temperature = 1.0
+        """Divides the logits, for calibrated probabilities; it is 1 in training."""
 
     def forward(self, batch: Batch, lm: bool = False) -> Outputs:
         """Computes the logits of a batch and, with `lm`, its share of the LM loss.
@@ -27,6 +29,8 @@ class TaskModel(nn.Module):
         states = self.backbone.hidden_states(batch, last_tokens_only=not lm)
         features = states[batch.last_index.clamp(min=0)]  # (N, K, D)
         logits = self.head(features, batch.last_index >= 0)
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if not lm:
             return Outputs(logits, logits.new_zeros(()))
         loss = self.backbone.lm_loss(states[batch.lm_index], batch.lm_target, batch.token_weight)

@@ -16,13 +16,16 @@ from finetune.evaluation.statistics import (
     McNemarTest,
     ThresholdCurve,
     average_scores,
+    apply_temperature,
     calibrate,
     count_confusions,
+    expected_calibration_error,
     find_label_errors,
     mcnemar_test,
     mean_interval,
     paired_bootstrap,
     proportion_interval,
+    reliability_bins,
     score_classes,
     threshold_curve,
 )
@@ -46,6 +49,8 @@ class RunAnalysis(NamedTuple):
     thresholds: ThresholdCurve | None
     """Of the positive class, for two classes; of all pairs of a row and a label, for several
     labels."""
+    calibrated_error: float | None = None
+    """Expected calibration error with the temperature that the run has."""
 
 
 class Slice(NamedTuple):
@@ -115,12 +120,20 @@ def analyze_run(run: EvaluatedRun, draws: int) -> RunAnalysis:
         *classes,
         calibrate(rows.probabilities, rows.gold),
         curve,
+        None if run.temperature is None else _calibrated_error(rows, run.temperature),
     )
 
 
 def _as_two_classes(probability: NDArray[Any]) -> NDArray[Any]:
     """(N, 2) probabilities of "does not apply" and "applies"."""
     return np.stack([1 - probability, probability], axis=1)
+
+
+def _calibrated_error(rows: Predictions, temperature: float) -> float:
+    assert rows.probabilities is not None
+    table = apply_temperature(rows.probabilities, temperature)
+    bins = reliability_bins(table.max(axis=1), table.argmax(axis=1) == rows.gold)
+    return expected_calibration_error(bins)
 
 
 def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.checkpointing.run_folder import LOG, RESULT, read_result
+from finetune.checkpointing.model_folder import load_temperature
+from finetune.checkpointing.run_folder import LOG, MODEL, RESULT, read_result
 from finetune.data.examples import ReadReport, read_examples
 from finetune.data.held_out import open_split
 from finetune.data.token_store import compute_lengths, is_unlabelled
@@ -107,6 +108,8 @@ class EvaluatedRun:
     """The content of result.json; empty if there is none."""
     data_path: str | None = None
     """What replaces the recipe's `data.path`."""
+    temperature: float | None = None
+    """Fitted on the evaluation split when the run was trained."""
 
     @property
     def split_name(self) -> str:
@@ -160,6 +163,7 @@ def evaluate_run(
         history=read_history(folder / LOG),
         result=_read_result(folder),
         data_path=data.path if data.path != trained_on else None,
+        temperature=load_temperature(folder / MODEL),
     )
 
 

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.model_card import CardContent, build_model_card
-from finetune.checkpointing.model_folder import load_model, load_thresholds, save_model
+from finetune.checkpointing.model_folder import (
+    load_model,
+    load_thresholds,
+    save_calibration,
+    save_model,
+)
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
 from finetune.data.held_out import open_split
 from finetune.data.splits import Split, encode_split, encode_training_split
@@ -26,7 +31,8 @@ from finetune.distributed.setup import (
     describe_own_attention,
     deterministic_kernels,
 )
-from finetune.evaluation.evaluate import RowLogits, compute_logits, evaluate
+from finetune.evaluation.calibration import calibrate_logits
+from finetune.evaluation.evaluate import EvaluationResult, RowLogits, compute_logits, evaluate
 from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import selection_value
 from finetune.models.blocks import freeze_layers, layer_rate_factors
@@ -175,17 +181,43 @@ class FinetuningJob(TrainingJob):
             if all(example.label is None for example in split.examples):
                 yield Notice(f"{name} has no labels, so it is not scored")
             else:
-                evaluation = self._final_evaluation(name, split.examples, model, task)
+                results: list[EvaluationResult] = []
+                evaluation = self._final_evaluation(name, split.examples, model, task, results)
                 labels = split.examples.labels
                 known, train = labels[~is_unlabelled(labels)], self.examples.labels
                 majority = score_majority(task, train.tolist(), known.tolist())
                 yield evaluation._replace(majority=majority)
+                if split is self.evaluation_split and isinstance(task.labels, Classes):
+                    yield from self._calibrate(results[-1].logits, folder)
+
+    def _calibrate(self, logits: np.ndarray, folder: Path) -> Iterator[Notice]:
+        """Fits the temperature of the saved model on the evaluation split."""
+        assert self.evaluation_split is not None
+        examples = self.evaluation_split.examples
+        if (found := calibrate_logits(logits, examples)) is None:
+            return
+        if self.accelerator.is_main_process:
+            save_calibration(
+                folder,
+                temperature=found.temperature,
+                error=found.error,
+                calibrated_error=found.corrected_error,
+                rows=len(examples),
+            )
+        before, after = f"{found.error:.3f}", f"{found.corrected_error:.3f}"
+        yield Notice(f"calibration error {before}, or {after} with predict --calibrated")
 
     def _final_evaluation(
-        self, name: str, examples: TokenStore, model: TaskModel, task: Task
+        self,
+        name: str,
+        examples: TokenStore,
+        model: TaskModel,
+        task: Task,
+        results: list[EvaluationResult],
     ) -> Evaluation:
         def score(passes: Iterable[RowLogits]) -> dict[str, float]:
-            return evaluate(passes, examples, task, self.accelerator).scores
+            results.append(evaluate(passes, examples, task, self.accelerator))
+            return results[-1].scores
 
         passes = compute_logits(model, examples, self.batch_config, self.accelerator)
         return Evaluation(name, passes, score)

@@ -70,7 +70,9 @@ def evaluate(
     console().print(make_score_table(scores, counts))
 
 
-def load_predictor(run: Path, task: str | None, device: str | None, trust: bool) -> "Predictor":
+def load_predictor(
+    run: Path, task: str | None, device: str | None, trust: bool, *, calibrated: bool = False
+) -> "Predictor":
     """Loads the model of a run, with a status line; `task` is a module:attribute."""
     if not run.exists():  # Before torch is imported, which takes seconds.
         raise UsageError("no such run directory", where=str(run), cure="Check the path.")
@@ -79,4 +81,5 @@ def load_predictor(run: Path, task: str | None, device: str | None, trust: bool)
         from finetune.cli.task_sources import find_python_task
         from finetune.evaluation.predictor import load
 
-        return load(run, device, task=find_python_task(task), trust_remote_code=trust)
+        own_task = find_python_task(task)
+        return load(run, device, task=own_task, trust_remote_code=trust, calibrated=calibrated)

@@ -6,7 +6,7 @@ from typer import Argument, Option
 
 from finetune.cli.commands.evaluate import load_predictor
 from finetune.cli.console import format_count, print_line
-from finetune.cli.options import Device, Output, PythonTask, Run, Trust
+from finetune.cli.options import Calibrated, Device, Output, PythonTask, Run, Trust
 from task_formats import UsageError
 
 
@@ -17,6 +17,7 @@ def predict(
     input_format: str | None = Option(None, help="csv, tsv, jsonl, json or parquet."),
     output_format: str | None = Option(None, help="csv, tsv, jsonl, json or parquet."),
     on_bad_row: Literal["stop", "skip"] = Option("stop", help="Action on an unusable row."),
+    calibrated: Calibrated = False,
     task: PythonTask = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -38,7 +39,7 @@ def predict(
     rows = open_file(file, format=input_format)
     default = rows.options.format if output == "-" else None
     output_format = choose_format(output, output_format or default, source=file)
-    predictor = load_predictor(run, task, device, trust_remote_code)
+    predictor = load_predictor(run, task, device, trust_remote_code, calibrated=calibrated)
     report = label_rows(predictor, rows, output, output_format, on_bad_row=on_bad_row)
     target = "standard output" if output == "-" else output
     print_line(f"Labelled {format_count(report.examples, 'row')} into {target}.", stderr=True)

@@ -6,7 +6,7 @@ from typer import Option
 
 from finetune.cli.commands.evaluate import load_predictor
 from finetune.cli.console import print_line
-from finetune.cli.options import Device, PythonTask, Run, Trust
+from finetune.cli.options import Calibrated, Device, PythonTask, Run, Trust
 from task_formats import UsageError
 
 TOKEN_VARIABLE = "GPTFT_SERVE_TOKEN"
@@ -22,6 +22,7 @@ def serve(
     max_body: int = Option(1024, min=1, max=2**20, help="Largest body of a request in KiB."),
     max_waiting: int = Option(1024, min=1, help="Most rows that wait; beyond: status 503."),
     access_log: bool = Option(False, "--access-log", help="Print a line for every request."),
+    calibrated: Calibrated = False,
     task: PythonTask = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -42,7 +43,7 @@ def serve(
     if token is not None and not token.strip():
         raise UsageError(f"{TOKEN_VARIABLE} is empty", cure="Give it a value, or unset it.")
     with open_socket(host, port) as listening:
-        predictor = load_predictor(run, task, device, trust_remote_code)
+        predictor = load_predictor(run, task, device, trust_remote_code, calibrated=calibrated)
         limits = ServingLimits(max_rows, max_body * 1024, max_waiting)
         app = create_app(predictor, title=run.absolute().name, token=token, limits=limits)
         if token is None and not host.startswith(_LOOPBACK):
