@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from finetune.cli.commands.compare import compare
+from finetune.cli.commands.cross_validate import cross_validate
 from finetune.cli.commands.doctor import doctor
 from finetune.cli.commands.estimate import estimate
 from finetune.cli.commands.evaluate import evaluate
@@ -51,6 +52,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command(train, "Train"),
     Command(resume, "Train"),
+    Command(cross_validate, "Train"),
     Command(compare, "Train", MultiValueCommand),
     Command(tune, "Train", MultiValueCommand),
     Command(estimate, "Train"),

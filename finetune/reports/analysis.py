@@ -15,8 +15,8 @@ from finetune.evaluation.statistics import (
     Interval,
     McNemarTest,
     ThresholdCurve,
-    average_scores,
     apply_temperature,
+    average_scores,
     calibrate,
     count_confusions,
     expected_calibration_error,
@@ -34,6 +34,8 @@ from task_formats import Classes, MultiLabel, UsageError
 
 MAX_SLICED_CLASSES = 20
 _SCORE_BINS = 5
+_DRAWS, _DRAWS_OF_MANY_ROWS, _MANY_ROWS = 1000, 200, 10_000
+"""Resamples of each bootstrap, and the number of rows above which there are fewer."""
 
 
 class RunAnalysis(NamedTuple):
@@ -75,6 +77,8 @@ class Comparison(NamedTuple):
     both_wrong: int | None
     mcnemar: McNemarTest | None
     differences: dict[str, Difference]
+    scores: dict[str, tuple[float, float]]
+    """Of both runs, on the rows that both have."""
 
 
 class SuspiciousLabel(NamedTuple):
@@ -89,6 +93,11 @@ class SuspiciousLabel(NamedTuple):
     suggested_probability: float
     name: str | None = None
     """Which of several labels; `label` and `suggested` then say whether it applies."""
+
+
+def choose_draws(rows: int) -> int:
+    """Returns the resamples of a bootstrap over N rows: 1000, or 200 above 10,000 rows."""
+    return _DRAWS if rows <= _MANY_ROWS else _DRAWS_OF_MANY_ROWS
 
 
 def analyze_run(run: EvaluatedRun, draws: int) -> RunAnalysis:
@@ -177,11 +186,15 @@ def compare_runs(
     scores = partial(score_rows, first.task, one), partial(score_rows, second.task, two)
     names, count = (first.name, second.name), len(one.ids)
     differences = paired_bootstrap(*scores, count, draws)
+    everything = np.arange(count)
+    pairs = {
+        name: (scores[0](everything)[name], scores[1](everything)[name]) for name in differences
+    }
     if one.probabilities is None:
-        return Comparison(*names, count, None, None, None, differences)
+        return Comparison(*names, count, None, None, None, differences, pairs)
     both, neither = int((one.correct & two.correct).sum()), int((~one.correct & ~two.correct).sum())
     test = mcnemar_test(one.correct, two.correct)
-    return Comparison(*names, count, both, neither, test, differences)
+    return Comparison(*names, count, both, neither, test, differences, pairs)
 
 
 def slice_rows(run: EvaluatedRun, matched: Sequence[Predictions]) -> list[Slice]:

@@ -23,6 +23,7 @@ from finetune.reports import figures
 from finetune.reports.analysis import (
     RunAnalysis,
     analyze_run,
+    choose_draws,
     compare_runs,
     find_suspicious_labels,
     find_worst_rows,
@@ -32,8 +33,6 @@ from finetune.reports.analysis import (
 from finetune.reports.evaluated_run import EvaluatedRun, LabelCounts, Predictions, count_labels
 from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError
 
-DRAWS, DRAWS_OF_MANY_ROWS, MANY_ROWS = 1000, 200, 10_000
-"""Resamples of each bootstrap, and the number of rows above which there are fewer."""
 MAX_RUNS = 6
 """Runs in one report: as many as the figures have colours."""
 MAX_MATRIX = 12
@@ -121,7 +120,7 @@ def make_report(
     runs = _with_distinct_names(runs)
     first, matched = runs[0], match_rows(runs)
     if draws is None:
-        draws = DRAWS if len(first.predictions.ids) <= MANY_ROWS else DRAWS_OF_MANY_ROWS
+        draws = choose_draws(len(first.predictions.ids))
     suspicious = find_suspicious_labels(matched, first.task.labels.names)
     worst = find_worst_rows(matched, max_rows)
     listed = suspicious[:MAX_SUSPICIOUS]

@@ -10,7 +10,7 @@ from finetune.cli import main
 from finetune.cli.app import COMMANDS
 from tests.conftest import ROOT
 
-NAMES = [command.function.__name__ for command in COMMANDS]
+NAMES = [command.function.__name__.replace("_", "-") for command in COMMANDS]
 
 
 def run(capsys, *words):

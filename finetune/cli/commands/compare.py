@@ -1,15 +1,25 @@
 """`gptft compare`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
-from typer import Context, Option
+from typer import Argument, Context, Option
 
-from finetune.cli.console import console, get_rank, make_table, print_line, silence_libraries
+from finetune.cli.commands.evaluate import load_predictor
+from finetune.cli.commands.report import evaluate_with_status
+from finetune.cli.console import (
+    console,
+    format_count,
+    get_rank,
+    make_table,
+    print_line,
+    silence_libraries,
+)
 from finetune.cli.errors import exit_stopped
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
@@ -22,10 +32,12 @@ from finetune.cli.options import (
     refuse_options,
     with_recipe_flags,
 )
+from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.cli.task_sources import TaskSource
     from finetune.comparison import Design
+    from finetune.reports.analysis import Comparison
 
 _FLAGS = {key: flag for key, flag in RECIPE_FLAGS.items() if key != "train.seed"}
 
@@ -34,7 +46,10 @@ _FLAGS = {key: flag for key, flag in RECIPE_FLAGS.items() if key != "train.seed"
 def compare(
     context: Context,
     overrides: Overrides,
-    task: TaskName,
+    runs: list[Path] | None = Argument(
+        None, metavar="[RUN RUN ...]", help="Finished runs of one task, to be tested."
+    ),
+    task: TaskName | None = None,
     folder: Path | None = Option(
         None, "--folder", "-o", help="Output directory.", show_default="studies/TASK"
     ),
@@ -56,14 +71,34 @@ def compare(
     keep_models: bool = Option(False, "--keep-models", help="Keep the best model of each cell."),
     overwrite: bool = Option(False, "--overwrite", help="Overwrite the results of the cells."),
     plot: bool = Option(True, help="Plot the learning curve of --fractions."),
+    split: str | None = Option(
+        None, help="With runs: a split or a file.", show_default="the evaluation split"
+    ),
     num_processes: NumProcesses = 1,
 ) -> None:
-    """Compare prompting, training from scratch and fine-tuning.
+    """Compare finished runs, or prompting, training from scratch and fine-tuning.
+
+    Example: gptft compare runs/rte runs/rte-large
+
+    Runs are compared on the rows that all of them were evaluated on, with a paired bootstrap and
+    McNemar's test.
 
     Example: gptft compare --task rte --base tiny --seeds 0-4 --shots 0 4 32
 
     Run the command again to complete an interrupted comparison: finished cells are kept.
     """
+    if runs:
+        options = {"--task": task, "--folder": folder, "--shots": shots, "--only": only}
+        options |= {"--fractions": fractions, "--scratch": scratch, "--no-shots": no_shots}
+        options |= {"--list": list_cells, "--overwrite": overwrite, "--keep-models": keep_models}
+        cure = "Leave it out, or use --task without runs."
+        refuse_options(options, "has no effect on finished runs", cure)
+        compare_finished(runs, split, overrides)
+        return
+    if task is None:
+        cure = "gptft compare RUN RUN, or gptft compare --task TASK."
+        raise UsageError("nothing to compare", cure=cure)
+    refuse_options({"--split": split}, "is for finished runs", "Set data.evaluate with --set.")
     from finetune import comparison
     from finetune.cli.task_sources import find_task
     from finetune.comparison.curve import check_matplotlib
@@ -97,6 +132,58 @@ def compare(
     options = {"only": only, "keep_models": keep_models, "overwrite": overwrite}
     _run_cells(source, target, design, options)
     _print_table(source, target, design, plot)
+
+
+def compare_finished(runs: Sequence[Path], split: str | None, overrides: Overrides) -> None:
+    """Prints the scores of finished runs on the same rows, and tests of their differences."""
+    if len(runs) < 2:
+        raise UsageError("one run has nothing to be compared with", cure="Give two or more.")
+    allowed = ("data.path", "data.limit", "base.trust_remote_code")
+    others = {key: value for key, value in overrides.items() if key not in allowed}
+    problem = "has no effect on finished runs"
+    refuse_options(others, problem, "Leave it out: each run has its own recipe.")
+    data, limit = overrides.get("data.path"), overrides.get("data.limit")
+    trust = bool(overrides.get("base.trust_remote_code"))
+    evaluated = []
+    for run in runs:
+        predictor = load_predictor(run, None, None, trust)
+        evaluated.append(evaluate_with_status(predictor, run, split or "evaluate", data, limit))
+        del predictor  # Its memory is free for the next one.
+    from finetune.reports.analysis import choose_draws, compare_runs, match_rows
+
+    evaluated = [replace(one, name=str(run)) for one, run in zip(evaluated, runs, strict=True)]
+    with console(stderr=True).status(Text(" computing statistics")):
+        matched = match_rows(evaluated)
+        draws = choose_draws(len(matched[0].ids))
+        comparisons = [
+            compare_runs(evaluated[0], other, (matched[0], rows), draws)
+            for other, rows in zip(evaluated[1:], matched[1:], strict=True)
+        ]
+    for comparison in comparisons:
+        _print_comparison(comparison)
+    if any(len(one.predictions.ids) > comparisons[0].rows for one in evaluated):
+        note = f"Only the {format_count(comparisons[0].rows, 'row')} that all runs have are used."
+        print_line((note, "yellow"))
+
+
+def _print_comparison(comparison: "Comparison") -> None:
+    rows = []
+    for name, (one, other) in comparison.scores.items():
+        difference = comparison.differences[name]
+        interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+        p_value = f"{difference.p_value:.3f}"
+        rows.append(
+            [name, f"{one:.4f}", f"{other:.4f}", f"{difference.value:+.4f}", interval, p_value]
+        )
+    header = ["", comparison.first, comparison.second, "difference", "95 % interval", "p"]
+    console().print(make_table(header, rows))
+    text = f"{format_count(comparison.rows, 'row')}, paired bootstrap."
+    if (test := comparison.mcnemar) is not None:
+        text += (
+            f" Only {comparison.first} is right on {test.only_first:,} rows, only "
+            f"{comparison.second} on {test.only_second:,}: McNemar's test p = {test.p_value:.3f}."
+        )
+    print_line(text)
 
 
 def _run_cells(

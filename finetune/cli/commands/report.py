@@ -49,7 +49,7 @@ def report(
     evaluated, view_tokens = [], None
     for run in runs:
         predictor = load_predictor(run, task, device, trust_remote_code)
-        evaluated.append(_evaluate(predictor, run, split, data, limit))
+        evaluated.append(evaluate_with_status(predictor, run, split, data, limit))
         # The first run shows how texts are read; the others are freed.
         view_tokens = view_tokens or predictor.view_tokens
     assert view_tokens is not None  # Typer asks for at least one run.
@@ -60,9 +60,10 @@ def report(
     print_line("Wrote ", (str(output), "bold"), f" ({len(page) / 1000:,.0f} kB).")
 
 
-def _evaluate(
+def evaluate_with_status(
     predictor: "Predictor", run: Path, split: str, data: str | None, limit: int | None
 ) -> "EvaluatedRun":
+    """Evaluates a run on a split, with a status line; `data` replaces its `data.path`."""
     from finetune.cli.task_sources import find_split
     from finetune.recipe.loading import override_recipe, resolve_paths
     from finetune.reports.evaluated_run import evaluate_run
