@@ -12,6 +12,7 @@ from task_formats.labels import Classes, Labels, MultiLabel, Range
 from task_formats.prompt_tokens import AnswerTokenizer, PromptEncoder, Question
 from task_formats.prompts import Prompt
 from task_formats.task import Task
+from task_formats.windows import Windows
 
 __all__ = [
     "FORMATS",
@@ -35,6 +36,7 @@ __all__ = [
     "Task",
     "UsageError",
     "ViewEncoder",
+    "Windows",
     "named_format",
     "split_common_prefix",
     "suggest",

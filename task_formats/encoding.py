@@ -7,6 +7,7 @@ from task_formats.errors import UsageError
 from task_formats.example import Encoded, Example, SpecialTokens
 from task_formats.formats import Format, ViewText
 from task_formats.truncation import truncate_longest_first
+from task_formats.windows import Windows, choose_windowed_text
 
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 """Texts to their token ids, without special tokens."""
@@ -16,11 +17,17 @@ class ViewEncoder:
     """Turns examples into K views `start text delimiter text ... extract`.
 
     Texts are truncated so that a view has at most `max_tokens`, special tokens included; UsageError
-    if there is no space for one token of text.
+    if there is no space for one token of text. With `windows` the text that truncation would cut
+    most is read in windows instead, each as long as what truncation would leave of it.
     """
 
     def __init__(
-        self, format: Format, tokenize: Tokenize, specials: SpecialTokens, max_tokens: int
+        self,
+        format: Format,
+        tokenize: Tokenize,
+        specials: SpecialTokens,
+        max_tokens: int,
+        windows: Windows | None = None,
     ) -> None:
         minimum = max(len(view) for view in format.views) + 2
         if max_tokens < minimum:
@@ -28,6 +35,7 @@ class ViewEncoder:
             raise UsageError(what, cure=f"This format needs {minimum} or more.")
         self.format, self.tokenize = format, tokenize
         self.specials, self.max_tokens = specials, max_tokens
+        self.windows = windows
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encodes examples, tokenizing every distinct text once, all in one call."""
@@ -47,13 +55,23 @@ class ViewEncoder:
         lengths = {text: len(ids[text]) for view in texts for text in view}
         limits = [self.max_tokens - len(view) - 1 for view in views]
         kept = truncate_longest_first(lengths, texts, limits)
+        truncated = sum(lengths[text] - kept[text] for text in lengths)
+        starts, long = [0], None
+        if self.windows and (long := choose_windowed_text(texts, lengths, kept)) is not None:
+            starts = self.windows.starts(lengths[long], kept[long])
+            truncated -= min(lengths[long], starts[-1] + kept[long]) - kept[long]
+
+        def read(text: str, start: int) -> Sequence[int]:
+            start = start if text == long else 0
+            return ids[text][start : start + kept[text]]
+
         sequences = [
-            self._join([[t for text in pieces for t in ids[text][: kept[text]]] for pieces in view])
+            self._join([[t for text in pieces for t in read(text, start)] for pieces in view])
+            for start in starts
             for view in views
         ]
         prefix, endings = split_common_prefix(sequences)
-        truncated = sum(lengths[text] - kept[text] for text in lengths)
-        return Encoded(example.id, prefix, endings, example.label, truncated)
+        return Encoded(example.id, prefix, endings, example.label, truncated, len(starts))
 
     def _join(self, segments: Sequence[Sequence[int]]) -> list[int]:
         tokens = [self.specials.start]

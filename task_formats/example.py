@@ -27,7 +27,10 @@ class Example:
 
 
 class Encoded(NamedTuple):
-    """One example as K token sequences (views): view k is `prefix + endings[k]`."""
+    """One example as K token sequences (views): view k is `prefix + endings[k]`.
+
+    Read in W windows, an example has the views of the first window, then those of the second, ...
+    """
 
     id: str
     prefix: Sequence[int]
@@ -35,6 +38,8 @@ class Encoded(NamedTuple):
     label: Label = None
     truncated_tokens: int = 0
     """Tokens removed by truncation, over the distinct texts of the example."""
+    windows: int = 1
+    """Number of windows W; the K views are W times those of one window."""
 
     @property
     def tokens(self) -> int:

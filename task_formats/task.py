@@ -14,6 +14,7 @@ from task_formats.example import Example, Label, Row
 from task_formats.formats import Format
 from task_formats.labels import Classes, Labels, MultiLabel, as_text, normalize_label, parse_list
 from task_formats.prompts import Prompt
+from task_formats.windows import Windows
 
 CHOICES, LABEL = "choices", "label"
 
@@ -36,6 +37,7 @@ class Task:
         values: Words that replace a column's values: {"question": {"cause": "because"}}.
         unlabelled: Raw labels that mean "no label" in this data set (SNLI's "-").
         convert_row: Turns a row into another one before `columns` are looked up.
+        windows: How texts that are longer than the model reads are read; None truncates them.
 
     Raises:
         UsageError: The arguments do not fit together.
@@ -50,6 +52,7 @@ class Task:
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unlabelled: frozenset[str] = field(default_factory=frozenset)
     convert_row: Callable[[Row], Row] | None = None
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         if self.format.is_multiple_choice and not isinstance(self.labels, Classes):

@@ -90,6 +90,9 @@ class Batch(NamedTuple):
     float32 for several labels at once: 1 where a label applies, else 0 (NaN unlabelled)."""
     spans: tuple[Span, ...]
     """Where the examples are, on the host, so that attention need not ask the device."""
+    windows: int = 1
+    """Most windows W of an example. With W > 1 the K columns of `last_index` are those of W
+    windows, one window after the other."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -175,9 +178,11 @@ def collate(
     grid = np.full((4, height, width), -1, np.int64)
     # Padding is never read, but its position ids must be valid.
     grid[0], grid[1] = pad, np.minimum(np.arange(width), max(s.longest for s in spans) - 1)
-    last_index = np.full((len(examples), max(len(e.endings) for e in examples)), -1, np.int64)
+    windows = max(example.windows for example in examples)
+    width = max(len(example.endings) // example.windows for example in examples)
+    last_index = np.full((len(examples), windows * width), -1, np.int64)
     targets = [
-        _write_span(grid, last_index, examples[n], span, n, views, totals)
+        _write_span(grid, last_index, examples[n], span, n, views, totals, width)
         for span, n, views in placements
     ]
     lm_index, lm_target, view, weight = (
@@ -202,6 +207,7 @@ def collate(
         example_weight=torch.tensor([0.0 if y is None else example_weight for y in labels]),
         label=torch.tensor([unlabelled if y is None else y for y in labels]),
         spans=spans,
+        windows=windows,
     )
 
 
@@ -230,8 +236,11 @@ def _write_span(
     n: int,
     views: list[int],
     totals: UpdateTotals,
+    window_width: int,
 ) -> tuple[np.ndarray, ...]:
     """Writes a span into the (4, R, T) grid and the (N, K) `last_index`.
+
+    `window_width` columns of `last_index` belong to each window.
 
     Returns:
         lm_index, lm_target, view and token_weight of the span's targets, (m,) each.
@@ -249,18 +258,23 @@ def _write_span(
     )
     ending[:] = np.repeat([-1, *views], counts)
     index = span.row * grid.shape[2] + span.start + np.arange(span.length)
-    last_index[n, views] = index[np.cumsum(counts)[1:] - 1]
+    window, view_of_window = np.divmod(
+        np.arange(len(example.endings)), max(len(example.endings) // example.windows, 1)
+    )
+    columns = window * window_width + view_of_window  # (K,) of the views in `last_index`.
+    last_index[n, columns[views]] = index[np.cumsum(counts)[1:] - 1]
     # The end of the prefix predicts the first token of every ending. The first token of a view is
     # no target.
     predicting = np.where(
         position_ids == span.prefix_length, index[span.prefix_length - 1], index - 1
     )
-    view = np.where(ending < 0, -1, n * last_index.shape[1] + ending)
+    column = columns[ending] if len(columns) else ending
+    view = np.where(ending < 0, -1, n * last_index.shape[1] + column)
     # The mean over the targets of a view, then the mean over the update's views.
     weights = [
         1 / (max(span.prefix_length + count - 1, 1) * totals.views) for count in span.ending_lengths
     ]
     prefix_weight = sum(weights) if example.endings else 1 / max(totals.targets, 1)
     weight = np.repeat([prefix_weight, *weights], counts)
-    columns = (predicting, tokens, view, weight)
-    return tuple(values[position_ids > 0] for values in columns)
+    targets = (predicting, tokens, view, weight)
+    return tuple(values[position_ids > 0] for values in targets)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -159,6 +159,7 @@ def _describe_task(task: Task, max_tokens: int) -> dict[str, Any]:
         "task.labels": None if isinstance(labels, Range) else dict(labels.raw),
         "train.max_tokens": max_tokens,
         **({"task.multi_label": True} if isinstance(labels, MultiLabel) else {}),
+        **({"task.windows": list(asdict(task.windows).values())} if task.windows else {}),
     }
 
 

@@ -25,7 +25,7 @@ from finetune.storage.manifest import (
 )
 from task_formats import Encoded, Example, Label, ViewEncoder
 
-FORMAT = "gptft encoded examples, version 4"
+FORMAT = "gptft encoded examples, version 5"
 """Its version is raised when the files of an entry change, or what the readers read."""
 
 Array = NDArray[Any]
@@ -51,6 +51,8 @@ class Arrays(NamedTuple):
     """(N,) or, for several labels at once, (N, C); NaN where unlabelled."""
     truncated_tokens: Array
     """(N,) tokens that truncation removed."""
+    windows: Array
+    """(N,) windows in which each example is read."""
     ids: Array
     """UTF-8 bytes of all ids."""
     id_bounds: Array
@@ -124,7 +126,8 @@ class TokenStore(Sequence[Encoded]):
         prefix, *endings = cast(list[Sequence[int]], segments)
         name = arrays.ids[arrays.id_bounds[n] : arrays.id_bounds[n + 1]].tobytes().decode()
         truncated = int(arrays.truncated_tokens[n])
-        return Encoded(name, prefix, tuple(endings), self._label(n), truncated)
+        windows = int(self.arrays.windows[n])
+        return Encoded(name, prefix, tuple(endings), self._label(n), truncated, windows)
 
     def _label(self, n: int) -> Label:
         label = self.arrays.labels[n]
@@ -230,6 +233,7 @@ def _write(batches: Iterable[Sequence[Encoded]], streams: Mapping[str, BinaryIO]
         write_ends("examples", [1 + len(item.endings) for item in batch])
         write_labels(labels)
         write("truncated_tokens", np.array([item.truncated_tokens for item in batch]))
+        write("windows", np.array([item.windows for item in batch]))
         write("ids", np.frombuffer(b"".join(ids), np.uint8))
         write_ends("id_bounds", list(map(len, ids)))
     write("labels", np.full(pending, np.nan))

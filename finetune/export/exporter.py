@@ -81,6 +81,9 @@ def export_run(
         raise UsageError("already exists", where=str(folder), cure=cure)
     result = read_result(run)
     predictor = load(run, "cpu", task=task, trust_remote_code=trust_remote_code, precision="fp32")
+    if predictor.task.windows is not None:
+        what = "a run that reads long texts in windows cannot be exported"
+        raise UsageError(what, where=str(run), cure="Use it with gptft predict or gptft serve.")
     examples = _read_examples(predictor, check)
     source = ExportSource(run, predictor, precision)
     with replace_folder(folder) as partial, without_progress_bar():

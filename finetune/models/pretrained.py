@@ -69,7 +69,8 @@ def build_encoder(recipe: Recipe, task: Task, base: Base) -> ViewEncoder:
             cure=f"Pass --max-tokens {positions}.",
         )
     tokens = base.task_tokens
-    return ViewEncoder(task.format, tokens.tokenize, tokens.special_tokens, max_tokens)
+    specials = tokens.special_tokens
+    return ViewEncoder(task.format, tokens.tokenize, specials, max_tokens, task.windows)
 
 
 def count_positions(decoder: PreTrainedModel) -> int | None:

@@ -1,6 +1,9 @@
 """The model that is fine-tuned: a decoder and the head of a task."""
 
-from torch import nn
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.batching.collate import Batch
@@ -14,8 +17,14 @@ from task_formats import Task
 class TaskModel(nn.Module):
     """A decoder and a head that reads its states at the extract tokens (GPT-1, section 3.2)."""
 
-    def __init__(self, decoder: PreTrainedModel, head: LinearHead) -> None:
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        head: LinearHead,
+        window_reduction: Literal["mean", "max"] = "mean",
+    ) -> None:
         super().__init__()
+        self.window_reduction = window_reduction
         self.backbone = DecoderWrapper(decoder)
         self.head = head
         self.temperature = 1.0
@@ -27,8 +36,14 @@ class TaskModel(nn.Module):
         Without `lm` the loss is 0, and the last block runs for last tokens only.
         """
         states = self.backbone.hidden_states(batch, last_tokens_only=not lm)
-        features = states[batch.last_index.clamp(min=0)]  # (N, K, D)
-        logits = self.head(features, batch.last_index >= 0)
+        # For the head a window is an example: (N W, K).
+        last_index = batch.last_index.view(len(batch.last_index) * batch.windows, -1)
+        present = last_index >= 0
+        logits = self.head(states[last_index.clamp(min=0)], present)
+        if batch.windows > 1:
+            has_window = present.any(-1).view(-1, batch.windows)
+            logits = logits.view(*has_window.shape, -1)
+            logits = reduce_windows(logits, has_window, self.window_reduction)
         if self.temperature != 1:
             logits = logits / self.temperature
         if not lm:
@@ -37,10 +52,28 @@ class TaskModel(nn.Module):
         return Outputs(logits, loss)
 
 
+def reduce_windows(logits: Tensor, present: Tensor, reduction: Literal["mean", "max"]) -> Tensor:
+    """Reduces (N, W, L) logits of windows to those of examples.
+
+    Args:
+        logits: Of every window; -inf for choices that an example does not have.
+        present: (N, W) booleans, False for windows that an example does not have.
+        reduction: The mean or the maximum over the windows.
+
+    Returns:
+        (N, L) logits.
+    """
+    absent = ~present[..., None]
+    if reduction == "max":
+        return logits.masked_fill(absent, -torch.inf).amax(1)
+    return logits.masked_fill(absent, 0).sum(1) / present.sum(1, keepdim=True)
+
+
 def build_task_model(
     base: Base, task: Task, head_dropout: float = 0.1, head_bias: bool = True
 ) -> TaskModel:
     """Builds the model of a task on the weights of a base, with a new head drawn at random."""
     # The output layer's width, because OPT's states may be narrower than its embeddings.
     width = base.decoder.get_output_embeddings().weight.shape[1]
-    return TaskModel(base.decoder, build_head(task, width, head_dropout, head_bias))
+    head = build_head(task, width, head_dropout, head_bias)
+    return TaskModel(base.decoder, head, task.windows.reduce if task.windows else "mean")

@@ -19,6 +19,7 @@ from task_formats import (
     Row,
     Task,
     UsageError,
+    Windows,
     named_format,
     suggest,
 )
@@ -104,6 +105,17 @@ class PromptConfig(StrictModel):
     """The log-likelihood of the one answer above which the second of two labels is predicted."""
 
 
+class WindowsConfig(StrictModel):
+    """How texts that are longer than `train.max_tokens` are read."""
+
+    stride: Positive = 128
+    """Tokens from the start of a window to the start of the next one."""
+    reduce: Literal["mean", "max"] = "mean"
+    """The logits of an example are the mean or the maximum of those of its windows."""
+    most: Positive = 16
+    """Most windows of an example, which bounds memory; what they do not reach is cut off."""
+
+
 class TaskConfig(StrictModel):
     """How a row becomes an example, its labels, and the metrics."""
 
@@ -134,6 +146,9 @@ class TaskConfig(StrictModel):
     """The label that F1 counts [default: the second of two]."""
     unlabelled: tuple[RawLabel, ...] = ()
     """Raw labels that mean "no label" in this data set. Such rows are left out and counted."""
+    windows: WindowsConfig | None = None
+    """Read a text that is too long in overlapping windows; null truncates it. Of two texts the one
+    that would lose more is read in windows, of multiple choice the context."""
     prompt: PromptConfig | None = resume_safe(None)
     """The task in words. Without it there is no zero- or few-shot evaluation."""
     prompts: dict[str, PromptConfig] = resume_safe({})
@@ -189,6 +204,7 @@ class TaskConfig(StrictModel):
             metrics=task.metrics or (("pearson",) if bounds else ("accuracy",)),
             positive=task.positive,
             unlabelled=tuple(sorted(task.unlabelled)),
+            windows=WindowsConfig(**dataclasses.asdict(task.windows)) if task.windows else None,
         )
 
     def fixed_values(self) -> dict[str, Any]:
@@ -221,7 +237,11 @@ class TaskConfig(StrictModel):
             prompt=Prompt(**self.prompt.model_dump()) if self.prompt else None,
             unlabelled=frozenset(map(as_text, self.unlabelled)),
             convert_row=read,
+            windows=self._build_windows(),
         )
+
+    def _build_windows(self) -> Windows | None:
+        return Windows(**self.windows.model_dump()) if self.windows else None
 
     def _build_labels(self) -> Labels:
         if self.range:
@@ -234,7 +254,8 @@ class TaskConfig(StrictModel):
         if task is None:
             return self.build()
         positive = self.positive or task.positive
-        return dataclasses.replace(task, metrics=self.metrics, positive=positive)
+        windows = self._build_windows() or task.windows
+        return dataclasses.replace(task, metrics=self.metrics, positive=positive, windows=windows)
 
 
 class LoraConfig(StrictModel):

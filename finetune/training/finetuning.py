@@ -22,7 +22,12 @@ from finetune.checkpointing.model_folder import (
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
 from finetune.data.held_out import open_split
 from finetune.data.splits import Split, encode_split, encode_training_split
-from finetune.data.token_store import TokenStore, count_shared, is_unlabelled
+from finetune.data.token_store import (
+    TokenStore,
+    compute_lengths,
+    count_shared,
+    is_unlabelled,
+)
 from finetune.distributed.fsdp import is_sharded, prepare_model
 from finetune.distributed.setup import (
     choose_batch_config,
@@ -61,6 +66,9 @@ from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
 from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError
 from task_formats.labels import as_text
+
+MANY_TRUNCATED = 0.05
+"""Share of truncated training rows above which the user is warned."""
 
 
 def train(
@@ -303,6 +311,7 @@ def prepare_finetuning(
         fingerprints.pop(WEIGHTS, None)
     notices = [text for split in splits.values() for text in split.describe()]
     notices += _describe_labels(task, train_split, evaluation_split)
+    notices += _describe_lost_tokens(task, train_split.examples, config.max_tokens)
     if is_sharded(model):
         count = accelerator.num_processes
         notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
@@ -384,6 +393,22 @@ def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iter
     if evaluation and (shared := count_shared(evaluation.examples, train.examples)):
         rows = f"{shared} of {len(evaluation.examples)} evaluation rows"
         yield f"warning: {rows} also occur in the training rows, so scores are too high"
+
+
+def _describe_lost_tokens(task: Task, examples: TokenStore, max_tokens: int) -> Iterator[str]:
+    """Warns if many training rows are longer than the model reads."""
+    lost = examples.arrays.truncated_tokens
+    if (share := float((lost > 0).mean())) <= MANY_TRUNCATED:
+        return
+    read = compute_lengths(examples).longest.sum()
+    part = lost.sum() / (lost.sum() + read)
+    cure = "Raise --max-tokens, or read them in windows: --set task.windows.stride=128"
+    if task.windows is not None:
+        cure = f"They need more than {task.windows.most} windows: raise task.windows.most"
+    yield (
+        f"warning: {share:.0%} of the training rows are longer than {max_tokens} tokens, and "
+        f"{part:.0%} of all tokens are not read. {cure}"
+    )
 
 
 def _freeze_output_layer(model: TaskModel) -> None:

@@ -177,7 +177,8 @@ def _check_truncation(
     recipe = source.recipe
     task = recipe.task.resolve(source.task)
     tokens, most = load_task_tokens(recipe.base), recipe.train.max_tokens
-    encoder = ViewEncoder(task.format, tokens.tokenize, tokens.special_tokens, most)
+    specials = tokens.special_tokens
+    encoder = ViewEncoder(task.format, tokens.tokenize, specials, most, task.windows)
     for name, items in splits.items():
         encoded = encoder.encode([item.example for item in items[:_MAX_ENCODED]])
         longer = [one.truncated_tokens for one in encoded if one.truncated_tokens]
@@ -186,6 +187,8 @@ def _check_truncation(
         if longer:
             share = len(longer) / len(encoded)
             text = f"{share:.1%} of the examples are truncated to {most} tokens"
+        elif windowed := sum(one.windows > 1 for one in encoded):
+            text = f"{windowed / len(encoded):.1%} of the examples are read in windows"
         if len(items) > _MAX_ENCODED:
             text += f" (of the first {_MAX_ENCODED:,})"
         yield Finding(name, text, len(longer) > 0.05 * len(encoded))

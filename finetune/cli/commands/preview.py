@@ -33,7 +33,8 @@ def preview(
     recipe, built = source.recipe, source.task or source.recipe.task.build()
     tokens = load_task_tokens(recipe.base)
     max_tokens = recipe.train.max_tokens
-    encoder = ViewEncoder(built.format, tokens.tokenize, tokens.special_tokens, max_tokens)
+    specials = tokens.special_tokens
+    encoder = ViewEncoder(built.format, tokens.tokenize, specials, max_tokens, built.windows)
     located = open_split(recipe.data, built, find_split(recipe.data, split))
     on_bad_row = recipe.data.on_bad_row
     examples, _ = read_examples(built, located, split, labelled=False, on_bad_row=on_bad_row)
@@ -47,6 +48,8 @@ def preview(
         label = "no label" if example.label is None else built.labels.name(example.label)
         label = ", ".join(label) or "none" if isinstance(label, tuple) else str(label)
         print_line("\n", (example.id, "bold"), "   label: ", (label, "bold green"))
+        if encoded.windows > 1:
+            print_line((f"read in {encoded.windows} windows; this is the first", "dim"))
         for k, view in enumerate(views):
             correct = " (correct)" if example.choices and example.label == k else ""
             print_line((f"view {k + 1} of {len(views)}{correct}: {summarize(view)}", "dim"))
