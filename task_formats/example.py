@@ -8,8 +8,8 @@ Row = Mapping[str, Any]
 """One record of a data set; never changed."""
 
 Label = int | float | tuple[float, ...] | None
-"""The index of a class or a choice, a score, or for each of several labels 1 if it applies and 0 if
-not; None for an unlabelled example."""
+"""The index of a class or a choice, a score, the probability of every class, or for each of several
+labels 1 if it applies and 0 if not; None for an unlabelled example."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class Classes:
     """Values of the label column to names."""
     ordered: bool = False
     """True if the names go from low to high, as in ratings."""
+    soft: bool = False
+    """True if the label of a row is a probability for every class."""
 
     @classmethod
     def of(cls, labels: Mapping[Any, str] | Sequence[str]) -> "Classes":
@@ -65,7 +67,44 @@ class Classes:
     def _similar(self) -> dict[str, int]:
         return {normalize_label(text): index for text, index in reversed(self._index.items())}
 
-    def parse(self, value: Any) -> int:
+    def parse(self, value: Any) -> int | tuple[float, ...]:
+        """Returns the class index of a label, or the (C,) probabilities of a soft one.
+
+        Raises:
+            RowError: A label is unknown, or the probabilities are none.
+        """
+        return self.parse_distribution(value) if self.soft else self.parse_class(value)
+
+    def parse_distribution(self, value: Any) -> tuple[float, ...]:
+        """Returns (C,) probabilities, which add up to 1.
+
+        Args:
+            value: A list of C numbers, a table of labels and numbers, the text of either in JSON
+                or Python, or a label, which is certain then. The numbers are probabilities, or
+                counts of votes. Labels that a table does not name have 0.
+        """
+        value = parse_literal(value)
+        if isinstance(value, Mapping):
+            by_class = {self.parse_class(name): number for name, number in value.items()}
+            if len(by_class) < len(value):
+                raise RowError("a label has two probabilities", cure="Give it one.")
+            numbers = [_parse_number(by_class.get(k)) for k in range(self.num_outputs)]
+        elif isinstance(value, list | tuple):
+            numbers = [*map(_parse_number, value)]
+        else:
+            index = self.parse_class(value)
+            return tuple(float(k == index) for k in range(self.num_outputs))
+        if len(numbers) != self.num_outputs:
+            what = f"{len(numbers)} probabilities for {self.num_outputs} labels"
+            raise RowError(what, cure="Give one for each of task.labels, in their order.")
+        total, is_votes = math.fsum(numbers), all(number.is_integer() for number in numbers)
+        if min(numbers) < 0 or total <= 0 or not (is_votes or abs(total - 1) <= _MAX_ROUNDING):
+            what = f"{_shorten(value)} are no probabilities: they add up to {total:g}"
+            cure = "Give numbers from 0 to 1 that add up to 1, or whole numbers of votes."
+            raise RowError(what, cure=cure)
+        return tuple(number / total for number in numbers)
+
+    def parse_class(self, value: Any) -> int:
         """Returns the class index of a raw value or a name; RowError for an unknown one.
 
         Equal numbers ("1.0" and "1") and equal letters in other Unicode forms are equal labels.
@@ -81,7 +120,9 @@ class Classes:
         return f"{suggest(text, self._index)} Correct the row, or add the label to task.labels."
 
     def name(self, label: Any) -> str:
-        """Returns the name of a class index."""
+        """Returns the name of a class index, or of the most probable class."""
+        if isinstance(label, Sequence):
+            label = max(range(len(label)), key=label.__getitem__)
         return self.names[int(label)]
 
     def decode(self, id: str, logits: Sequence[float]) -> Prediction:
@@ -92,9 +133,17 @@ class Classes:
         return Prediction(id, self.names[best], tuple(value / total for value in exponentials))
 
     def predict_majority(self, labels: Sequence[Any]) -> Prediction:
-        """Returns the most frequent of N labels (the first of equals) and all frequencies."""
-        counts = Counter(map(int, labels))
-        frequencies = tuple(counts[k] / len(labels) for k in range(self.num_outputs))
+        """Returns the most frequent of N labels (the first of equals) and all frequencies.
+
+        The frequency of a soft label is its mean probability.
+        """
+        if isinstance(labels[0], Sequence):
+            frequencies = tuple(
+                math.fsum(column) / len(labels) for column in zip(*labels, strict=True)
+            )
+        else:
+            counts = Counter(map(int, labels))
+            frequencies = tuple(counts[k] / len(labels) for k in range(self.num_outputs))
         return Prediction("", self.names[frequencies.index(max(frequencies))], frequencies)
 
 
@@ -135,7 +184,9 @@ class MultiLabel:
             RowError: A label is unknown, or a value is not 0 or 1.
         """
         if isinstance(value, Mapping):
-            applies = {self.classes.parse(name): _parse_flag(value[name], name) for name in value}
+            applies = {
+                self.classes.parse_class(name): _parse_flag(value[name], name) for name in value
+            }
             return tuple(float(applies.get(k, False)) for k in range(self.num_outputs))
         if as_text(value) in self.classes.raw or as_text(value) in self.names:
             value = [value]
@@ -146,7 +197,7 @@ class MultiLabel:
             and {as_text(item) for item in items} <= _FLAGS.keys()
         ):
             return tuple(float(_FLAGS[as_text(item)]) for item in items)
-        present = {self.classes.parse(item) for item in items}
+        present = {self.classes.parse_class(item) for item in items}
         return tuple(float(k in present) for k in range(self.num_outputs))
 
     def name(self, label: Any) -> tuple[str, ...]:
@@ -181,6 +232,22 @@ class MultiLabel:
         return replace(self, thresholds=tuple(float(thresholds[name]) for name in self.names))
 
 
+_MAX_ROUNDING = 0.01
+"""How far from 1 the sum of rounded probabilities may be."""
+
+
+def _parse_number(value: Any) -> float:
+    """A number; 0 for an empty value."""
+    text = as_text(value)
+    try:
+        number = float(text or 0)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"probability {_shorten(value)} is not a number", cure="Correct the row.")
+    return number
+
+
 _FLAGS = {"0": False, "1": True, "False": False, "True": True}
 
 
@@ -206,9 +273,19 @@ def split_labels(value: Any, separator: str) -> list[Any]:
 
 def parse_list(value: Any) -> Any:
     """Returns the list that an array is or a text holds in JSON or Python; else the value."""
+    return parse_literal(value, "[")
+
+
+def parse_literal(value: Any, opening: str = "[{") -> Any:
+    """Returns the list or table that an array is or a text holds; else the value.
+
+    Args:
+        value: A value of a column.
+        opening: Characters with which a text in JSON or Python begins.
+    """
     if hasattr(value, "tolist"):
         return value.tolist()
-    if isinstance(value, str) and value.strip().startswith("["):
+    if isinstance(value, str) and value.strip().startswith(tuple(opening)):
         for parse in (json.loads, ast.literal_eval):
             # It may be text, or brackets nested so deeply that a parser refuses them.
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):

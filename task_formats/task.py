@@ -12,7 +12,15 @@ from task_formats import templates
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Example, Label, Row
 from task_formats.formats import Format
-from task_formats.labels import Classes, Labels, MultiLabel, as_text, normalize_label, parse_list
+from task_formats.labels import (
+    Classes,
+    Labels,
+    MultiLabel,
+    Range,
+    as_text,
+    normalize_label,
+    parse_list,
+)
 from task_formats.prompts import Prompt
 from task_formats.windows import Windows
 
@@ -62,8 +70,13 @@ class Task:
         if is_ordered and (self.format.is_multiple_choice or self.labels.num_outputs < 3):
             what = "an order needs at least three labels that are no choices"
             raise UsageError(what, cure="Leave task.ordinal out.")
-        if self.prompt and isinstance(self.labels, MultiLabel):
-            raise UsageError("a prompt cannot answer with several labels", cure="Leave it out.")
+        is_soft = isinstance(self.labels, Classes) and self.labels.soft
+        if is_soft and self.format.is_multiple_choice:
+            what = "choices cannot have probabilities for labels"
+            raise UsageError(what, cure="Leave task.soft_labels out.")
+        if self.prompt and (is_soft or isinstance(self.labels, MultiLabel)):
+            what = f"a prompt cannot answer with {'probabilities' if is_soft else 'several labels'}"
+            raise UsageError(what, cure="Leave it out.")
         self._check_columns()
         if self.prompt:
             fields = sorted(set(self.columns) - {CHOICES, LABEL})
@@ -94,8 +107,9 @@ class Task:
 
     def _check_label_columns(self, columns: Sequence[str]) -> None:
         where = f"task.columns.{LABEL}"
-        if not isinstance(self.labels, MultiLabel):
-            cure = "For several labels at once set task.multi_label."
+        is_soft = isinstance(self.labels, Classes) and self.labels.soft
+        if isinstance(self.labels, Range) or not (is_soft or isinstance(self.labels, MultiLabel)):
+            cure = "Set task.multi_label or task.soft_labels for a column of each label."
             raise UsageError("must not be a list", where=where, cure=cure)
         for column in columns:
             if column not in self.labels.raw and column not in self.labels.names:

@@ -112,10 +112,9 @@ def check_overlap(
         text = f"{len(found):,} rows ({share:.1%}) are also in train, such as {found[0].id}"
         yield Finding(split, text, True)
     if isinstance(task.labels, Classes) and not task.format.is_multiple_choice:
-        learned = {example.label for example in train}
-        labels = [example.label for example in examples if example.label is not None]
-        if new := set(labels) - learned:
-            names = [task.labels.name(label) for label in sorted(new)]
+        learned = {task.labels.name(e.label) for e in train if e.label is not None}
+        labels = {task.labels.name(e.label) for e in examples if e.label is not None}
+        if names := sorted(labels - learned, key=task.labels.names.index):
             yield Finding(split, f"train has no row with the label {_list(names)}", True)
 
 

@@ -14,6 +14,7 @@ from finetune.data.checks import normalize
 from finetune.data.examples import ReadReport, build_examples
 from finetune.data.rows import LocatedRow, Rows
 from finetune.data.sources import open_rows
+from finetune.data.token_store import class_indices
 from finetune.recipe.schema import HELD_OUT, DataConfig, Fold
 from task_formats import Label, MultiLabel, Range, Task, UsageError, suggest
 from task_formats.templates import look_up
@@ -135,12 +136,12 @@ def draw_held_out(rows: Rows, data: DataConfig, task: Task) -> NDArray[np.bool_]
     return held_out
 
 
-def stratify(labels: Sequence[Label], task: Task) -> Array:
+def stratify(labels: Sequence[Label] | Array, task: Task) -> Array:
     """Returns the (N,) stratum of each label: class, bin of a score, or rarest of several."""
     if isinstance(task.labels, Range):
         return bin_scores(np.array(labels, float))
     if not isinstance(task.labels, MultiLabel):
-        return np.array(labels)
+        return class_indices(np.array(labels))
     table = np.array(labels) == 1  # (N, C)
     rarity = np.where(table, table.sum(0), len(table) + 1)
     return np.where(table.any(1), rarity.argmin(1), -1)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from finetune.data.examples import LocatedExample, ReadReport, build_examples, read_examples
-from finetune.data.held_out import bin_scores, open_split
+from finetune.data.held_out import open_split, stratify
 from finetune.data.token_store import Array, TokenStore, encode_examples, load_or_encode
 from finetune.recipe.schema import HELD_OUT, DataConfig, Recipe
 from finetune.storage.files import cache_folder
@@ -147,9 +147,7 @@ def encode_training_split(
     config, store = recipe.train, split.examples
     if config.fraction == 1:
         return split
-    strata = store.labels if store.integer_labels else bin_scores(store.labels)
-    if store.labels.ndim == 2:
-        _, strata = np.unique(store.labels, axis=0, return_inverse=True)
+    strata = stratify(store.labels, task)
     rows = draw_fraction(strata, config.fraction, config.seed)
     return split._replace(examples=store.select(rows))
 

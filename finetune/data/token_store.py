@@ -160,6 +160,11 @@ class TokenStore(Sequence[Encoded]):
         return TokenStore(store.arrays, integer_labels=self.integer_labels)
 
 
+def class_indices(labels: Array) -> Array:
+    """Returns the (N,) classes of labels; of (N, C) probabilities the most probable one."""
+    return labels if labels.ndim == 1 else labels.argmax(axis=1)
+
+
 def count_shared(examples: TokenStore, others: TokenStore) -> int:
     """Counts the examples whose tokens are also those of one of the others."""
 

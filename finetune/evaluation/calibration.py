@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from finetune.data.token_store import class_indices
 from finetune.evaluation.statistics import Calibration, calibrate
 from task_formats import Encoded
 
@@ -23,5 +24,5 @@ def calibrate_logits(logits: np.ndarray, examples: Sequence[Encoded]) -> Calibra
     known = [n for n, example in enumerate(examples) if example.label is not None]
     if not known or np.isnan(logits[known]).any():
         return None
-    gold = np.array([examples[n].label for n in known], np.int64)
+    gold = class_indices(np.array([examples[n].label for n in known])).astype(np.int64)
     return calibrate(softmax(logits[known].astype(np.float64), axis=1), gold)

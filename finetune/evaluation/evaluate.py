@@ -18,7 +18,7 @@ from finetune.distributed.fsdp import inference_context, is_sharded
 from finetune.distributed.memory import is_out_of_memory
 from finetune.evaluation.metrics import score_predictions
 from finetune.evaluation.thresholds import tune_thresholds
-from finetune.models.losses import task_loss
+from finetune.models.losses import TaskLossOptions, task_loss
 from task_formats import Encoded, Prediction, Task
 
 WINDOW = 4096
@@ -191,7 +191,8 @@ def evaluate(
     # One at a time: a prediction over many classes is large.
     predictions = zip(decode_logits(logits, examples, task), labels, strict=True)
     scores = score_predictions(task, (p for p, label in predictions if label is not None), gold)
-    loss = task_loss(torch.from_numpy(logits[known]), torch.tensor(gold))
+    options = TaskLossOptions(is_distribution=task.labels.kind == "classes")
+    loss = task_loss(torch.from_numpy(logits[known]), torch.tensor(gold), options)
     return EvaluationResult({**scores, "loss": float(loss.mean())}, logits, examples, task)
 
 

@@ -57,6 +57,8 @@ class TaskLossOptions(NamedTuple):
     """(C,) weight of each class."""
     label_smoothing: float = 0.0
     """Share ε of the true label's probability that is spread evenly over all labels."""
+    is_distribution: bool = False
+    """(N, C) labels are probabilities of classes that exclude each other, not several labels."""
 
 
 PLAIN = TaskLossOptions()
@@ -79,12 +81,14 @@ def task_loss(logits: Tensor, label: Tensor, options: TaskLossOptions = PLAIN) -
     With class weights and label smoothing it is PyTorch's `cross_entropy` without reduction.
     Smoothing spreads probability over the choices that an example has. For several labels at once
     the weights are the `pos_weight` of `binary_cross_entropy_with_logits`, and smoothing moves its
-    targets from 0 and 1 to ε / 2 and 1 − ε / 2.
+    targets from 0 and 1 to ε / 2 and 1 − ε / 2. Against probabilities it is PyTorch's
+    cross-entropy with them as the target.
 
     Args:
         logits: (N, C) for classes, (N, K) for choices, (N, 1) for scores.
         label: (N,) long, -100 where unlabelled; or float for scores, NaN where unlabelled; or
-            (N, C) float for several labels at once, 1 where a label applies.
+            (N, C) float for several labels at once, 1 where a label applies, or for the
+            probabilities of the classes.
         options: Class weights and label smoothing.
 
     Returns:
@@ -94,6 +98,10 @@ def task_loss(logits: Tensor, label: Tensor, options: TaskLossOptions = PLAIN) -
     weights = options.class_weights
     if weights is not None:
         weights = weights.to(logits.device, logits.dtype, non_blocking=True)
+    if label.dim() == 2 and options.is_distribution:
+        target, smoothing = label.nan_to_num().to(logits.dtype), options.label_smoothing
+        each = cross_entropy(logits, target, weights, reduction="none", label_smoothing=smoothing)
+        return torch.where(label[:, 0].isnan(), 0.0, each)
     if label.dim() == 2:
         target = (
             label.nan_to_num()

@@ -123,7 +123,7 @@ class TaskConfig(StrictModel):
     """classification, entailment, similarity, multiple_choice, or {views: ...}."""
     columns: dict[str, str | tuple[str, ...]]
     """Field to column: a name, a {template} over columns, or for choices a list of these. With
-    `multi_label`, label may be a list of columns."""
+    `multi_label` or `soft_labels`, label may be a list of columns."""
     values: dict[str, dict[RawLabel, str]] = {}
     """Column to words that replace its values: {question: {cause: because}}."""
     labels: dict[RawLabel, str] | tuple[str, ...] | None = None
@@ -136,6 +136,10 @@ class TaskConfig(StrictModel):
     ordinal: bool = False
     """The labels are in order, from low to high, as in ratings: the head has cumulative logits, and
     metrics of scores take a label as its position 0, 1, ..."""
+    soft_labels: bool = False
+    """The label of a row is a probability for every class, or a number of votes: a list in the
+    order of the labels, a table {label: number}, or with `columns.label: [no, yes]` a column for
+    each. The loss is the cross-entropy against it; metrics take the most probable class."""
     range: tuple[Number, Number] | None = None
     """Lowest and highest value of a score."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("accuracy",)
@@ -163,6 +167,9 @@ class TaskConfig(StrictModel):
             raise UsageError(f"multi_label {what}", cure="Correct task.multi_label.")
         if self.separator != "," and not self.multi_label:
             raise UsageError("separator is for several labels", cure="Set task.multi_label.")
+        if self.soft_labels and (self.labels is None or self.multi_label):
+            what = "soft_labels needs labels that exclude each other"
+            raise UsageError(what, cure="Leave task.soft_labels out.")
         if self.ordinal and (self.labels is None or self.multi_label):
             raise UsageError("ordinal needs labels, one per row", cure="Leave task.ordinal out.")
         kind = self._build_labels().kind
@@ -200,6 +207,7 @@ class TaskConfig(StrictModel):
             multi_label=isinstance(task.labels, MultiLabel),
             separator=task.labels.separator if isinstance(task.labels, MultiLabel) else ",",
             ordinal=isinstance(task.labels, Classes) and task.labels.ordered,
+            soft_labels=isinstance(task.labels, Classes) and task.labels.soft,
             range=bounds,
             metrics=task.metrics or (("pearson",) if bounds else ("accuracy",)),
             positive=task.positive,
@@ -246,7 +254,8 @@ class TaskConfig(StrictModel):
     def _build_labels(self) -> Labels:
         if self.range:
             return Range(*self.range)
-        classes = dataclasses.replace(Classes.of(self.labels or ()), ordered=self.ordinal)
+        classes = Classes.of(self.labels or ())
+        classes = dataclasses.replace(classes, ordered=self.ordinal, soft=self.soft_labels)
         return MultiLabel(classes, self.separator) if self.multi_label else classes
 
     def resolve(self, task: Task | None) -> Task:

@@ -14,7 +14,7 @@ from finetune.checkpointing.model_folder import load_temperature
 from finetune.checkpointing.run_folder import LOG, MODEL, RESULT, read_result
 from finetune.data.examples import ReadReport, read_examples
 from finetune.data.held_out import open_split
-from finetune.data.token_store import compute_lengths, is_unlabelled
+from finetune.data.token_store import class_indices, compute_lengths, is_unlabelled
 from finetune.evaluation.metrics import METRICS, Probabilities, compute_metrics
 from finetune.evaluation.predictor import Predictor, SplitEvaluation
 from finetune.evaluation.statistics import MIN_PROBABILITY
@@ -183,7 +183,7 @@ def collect_predictions(evaluation: SplitEvaluation, task: Task) -> Predictions:
     gold = store.labels[known]
     table = None
     if isinstance(labels, Classes):
-        gold = gold.astype(np.int64)
+        gold = class_indices(gold).astype(np.int64)
         predicted = np.array([labels.names.index(str(answer.label)) for answer in answers])
         table = np.zeros((len(known), labels.num_outputs))
         for row, answer in zip(table, answers, strict=True):
@@ -241,4 +241,6 @@ def count_labels(data: DataConfig, task: Task, split: str, name: str) -> LabelCo
         task, rows, split, on_bad_row=data.on_bad_row, limit=data.limit
     )
     labels = np.array([example.label for example in examples], np.float64)
+    if isinstance(task.labels, Classes):
+        labels = class_indices(labels)
     return LabelCounts(name, report, labels)

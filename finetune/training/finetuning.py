@@ -24,6 +24,7 @@ from finetune.data.held_out import open_split
 from finetune.data.splits import Split, encode_split, encode_training_split
 from finetune.data.token_store import (
     TokenStore,
+    class_indices,
     compute_lengths,
     count_shared,
     is_unlabelled,
@@ -361,8 +362,9 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
     classes that occur; others have weight 1. For several labels at once they are the number of
     examples without the label / with the label.
     """
+    is_distribution = task.labels.kind == "classes"
     if config.class_weights is None:
-        return TaskLossOptions(None, config.label_smoothing)
+        return TaskLossOptions(None, config.label_smoothing, is_distribution)
     names, weights = list(task.labels.names), torch.ones(task.labels.num_outputs)
     if config.class_weights == "balanced" and isinstance(task.labels, MultiLabel):
         present, absent = ((examples.labels == value).sum(0) for value in (1, 0))
@@ -370,7 +372,7 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
         # A label that all examples have would not be learned at all.
         weights[weights == 0] = 1.0
     elif config.class_weights == "balanced":
-        classes, counts = np.unique(examples.labels, return_counts=True)
+        classes, counts = np.unique(class_indices(examples.labels), return_counts=True)
         balanced = counts.sum() / (len(classes) * counts)
         weights[torch.from_numpy(classes.astype(int))] = torch.from_numpy(balanced).float()
     else:
@@ -378,7 +380,7 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
         for label, weight in config.class_weights.items():
             name = raw.get(as_text(label), as_text(label))
             weights[names.index(name)] = weight
-    return TaskLossOptions(weights, config.label_smoothing)
+    return TaskLossOptions(weights, config.label_smoothing, is_distribution)
 
 
 def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iterator[str]:
@@ -386,7 +388,7 @@ def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iter
     for split in filter(None, (train, evaluation)):
         labels = split.examples.labels
         if isinstance(task.labels, Classes):
-            found = np.unique(labels[~np.isnan(labels)])
+            found = np.unique(class_indices(labels[~is_unlabelled(labels)]))
             if len(found) == 1:
                 name = task.labels.name(found[0])
                 yield f"warning: every row of {split.origin} has the label {name!r}"
