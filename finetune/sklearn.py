@@ -145,7 +145,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         else:
             names = _name_classes(classes.tolist(), own)
             task = _make_training_task(reader, names)
-            columns = [cast(Classes, task.labels).parse(name) for name in names]
+            columns = [cast(Classes, task.labels).parse_class(name) for name in names]
             labels = [columns[k] for k in indices]
         unlabelled = _make_examples(reader, kind, samples)
         examples = [
@@ -405,7 +405,7 @@ def _name_columns(columns: list[Any], reader: Task | None) -> list[str]:
     if columns == list(range(len(columns))):
         return names
     try:
-        found = [names[reader.labels.classes.parse(column)] for column in columns]
+        found = [names[reader.labels.classes.parse_class(column)] for column in columns]
     except RowError as error:
         raise error.located("columns of y") from None
     if len(set(found)) < len(found):
@@ -426,7 +426,7 @@ def _make_multi_label_task(reader: Task, names: list[str]) -> tuple[Task, list[i
         positive=None,
         unlabelled=frozenset(),
     )
-    return task, [labels.classes.parse(name) for name in names]
+    return task, [labels.classes.parse_class(name) for name in names]
 
 
 def _make_training_task(reader: Task, names: list[str]) -> Task:

@@ -213,8 +213,8 @@ class FinetuningJob(TrainingJob):
                 calibrated_error=found.corrected_error,
                 rows=len(examples),
             )
-        before, after = f"{found.error:.3f}", f"{found.corrected_error:.3f}"
-        yield Notice(f"calibration error {before}, or {after} with predict --calibrated")
+        after = f"{found.corrected_error:.3f} with the temperature {found.temperature:.2f}"
+        yield Notice(f"calibration error {found.error:.3f}; {after} (predict --calibrated)")
 
     def _final_evaluation(
         self,

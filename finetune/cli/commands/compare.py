@@ -88,11 +88,12 @@ def compare(
     Run the command again to complete an interrupted comparison: finished cells are kept.
     """
     if runs:
-        options = {"--task": task, "--folder": folder, "--shots": shots, "--only": only}
-        options |= {"--fractions": fractions, "--scratch": scratch, "--no-shots": no_shots}
-        options |= {"--list": list_cells, "--overwrite": overwrite, "--keep-models": keep_models}
+        others: dict[str, object] = {"--task": task, "--folder": folder, "--shots": shots}
+        others |= {"--fractions": fractions, "--scratch": scratch, "--no-shots": no_shots}
+        others |= {"--only": only, "--list": list_cells, "--overwrite": overwrite}
+        others |= {"--keep-models": keep_models}
         cure = "Leave it out, or use --task without runs."
-        refuse_options(options, "has no effect on finished runs", cure)
+        refuse_options(others, "has no effect on finished runs", cure)
         compare_finished(runs, split, overrides)
         return
     if task is None:
@@ -106,8 +107,8 @@ def compare(
     if no_shots:
         refuse_options({"--shots": shots}, "and --no-shots exclude each other", "Give one.")
     if list_cells:
-        others = {"--overwrite": overwrite, "--keep-models": keep_models}
-        refuse_options(others, "and --list exclude each other", "Give one.")
+        changing = {"--overwrite": overwrite, "--keep-models": keep_models}
+        refuse_options(changing, "and --list exclude each other", "Give one.")
     seed = overrides.get("train.seed")
     problem = "has no effect: the runs have several seeds"
     refuse_options({"train.seed": seed}, problem, f"Use --seeds {seed}.")
