@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,35 +120,40 @@ def load_thresholds(folder: Path, task: Task) -> Task:
         raise error.located(str(path)) from None
 
 
-def save_calibration(
-    folder: Path, *, temperature: float, error: float, calibrated_error: float, rows: int
-) -> None:
-    """Writes the temperature of a model, and its calibration errors on the evaluation split."""
-    values = {
-        "temperature": temperature,
-        "rows": rows,
-        "expected_calibration_error": error,
-        "expected_calibration_error_with_temperature": calibrated_error,
-    }
-    content = json_files.encode(values, indent=2) + b"\n"
+class StoredCalibration(NamedTuple):
+    """The temperature of a model, and its expected calibration errors on the evaluation split."""
+
+    temperature: float
+    error: float
+    calibrated_error: float
+    """With a temperature that was not fitted on the same rows."""
+    rows: int
+
+
+def save_calibration(folder: Path, calibration: StoredCalibration) -> None:
+    """Writes the temperature of a model and its calibration errors."""
+    content = json_files.encode(calibration._asdict(), indent=2) + b"\n"
     files.write_atomically(folder / CALIBRATION, content)
 
 
-def load_temperature(folder: Path) -> float | None:
-    """Returns the temperature of the saved model, or None if it has none.
+def read_calibration(folder: Path) -> StoredCalibration | None:
+    """Returns temperature and calibration errors of the saved model; None if it has none.
 
     Raises:
-        UsageError: The file does not hold a positive number.
+        UsageError: The file does not hold four numbers, or no positive temperature.
     """
     path = folder / CALIBRATION
     if not path.is_file():
         return None
     values = json_files.decode(path.read_bytes(), str(path))
-    temperature = values.get("temperature") if isinstance(values, dict) else None
+    cure = "Restore the file, or delete it."
+    if not isinstance(values, dict) or values.keys() != set(StoredCalibration._fields):
+        raise UsageError("no calibration of a model", where=str(path), cure=cure)
+    temperature = values["temperature"]
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         what = f"temperature must be a positive number (got {temperature!r})"
-        raise UsageError(what, where=str(path), cure="Correct it, or delete the file.")
-    return float(temperature)
+        raise UsageError(what, where=str(path), cure=cure)
+    return StoredCalibration(**values)
 
 
 def _describe_task(task: Task, max_tokens: int) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from finetune.checkpointing.model_folder import read_calibration
+from finetune.checkpointing.run_folder import MODEL
 from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
 from finetune.evaluation.metrics import METRICS
@@ -168,7 +170,9 @@ def _describe_start(event: Started, title: str) -> Text:
     )
     if event.done:
         text += f"\n  resuming after update {event.done:,}"
-    if event.truncated_tokens:
+    if event.truncation_warning:
+        text += f"\n  warning: {event.truncation_warning}"
+    elif event.truncated_tokens:
         removed = format_count(event.truncated_tokens, "token")
         text += f"\n  {removed} removed from long texts (see --max-tokens)"
     if event.skipped_rows:
@@ -214,7 +218,11 @@ def print_result(result: Result) -> None:
             if baseline is not None and sign * (value - baseline) <= 0:
                 warning = f"{name} on {split} is no better than the most frequent training label."
                 print_line((warning, "yellow"))
-        print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
+    print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
+    if (calibration := read_calibration(result.folder / MODEL)) is not None:
+        before, after = f"{calibration.error:.3f}", f"{calibration.calibrated_error:.3f}"
+        text = f"Calibration error {before}, or {after} with gptft predict --calibrated."
+        print_line((text, "dim"))
     print_noise_scale(result, "example")
     folder = shlex.quote(str(result.folder))
     print_line("The run is in ", (str(result.folder), "bold"), ". Next:")

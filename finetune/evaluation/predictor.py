@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from finetune.checkpointing.model_folder import (
     HEAD_FILE,
     load_model,
-    load_temperature,
     load_thresholds,
+    read_calibration,
     save_model,
 )
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, is_run, load_run_recipe
@@ -201,11 +201,11 @@ def load(
     model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
     model.to(accelerator.device)
     if calibrated:
-        temperature = load_temperature(model_folder)
-        if temperature is None:
+        calibration = read_calibration(model_folder)
+        if calibration is None:
             what = "this run has no temperature, which is fitted on an evaluation split of classes"
             cure = "Predict without --calibrated, or train with evaluation rows (--hold-out 0.1)."
             raise UsageError(what, where=str(folder), cure=cure)
-        model.temperature = temperature
+        model.temperature = calibration.temperature
     task = load_thresholds(model_folder, task)
     return Predictor(recipe, task, model, base, accelerator)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.checkpointing.model_folder import load_temperature
+from finetune.checkpointing.model_folder import read_calibration
 from finetune.checkpointing.run_folder import LOG, MODEL, RESULT, read_result
 from finetune.data.examples import ReadReport, read_examples
 from finetune.data.held_out import open_split
@@ -149,6 +149,7 @@ def evaluate_run(
     """
     evaluation = predictor.evaluate_split(split, data, limit=limit)
     trained_on = predictor.recipe.data.path
+    calibration = read_calibration(folder / MODEL)
     return EvaluatedRun(
         name=folder.absolute().name,
         folder=folder,
@@ -163,7 +164,7 @@ def evaluate_run(
         history=read_history(folder / LOG),
         result=_read_result(folder),
         data_path=data.path if data.path != trained_on else None,
-        temperature=load_temperature(folder / MODEL),
+        temperature=calibration.temperature if calibration else None,
     )
 
 

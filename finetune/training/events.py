@@ -31,6 +31,8 @@ class Started(NamedTuple):
     processes: int
     truncated_tokens: int = 0
     """Tokens that truncation removed from the training examples."""
+    truncation_warning: str = ""
+    """What is lost if many training examples are longer than the model reads."""
     skipped_rows: int = 0
     """Training rows left out: bad rows, and rows that the data set marks as unlabelled."""
 

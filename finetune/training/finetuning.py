@@ -14,6 +14,7 @@ from torch import Tensor
 from finetune.batching.sampler import EpochSampler
 from finetune.checkpointing.model_card import CardContent, build_model_card
 from finetune.checkpointing.model_folder import (
+    StoredCalibration,
     load_model,
     load_thresholds,
     save_calibration,
@@ -197,24 +198,17 @@ class FinetuningJob(TrainingJob):
                 majority = score_majority(task, train.tolist(), known.tolist())
                 yield evaluation._replace(majority=majority)
                 if split is self.evaluation_split and isinstance(task.labels, Classes):
-                    yield from self._calibrate(results[-1].logits, folder)
+                    self._calibrate(results[-1].logits, folder)
 
-    def _calibrate(self, logits: np.ndarray, folder: Path) -> Iterator[Notice]:
+    def _calibrate(self, logits: np.ndarray, folder: Path) -> None:
         """Fits the temperature of the saved model on the evaluation split."""
         assert self.evaluation_split is not None
         examples = self.evaluation_split.examples
-        if (found := calibrate_logits(logits, examples)) is None:
-            return
-        if self.accelerator.is_main_process:
-            save_calibration(
-                folder,
-                temperature=found.temperature,
-                error=found.error,
-                calibrated_error=found.corrected_error,
-                rows=len(examples),
-            )
-        after = f"{found.corrected_error:.3f} with the temperature {found.temperature:.2f}"
-        yield Notice(f"calibration error {found.error:.3f}; {after} (predict --calibrated)")
+        found = calibrate_logits(logits, examples)
+        if found is not None and self.accelerator.is_main_process:
+            errors = (found.error, found.corrected_error)
+            stored = StoredCalibration(found.temperature, *errors, len(examples))
+            save_calibration(folder, stored)
 
     def _final_evaluation(
         self,
@@ -312,7 +306,6 @@ def prepare_finetuning(
         fingerprints.pop(WEIGHTS, None)
     notices = [text for split in splits.values() for text in split.describe()]
     notices += _describe_labels(task, train_split, evaluation_split)
-    notices += _describe_lost_tokens(task, train_split.examples, config.max_tokens)
     if is_sharded(model):
         count = accelerator.num_processes
         notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
@@ -347,6 +340,7 @@ def prepare_finetuning(
         base_fingerprints=fingerprints,
         notices=tuple(notices),
         truncated_tokens=int(train_split.examples.arrays.truncated_tokens.sum()),
+        truncation_warning=_describe_lost_tokens(task, train_split.examples, config.max_tokens),
         skipped_rows=train_split.report.num_skipped + train_split.report.unlabelled,
         task=task,
         base=base,
@@ -397,19 +391,19 @@ def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iter
         yield f"warning: {rows} also occur in the training rows, so scores are too high"
 
 
-def _describe_lost_tokens(task: Task, examples: TokenStore, max_tokens: int) -> Iterator[str]:
-    """Warns if many training rows are longer than the model reads."""
+def _describe_lost_tokens(task: Task, examples: TokenStore, max_tokens: int) -> str:
+    """What is lost if many training rows are longer than the model reads; else empty."""
     lost = examples.arrays.truncated_tokens
     if (share := float((lost > 0).mean())) <= MANY_TRUNCATED:
-        return
+        return ""
     read = compute_lengths(examples).longest.sum()
     part = lost.sum() / (lost.sum() + read)
     cure = "Raise --max-tokens, or read them in windows: --set task.windows.stride=128"
     if task.windows is not None:
         cure = f"They need more than {task.windows.most} windows: raise task.windows.most"
-    yield (
-        f"warning: {share:.0%} of the training rows are longer than {max_tokens} tokens, and "
-        f"{part:.0%} of all tokens are not read. {cure}"
+    return (
+        f"{share:.0%} of the training rows are longer than {max_tokens} tokens, and {part:.0%} of "
+        f"all tokens are not read. {cure}."
     )
 
 

@@ -127,6 +127,7 @@ class TrainingJob(ABC):
     notices: tuple[str, ...] = ()
     """Messages for the user about data and base."""
     truncated_tokens: int = 0
+    truncation_warning: str = ""
     skipped_rows: int = 0
 
     @abstractmethod
@@ -302,5 +303,6 @@ class TrainingJob(ABC):
             layout=self.batch_config.layout,
             processes=self.accelerator.num_processes,
             truncated_tokens=self.truncated_tokens,
+            truncation_warning=self.truncation_warning,
             skipped_rows=self.skipped_rows,
         )

@@ -232,3 +232,10 @@ def test_speed_is_that_of_recent_updates_without_evaluations():
 
 def test_without_an_lm_loss_none_is_printed():
     assert format_losses(step(1, total=0.5, lm=0.0)) == "loss 0.5000  task 0.5000  lr 6.25e-05"
+
+
+def test_many_truncated_rows_are_a_warning_instead_of_a_count():
+    warning = "38% of the training rows are longer than 512 tokens, and 41% ..."
+    _, shown = display([STARTED._replace(truncation_warning=warning)], screen(width=200))
+    assert f"warning: {warning}" in shown
+    assert "removed from long texts" not in shown

@@ -95,7 +95,7 @@ def test_without_a_temperature_the_request_is_an_error(run):
     path = run / "model" / CALIBRATION
     content = path.read_text()
     try:
-        path.write_text('{"temperature": 0}')
+        path.write_text(json.dumps({**json.loads(content), "temperature": 0}))
         with pytest.raises(UsageError, match="temperature must be a positive number"):
             finetune.load(run, calibrated=True)
         path.unlink()
