@@ -87,6 +87,8 @@ def split_common_prefix(views: Sequence[list[int]]) -> tuple[list[int], tuple[li
     >>> split_common_prefix([[1, 5, 6, 9], [1, 5, 7, 7, 9]])
     ([1, 5], ([6, 9], [7, 7, 9]))
     """
+    if len(views) == 1:
+        return views[0][:-1], (views[0][-1:],)
     longest = min(map(len, views)) - 1
     # What the first and the last in lexicographic order have in common, all have in common.
     first, last = min(views), max(views)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from task_formats.errors import UsageError, suggest
@@ -9,6 +10,7 @@ from task_formats.errors import UsageError, suggest
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
+@lru_cache(maxsize=1024)
 def field_names(template: str) -> tuple[str, ...]:
     """Returns the names in braces, in order of appearance.
 
@@ -53,12 +55,17 @@ def fill_pieces(template: str, values: Mapping[str, str]) -> tuple[str, ...]:
     >>> fill_pieces("{story}\n{question}", {"story": "Once.", "question": "When?"})
     ('Once.', '\nWhen?')
     """
-    return tuple(
-        words + (fill(f"{{{name}}}", values) if name else "")
-        for words, name in split_pieces(template)
-    )
+    try:
+        return tuple(
+            words + (values[name] if name else "") for words, name in split_pieces(template)
+        )
+    except KeyError as error:
+        name = error.args[0]
+        what = f"unknown name {name!r} in the template {template!r}"
+        raise UsageError(what, cure=suggest(name, values)) from None
 
 
+@lru_cache(maxsize=1024)
 def split_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     r"""Returns the pieces of a template: the words before each name, and the name.
 

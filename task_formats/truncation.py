@@ -20,6 +20,8 @@ def truncate_longest_first(
     def excess(k: int) -> int:
         return sum(kept[text] for text in views[k]) - limits[k]
 
+    if all(excess(k) <= 0 for k in range(len(views))):
+        return kept
     # The fullest view first: the others profit from what it gives up. Lengths only shrink, so one
     # look at each view is enough. Ties are broken by the words, so the order of choices is
     # irrelevant.

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain, pairwise
 from pathlib import Path
@@ -184,7 +186,19 @@ def is_unlabelled(labels: Array) -> Array:
 
 def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenStore:
     """Encodes examples into memory: what `encoder.encode` returns, in the same order."""
-    return _store(map(encoder.encode, _batches(examples)))
+    return _store(_encode_ahead(examples, encoder))
+
+
+def _encode_ahead(examples: Iterable[Example], encoder: ViewEncoder) -> Iterator[list[Encoded]]:
+    """Encodes batches in a thread; tokenizers run outside Python's lock while rows are read."""
+    with ThreadPoolExecutor(1) as thread:
+        encoding: deque[Future[list[Encoded]]] = deque()
+        for batch in _batches(examples):
+            encoding.append(thread.submit(encoder.encode, batch))
+            if len(encoding) > 1:
+                yield encoding.popleft().result()
+        for last in encoding:
+            yield last.result()
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -308,7 +322,7 @@ def _save(
     folder.mkdir()
     with ExitStack() as stack:
         streams = {name: stack.enter_context(open(folder / name, "wb")) for name in DTYPES}
-        integer_labels = _write(map(encoder.encode, _batches(examples)), streams)
+        integer_labels = _write(_encode_ahead(examples, encoder), streams)
     # Not flushed to the disk: what a power failure damages, the hashes find.
     records = {name: record_file(folder / name) for name in DTYPES}
     skipped = [[*bad.location, bad.id, bad.reason] for bad in report.skipped]
