@@ -3,9 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,20 +68,21 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     """Token ids of many texts, without special tokens. Uses all cores."""
     if not texts:
         return []
-    encode = partial(
-        tokenizer,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    options: dict[str, Any] = {
+        "add_special_tokens": False,
+        "split_special_tokens": True,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+        "verbose": False,
+    }
     own = [getattr(type(tokenizer), name, None) for name in ("__call__", "_encode_plus")]
     if own != [TokenizersBackend.__call__, TokenizersBackend._encode_plus]:
-        return cast(list[list[int]], encode(list(texts))["input_ids"])
+        return cast(list[list[int]], tokenizer(list(texts), **options)["input_ids"])
     # This call switches truncation, padding and special tokens off; the others need only the ids.
-    first = encode(texts[0])["input_ids"]
-    others = tokenizer.backend_tokenizer.encode_batch_fast(texts[1:], add_special_tokens=False)
+    first = cast(list[int], tokenizer(texts[0], **options)["input_ids"])
+    others = tokenizer.backend_tokenizer.encode_batch_fast(
+        list(texts[1:]), add_special_tokens=False
+    )
     return [first, *(encoding.ids for encoding in others)]
 
 
