@@ -96,6 +96,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "train.layout": (_LAYOUTS, "How sequences are batched; results are equal but for dropout."),
     "train.deterministic": (bool, "Use deterministic GPU kernels."),
     "train.compile": (bool, "Compile the model: slow start, then faster."),
+    "train.activation_checkpointing": (bool, "Less memory for activations, a third more time."),
     "train.noise_scale": (bool, "Measure the gradient noise scale, which tells good batch sizes."),
 }
 """Recipe values with a flag of their own: key to type and help."""

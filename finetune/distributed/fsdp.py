@@ -18,7 +18,7 @@ from task_formats import UsageError
 
 _UNSUPPORTED = (
     "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM",
-    "FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING",
+    "FSDP_OFFLOAD_PARAMS",
 )  # fmt: skip
 
 
@@ -35,6 +35,11 @@ def fsdp_requested() -> bool:
     # Otherwise transformers would read weights on the first process alone, and we add rows.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     return True
+
+
+def activation_checkpointing_requested() -> bool:
+    """Whether accelerate's options of FSDP ask for activation checkpointing."""
+    return fsdp_requested() and _is_true("FSDP_ACTIVATION_CHECKPOINTING")
 
 
 def _is_true(name: str) -> bool:

@@ -56,6 +56,23 @@ def freeze_layers(decoder: PreTrainedModel, count: int) -> None:
         parameter.requires_grad_(False)
 
 
+def checkpoint_activations(decoder: PreTrainedModel) -> None:
+    """Keeps only the inputs of the blocks for the backward pass, which computes the rest again.
+
+    Gradients are the same (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+
+    Raises:
+        UsageError: transformers cannot do that for this decoder.
+    """
+    if not decoder.supports_gradient_checkpointing:
+        what = f"this base ({decoder.config.model_type}) has no activation checkpointing"
+        raise UsageError(what, where="train.activation_checkpointing", cure="Train it without.")
+    # The method's older name is deprecated.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    name = next(name for name in names if hasattr(decoder, name))
+    getattr(decoder, name)({"use_reentrant": False})
+
+
 def _embeddings(decoder: PreTrainedModel) -> list[nn.Parameter]:
     modules = (module for module in decoder.modules() if isinstance(module, nn.Embedding))
     return [cast(nn.Parameter, module.weight) for module in modules]

@@ -29,6 +29,7 @@ from finetune.distributed.setup import (
     deterministic_kernels,
 )
 from finetune.evaluation.evaluate import RowLogits, compute_logits, gather_logits
+from finetune.models.blocks import checkpoint_activations
 from finetune.models.language_model import LanguageModel
 from finetune.models.losses import Outputs
 from finetune.models.pretrained import (
@@ -207,6 +208,8 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
             blocks = TokenBlocks(encoded, context, split, config.mix_documents)
             texts[split] = TextSplit(blocks, encoded.text_bytes, content)
     blocks = texts["train"].blocks
+    if config.activation_checkpointing:
+        checkpoint_activations(decoder)
     model = LanguageModel(decoder.to(accelerator.device))
     batch_size = min(config.batch_size, len(blocks))
     updates_per_epoch = len(blocks) // batch_size

@@ -30,7 +30,11 @@ from finetune.data.token_store import (
     count_shared,
     is_unlabelled,
 )
-from finetune.distributed.fsdp import is_sharded, prepare_model
+from finetune.distributed.fsdp import (
+    activation_checkpointing_requested,
+    is_sharded,
+    prepare_model,
+)
 from finetune.distributed.setup import (
     choose_batch_config,
     choose_precision,
@@ -42,7 +46,7 @@ from finetune.evaluation.calibration import calibrate_logits
 from finetune.evaluation.evaluate import EvaluationResult, RowLogits, compute_logits, evaluate
 from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import selection_value
-from finetune.models.blocks import freeze_layers, layer_rate_factors
+from finetune.models.blocks import checkpoint_activations, freeze_layers, layer_rate_factors
 from finetune.models.losses import TaskLossOptions
 from finetune.models.pretrained import (
     Base,
@@ -268,6 +272,8 @@ def prepare_finetuning(
     encoder = build_encoder(recipe, task, base)
     if config.compile:
         compile_blocks(base.decoder)
+    if config.activation_checkpointing or activation_checkpointing_requested():
+        checkpoint_activations(base.decoder)
     # The main process fills the cache of encoded rows; the others then read it.
     with accelerator.main_process_first():
         tokenizer = base.task_tokens.fingerprint

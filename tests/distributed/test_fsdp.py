@@ -26,6 +26,7 @@ def train_sharded(count, recipe, run, stop=None):
         ("score", "gpt2", {}, {"tokens_per_forward": 60}),
         pytest.param("multiple_choice", "llama", {}, {"lm_coefficient": 0}, marks=pytest.mark.slow),
         ("entailment", "gpt2", {"lora": {"rank": 2}}, {}),
+        ("similarity", "llama", {}, {"activation_checkpointing": True}),
     ],
 )
 def test_shards_train_as_whole_weights(kind, family, part, settings, bases, tmp_path):
