@@ -131,6 +131,21 @@ def compute_cost(batch: float, critical: float) -> BatchCost:
     return BatchCost(batch, 1 + critical / batch, 1 + batch / critical)
 
 
+class Fewest(NamedTuple):
+    """What reaching the loss of a run takes at the least."""
+
+    updates: float
+    """S_min, with ever larger batches."""
+    examples: float
+    """E_min, with ever smaller batches."""
+
+
+def compute_fewest(updates: int, batch: float, critical: float) -> Fewest:
+    """Returns S_min and E_min of a run from its updates, its batch and the critical batch."""
+    cost = compute_cost(batch, critical)
+    return Fewest(updates / cost.updates, updates * batch / cost.examples)
+
+
 def suggest_batch(critical: float) -> int:
     """Returns the power of two nearest to the critical batch, on a log scale; at least 1."""
     return int(2 ** max(0, round(math.log2(critical))))
@@ -143,6 +158,48 @@ def list_costs(critical: float, batch: int) -> list[BatchCost]:
     powers = range(max(0, int(math.log2(low)) - 3), int(math.log2(high)) + 4)
     sizes = {2**power for power in powers} | {batch}
     return [compute_cost(size, critical) for size in sorted(sizes)]
+
+
+@dataclass(frozen=True)
+class BatchAdvice:
+    """What the latest known noise scale of a run says about batch sizes.
+
+    Attributes:
+        update: The update at which it was measured.
+        batch: Examples in an update of the run.
+        critical: The noise scale in examples, taken for the critical batch.
+        suggested: The suggested batch.
+        fewest: S_min and E_min of the run up to that update.
+        costs: Costs of the run's batch and of others.
+    """
+
+    update: int
+    batch: int
+    critical: NoiseScale
+    suggested: int
+    fewest: Fewest
+    costs: list[BatchCost]
+
+
+def advise(points: Sequence[NoisePoint]) -> BatchAdvice | None:
+    """Returns what the points of the last run say; None while its noise scale is not known.
+
+    Measured weights go before the log.
+    """
+    known = [point for point in points if point.run == points[-1].run and point.scale]
+    if not known:
+        return None
+    latest = max(known, key=lambda point: (point.source != "log", point.update))
+    assert latest.scale is not None
+    critical, batch = latest.scale.value, latest.examples
+    return BatchAdvice(
+        latest.update,
+        batch,
+        latest.scale,
+        suggest_batch(critical),
+        compute_fewest(latest.update, batch, critical),
+        list_costs(critical, batch),
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from finetune.scaling.critical_batch import (
     KAPLAN_BATCH,
     KAPLAN_EXPONENT,
+    BatchAdvice,
     BatchFit,
     NoisePoint,
     compute_cost,
@@ -22,8 +23,7 @@ _MARKERS = {"log": "o", "checkpoint": "s", "model": "D"}
 def draw_noise_figures(
     points: Sequence[NoisePoint],
     fit: BatchFit | None,
-    critical: float | None,
-    batch: int,
+    advice: BatchAdvice | None,
     unit: str,
     folder: Path,
 ) -> list[str]:
@@ -32,8 +32,7 @@ def draw_noise_figures(
     Args:
         points: Measured noise scales.
         fit: The fit against the loss, if there is one.
-        critical: The latest noise scale in examples, if it is known.
-        batch: Examples in an update of the run.
+        advice: Costs of batch sizes, if the noise scale is known.
         unit: What an example is called.
         folder: Where the files go.
 
@@ -43,8 +42,8 @@ def draw_noise_figures(
     figures = {}
     if known := [point for point in points if point.scale]:
         figures["noise_scale.png"] = _draw_points(known, fit, unit)
-    if critical is not None:
-        figures["batch_cost.png"] = _draw_cost(critical, batch, unit)
+    if advice is not None:
+        figures["batch_cost.png"] = _draw_cost(advice, unit)
     return write_figures(figures, folder)
 
 
@@ -91,13 +90,17 @@ def _draw_points(points: Sequence[NoisePoint], fit: BatchFit | None, unit: str) 
     return figure
 
 
-def _draw_cost(critical: float, batch: int, unit: str) -> Any:
+def _draw_cost(advice: BatchAdvice, unit: str) -> Any:
     """Updates against examples for all batch sizes, and some of them marked."""
     figure, [axis] = make_axes(1)
+    critical = advice.critical.value
     sizes = critical * np.geomspace(1 / 32, 32, 200)
     curve = [compute_cost(size, critical) for size in sizes]
     axis.plot([cost.examples for cost in curve], [cost.updates for cost in curve])
-    marked = [(batch, f"this run, {batch}"), (critical, f"noise scale, {critical:.3g}")]
+    marked = [
+        (advice.batch, f"this run, {advice.batch}"),
+        (critical, f"noise scale, {critical:.3g}"),
+    ]
     for size, label in marked:
         cost = compute_cost(size, critical)
         axis.plot([cost.examples], [cost.updates], "o", label=label)

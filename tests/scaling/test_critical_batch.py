@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from finetune.scaling.critical_batch import (
     MIN_WINDOW,
     NoisePoint,
+    advise,
     compute_cost,
+    compute_fewest,
     fit_critical_batch,
     list_costs,
     read_log,
@@ -26,9 +29,27 @@ def test_costs_lie_on_the_curve_of_mccandlish(batch):
     assert cost.examples / cost.updates * 100 == pytest.approx(batch)
 
 
+def test_a_run_at_the_critical_batch_takes_twice_the_fewest():
+    assert compute_fewest(1000, 64, 64.0) == (500, 32_000)
+    small = compute_fewest(1000, 1, 1e6)
+    assert small.examples == pytest.approx(1000, rel=1e-3)
+
+
 def test_the_critical_batch_takes_twice_the_fewest_updates_and_examples():
     assert compute_cost(77.0, 77.0)[1:] == (2, 2)
     assert [suggest_batch(value) for value in (0.3, 1.2, 95, 143)] == [1, 1, 128, 128]
+
+
+def test_advice_comes_from_the_latest_measured_weights_of_the_last_run():
+    log, early, late = (point(3.0, 50 * scale) for scale in (10, 20, 30))
+    early = replace(early, source="checkpoint", update=5)
+    late = replace(late, source="checkpoint", update=7)
+    unknown = replace(late, update=9, scale=None)
+    other = replace(late, run="other", update=11)
+    advice = advise([other, replace(log, update=8), late, early, unknown])
+    assert (advice.update, advice.critical.value, advice.suggested, advice.batch) == (7, 30, 32, 32)
+    assert advice.fewest == compute_fewest(7, 32, 30)
+    assert advise([other, unknown]) is None
 
 
 def test_costs_are_listed_around_the_run_and_the_critical_batch():

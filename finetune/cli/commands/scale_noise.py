@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from finetune.cli.options import Device, PythonTask, Trust
 from task_formats import UsageError
 
 if TYPE_CHECKING:
-    from finetune.scaling.critical_batch import BatchFit, NoisePoint
+    from finetune.scaling.critical_batch import BatchAdvice, BatchFit, NoisePoint
     from finetune.training.job import TrainingJob
 
 
@@ -42,10 +41,9 @@ def noise(
     Example: gptft scale noise runs/rte --batches 100
     """
     from finetune.scaling.critical_batch import (
+        advise,
         check_points,
         fit_critical_batch,
-        list_costs,
-        suggest_batch,
     )
     from finetune.scaling.figures import check_matplotlib
     from finetune.scaling.noise_figures import draw_noise_figures
@@ -61,42 +59,32 @@ def noise(
     check_points(points)
     unit = "block" if all(point.tokens_per_example for point in points) else "example"
     _print_points(points, unit)
-    latest = max(
-        (point for point in points if point.run == points[-1].run and point.scale),
-        key=lambda point: (point.source != "log", point.update),
-        default=None,
-    )
-    costs = []
-    if latest is None or latest.scale is None:
+    advice = advise(points)
+    if advice is None:
         print_line(
             ("note: ", "yellow"),
             "the noise scale is not known: the true gradient is lost in the noise; more --batches, "
             "or a larger --batch-size, tell more",
         )
     else:
-        costs = list_costs(latest.scale.value, latest.examples)
-        _print_costs(costs, latest, unit)
+        _print_advice(advice, unit)
     fit = fit_critical_batch(points) if unit == "block" else None
     if isinstance(fit, str):
         print_line(("note: ", "yellow"), fit)
         fit = None
     if fit is not None:
         _print_fit(fit)
-    critical = latest.scale.value if latest and latest.scale else None
     if output is not None:
         content = {
             "unit": unit,
-            "points": [asdict(point) for point in points],
-            "noise_scale": latest and latest.scale,
-            "suggested_batch": critical and suggest_batch(critical),
-            "costs": costs,
+            "points": points,
+            "advice": advice,
             "fit": fit,
         }
         files.write_atomically(output, json_files.encode(content, indent=2) + b"\n")
         print_line("everything is in ", (str(output), "bold"))
     if plots is not None:
-        batch = points[-1].examples
-        names = draw_noise_figures(points, fit, critical, batch, unit, plots)
+        names = draw_noise_figures(points, fit, advice, unit, plots)
         print_line(f"{', '.join(names)} are in ", (str(plots), "bold"))
 
 
@@ -238,16 +226,12 @@ def _print_points(points: "Sequence[NoisePoint]", unit: str) -> None:
     console().print(make_table(header, rows))
 
 
-def _print_costs(costs: "Sequence[Any]", latest: "NoisePoint", unit: str) -> None:
-    from finetune.scaling.critical_batch import compute_cost, suggest_batch
-
-    assert latest.scale is not None
-    own = compute_cost(latest.examples, latest.scale.value)
-    suggested = suggest_batch(latest.scale.value)
+def _print_advice(advice: "BatchAdvice", unit: str) -> None:
+    [own] = [cost for cost in advice.costs if cost.batch == advice.batch]
     rows = []
-    for cost in costs:
-        mark = "suggested" if cost.batch == suggested else ""
-        mark = f"{mark}, this run" if mark and cost == own else "this run" if cost == own else mark
+    for cost in advice.costs:
+        marks = ["suggested"] if cost.batch == advice.suggested else []
+        marks += ["this run"] if cost == own else []
         rows.append(
             [
                 f"{cost.batch:,}",
@@ -255,14 +239,17 @@ def _print_costs(costs: "Sequence[Any]", latest: "NoisePoint", unit: str) -> Non
                 f"{cost.examples:.2f}",
                 f"{cost.updates / own.updates:.2f}",
                 f"{cost.examples / own.examples:.2f}",
-                mark,
+                ", ".join(marks),
             ]
         )
     header = [f"batch, {unit}s", "updates / fewest", f"{unit}s / fewest"]
     table = make_table([*header, "updates / this run's", f"{unit}s / this run's", ""], rows)
+    fewest = advice.fewest
     table.caption = (
-        f"To the same loss, with the noise scale of update {latest.update:,} and a learning rate "
-        "tuned for each batch."
+        f"To the same loss, with the noise scale of update {advice.update:,} and a learning rate "
+        f"tuned for each batch. Its {advice.update:,} updates of {advice.batch:,} {unit}s reach "
+        f"what {fewest.updates:,.0f} updates (S_min), or {fewest.examples:,.0f} {unit}s (E_min), "
+        "reach at the least."
     )
     table.caption_justify = "left"
     console().print(table)
