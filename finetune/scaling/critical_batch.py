@@ -126,7 +126,7 @@ def compute_cost(batch: float, critical: float) -> BatchCost:
     """Returns the cost of a batch size at a critical batch size, both in examples.
 
     It solves (S / S_min − 1)(E / E_min − 1) = 1 with E / S = B and E_min / S_min = B_crit;
-    McCandlish et al., equation 2.11.
+    McCandlish et al., section 2.3.
     """
     return BatchCost(batch, 1 + critical / batch, 1 + batch / critical)
 
