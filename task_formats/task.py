@@ -129,6 +129,14 @@ class Task:
         names = [[column] if isinstance(column, str) else column for column in columns]
         return {name for column in chain(*names) for name in _referenced_columns(column)}
 
+    def missing_columns(self, row: Row) -> list[str]:
+        """The columns that fields and choices read and the row does not have."""
+        row = self.convert_row(row) if self.convert_row else row
+        names = [column for name, column in self.columns.items() if name != LABEL]
+        columns = chain(*([name] if isinstance(name, str) else name for name in names))
+        read = chain(*([c] if c in row else _referenced_columns(c) for c in columns))
+        return [column for column in dict.fromkeys(read) if not _has_column(row, column)]
+
     def without_labels(self) -> "Task":
         """Returns the task for prediction: the label column is never read."""
         columns = {name: column for name, column in self.columns.items() if name != LABEL}
@@ -245,6 +253,14 @@ class Task:
 
 def _referenced_columns(column: str) -> Sequence[str]:
     return templates.field_names(column) if templates.is_template(column) else [column]
+
+
+def _has_column(row: Row, name: str) -> bool:
+    try:
+        templates.look_up(row, name)
+    except KeyError:
+        return False
+    return True
 
 
 def _look_up(row: Row, name: str) -> Any:

@@ -35,10 +35,16 @@ _PORTS = range(20_000, 32_000)
 """Below the range from which systems assign ports, so that no other program takes one."""
 
 
-def launch_processes(context: typer.Context, num_processes: int) -> None:
-    """Runs the command in several processes and exits; returns at once in one of them."""
+def launch_processes(
+    context: typer.Context, num_processes: int, *, independent: bool = False
+) -> None:
+    """Runs the command in several processes and exits; returns at once in one of them.
+
+    If they are `independent`, the others go on where one has failed.
+    """
     if num_processes > 1 and "RANK" not in os.environ:
-        raise typer.Exit(run_processes(context.find_root().obj, num_processes))
+        arguments = context.find_root().obj
+        raise typer.Exit(run_processes(arguments, num_processes, independent=independent))
     end_with_launcher()
 
 
@@ -53,11 +59,14 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_processes(arguments: Sequence[str], num_processes: int) -> int:
+def run_processes(
+    arguments: Sequence[str], num_processes: int, *, independent: bool = False
+) -> int:
     """Runs `gptft ARGUMENTS` in several processes and returns their exit code.
 
     SIGINT, SIGTERM and SIGUSR1 are forwarded to every process. If one fails, the others are
-    ended, and the earliest error is printed. After a stop the code is 128 plus the signal.
+    ended unless they are `independent`, and the earliest error is printed. After a stop the code is
+    128 plus the signal.
     """
     children: list[subprocess.Popen[bytes]] = []
     received: set[int] = set()  # the stop signals
@@ -85,7 +94,7 @@ def run_processes(arguments: Sequence[str], num_processes: int) -> int:
             for rank in map(str, range(num_processes)):
                 environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
                 children.append(subprocess.Popen(command, env=environment))
-            exit_codes = _wait(children, received)
+            exit_codes = _wait(children, received, math.inf if independent else _FAILURE_SECONDS)
         finally:
             for child in children:
                 child.kill()
@@ -105,12 +114,14 @@ def _find_free_port() -> int:
             return port
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]], stops: Collection[int]) -> list[int | None]:
+def _wait(
+    children: Sequence[subprocess.Popen[bytes]], stops: Collection[int], failure_seconds: float
+) -> list[int | None]:
     """Exit codes of all processes; None for one still running some time after another failed."""
     deadline = math.inf
     while None in (exit_codes := [child.poll() for child in children]):
         if any(exit_codes):
-            seconds = _STOP_SECONDS if stops else _FAILURE_SECONDS
+            seconds = _STOP_SECONDS if stops else failure_seconds
             deadline = min(deadline, time.monotonic() + seconds)
         if time.monotonic() > deadline:
             break

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from math import isfinite
 from statistics import mean
 
@@ -20,7 +19,9 @@ from finetune.checkpointing.model_folder import read_calibration
 from finetune.checkpointing.run_folder import MODEL
 from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
+from finetune.cli.progress_display import LiveProgress, PrintedProgress, format_time
 from finetune.evaluation.metrics import METRICS
+from finetune.progress import displayed_by
 from finetune.storage.terminal import escape_controls
 from finetune.training.events import (
     Evaluated,
@@ -117,7 +118,10 @@ def display_run(
     spinner = Spinner("dots", Text(" preparing"), style="cyan")
     live = Live(spinner, console=out, refresh_per_second=8, transient=True)
     try:
-        with live if out.is_terminal else nullcontext():
+        with (
+            live if out.is_terminal else nullcontext(),
+            displayed_by(LiveProgress(live) if out.is_terminal else PrintedProgress(out)),
+        ):
             for event in events:
                 progress.add(event)
                 match event:
@@ -198,11 +202,6 @@ def format_losses(step: Step) -> str:
 def format_scores(scores: Mapping[str, float]) -> str:
     """Scores in one line."""
     return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-
-
-def format_time(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def print_result(result: Result) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from finetune.data.rows import LocatedRow, RowLocation, Rows
+from finetune.progress import Progress
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.templates import look_up
@@ -125,6 +126,42 @@ def build_examples(
             yield LocatedExample(location, row, example)
 
 
+class RowToPredict(NamedTuple):
+    """A row with its example, or with the reason why it cannot be predicted."""
+
+    location: RowLocation
+    row: Row
+    """Empty if the row cannot be read."""
+    example: Example | None
+    error: RowError | None
+
+
+def build_rows_to_predict(
+    task: Task, rows: Iterable[LocatedRow], split: str, report: ReadReport
+) -> Iterator[RowToPredict]:
+    """Turns every row into an example or an error, in order; the arguments are of `build_examples`.
+
+    The label column is not read.
+    """
+    convert, task = task.convert_row, replace(task.without_labels(), convert_row=None)
+    for index, (location, row) in enumerate(rows):
+        report.rows = index + 1
+        name = f"{split}/{index}"
+        try:
+            if isinstance(row, RowError):
+                raise row
+            example = task.example(convert(row) if convert else row, name, labelled=False)
+        except RowError as error:
+            report.skip(BadRow(location, name, error.what))
+            if error is row:  # It names its location.
+                yield RowToPredict(location, {}, None, error)
+            else:
+                located = error.located(str(location))
+                yield RowToPredict(location, cast(Row, row), None, cast(RowError, located))
+        else:
+            yield RowToPredict(location, row, example, None)
+
+
 def _means_unlabelled(task: Task, row: Row) -> bool:
     """Whether the raw label means "no label"; the hub's copies write -1 for SNLI's "-"."""
     try:
@@ -152,9 +189,10 @@ def read_examples(
         RowError as `build_examples` does, and UsageError at its end if there was no example.
     """
     report = ReadReport()
+    total = min(filter(None, (rows.estimate_count(), limit)), default=None)
 
     def examples() -> Iterator[Example]:
-        for item in build_examples(
+        built = build_examples(
             task,
             islice(rows.read(), limit),
             split,
@@ -162,8 +200,10 @@ def read_examples(
             on_bad_row=on_bad_row,
             report=report,
             indices=rows.indices(),
-        ):
-            yield item.example
+        )
+        with Progress(f"reading {split}", total) as progress:
+            for item in progress.count(built):
+                yield item.example
         if not report.examples:
             raise _no_examples(report, rows.origin)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.data.readers.text import first_line
 from finetune.data.rows import LocatedRow, RowLocation, Rows
+from finetune.progress import Progress
 from task_formats import UsageError, suggest
 
 _BATCH = 1000
@@ -39,6 +40,36 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def download_files(repository: str, names: Iterable[str], revision: str | None) -> None:
+    """Downloads files of a model into the cache, and counts their bytes as progress."""
+    from huggingface_hub import hf_hub_download
+
+    for name in names:
+        hf_hub_download(repository, name, revision=revision, tqdm_class=_make_bar(name))
+
+
+def _make_bar(name: str) -> type[Any]:
+    """A class of bars for huggingface_hub that draw nothing themselves."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "disable": True})
+            total, before = options.get("total"), options.get("initial") or 0
+            self._progress = Progress(f"downloading {name}", total, "byte", before)
+            self._progress.__enter__()
+
+        def update(self, n: float | None = 1) -> None:
+            self._progress.advance(int(n or 0))
+
+        def close(self) -> None:
+            if not self._progress.is_finished:
+                self._progress.__exit__()
+            super().close()
+
+    return Bar
+
+
 @dataclass(frozen=True)
 class HubRows(Rows):
     """The rows of one split, memory-mapped from the cache of `datasets`."""
@@ -56,6 +87,10 @@ class HubRows(Rows):
         """Yields all rows in order."""
         for number, row in enumerate(self._rows(), start=1):
             yield RowLocation(self.name, number, "row"), row
+
+    def estimate_count(self) -> int:
+        """The number of rows."""
+        return len(self.table)
 
     def fingerprint(self) -> str:
         """SHA-256 over columns and rows, however they are split into files."""

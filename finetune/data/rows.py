@@ -1,9 +1,10 @@
 """Located rows: what every reader yields, and the limits that hold for every file."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 from task_formats import Row, RowError
@@ -73,12 +74,42 @@ class Rows(ABC):
         """Yields the index of every row in its file or data set, from 0."""
         return count()
 
+    def estimate_count(self) -> int | None:
+        """About how many rows there are, if that can be known without reading them."""
+        return None
+
     def __iter__(self) -> Iterator[tuple[RowLocation, Row]]:
         """Yields all rows in order; raises RowError at the first that cannot be used."""
         for location, row in self.read():
             if isinstance(row, RowError):
                 raise row
             yield location, row
+
+
+@dataclass(frozen=True)
+class ConcatenatedRows(Rows):
+    """The rows of several sources, one after another."""
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def origin(self) -> str:
+        """The first source and the number of others."""
+        return f"{self.parts[0].origin} and {len(self.parts) - 1} more"
+
+    def read(self) -> Iterator[LocatedRow]:
+        """Yields all rows in order."""
+        return chain.from_iterable(part.read() for part in self.parts)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over those of the parts."""
+        text = " ".join(part.fingerprint() for part in self.parts)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def estimate_count(self) -> int | None:
+        """The sum of the parts."""
+        counts = [part.estimate_count() for part in self.parts]
+        return None if None in counts else sum(filter(None, counts))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ from task_formats import UsageError
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
+class SplitNotFoundError(UsageError):
+    """A folder has no file of a split."""
+
+
 def open_rows(data: DataConfig, split: str) -> Rows:
     """Opens the rows of one split.
 
@@ -89,7 +93,7 @@ def _find_split_files(
             return FileRows(files, ReadOptions(detect_format(files[0], format)))
     nearest = next(iter([*(home for _, home in known), *plain]), folder)
     what = f"no file of a split {split!r}" + (f" of {name}" if name else "")
-    raise UsageError(what, where=str(folder), cure=describe_folder(nearest))
+    raise SplitNotFoundError(what, where=str(folder), cure=describe_folder(nearest))
 
 
 def _known_layouts(folder: Path, name: str | None, subfolders_only: bool) -> list[KnownDataset]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from finetune.data.readers.files import detect_format
-from finetune.data.readers.parquet import ParquetSink
 from finetune.storage.files import name_partial
 from finetune.storage.terminal import escape_controls
 from task_formats import RowError, UsageError
@@ -34,14 +33,19 @@ def _without_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def name_columns(original: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
+def name_columns(
+    original: Sequence[str], classes: Sequence[str] = (), *, errors: bool = False
+) -> list[str]:
     """Names the columns that prediction adds so that they differ from the original ones.
+
+    With `errors` the last one is for the reason why a row has no label.
 
     >>> name_columns(["text", "label"], ["no", "yes"])
     ['predicted_label', 'probability_no', 'probability_yes']
     """
     added: list[str] = []
-    for name in ("label", *(f"probability_{name}" for name in classes)):
+    names = ["label", *(f"probability_{name}" for name in classes)]
+    for name in [*names, "error"] if errors else names:
         longer = f"predicted_{name}"
         if name in original and longer in original:
             what = f"the rows already have columns {name!r} and {longer!r}"
@@ -67,6 +71,9 @@ class RowSink(Protocol):
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row."""
 
+    def flush(self) -> None:
+        """Passes all rows to the stream."""
+
     def close(self, complete: bool) -> None:
         """Writes the end of the file if the rows are complete; the stream stays open."""
 
@@ -90,20 +97,35 @@ def write_rows(
         UsageError: The file cannot be written.
         RowError: The format cannot hold a row.
     """
-    kind = detect_format(path, format)
+    with open_sink(path, columns, detect_format(path, format)) as sink:
+        yield sink
+
+
+@contextmanager
+def open_sink(path: Path | str, columns: Sequence[str], kind: str) -> Iterator[RowSink]:
+    """Opens a file as `write_rows` does; `kind` is a format of the readers."""
     name = "standard output" if str(path) == "-" else str(path)
+    with explain_write_errors(name), _open_output(path) as stream:
+        sink: RowSink
+        if kind == "parquet":
+            from finetune.data.readers.parquet import ParquetSink
+
+            sink = ParquetSink(stream, columns, name)
+        else:
+            sink = TextSink(stream, columns, name, kind)
+        complete = False
+        try:
+            yield sink
+            complete = True
+        finally:
+            sink.close(complete)
+
+
+@contextmanager
+def explain_write_errors(name: str) -> Iterator[None]:
+    """Turns a system error of the block into a UsageError about the file; not a closed pipe."""
     try:
-        with _open_output(path) as stream:
-            if kind == "parquet":
-                sink: RowSink = ParquetSink(stream, columns, name)
-            else:
-                sink = _TextSink(stream, columns, name, kind)
-            complete = False
-            try:
-                yield sink
-                complete = True
-            finally:
-                sink.close(complete)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -148,19 +170,36 @@ class _Terminal:
         sys.stdout.buffer.flush()
 
 
-class _TextSink:
-    """Writes CSV with quotes where needed, TSV without them, JSON lines, or one JSON list."""
+class TextSink:
+    """Writes CSV with quotes where needed, TSV without them, JSON lines, or one JSON list.
 
-    def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str, kind: str) -> None:
+    With `is_begun` the stream holds rows already.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        columns: Sequence[str],
+        where: str,
+        kind: str,
+        *,
+        is_begun: bool = False,
+    ) -> None:
         self._stream, self._columns, self._where, self._kind = stream, columns, where, kind
-        self._separator = "["
-        if kind in ("csv", "tsv"):
+        self._separator = ",\n" if is_begun else "["
+        if kind in ("csv", "tsv") and not is_begun:
             self.write({name: name for name in columns})
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Writes one row."""
         self._stream.write(self._encode(row).encode())
 
+    def flush(self) -> None:
+        """Passes all rows on."""
+        self._stream.flush()
+
     def close(self, complete: bool) -> None:
+        """Writes the end of a JSON list."""
         if self._kind == "json" and complete:
             self._stream.write(b"[]\n" if self._separator == "[" else b"]\n")
 

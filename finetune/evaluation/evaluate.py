@@ -19,10 +19,11 @@ from finetune.distributed.memory import is_out_of_memory
 from finetune.evaluation.metrics import score_predictions
 from finetune.evaluation.thresholds import tune_thresholds
 from finetune.models.losses import TaskLossOptions, task_loss
+from finetune.progress import Progress
 from task_formats import Encoded, Prediction, Task
 
-WINDOW = 4096
-"""Rows that are sorted by length together."""
+WINDOW = 1024
+"""Rows that are sorted by length together, and whose predictions are written together."""
 
 RowLogits = list[tuple[int, np.ndarray]]
 """The result of one forward pass on this process: an index and (L,) logits per row, where L is K
@@ -82,6 +83,14 @@ def compute_logits(
         else:
             result, batch_config = compute_with_halving(forward, own, lengths, batch_config)
             yield result
+
+
+def show_evaluation(
+    passes: Iterable[RowLogits], name: str, rows: int, accelerator: Accelerator
+) -> Iterator[RowLogits]:
+    """Yields the forward passes of a split, and counts the rows of all processes as progress."""
+    with Progress(f"evaluating {name}", rows) as progress:
+        yield from progress.count(passes, lambda found: len(found) * accelerator.num_processes)
 
 
 def compute_with_halving(

@@ -28,10 +28,12 @@ from finetune.evaluation.evaluate import (
     decode_logits,
     evaluate,
     gather_logits,
+    show_evaluation,
 )
 from finetune.models.pretrained import Base, build_encoder
 from finetune.models.task_model import TaskModel
 from finetune.models.token_views import TokenView, make_token_views
+from finetune.progress import Progress
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from task_formats import Encoded, Example, Prediction, Row, Task, UsageError
@@ -64,6 +66,12 @@ class Predictor:
         )
         self.encoder = build_encoder(recipe, task, base)
 
+    @property
+    def precision(self) -> str:
+        """The precision and the kind of device, on which the last digits of results depend."""
+        precision = "bf16" if self._accelerator.mixed_precision == "bf16" else "fp32"
+        return f"{precision} on {self._accelerator.device.type}"
+
     def predict(self, rows: Iterable[Row]) -> list[Prediction]:
         """Predicts rows.
 
@@ -80,8 +88,12 @@ class Predictor:
         items = build_examples(self.task.without_labels(), located, "rows", labelled=False)
         return list(self.stream([item.example for item in items]))
 
-    def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
+    def stream(
+        self, examples: Iterable[Example], progress: Progress | None = None
+    ) -> Iterator[Prediction]:
         """Yields a prediction per example, in order; holds one window of examples at a time.
+
+        `progress` counts the examples of every forward pass.
 
         Raises:
             UsageError: The model's output for an example is not finite.
@@ -89,15 +101,20 @@ class Predictor:
         rows = max(1, min(WINDOW, _MAX_LOGITS // self.task.labels.num_outputs))
         for window in split_into_windows(examples, rows, example_size):
             encoded = encode_examples(window, self.encoder)
-            yield from decode_logits(self.compute_logits(encoded), encoded, self.task)
+            yield from decode_logits(self.compute_logits(encoded, progress), encoded, self.task)
 
-    def compute_logits(self, encoded: Sequence[Encoded]) -> np.ndarray:
+    def compute_logits(
+        self, encoded: Sequence[Encoded], progress: Progress | None = None
+    ) -> np.ndarray:
         """Returns (N, L) logits: L is C classes, K choices (-inf where absent) or 1 score.
 
         Raises:
             UsageError: A logit is not finite.
         """
         passes = compute_logits(self.model, encoded, self._batch_config, self._accelerator)
+        if progress:
+            processes = self._accelerator.num_processes
+            passes = progress.count(passes, lambda rows: len(rows) * processes)
         logits = gather_logits(passes, len(encoded), self._accelerator)
         if (bad := np.isnan(logits).any(axis=1)).any():
             what = f"the model's output for {encoded[int(bad.argmax())].id} is not finite"
@@ -144,6 +161,7 @@ class Predictor:
         encoded = encode_split(recipe, self.task, self.encoder, name, tokenizer_hash=tokenizer)
         examples = encoded.examples
         passes = compute_logits(self.model, examples, self._batch_config, self._accelerator)
+        passes = show_evaluation(passes, name, len(examples), self._accelerator)
         return SplitEvaluation(encoded, evaluate(passes, examples, self.task, self._accelerator))
 
     def view_tokens(self, example: Example) -> list[TokenView]:

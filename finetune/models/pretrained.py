@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -20,10 +20,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
-from finetune.data.hub import is_hub_reachable
+from finetune.data.hub import download_files, is_hub_reachable
 from finetune.models.attention.check import has_linear_output
 from finetune.models.decoder import find_body
 from finetune.models.gguf_files import convert_gguf, find_gguf_file
@@ -240,6 +240,7 @@ class _Source:
             drawn = self._load(lambda _, **options: draw(architecture))
             return self._optimize(cast(PreTrainedModel, drawn.float()))
         self._check_weight_files(architecture)
+        self._download_weights()
         decoder, info = self._load(
             AutoModelForCausalLM.from_pretrained,
             config=architecture,
@@ -290,6 +291,14 @@ class _Source:
                     f"the file of weights {name!r} is no safetensors file of its folder",
                     "Save it with save_pretrained, as safetensors files in one folder.",
                 )
+
+    def _download_weights(self) -> None:
+        """Downloads what is not in the cache yet, which transformers would do without a display."""
+        if self.options["local_files_only"]:
+            return
+        with suppress(Exception):  # Loading will say what is wrong.
+            names = self._load(_list_shards) or {SAFE_WEIGHTS_NAME}
+            download_files(self.path, sorted(names), self.config.revision)
 
     def _load(self, loader: Callable[..., Any], **options: Any) -> Any:
         """Calls a loader of transformers without its progress bar."""

@@ -60,6 +60,12 @@ class Corpus:
                 text = _read_column(row, self.config.column, str(location))
                 yield make_pieces([_unify_line_ends(text)], self.config.unwrap)
 
+    def estimate_bytes(self) -> int | None:
+        """Returns about how many bytes the text has; None for tables and compressed files."""
+        if self.tables or any(path.suffix in (".gz", ".xz") for path in self.files):
+            return None
+        return sum(path.stat().st_size for path in self.files)
+
     def fingerprint(self) -> str:
         """Returns a SHA-256 of the contents and of how they are read."""
         parts = [fingerprint(self.files), *(rows.fingerprint() for rows in self.tables)]

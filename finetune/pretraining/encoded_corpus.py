@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetune.progress import Progress
 from finetune.storage.files import explain_os_errors, write_atomically
 from finetune.storage.manifest import (
     Manifest,
@@ -46,6 +47,7 @@ def encode_corpus(
     key: str,
     vocabulary_size: int,
     end_id: int,
+    total_bytes: int | None = None,
 ) -> EncodedCorpus:
     """Writes the tokens of a corpus to a folder, unless it contains them undamaged.
 
@@ -56,6 +58,7 @@ def encode_corpus(
         key: Identifies corpus and tokenizer.
         vocabulary_size: Token ids are below this.
         end_id: The end-of-text token.
+        total_bytes: About how many bytes the corpus has, if known, for the progress.
 
     Raises:
         UsageError: The corpus has no text.
@@ -66,7 +69,11 @@ def encode_corpus(
     dtype = np.dtype(np.uint16 if vocabulary_size <= 2**16 else np.uint32)
     starts, position, text_bytes = array("q"), 0, 0
     folder.mkdir(parents=True, exist_ok=True)
-    with explain_os_errors(folder), TemporaryDirectory(prefix=".", dir=folder) as temporary:
+    with (
+        explain_os_errors(folder),
+        TemporaryDirectory(prefix=".", dir=folder) as temporary,
+        Progress(f"encoding {folder.name}", total_bytes, "byte") as progress,
+    ):
         with open(Path(temporary, TOKENS), "wb") as file:
             for text, starts_document, ids in _tokenize_pieces(documents, tokenize):
                 if starts_document:
@@ -74,7 +81,9 @@ def encode_corpus(
                 tokens = np.array([end_id, *ids] if starts_document else ids, dtype)
                 file.write(tokens.tobytes())
                 position += len(tokens)
-                text_bytes += len(text.encode())
+                size = len(text.encode())
+                text_bytes += size
+                progress.advance(size)
             if not starts:
                 raise UsageError("the corpus has no text", cure="Check the files under corpus.")
             starts.append(position)

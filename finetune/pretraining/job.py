@@ -204,6 +204,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
                 key=json.dumps([content, fingerprint_tokenizer(tokenizer), len(tokenizer), end_id]),
                 vocabulary_size=len(tokenizer),
                 end_id=end_id,
+                total_bytes=corpus.estimate_bytes(),
             )
             blocks = TokenBlocks(encoded, context, split, config.mix_documents)
             texts[split] = TextSplit(blocks, encoded.text_bytes, content)

@@ -43,7 +43,13 @@ from finetune.distributed.setup import (
     deterministic_kernels,
 )
 from finetune.evaluation.calibration import calibrate_logits
-from finetune.evaluation.evaluate import EvaluationResult, RowLogits, compute_logits, evaluate
+from finetune.evaluation.evaluate import (
+    EvaluationResult,
+    RowLogits,
+    compute_logits,
+    evaluate,
+    show_evaluation,
+)
 from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import selection_value
 from finetune.models.blocks import checkpoint_activations, freeze_layers, layer_rate_factors
@@ -171,6 +177,7 @@ class FinetuningJob(TrainingJob):
             return result.scores
 
         passes = compute_logits(self.model, examples, self.batch_config, self.accelerator)
+        passes = show_evaluation(passes, "evaluate", len(examples), self.accelerator)
         return Evaluation("evaluate", passes, score)
 
     def final_evaluations(self, folder: Path) -> Iterator[Notice | Evaluation]:
@@ -227,6 +234,7 @@ class FinetuningJob(TrainingJob):
             return results[-1].scores
 
         passes = compute_logits(model, examples, self.batch_config, self.accelerator)
+        passes = show_evaluation(passes, name, len(examples), self.accelerator)
         return Evaluation(name, passes, score)
 
     def selection_value(self, scores: Mapping[str, float]) -> float:

@@ -26,7 +26,7 @@ STOPS = [("SIGTERM", 143), ("SIGINT", 130)]
 def run_scripts(monkeypatch):
     """Runs a Python script in two processes in place of gptft."""
 
-    def run(script):
+    def run(script, **options):
         popen = subprocess.Popen
 
         def start(command, env):
@@ -34,7 +34,7 @@ def run_scripts(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(launcher.subprocess, "Popen", start)
-            return run_processes([], 2)
+            return run_processes([], 2, **options)
 
     return run
 
@@ -96,6 +96,20 @@ time.sleep(600)
     assert message.startswith("error: process 1 was killed by SIGKILL\n  Out of memory?")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "0").read_text()), 0)
+
+
+def test_independent_processes_go_on_where_one_has_failed(run_scripts, monkeypatch, tmp_path):
+    monkeypatch.setattr(launcher, "_FAILURE_SECONDS", 0.0)
+    script = f"""
+import os, sys, time
+if os.environ["RANK"] == "1":
+    sys.exit(2)
+time.sleep(0.3)
+open({str(tmp_path)!r} + "/done", "w").close()
+"""
+    for independent in (False, True):
+        assert run_scripts(script, independent=independent) == 2
+        assert (tmp_path / "done").exists() == independent
 
 
 STOP = """

@@ -35,7 +35,7 @@ class LargeRows(Rows):
 def test_large_rows_are_labelled_without_holding_many(tmp_path):
     rows, ahead = LargeRows(), []
 
-    def stream(examples: Iterable[Example]) -> Iterator[Prediction]:
+    def stream(examples: Iterable[Example], progress: object) -> Iterator[Prediction]:
         for number, example in enumerate(list(examples)):
             ahead.append(rows.number_read - number - sum(done))
             yield Prediction(example.id, "yes", (0.25, 0.75))

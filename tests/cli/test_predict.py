@@ -1,5 +1,6 @@
 """`gptft evaluate` and `gptft predict`."""
 
+import csv
 import io
 import json
 import os
@@ -84,7 +85,7 @@ def test_every_file_format_holds_the_same(trained, capsys, monkeypatch):
     assert [json.loads(line) for line in piped.splitlines()] == rows
 
 
-def test_unusable_rows_stop_the_command_or_are_skipped(trained, tmp_path, capsys):
+def test_an_unusable_row_keeps_its_place_or_stops_the_command(trained, tmp_path, capsys):
     good = [
         {name: value for name, value in row.items() if name != "label"}
         for row in read(trained.folder / "more.jsonl")
@@ -93,27 +94,44 @@ def test_unusable_rows_stop_the_command_or_are_skipped(trained, tmp_path, capsys
     write_rows(
         tmp_path / "new.jsonl", [*good[:3], {**good[3], field: "  ", "question": ""}, *good[4:]]
     )
+    with open("new.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"premise": \n')
     words = ["predict", str(trained.run), "new.jsonl", "-o", "out.jsonl"]
-    assert main(words) == 2
-    assert capsys.readouterr().err.startswith("error: new.jsonl, line 4: empty text")
+    assert main([*words, "--on-bad-row", "stop"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: new.jsonl, line 4: empty text")
+    assert "out.jsonl.part. Go on with --resume." in error
     assert not (tmp_path / "out.jsonl").exists()
-    assert main([*words, "--on-bad-row", "skip"]) == 0
+    part = [json.loads(line) for line in Path("out.jsonl.part").read_text().splitlines()]
+    assert [row[field] for row in part] == [row[field] for row in good[:3]]
+    assert main(words) == 0
     error = capsys.readouterr().err
     assert "Labelled 11 rows into out.jsonl." in error
-    assert "skipped: new.jsonl, line 4: empty text" in error
+    assert "2 rows without a label" in error
+    assert "no label: new.jsonl, line 4: empty text" in error
     predicted = read("out.jsonl")
-    assert [row[field] for row in predicted] == [row[field] for row in good[:3] + good[4:]]
+    assert not Path("out.jsonl.part").exists()
+    assert len(predicted) == 13
+    assert [row[field] for row in predicted[:3]] == [row[field] for row in good[:3]]
+    assert [row["label"] is None for row in predicted] == [n in (3, 12) for n in range(13)]
+    assert [row["error"] is None for row in predicted] == [n not in (3, 12) for n in range(13)]
+    assert predicted[3]["error"].startswith("line 4: empty text for")
+    assert predicted[12]["error"].startswith("line 13: not JSON")
     # Without labels in the input the prediction is simply the label.
-    assert "label" in predicted[0]
     assert "predicted_label" not in predicted[0]
+    run(capsys, *words[:-1], "all.csv")
+    with open("all.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["error"] for row in table] == [row["error"] or "" for row in predicted]
+    assert table[3]["label"] == ""
 
 
 def predict_until_a_signal(run: Path, rows: Path, folder: Path, number: int) -> int:
     """The exit code of `gptft predict`, which gets a signal after its first prediction."""
     stream = Predictor.stream
 
-    def interrupted(self, examples):
-        for prediction in stream(self, examples):
+    def interrupted(self, examples, progress):
+        for prediction in stream(self, examples, progress):
             yield prediction
             os.kill(os.getpid(), number)
             time.sleep(60)
@@ -132,5 +150,7 @@ def test_a_signal_leaves_the_old_file_alone(number, trained, tmp_path):
     child = processes.start(predict_until_a_signal, *arguments, output=output)
     child.join()
     assert child.exitcode == 128 + number, output.read_text()
-    assert os.listdir(tmp_path) == ["out.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", "out.csv.part"]
     assert (tmp_path / "out.csv").read_text() == "old"
+    assert len((tmp_path / "out.csv.part").read_text().splitlines()) == 2
+    assert "note: What was done before is in out.csv.part." in output.read_text()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from finetune.data.token_store import compute_lengths
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.encoded_corpus import EncodedCorpus, encode_corpus, open_encoded_corpus
+from finetune.progress import displayed_by
 from task_formats import UsageError
 
 END = 99
@@ -64,6 +65,13 @@ def test_long_documents_are_cut_evenly_and_blocks_overlap_by_a_token(tmp_path):
     assert len(blocks) == -(-301 // 7)
     assert [b.prefix[-1] for b in blocks[:-1]] == [b.prefix[0] for b in blocks[1:]]
     assert last.id == f"train/{len(blocks)}"
+
+
+def test_the_bytes_of_the_text_are_counted_while_they_are_encoded(tmp_path):
+    seen = []
+    with displayed_by(lambda progress: seen.append((progress.done, progress.total))):
+        write(tmp_path, [["aé", "b"], ["ab"]], total_bytes=6)
+    assert seen == [(0, 6), (3, 6), (4, 6), (6, 6), (6, 6)]
 
 
 @pytest.mark.parametrize("calls", range(3))

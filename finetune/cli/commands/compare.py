@@ -192,7 +192,8 @@ def _run_cells(
 ) -> None:
     """Prints a line for each finished cell, and the state of the current one."""
     silence_libraries()
-    from finetune.cli.run_display import RunProgress, format_scores, format_time
+    from finetune.cli.progress_display import format_time
+    from finetune.cli.run_display import RunProgress, format_scores
     from finetune.comparison import CellFinished, CellStarted, events
     from finetune.training.events import Interrupted, Notice
     from finetune.training.loop import Step

@@ -38,7 +38,7 @@ def estimate(
 
 def describe(found: "Estimate") -> list[tuple[str, str]]:
     """The rows of the table."""
-    from finetune.cli.run_display import format_time
+    from finetune.cli.progress_display import format_time
 
     start, memory, tokens, trial = found.started, found.memory, found.tokens, found.trial
     parts = [value for value in memory if value is not None]

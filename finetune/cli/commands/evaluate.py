@@ -47,6 +47,7 @@ def evaluate(
     """
     predictor = load_predictor(run, task, device, trust_remote_code)
     from finetune.checkpointing.run_folder import read_result
+    from finetune.cli.progress_display import show_progress
     from finetune.cli.run_display import make_score_table
     from finetune.cli.task_sources import find_split
     from finetune.recipe.loading import override_recipe, resolve_paths
@@ -56,7 +57,7 @@ def evaluate(
         changes = {**overrides, **({} if data is None else {"data.path": data})}
         recipe = resolve_paths(override_recipe(recipe, changes), Path.cwd())
     names = split or list(read_result(run)["scores"]) or ["evaluate"]
-    with console(stderr=True).status(Text(f" evaluating on {', '.join(names)}")):
+    with show_progress():
         splits = {name: find_split(recipe.data, name) for name in names}
         evaluated = {
             name: predictor.evaluate_split(split, recipe.data, limit=limit)

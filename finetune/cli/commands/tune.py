@@ -127,7 +127,7 @@ def _run(source: "TaskSource", folder: Path, search: "Search", options: dict[str
 
 def _tables(trials: "Sequence[TrialResult]") -> list[Table]:
     """The table of some trials; no table without any."""
-    from finetune.cli.run_display import format_time
+    from finetune.cli.progress_display import format_time
 
     if not trials:
         return []
@@ -156,7 +156,8 @@ def _describe_progress(title: str, progress: "RunProgress") -> Text:
 
 
 def _describe_trial(event: "TrialFinished", trials: int) -> Text:
-    from finetune.cli.run_display import format_scores, format_time
+    from finetune.cli.progress_display import format_time
+    from finetune.cli.run_display import format_scores
 
     trial, width = event.trial, len(str(trials))
     is_best = event.best is not None and event.best.number == trial.number

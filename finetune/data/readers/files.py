@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 from finetune.data.readers.csv import read_delimited
 from finetune.data.readers.dialect import describe_text
 from finetune.data.readers.json import read_json, read_json_lines
-from finetune.data.readers.parquet import read_parquet
 from finetune.data.readers.race import read_race
 from finetune.data.readers.text import as_utf8, open_stream
 from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, Rows
@@ -28,7 +27,10 @@ FORMATS = {
 
 
 BINARY_FORMATS = ("parquet",)
-_READERS = {"jsonl": read_json_lines, "json": read_json, "parquet": read_parquet, "race": read_race}
+_COUNTED_BYTES = 2**24
+"""Bytes in which lines are counted."""
+
+_READERS = {"jsonl": read_json_lines, "json": read_json, "race": read_race}
 
 
 def detect_format(path: Path | str, format: str | None = None) -> str:
@@ -128,6 +130,11 @@ class FileRows(Rows):
         with open_stream(self.files[0]) as stream:
             return describe_text(stream, self.origin, self.options)
 
+    def estimate_count(self) -> int | None:
+        """About how many rows there are; None for JSON, RACE and what is compressed or a pipe."""
+        counts = [_estimate_count(path, self.options.format) for path in self.files]
+        return None if None in counts else sum(filter(None, counts))
+
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files and over the options."""
         options = self.options
@@ -149,6 +156,22 @@ class FileRows(Rows):
         return digest.hexdigest()
 
 
+def _estimate_count(path: Path | str, format: str) -> int | None:
+    """Rows of a Parquet file; lines of a text, in a large one those that its beginning suggests."""
+    if format not in ("csv", "tsv", "jsonl", "parquet") or Path(path).suffix in (".gz", ".xz"):
+        return None
+    if str(path) == "-" or not Path(path).is_file():
+        return None
+    with open_stream(path) as stream:
+        if format == "parquet":
+            from finetune.data.readers.parquet import count_parquet_rows
+
+            return count_parquet_rows(stream)
+        start, size = stream.read(_COUNTED_BYTES), Path(path).stat().st_size
+        lines = start.count(b"\n") * size / max(len(start), 1)
+        return max(round(lines) - (format != "jsonl"), 0)
+
+
 def _name(path: Path | str) -> str:
     return "standard input" if path == "-" else str(path)
 
@@ -159,7 +182,13 @@ def read_stream(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[L
         stream = as_utf8(stream, file, options.encoding)
     if options.format in ("csv", "tsv"):
         return read_delimited(stream, file, options)
-    rows = _READERS[options.format](stream, file)
+    if options.format == "parquet":
+        # Slow to import, so only who reads Parquet waits for it.
+        from finetune.data.readers.parquet import read_parquet
+
+        rows = read_parquet(stream, file)
+    else:
+        rows = _READERS[options.format](stream, file)
     return _adapt(rows, options) if options.rename or options.nested else rows
 
 

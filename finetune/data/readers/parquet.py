@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow
@@ -51,6 +52,14 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
         raise UsageError(what, where=file, cure="Check that it is the right file.") from None
 
 
+def count_parquet_rows(stream: BinaryIO) -> int | None:
+    """Returns the number of rows from the index of a file; None if it is damaged."""
+    try:
+        return int(parquet.read_metadata(stream).num_rows)
+    except pyarrow.ArrowException:
+        return None
+
+
 def _read_pipe(stream: BinaryIO, file: str) -> BinaryIO:
     """A pipe as a file in memory: the index of a Parquet file is at its end."""
     start = stream.read(len(_MAGIC))
@@ -65,34 +74,113 @@ class ParquetSink:
     """Writes rows to a binary stream in batches; the first batch decides the types."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str) -> None:
-        self._stream, self._columns, self._where = stream, tuple(columns), where
-        self._pending: list[Mapping[str, Any]] = []
-        self._pending_bytes = 0
+        self._stream, self._batches = stream, _Batches(columns, where)
         self._writer: Any = None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""
-        self._pending.append(row)
-        self._pending_bytes += memory_size(row)
-        if len(self._pending) == _WRITE_BATCH or self._pending_bytes >= WINDOW_BYTES:
-            self._flush()
+        if self._batches.add(row):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that wait for a batch."""
+        if self._batches.count:
+            self._write(self._batches.take())
+
+    def _write(self, table: Any) -> None:
+        if self._writer is None:
+            self._writer = parquet.ParquetWriter(self._stream, table.schema)
+        self._writer.write_table(table)
 
     def close(self, complete: bool) -> None:
         """Writes the last batch, unless an error ended the rows, and the index."""
         try:
-            if complete and (self._pending or self._writer is None):
-                self._flush()
+            if complete and (self._batches.count or self._writer is None):
+                self._write(self._batches.take())
         finally:
             # An open writer would write its index when Python collects it.
             if self._writer is not None:
                 self._writer.close()
 
-    def _flush(self) -> None:
-        rows, self._pending, self._pending_bytes = self._pending, [], 0
+
+class ArrowSink:
+    """Writes rows as an Arrow stream, which can be gone on with, unlike a Parquet file.
+
+    Args:
+        stream: Takes bytes.
+        columns: Columns to write.
+        where: The name of the output, for messages.
+        begun: A file with the beginning of the stream, which is gone on with.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, columns: Sequence[str], where: str, begun: Path | None = None
+    ) -> None:
+        self._stream, self._batches = stream, _Batches(columns, where)
+        if begun:
+            with pyarrow.OSFile(str(begun)) as file:
+                self._batches.schema = pyarrow.ipc.open_stream(file).schema
+        self._has_types = begun is not None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Adds one row."""
+        if self._batches.add(row):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that wait for a batch."""
+        if self._batches.count:
+            self._write(self._batches.take())
+
+    def _write(self, table: Any) -> None:
+        if not self._has_types:
+            self._stream.write(table.schema.serialize().to_pybytes())
+            self._has_types = True
+        for batch in table.to_batches():
+            self._stream.write(batch.serialize().to_pybytes())
+
+    def close(self, complete: bool) -> None:
+        """Writes the last batch, unless an error ended the rows."""
+        if complete and (self._batches.count or not self._has_types):
+            self._write(self._batches.take())
+
+
+def convert_arrow_stream(source: Path, target: Path) -> None:
+    """Writes an Arrow stream as a new Parquet file, a row group for each batch."""
+    with pyarrow.OSFile(str(source)) as file:
+        batches = pyarrow.ipc.open_stream(file)
+        with open(target, "xb") as stream, parquet.ParquetWriter(stream, batches.schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+
+
+class _Batches:
+    """Collects rows until they make a batch; the first one decides the types."""
+
+    def __init__(self, columns: Sequence[str], where: str) -> None:
+        self._columns, self._where = tuple(columns), where
+        self._rows: list[Mapping[str, Any]] = []
+        self._bytes = 0
+        self.schema: Any = None
+
+    @property
+    def count(self) -> int:
+        """Rows that wait."""
+        return len(self._rows)
+
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Adds a row and returns whether the batch is full."""
+        self._rows.append(row)
+        self._bytes += memory_size(row)
+        return len(self._rows) == _WRITE_BATCH or self._bytes >= WINDOW_BYTES
+
+    def take(self) -> Any:
+        """Returns the table of the collected rows."""
+        rows, self._rows, self._bytes = self._rows, [], 0
         arrays = []
         try:
             for name in self._columns:
-                known = self._writer.schema.field(name).type if self._writer else None
+                known = self.schema.field(name).type if self.schema else None
                 array = pyarrow.array([row.get(name) for row in rows], known)
                 # A column of nulls becomes text.
                 arrays.append(
@@ -102,6 +190,5 @@ class ParquetSink:
             what = f"a column holds values of several types: {first_line(error)}"
             raise UsageError(what, where=self._where, cure="Write .jsonl instead.") from None
         table = pyarrow.table(arrays, self._columns)
-        if self._writer is None:
-            self._writer = parquet.ParquetWriter(self._stream, table.schema)
-        self._writer.write_table(table)
+        self.schema = table.schema if self.schema is None else self.schema
+        return table
