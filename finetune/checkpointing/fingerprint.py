@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune.storage import files
 
-_SMALL_FILES = ("head.safetensors", "thresholds.json", "config.json")
+_SMALL_FILES = ("head.safetensors", "thresholds.json", "calibration.json", "config.json")
 
 
 def fingerprint_run(folder: Path | str) -> str:
