@@ -49,6 +49,8 @@ def plan_outputs(
         planned = [OutputFile(rows, output, choose_format(output, format or default))]
         _refuse_overwriting_inputs(planned)
         return planned
+    # Outputs of an earlier command, in a folder inside that of the inputs, are no inputs.
+    inputs = [rows for rows in inputs if not _is_below(rows, Path(output))] or inputs
     files = [OutputFile(rows, "", "").inputs for rows in inputs]
     singles = [str(paths[0].absolute().parent) for paths in files if len(paths) == 1]
     home = Path(os.path.commonpath(singles)) if singles else Path()
@@ -67,6 +69,11 @@ def plan_outputs(
         )
     _refuse_overwriting_inputs(planned)
     return planned
+
+
+def _is_below(rows: Rows, folder: Path) -> bool:
+    paths = OutputFile(rows, "", "").inputs
+    return any(folder.absolute() in path.absolute().parents for path in paths)
 
 
 def is_folder(output: str) -> bool:

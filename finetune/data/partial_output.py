@@ -128,8 +128,10 @@ def open_partial_output(
             yield output
             sink.close(complete=True)
         except BaseException:
-            with suppress(OSError, UsageError):  # The first error says more.
+            # The first error says more than those that follow from it.
+            with suppress(OSError, UsageError):
                 sink.flush()
+            with suppress(OSError, UsageError):
                 part.close(keep=not output.is_empty)
             raise
         part.finish(kind)

@@ -177,6 +177,14 @@ def test_a_column_that_comes_late_costs_only_its_row(run, monkeypatch, capsys):
     assert "line 8: the column 'new' is in none" in capsys.readouterr().err
 
 
+def test_outputs_inside_the_folder_of_inputs_are_no_inputs(run):
+    for number in (1, 2):
+        write(f"parts/{number}.jsonl", 3, number)
+    for _ in range(2):
+        assert predict(run, "parts", "-o", "parts/out/") == 0
+    assert sorted(os.listdir("parts/out")) == [".gptft-predict.json", "1.jsonl", "2.jsonl"]
+
+
 def test_several_files_go_into_one_file_that_is_named(run):
     write("parts/1.jsonl", 3, 1)
     write("parts/2.jsonl", 4, 2)

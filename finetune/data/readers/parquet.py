@@ -15,7 +15,8 @@ from task_formats import RowError, UsageError
 
 _READ_BATCH = 100
 """Rows in memory: a file of some hundred bytes can hold a long text a million times."""
-_WRITE_BATCH = 1000
+_WRITE_BATCH = 1024
+"""Rows in a group of a file: as many as are predicted at once."""
 _MAX_PIPE_BYTES = 2**30
 """Bytes that are read from a pipe."""
 _MAGIC = b"PAR1"
