@@ -256,5 +256,5 @@ def test_stray_variables_of_a_launcher_are_one_message(monkeypatch, variables, m
 
 def test_a_stray_variable_does_not_keep_processes_from_being_launched(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr(launcher, "run_processes", lambda arguments, number: 40 + number)
+    monkeypatch.setattr(launcher, "run_processes", lambda words, number, **_: 40 + number)
     assert main(["train", "--task", "demo", "--base", "tiny", "--num-processes", "2"]) == 42

@@ -90,8 +90,8 @@ def predict(
     recipe, python_task = _load_recipe(run, overrides, task, trust_remote_code)
     kind, resolved = overrides.get("data.format"), recipe.task.resolve(python_task)
     outputs = _plan(recipe, resolved, files, split, output, kind, output_format)
-    is_named = bool(files) and all(name == "-" or Path(name).is_file() for name in files)
-    if len(outputs) == 1 and not is_named and get_rank() == 0:
+    is_found = not files or any(Path(name).expanduser().is_dir() for name in files)
+    if is_found and len(outputs) == 1 and get_rank() == 0:
         print_line(("reading ", "dim"), outputs[0].rows.origin, stderr=True)
     into_folder = len(outputs) > 1 or outputs[0].path != output
     if shard is not None and not into_folder:
