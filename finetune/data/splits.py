@@ -174,9 +174,3 @@ def draw_fraction(strata: Array, fraction: float, seed: int) -> Array:
     # Ordered by rank, every beginning of the order is stratified.
     order = drawn[np.argsort(rank[drawn], kind="stable")]
     return np.sort(order[: max(1, round(fraction * len(strata)))])
-
-
-def draw_rows(labels: Sequence[str], fraction: float, seed: int) -> set[int]:
-    """Draws the indices of a part of some rows in which labels are as frequent as in all."""
-    _, strata = np.unique(labels, return_inverse=True)
-    return set(draw_fraction(strata, fraction, seed).tolist())

@@ -147,10 +147,8 @@ def events(
     """
     check_optuna()
     recipe, folder = resolve_paths(recipe, Path.cwd()), Path(folder)
-    if recipe.data.evaluate is None:
-        cure = (
-            "Name one with --set data.evaluate=FILE, or divide the file: gptft new --hold-out 0.1."
-        )
+    if recipe.data.evaluation_split is None:
+        cure = "Name it with --set data.evaluate=FILE, or add --hold-out 0.1."
         raise UsageError("a search needs evaluation data", where="data.evaluate", cure=cure)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     # On other processes than the first there is no study: they do what the first one says.

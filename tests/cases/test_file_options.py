@@ -4,8 +4,9 @@ import pytest
 
 from finetune.cli import main
 from finetune.data import open_file, open_rows, read_rows, write_rows
+from finetune.data.held_out import open_split
 from finetune.recipe.loading import load_recipe, override_data
-from finetune.recipe.schema import DataConfig
+from finetune.recipe.schema import HELD_OUT, DataConfig
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -70,8 +71,9 @@ def test_a_file_of_another_name_is_read_by_its_format(tmp_path):
         open_file(file)
     command = ["new", str(file), "-o", str(tmp_path / "r.yaml"), "--input-format", "tsv"]
     assert main([*command, "--hold-out", "0.2"]) == 0
-    data = load_recipe(tmp_path / "r.yaml").data
-    assert [sum(1 for _ in open_rows(data, str(s))) for s in (data.train, data.evaluate)] == [16, 4]
+    recipe = load_recipe(tmp_path / "r.yaml")
+    parts = (open_split(recipe.data, recipe.task.build(), s) for s in (recipe.data.train, HELD_OUT))
+    assert [sum(1 for _ in part) for part in parts] == [16, 4]
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train.csv", ";")
     folder = DataConfig(path=str(tmp_path / "data"), delimiter="semicolon")

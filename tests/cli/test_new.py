@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from finetune.cli import main
 from finetune.cli.commands.new import find_evaluation_file, quote
 from finetune.cli.task_guess import guess_task, summarize_columns
-from finetune.data import read_rows
-from finetune.data import write_rows as write_file
 from finetune.recipe.loading import load_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from task_formats import UsageError
@@ -249,7 +247,10 @@ def test_files_are_named_from_the_folder_of_the_recipe(folder, capsys):
         (folder / name).mkdir()
     (folder / "data" / "train.csv").write_text(CSV)
     assert main(["new", "data/train.csv", "-o", "recipes/mine.yaml", "--hold-out", "0.25"]) == 0
-    assert "train: train-train.csv" in (folder / "recipes" / "mine.yaml").read_text()
+    written = (folder / "recipes" / "mine.yaml").read_text()
+    assert "train: ../data/train.csv" in written
+    assert "hold_out: 0.25" in written
+    assert "5 rows are held out" in capsys.readouterr().out
     assert main(["new", "data/train.csv"]) == 0
     assert "No evaluation data. Use --hold-out 0.1" in capsys.readouterr().out
     assert load_recipe("data.yaml").data.train == str(folder / "data" / "train.csv")
@@ -265,25 +266,17 @@ def test_nothing_is_overwritten(folder, capsys):
     assert (folder / "rows.yaml").read_text() == "precious"
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_held_out_rows_are_moved_without_loss(folder, suffix, capsys):
-    rows = [{"text": f'say "{n}", twice\nor more', "label": str(n % 2)} for n in range(50)]
-    with write_file(f"rows.{suffix}", ["text", "label"]) as sink:
-        for row in rows:
-            sink.write(row)
-    command = ["new", f"rows.{suffix}", "--hold-out", "0.2"]
-    assert main(command) == 0
-    files = [f"rows-{name}.{suffix}" for name in ("train", "evaluate")]
-    train, held_out = ([dict(row) for _, row in read_rows(file)] for file in files)
-    assert (len(train), len(held_out)) == (40, 10)
-    assert sorted(train + held_out, key=str) == sorted(rows, key=str)
-    (folder / "rows.yaml").unlink()
-    assert main(command) == 2
-    assert f"rows-train.{suffix} already exists" in capsys.readouterr().err
+def test_rows_are_held_out_by_the_recipe(folder, capsys):
+    (folder / "rows.csv").write_text(CSV)
+    assert main(["new", "rows.csv", "--hold-out", "0.2"]) == 0
+    assert "4 rows are held out for evaluation" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.csv", "rows.yaml"]
+    recipe = load_recipe("rows.yaml")
+    assert (recipe.data.hold_out, recipe.data.evaluate) == (0.2, None)
 
 
-def test_a_split_that_leaves_a_file_empty_is_refused(folder, capsys):
+def test_a_fraction_that_holds_out_nothing_is_refused(folder, capsys):
     (folder / "rows.csv").write_text(CSV)
     assert main(["new", "rows.csv", "--hold-out", "0.001"]) == 2
-    assert "leaves a file empty" in capsys.readouterr().err
+    assert "leaves none for evaluation" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["rows.csv"]

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from errno import EEXIST
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from finetune.recipe.schema import DataConfig
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
-_HOLD_OUT_SEED = 42
 _LISTED = 5
 """Labels that are named one by one."""
 _Formats = Literal["classification", "entailment", "similarity", "multiple_choice"]
@@ -60,6 +58,7 @@ def new(
     What is not given is guessed from the names and types of the columns.
     """
     from finetune.data import open_rows
+    from finetune.data.held_out import draw_held_out
     from finetune.recipe.loading import override_data, parse_recipe
     from finetune.recipe.schema import DataConfig
 
@@ -81,23 +80,18 @@ def new(
         )
     except UsageError as error:
         raise error.located(str(file)) from None
-    stem, _, suffix = file.name.partition(".")
-    suffix = data.format or suffix
+    stem = file.name.partition(".")[0]
     target = output or Path(f"{file.absolute().parent.name if stem == 'train' else stem}.yaml")
-    train = file
+    if target.exists():
+        raise FileExistsError(EEXIST, "", str(target))
     if hold_out is None:
         evaluate = evaluate or find_evaluation_file(file)
-        _check_new(target)
-    else:
-        train, evaluate = (target.with_name(f"{stem}-{n}.{suffix}") for n in ("train", "evaluate"))
-        _check_new(target, train, evaluate)
-        _split_rows(rows, [_label(row, guess) for row in rows], hold_out, train, evaluate)
     title = f"{one_line(file.name)}, {format_count(len(rows), 'row')}"
-    # Files that --hold-out writes are written as gptft writes them.
-    recipe = _format_recipe(
-        guess, title, target.parent, train, evaluate, data if hold_out is None else DataConfig()
-    )
-    parse_recipe(recipe, str(target))
+    recipe = _format_recipe(guess, title, target.parent, file, evaluate, hold_out, data)
+    parsed = parse_recipe(recipe, str(target))
+    held_out = 0
+    if hold_out is not None:
+        held_out = int(draw_held_out(source, parsed.data, parsed.task.build()).sum())
     target.write_text(recipe, encoding="utf-8")
     print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
     for name, column in guess.columns.items():
@@ -113,17 +107,13 @@ def new(
         print_line(f"Found {found}.")
     if any(name.startswith("Unnamed: ") for name in guess.unused):
         print_line("Columns without a name are not used.")
-    if evaluate is None:
+    if held_out:
+        print_line(f"{format_count(held_out, 'row')} are held out for evaluation.")
+    elif evaluate is None:
         print_line(("No evaluation data. ", "yellow"), "Use --hold-out 0.1 or --evaluate FILE.")
     print_line("Wrote ", (str(target), "bold"), ". Check it, then:")
     for command in ("preview", "train --task"):
         print_line((f"  gptft {command} {shlex.quote(str(target))}", "cyan"))
-
-
-def _check_new(*paths: Path) -> None:
-    for path in paths:
-        if path.exists():
-            raise FileExistsError(EEXIST, "", str(path))
 
 
 def find_evaluation_file(file: Path) -> Path | None:
@@ -158,28 +148,6 @@ def _describe_labels(located: "list[tuple[RowLocation, Row]]", guess: TaskGuess)
         yield f"{len(once) - _LISTED} more labels occur in only one row."
 
 
-def _split_rows(
-    rows: list[Row], labels: list[str], fraction: float, train: Path, evaluate: Path
-) -> None:
-    """Writes rows into two files, each with the same share of every label."""
-    from finetune.data import write_rows
-    from finetune.data.splits import draw_rows
-
-    count = round(fraction * len(rows))
-    if not 0 < count < len(rows):
-        what = f"--hold-out {fraction:g} of {format_count(len(rows), 'row')} leaves a file empty"
-        raise UsageError(what, cure="Choose another fraction.")
-    held_out = draw_rows(labels, fraction, _HOLD_OUT_SEED)
-    kept = {text for index, text in enumerate(labels) if index not in held_out}
-    if lost := sorted(set(labels) - kept):
-        what = f"--hold-out {fraction:g} leaves no row of the label {lost[0]!r} for training"
-        raise UsageError(what, cure="Choose a smaller fraction.")
-    columns = list(dict.fromkeys(chain.from_iterable(rows)))
-    with write_rows(train, columns) as train_sink, write_rows(evaluate, columns) as evaluate_sink:
-        for index, row in enumerate(rows):
-            (evaluate_sink if index in held_out else train_sink).write(row)
-
-
 _RECIPE = """\
 # Written by `gptft new` for {title}.
 # Other values have their defaults; `gptft show` prints them all.
@@ -197,8 +165,7 @@ task:
   metrics: [{metrics}]
 data:
   train: {train}
-  # Evaluated after every epoch, and the best checkpoint is kept; null: no evaluation.
-  evaluate: {evaluate}
+{evaluation}
 {options}train:
   epochs: 3
   batch_size: 32
@@ -213,9 +180,19 @@ def _format_recipe(
     folder: Path,
     train: Path,
     evaluate: Path | None,
+    hold_out: float | None,
     data: "DataConfig",
 ) -> str:
     """A recipe in `folder`, with comments on the alternatives."""
+    evaluated = quote(os.path.relpath(evaluate, folder)) if evaluate else "null"
+    evaluation = f"""\
+  # Evaluated after every epoch, and the best checkpoint is kept; null: no evaluation.
+  evaluate: {evaluated}"""
+    if hold_out is not None:
+        evaluation = f"""\
+  # This part of the rows is evaluated after every epoch, and the best checkpoint is kept. Every
+  # label has its share, and equal texts stay together. group_by: COLUMN keeps others together.
+  hold_out: {hold_out:g}"""
     kind = "scores" if guess.range else "classes" if guess.separator is None else "multi_label"
     if guess.range:
         labels = ["# Lowest and highest score.", f"range: [{guess.range[0]}, {guess.range[1]}]"]
@@ -245,7 +222,7 @@ def _format_recipe(
         available=", ".join(name for name, metric in METRICS.items() if kind in metric.labels),
         metrics=", ".join(guess.metrics),
         train=quote(os.path.relpath(train, folder)),
-        evaluate=quote(os.path.relpath(evaluate, folder)) if evaluate else "null",
+        evaluation=evaluation,
         options=_format_options(data),
     )
 
