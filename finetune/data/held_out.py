@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,9 +67,16 @@ class _PartOfRows(Rows):
             if is_member:
                 yield located
 
+    def describe(self) -> str:
+        return "" if self.is_held_out else self.rows.describe()  # It is one file: told once.
+
     def fingerprint(self) -> str:
         # By what the draw depends on, so that known rows need not be read.
-        read = (self.task.format, self.task.columns, self.task.values, self.task.labels)
+        task = self.task.without_prompt()
+        labels = task.labels
+        if isinstance(labels, MultiLabel):
+            labels = replace(labels, thresholds=())  # A saved model has them.
+        read = (task.format, task.columns, task.values, labels, sorted(task.unlabelled))
         drawn = self.data.model_dump(include={"hold_out", "group_by", "split_seed"})
         content = [self.rows.fingerprint(), repr(read), drawn, self.is_held_out]
         return hashlib.sha256(json.dumps(content).encode("utf-8", "backslashreplace")).hexdigest()

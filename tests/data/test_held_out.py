@@ -189,6 +189,22 @@ def test_a_label_that_occurs_once_is_trained(tmp_path):
         assert {example.label for example in read(data, HELD_OUT)[0]} == {0}
 
 
+def test_the_fingerprint_depends_on_what_is_drawn_from_only(file):
+    data = DataConfig(train=file, hold_out=0.3)
+    one = open_split(data, TASK, HELD_OUT).fingerprint()
+    assert open_split(data, replace(TASK, metrics=("ece",)), HELD_OUT).fingerprint() == one
+    changed = replace(TASK, unlabelled=frozenset("?"))
+    assert open_split(data, changed, HELD_OUT).fingerprint() != one
+    labels = MultiLabel(Classes.of(["a", "b", "c"]))
+    tuned = labels.with_thresholds(dict.fromkeys("abc", 0.3))
+    prints = {
+        open_split(data, replace(TASK, labels=kind), HELD_OUT).fingerprint()
+        for kind in (labels, tuned)
+    }
+    assert len(prints) == 1
+    assert one not in prints
+
+
 def test_nothing_to_hold_out_is_an_error(tmp_path):
     path = write(tmp_path / "t.csv", [{"text": f"t{n}", "label": "a"} for n in range(4)])
     with pytest.raises(UsageError, match=r"hold_out 0\.1 of 4 rows leaves none for evaluation"):
