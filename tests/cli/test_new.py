@@ -247,9 +247,9 @@ def test_files_are_named_from_the_folder_of_the_recipe(folder, capsys):
         (folder / name).mkdir()
     (folder / "data" / "train.csv").write_text(CSV)
     assert main(["new", "data/train.csv", "-o", "recipes/mine.yaml", "--hold-out", "0.25"]) == 0
-    written = (folder / "recipes" / "mine.yaml").read_text()
-    assert "train: ../data/train.csv" in written
-    assert "hold_out: 0.25" in written
+    data = load_recipe("recipes/mine.yaml").data
+    assert (folder / "data" / "train.csv").samefile(str(data.train))
+    assert data.hold_out == 0.25
     assert "5 rows are held out" in capsys.readouterr().out
     assert main(["new", "data/train.csv"]) == 0
     assert "No evaluation data. Use --hold-out 0.1" in capsys.readouterr().out
