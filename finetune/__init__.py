@@ -3,6 +3,7 @@
 Names are imported when they are first used, so that `import finetune` is fast.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from finetune.sklearn import Classifier
     from finetune.training.events import Result
     from finetune.training.finetuning import events, train
+
+# What runs report goes to this logger; without a handler of the user it prints nothing.
+logging.getLogger("finetune").addHandler(logging.NullHandler())
 
 _MODULES = {
     "Classifier": "sklearn",

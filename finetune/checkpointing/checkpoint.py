@@ -5,8 +5,8 @@
         metadata.json           everything else, floats exact
         manifest.json           size and SHA-256 of both; written last
 
-A checkpoint is written under a temporary name and renamed when it is on the disk. The newest two
-are kept: should one be damaged, there is the one before it.
+A checkpoint is written under a temporary name and renamed when it is on the disk. At least the
+newest two are kept while a run trains: should one be damaged, there is the one before it.
 """
 
 import copy
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from finetune.distributed.fsdp import gather_tensor, reshard, shard_tensor
 from finetune.storage import files, json_files
@@ -36,7 +36,8 @@ FORMAT = "gptft checkpoint, version 2"
 KEEP = 2
 
 _NAMES = "update-" + 8 * "[0-9]"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_STATE = ("exp_avg", "exp_avg_sq", "row_var", "col_var", "variance", "step")
+"""What AdamW and Adafactor keep for a parameter."""
 
 
 class Checkpoint(NamedTuple):
@@ -49,9 +50,13 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(
-    folder: Path, update: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    folder: Path,
+    update: int,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    keep: int = KEEP,
 ) -> None:
-    """Writes the checkpoint of an update and deletes all but the newest two up to this update.
+    """Writes the checkpoint of an update and deletes all but the newest ones up to this update.
 
     Later ones are deleted too: they belong to updates that are about to be repeated. Only one
     process may write at a time.
@@ -66,10 +71,17 @@ def save_checkpoint(
         records = {name: record_file(partial / name) for name in (TENSORS, METADATA)}
         write_manifest(partial / MANIFEST, Manifest(FORMAT, records))
     saved = sorted(folder.glob(_NAMES))
-    kept = [other for other in saved if other <= path][-KEEP:]
+    kept = [other for other in saved if other <= path][-max(keep, KEEP) :]
     for other in [*saved, *folder.glob(f"{_NAMES}.*")]:
         if other not in kept:
             files.remove(other)
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the newest checkpoints of a finished run."""
+    saved = sorted(folder.glob(_NAMES))
+    for path in saved[: len(saved) - keep]:
+        files.remove(path)
 
 
 def load_latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -117,11 +129,11 @@ class CheckpointWriter:
 
     `save` copies the tensors and returns; training goes on while a thread writes. The copies keep
     their memory from one save to the next, because to allocate fresh memory is far slower. When a
-    save fails, the next call raises its UsageError.
+    save fails, the next call raises its UsageError. `keep` is the number of the newest that stay.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.keep = folder, KEEP
         self._copies: dict[str, Tensor] = {}
         self._thread: Thread | None = None
         self._error: Exception | None = None
@@ -130,7 +142,7 @@ class CheckpointWriter:
         """As `save_checkpoint`, after waiting for the save before this one."""
         self.wait()
         self._copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
-        arguments = (update, self._copies, copy.deepcopy(metadata))
+        arguments = (update, self._copies, copy.deepcopy(metadata), self.keep)
         # A daemon: when the user interrupts the program twice, it does not wait for a slow disk.
         self._thread = Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
@@ -164,7 +176,7 @@ class CheckpointWriter:
 # The tensors of a checkpoint.
 
 
-def capture_state(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict[str, Tensor]:
+def capture_state(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> dict[str, Tensor]:
     """Returns every trained weight with its moments. Frozen weights are read from the base again.
 
     All processes call it together.
@@ -175,20 +187,21 @@ def capture_state(model: nn.Module, optimizer: AdamW, keep: bool = True) -> dict
         keep: Whether this process needs the tensors; sharded ones are gathered where it is True.
 
     Returns:
-        "weight.NAME", "exp_avg.NAME", "exp_avg_sq.NAME" and "step.NAME" for each parameter.
+        "weight.NAME" for each parameter, and for AdamW "exp_avg.NAME", "exp_avg_sq.NAME" and
+        "step.NAME"; Adafactor's state has other names.
     """
     reshard(model)
     tensors = {}
     for name, parameter in _trained_parameters(model).items():
         state = {"weight": parameter.detach(), **optimizer.state.get(parameter, {})}
-        for kind in ("weight", *_MOMENTS):
+        for kind in ("weight", *_STATE):
             if kind in state:
                 tensors[f"{kind}.{name}"] = gather_tensor(state[kind], keep)
     return tensors
 
 
 @torch.no_grad()
-def restore_state(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+def restore_state(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restores captured tensors, bit for bit. Raises ValueError where they are another model's."""
     parameters = _trained_parameters(model)
     saved = {name for name in tensors if name.startswith("weight.")}
@@ -197,15 +210,27 @@ def restore_state(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tens
     for name, tensor in tensors.items():
         kind, _, parameter_name = name.partition(".")
         parameter = parameters[parameter_name]
-        expected = torch.Size() if kind == "step" else parameter.shape
-        # `copy_` would broadcast a smaller tensor, and AdamW does not check its moments.
+        expected = _expected_shape(kind, parameter.shape)
+        # `copy_` would broadcast a smaller tensor, and optimizers do not check their state.
         if tensor.shape != expected or not tensor.is_floating_point():
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected)}")
         if kind == "weight":
             parameter.copy_(shard_tensor(tensor, parameter))
         else:
-            moment = shard_tensor(tensor, parameter) if tensor.dim() else tensor
-            optimizer.state[parameter][kind] = moment.to(parameter.device)
+            is_whole = tensor.shape == parameter.shape
+            value = shard_tensor(tensor, parameter) if is_whole and tensor.dim() else tensor
+            # Adafactor counts steps on the CPU.
+            stays = kind == "step" and not optimizer.defaults.get("fused")
+            optimizer.state[parameter][kind] = value if stays else value.to(parameter.device)
+
+
+def _expected_shape(kind: str, shape: torch.Size) -> torch.Size:
+    """The shape of an optimizer's tensor for a parameter of this shape."""
+    if kind == "step":
+        return torch.Size()
+    if kind == "row_var":
+        return torch.Size((*shape[:-1], 1))
+    return torch.Size((*shape[:-2], 1, shape[-1])) if kind == "col_var" else shape
 
 
 def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -26,6 +26,7 @@ from finetune.checkpointing.checkpoint import (
     CheckpointWriter,
     finish_interrupted_saves,
     load_latest_checkpoint,
+    prune_checkpoints,
 )
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import Recipe
@@ -69,6 +70,7 @@ class RunFolder:
         self._lock, self._overwrite = lock, overwrite
         self._writer = CheckpointWriter(self.checkpoints)
         self._log: BinaryIO | None = None
+        self._kept = 1
 
     @classmethod
     def open(
@@ -200,11 +202,20 @@ class RunFolder:
         """Writes recipe.yaml."""
         files.write_atomically(files.safe_join(self.folder, RECIPE), text)
 
+    def keep_checkpoints(self, count: int) -> None:
+        """Sets how many checkpoints the finished run keeps; before, it has at least two."""
+        self._kept, self._writer.keep = count, count
+
     def write_result(self, values: Mapping[str, Any]) -> None:
-        """Writes result.json, after the last checkpoint: the run has finished."""
+        """Writes result.json, after the last checkpoint: the run has finished.
+
+        Checkpoints that a finished run does not need are deleted.
+        """
         self._writer.wait()
         content = json_files.encode(values, indent=2) + b"\n"
         files.write_atomically(files.safe_join(self.folder, RESULT), content)
+        with files.explain_os_errors(self.checkpoints):
+            prune_checkpoints(self.checkpoints, self._kept)
 
 
 def read_recipe(folder: Path | str) -> str:
@@ -306,7 +317,10 @@ def _visible_names(folder: Path) -> list[str]:
 def _existing_run(folder: Path) -> UsageError:
     if (folder / RESULT).exists():
         what = "holds a finished run"
-        cure = "Choose another directory, or use --overwrite to delete it."
+        cure = (
+            "Choose another directory, or use --overwrite to delete it. "
+            "--resume --epochs N trains it longer."
+        )
     else:
         what = "holds a run that is not finished"
         cure = "Use --resume to continue it, --overwrite to delete it, or another directory."

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
+from finetune.cli.commands.cache import cache
 from finetune.cli.commands.compare import compare
 from finetune.cli.commands.cross_validate import cross_validate
 from finetune.cli.commands.doctor import doctor
@@ -38,7 +39,7 @@ from finetune.cli.commands.tune import tune
 from finetune.cli.commands.version import version
 from finetune.cli.console import repair_standard_streams, replace_unprintable_characters
 from finetune.cli.errors import report_error
-from finetune.cli.options import MultiValueCommand
+from finetune.cli.options import MultiValueCommand, with_output_options
 
 
 class Command(NamedTuple):
@@ -72,6 +73,7 @@ COMMANDS = (
     Command(new, "Recipes"),
     Command(schema, "Recipes"),
     Command(doctor, "Other"),
+    Command(cache, "Other"),
     Command(version, "Other"),
 )
 """Each command takes its name and its help from its function."""
@@ -79,14 +81,18 @@ COMMANDS = (
 app = typer.Typer(
     name="gptft",
     epilog="Start here: gptft train --task demo --base tiny",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for command in COMMANDS:
-    app.command(rich_help_panel=command.panel, cls=command.parser)(command.function)
+    function = with_output_options(command.function)
+    app.command(rich_help_panel=command.panel, cls=command.parser)(function)
+for subcommand in scale.registered_commands:
+    if subcommand.callback is not None:
+        subcommand.callback = with_output_options(subcommand.callback)
 app.add_typer(scale, rich_help_panel="Language models")
-app.command("ask", hidden=True, cls=MultiValueCommand)(prompt)  # The former name of prompt.
+# The former name of prompt.
+app.command("ask", hidden=True, cls=MultiValueCommand)(with_output_options(prompt))
 
 
 @app.callback(invoke_without_command=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 import typer
 
-from finetune.cli.console import get_rank, print_line
+from finetune.cli.console import VERBOSE, get_rank, print_line
 from finetune.distributed.memory import is_out_of_memory
 from finetune.distributed.signals import STOP_SIGNALS
 from finetune.storage.terminal import escape_controls
@@ -82,8 +82,11 @@ def report_error(error: BaseException) -> int:
 
 
 def print_error(report: ErrorReport) -> None:
-    """Prints a report on standard error, after the traceback if GPTFT_TRACEBACK is set."""
-    if report.traceback and os.environ.get(TRACEBACK):
+    """Prints a report on standard error, after the traceback if it is asked for.
+
+    That is with --verbose, or if GPTFT_TRACEBACK is set.
+    """
+    if report.traceback and (VERBOSE.get() or os.environ.get(TRACEBACK)):
         sys.stderr.write(escape_controls(report.traceback))
     print_line(("error: ", "bold red"), report.message, stderr=True)
     for line in report.cure.splitlines():
@@ -139,4 +142,4 @@ Or shorten the longest texts: --max-tokens 256"""
 
 _UNEXPECTED = f"""\
 This is a bug in gptft or one of its dependencies.
-Set {TRACEBACK}=1 and run the command again to see the traceback."""
+Run the command again with --verbose to see the traceback (or set {TRACEBACK}=1)."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from finetune.cli.console import set_verbosity
 from task_formats import UsageError
 
 Overrides = Mapping[str, Any]
@@ -21,10 +22,20 @@ _DATA = "Local folder with the data set, or a Hugging Face id."
 _TRUST = "Run Python code that comes with the base."
 _MAX_SEEDS = 1000
 
-TaskName = Annotated[str, Option("--task", "-t", help=_TASK)]
+
+def complete_task(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the completion of the shell."""
+    from finetune.recipe.loading import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+TaskName = Annotated[str, Option("--task", "-t", help=_TASK, autocompletion=complete_task)]
 TASK_OR_RUN_HELP = f"{_TASK[:-1]}, or a run directory."
-TaskOrRun = Annotated[str, Argument(metavar="TASK|RUN", help=TASK_OR_RUN_HELP)]
-TaskArgument = Annotated[str, Argument(metavar="TASK", help=_TASK)]
+TaskOrRun = Annotated[
+    str, Argument(metavar="TASK|RUN", help=TASK_OR_RUN_HELP, autocompletion=complete_task)
+]
+TaskArgument = Annotated[str, Argument(metavar="TASK", help=_TASK, autocompletion=complete_task)]
 PythonTask = Annotated[
     str | None, Option("--task", "-t", help="module:attribute of a task defined in Python.")
 ]
@@ -69,6 +80,8 @@ class MultiValueCommand(TyperCommand):
         return super().parse_args(ctx, words)
 
 
+_Quiet = Annotated[bool, Option("--quiet", "-q", help="Print results and errors, no progress.")]
+_Verbose = Annotated[bool, Option("--verbose", "-v", help="Log details, and tracebacks of errors.")]
 _PANELS = {"base": "Base model", "data": "Data", "train": "Training", "profile": "Training"}
 _LAYOUTS = Literal["auto", "separate", "shared", "packed"]
 _FILE_FORMATS = Literal["csv", "tsv", "jsonl", "json", "parquet"]
@@ -157,6 +170,24 @@ def with_recipe_flags(
             for name, kind in added.items()
         ),
     ]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapper
+
+
+def with_output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --quiet and --verbose to a typer command."""
+
+    @functools.wraps(command)
+    def wrapper(*, quiet: bool, verbose: bool, **arguments: Any) -> Any:
+        set_verbosity(quiet=quiet, verbose=verbose)
+        return command(**arguments)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("quiet", _Quiet), ("verbose", _Verbose))
+    ]
+    parameters = [*signature.parameters.values(), *added]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return wrapper
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite
 from statistics import mean
+from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,12 +18,14 @@ from rich.text import Text
 
 from finetune.checkpointing.model_folder import read_calibration
 from finetune.checkpointing.run_folder import MODEL
-from finetune.cli.console import console, format_count, make_table, print_line
+from finetune.cli.console import console, format_bytes, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
 from finetune.cli.progress_display import LiveProgress, PrintedProgress, format_time
 from finetune.evaluation.metrics import METRICS
+from finetune.models.losses import Losses
 from finetune.progress import displayed_by
 from finetune.storage.terminal import escape_controls
+from finetune.training.estimate import used_memory
 from finetune.training.events import (
     Evaluated,
     Event,
@@ -36,6 +39,8 @@ from finetune.training.loop import Step
 
 _SPEED_UPDATES = 100
 """The last updates, which give the speed."""
+_SMOOTHED_UPDATES = 20
+"""The last updates, whose mean losses are shown."""
 _REDRAW_SECONDS = 0.25
 _MIN_LINE_SECONDS, _MAX_LINE_SECONDS = 2.0, 30.0
 """Time between two plain lines."""
@@ -44,15 +49,25 @@ _MIN_LINE_SECONDS, _MAX_LINE_SECONDS = 2.0, 30.0
 Clock = Callable[[], float]
 
 
+class MeanLosses(NamedTuple):
+    """Losses as numbers, named as in `finetune.models.losses.Losses`."""
+
+    total: float
+    task: float
+    lm: float
+
+
 class RunProgress:
     """How far a run is, from its events. The time of evaluations does not count as training."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
-        self.update, self.updates = 0, 0
+        self.update, self.updates, self.updates_per_epoch = 0, 0, 0
         """Completed and planned updates."""
+        self.device = "cpu"
         self.best: Evaluated | None = None
-        self._last_event = self._last_shown = clock()
+        self._start = self._last_event = self._last_shown = clock()
+        self._losses: deque[Losses | MeanLosses] = deque(maxlen=_SMOOTHED_UPDATES)
         self._last_tenth = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_UPDATES)
         """Seconds and tokens of the last updates."""
@@ -63,8 +78,11 @@ class RunProgress:
         match event:
             case Started():
                 self.update, self.updates = event.done, event.updates
+                self.updates_per_epoch, self.device = event.updates_per_epoch, event.device
+                self._start = now
             case Step():
                 self.update = event.number
+                self._losses.append(event.losses)
                 self._recent.append((now - self._last_event, event.tokens))
             case Evaluated():
                 self.best = event if event.best else self.best
@@ -99,6 +117,29 @@ class RunProgress:
         return f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
 
     @property
+    def epoch(self) -> str:
+        """Epochs that are done, with a fraction."""
+        return f"epoch {self.update / max(self.updates_per_epoch, 1):.2f}"
+
+    @property
+    def memory(self) -> str:
+        """Memory in use: of a GPU, or of this process; empty where the system does not tell."""
+        used = used_memory(self.device)
+        return "" if used is None else format_bytes(used)
+
+    @property
+    def elapsed(self) -> str:
+        """Time since the first update of this session."""
+        return f"{format_time(self.clock() - self._start)} elapsed"
+
+    def mean_losses(self) -> MeanLosses:
+        """Means over the last updates. Reading the newest losses waits for the device."""
+        read = [MeanLosses(*map(float, losses)) for losses in self._losses]
+        self._losses.clear()
+        self._losses.extend(read)
+        return MeanLosses(*map(mean, zip(*read, strict=True)))
+
+    @property
     def time_left(self) -> str:
         """Estimated time for the remaining updates."""
         seconds = mean(seconds for seconds, _ in self._recent)
@@ -113,7 +154,7 @@ def display_run(
     Raises:
         typer.Exit: A signal stopped the run; the exit code is 128 plus its number.
     """
-    out = out or console()
+    out = out or console(progress=True)
     progress = RunProgress(clock)
     spinner = Spinner("dots", Text(" preparing"), style="cyan")
     live = Live(spinner, console=out, refresh_per_second=8, transient=True)
@@ -147,11 +188,13 @@ def display_run(
 def _describe_step(progress: RunProgress, step: Step) -> Text:
     update = f"{progress.update:>{len(str(progress.updates))}}"
     count = f"update {update}/{progress.updates} {progress.percent:>3}%"
-    noise = []
+    noise = ""
     if step.group_norms is not None:
         scale = step.noise_scale
-        noise = ["noise scale " + ("not yet known" if scale is None else f"{scale.value:.3g}")]
-    return Text("  ".join((count, format_losses(step), *noise, progress.speed, progress.time_left)))
+        noise = "noise scale " + ("not yet known" if scale is None else f"{scale.value:.3g}")
+    losses = format_losses(progress.mean_losses(), step.learning_rate)
+    parts = (count, progress.epoch, losses, noise, progress.speed, progress.memory)
+    return Text("  ".join(filter(None, (*parts, progress.elapsed, progress.time_left))))
 
 
 def _draw(progress: RunProgress, step: Step) -> Group:
@@ -191,12 +234,12 @@ def _describe_evaluation(event: Evaluated, progress: RunProgress) -> Text:
     return Text.assemble((where, "dim"), format_scores(event.scores), best)
 
 
-def format_losses(step: Step) -> str:
-    """The losses and the learning rate of a step. Reading the losses waits for the device."""
-    total, task, lm = (float(loss) for loss in step.losses)
-    parts = [f"loss {total:.4f}", f"task {task:.4f}"]
-    parts += [f"lm {lm:.4f}"] if total != task else []
-    return "  ".join([*parts, f"lr {step.learning_rate:.2e}"])
+def format_losses(losses: MeanLosses, learning_rate: float) -> str:
+    """The losses and the learning rate; one loss if there is no LM loss."""
+    parts = [f"loss {losses.total:.4f}"]
+    if losses.total != losses.task:
+        parts += [f"task {losses.task:.4f}", f"lm {losses.lm:.4f}"]
+    return "  ".join([*parts, f"lr {learning_rate:.2e}"])
 
 
 def format_scores(scores: Mapping[str, float]) -> str:

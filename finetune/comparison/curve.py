@@ -9,7 +9,10 @@ from finetune.comparison.table import Row, Table
 from finetune.storage import files
 from task_formats import UsageError
 
-X_LABEL = "labelled examples (a fraction f of them is trained on for epochs / √f)"
+X_LABEL = "Labelled examples"
+_TITLES = {"f1": "F1", "mse": "Mean squared error", "mae": "Mean absolute error", "ece": "ECE"}
+"""Metrics whose name is no word."""
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_matplotlib() -> None:
@@ -21,21 +24,34 @@ def check_matplotlib() -> None:
         )
 
 
+def check_figure_path(path: Path) -> None:
+    """Raises UsageError if the suffix is not one of a figure."""
+    if path.suffix.lower() not in FORMATS:
+        cure = f"Use one of {', '.join(FORMATS)}."
+        raise UsageError(f"{path.suffix or 'no suffix'} is not a format of figures", cure=cure)
+
+
 def draw_curve(table: Table, path: Path) -> None:
-    """Writes a PNG of the first metric over the number of labels, on a logarithmic axis.
+    """Writes a figure of the first metric over the number of labels, on a logarithmic axis.
+
+    The suffix of the path chooses PNG, SVG or PDF.
 
     Labels are the rows that fine-tuning trained on, or the demonstrations that fitted before a
     question. Methods without labels (zero-shot) and the majority class are horizontal lines. The
     same table gives the same file.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        UsageError: matplotlib is not installed, or the suffix is not one of these.
     """
     check_matplotlib()
+    check_figure_path(path)
+    import matplotlib
+
     # Without pyplot: no global state, no display, nothing to close.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")  # Inches: the width of a page of text.
     axes: Any = figure.add_subplot()
     metric = table.metrics[0]
     for (name, rows), style in zip(select_series(table).items(), ("o-", "s--"), strict=False):
@@ -57,14 +73,27 @@ def draw_curve(table: Table, path: Path) -> None:
             style = ":" if row.kind == "majority" else "--"
             value = row.scores[metric].median
             axes.axhline(value, label=row.method, linewidth=1, color="gray", linestyle=style)
-    axes.set(xscale="log", xlabel=X_LABEL, ylabel=metric)
+    axes.set(xscale="log", xlabel=X_LABEL, ylabel=_name_axis(metric))
+    # A tick at every number of labels: a logarithmic axis would have powers of ten.
+    axes.set_xticks(sorted({row.labels for rows in select_series(table).values() for row in rows}))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(table.about, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    content = BytesIO()
-    # No version or date in the file.
-    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    content, kind = BytesIO(), path.suffix[1:].lower()
+    # No version, date or random name in the file; text of an SVG stays text.
+    stamps: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}
+    stamps["pdf"] = {"CreationDate": None, "Producer": None, "Creator": None}
+    with matplotlib.rc_context({"svg.hashsalt": "gptft", "svg.fonttype": "none"}):
+        figure.savefig(content, format=kind, dpi=300, metadata=stamps[kind])
     files.write_atomically(path, content.getvalue())
+
+
+def _name_axis(metric: str) -> str:
+    """The name of a metric as words of an axis: "Macro F1"."""
+    words = " ".join(_TITLES.get(word, word) for word in metric.split("_"))
+    return _TITLES.get(metric, words[:1].upper() + words[1:])
 
 
 def select_series(table: Table) -> dict[str, list[Row]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetune.data.examples import BadRow, ReadReport
 from finetune.data.rows import RowLocation
 from finetune.data.windows import example_size, split_into_windows
+from finetune.storage.cache import enforce_limit, mark_used
 from finetune.storage.manifest import (
     Manifest,
     read_manifest,
@@ -271,7 +272,8 @@ def load_or_encode(
     The first call encodes the examples; the next call with the same key reads none of them. A
     damaged entry is replaced. An entry is a folder: a file for each array, and a manifest with
     their hashes, the kind of label and the report. Several processes may use the cache at once.
-    If it cannot be written, the examples are encoded into memory, and the report says why.
+    If it cannot be written, the examples are encoded into memory, and the report says why. The
+    least recently used entries are deleted where all together would be too large.
 
     Args:
         read: Called once or more, for all examples from the first.
@@ -286,10 +288,13 @@ def load_or_encode(
     # Another process may replace or delete an entry between two steps.
     for _ in range(_ATTEMPTS):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return _load(folder)
+            loaded = _load(folder)
+            mark_used(folder)
+            return loaded
         shutil.rmtree(folder, ignore_errors=True)  # It is damaged, or does not exist.
         try:
             _encode_into(folder, read, encoder)
+            enforce_limit(cache, keep=folder)
         except OSError as error:
             reason = error.strerror or str(error)
             break

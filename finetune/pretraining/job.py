@@ -55,6 +55,7 @@ from finetune.training.job import (
     TrainingJob,
     loop_settings,
 )
+from finetune.training.log import log_events
 from finetune.training.optimizer import build_optimizer, pretraining_factor
 from finetune.training.progress import spread_evenly
 from finetune.training.runner import collect_result, run
@@ -99,6 +100,7 @@ def events(
     check_trackers(plan.train)
     with deterministic_kernels(plan.train.deterministic):
         events = run(prepare, Path(folder), accelerator, plan.to_yaml(), **options)
+        events = log_events(events, Path(folder), accelerator.is_main_process)
         yield from track(events, plan, plan.train, Path(folder), accelerator)
 
 

@@ -12,6 +12,7 @@ from finetune.recipe.schema import (
     CommonTrainConfig,
     Epochs,
     Fraction,
+    OptimizerName,
     Positive,
     PositiveFloat,
     StrictModel,
@@ -97,6 +98,8 @@ class PretrainConfig(CommonTrainConfig):
 
     learning_rate: PositiveFloat = 2.5e-4
     """Peak learning rate, reached after the warm-up and followed by cosine decay to 0."""
+    optimizer: OptimizerName = "adam"
+    """adam is that of GPT-1's code; adamw is PyTorch's; adafactor needs less memory."""
     warmup_updates: Annotated[int, Field(strict=True, ge=0)] = 2000
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
@@ -180,6 +183,15 @@ def parse_run_plan(text: str, where: str, trust_remote_code: bool = False) -> Pl
         return plan.model_copy(update={"trust_remote_code": True})
     check_code_trust("trust_remote_code", plan.trust_remote_code, (), where)
     return plan
+
+
+def override_epochs(plan: Plan, epochs: float) -> Plan:
+    """Returns the plan with other epochs; UsageError if its length is a number of updates."""
+    if plan.train.updates is not None:
+        cure = "gptft pretrain RUN/recipe.yaml -o RUN --resume --updates N makes it longer."
+        raise UsageError("the length of this run is given in updates", cure=cure)
+    document = Document(plan.model_dump())
+    return _validate(apply_overrides(Plan, document, {"train.epochs": epochs}))
 
 
 def _validate(document: Document) -> Plan:

@@ -39,6 +39,7 @@ RawLabel = bool | str | int | float
 """A value of a column, as the data has it."""
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*METRICS]})]
 Schedule = Literal["linear", "cosine", "constant", "gpt1"]
+OptimizerName = Literal["adamw", "adam", "adafactor"]
 FileFormat = Literal["csv", "tsv", "jsonl", "json", "parquet"]
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
 """Words for characters that are awkward to type."""
@@ -430,6 +431,10 @@ class CommonTrainConfig(StrictModel):
     learning_rate: PositiveFloat
     batch_size: Positive
     epochs: Epochs
+    optimizer: OptimizerName = "adamw"
+    """adamw is PyTorch's; adam is that of GPT-1's code, with its place of epsilon and decay;
+    adafactor (Shazeer and Stern) needs half the memory of these or less, and its learning rate is
+    relative to the size of the weights. It cannot be sharded (FSDP)."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay, on every tensor with more than one dimension."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -464,6 +469,9 @@ class CommonTrainConfig(StrictModel):
     """Minutes between checkpoints, in addition to one per epoch."""
     checkpoint_updates: Positive | None = resume_safe(None)
     """Updates between checkpoints. If it and the minutes are null, only a signal causes one."""
+    keep_checkpoints: Annotated[int, Field(strict=True, ge=0)] = resume_safe(1)
+    """Checkpoints that a finished run keeps, the newest ones: with one it can be trained longer; 0
+    saves the space of about three models. While a run trains it has at least the newest two."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = resume_safe(())
     """Experiment trackers that log the run, through Accelerate."""
     tracker_project: Annotated[str, Field(min_length=1)] = resume_safe("gptft")
@@ -471,6 +479,7 @@ class CommonTrainConfig(StrictModel):
 
 
 _LEARNING_RATE = 1e-4
+_ADAFACTOR_RATE = 1e-2
 _LORA_FACTOR = 5
 """Adapters need a higher learning rate than the weights themselves."""
 
@@ -479,7 +488,8 @@ class TrainConfig(CommonTrainConfig):
     """How to train."""
 
     learning_rate: PositiveFloat = _LEARNING_RATE
-    """Peak learning rate, reached after the warm-up. With LoRA the default is five times as high.
+    """Peak learning rate, reached after the warm-up. With LoRA the default is five times as high,
+    and with Adafactor it is 1e-2.
     The default suits bases of about 100 million parameters; a billion needs less, 2e-5."""
     batch_size: Positive = 32
     """Examples per update, over all processes."""
@@ -530,6 +540,7 @@ _PAPER: dict[str, dict[str, Any]] = {
     "train": {
         "learning_rate": 6.25e-5,
         "lm_coefficient": 0.5,
+        "optimizer": "adam",
         "schedule": "gpt1",
         "warmup": 0.002,
         "head_dropout": 0.1,
@@ -560,7 +571,7 @@ class Recipe(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_defaults(cls, data: Any) -> Any:
-        """Gives the sections the defaults that depend on the profile and on LoRA."""
+        """Gives the sections the defaults that depend on the profile, the optimizer and LoRA."""
         if not isinstance(data, dict):
             return data
         given = {name: data.get(name, {}) for name in _PAPER}
@@ -574,7 +585,10 @@ class Recipe(StrictModel):
             return data  # Its own error is clearer.
         defaults = _PAPER if data.get("profile") == "paper" else {name: {} for name in _PAPER}
         filled = {name: {**defaults[name], **section} for name, section in sections.items()}
-        if sections["base"].get("lora") is not None and "learning_rate" not in sections["train"]:
+        has_rate = "learning_rate" in sections["train"]
+        if sections["train"].get("optimizer") == "adafactor" and not has_rate:
+            filled["train"]["learning_rate"] = _ADAFACTOR_RATE
+        elif sections["base"].get("lora") is not None and not has_rate:
             rate = filled["train"].get("learning_rate", _LEARNING_RATE)
             filled["train"]["learning_rate"] = _LORA_FACTOR * rate
         changed = {name: filled[name] for name in filled if filled[name] != sections[name]}

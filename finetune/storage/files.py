@@ -61,7 +61,7 @@ def explain_os_errors(path: Path | str) -> Iterator[None]:
         raise UsageError(
             os.strerror(number),
             where=str(getattr(error, "filename", None) or path),
-            cure=_CURES.get(number, "Check the disk, or choose another folder."),
+            cure=_CURES.get(number, "Check free space and permissions, or choose another folder."),
         ) from error
 
 
@@ -148,6 +148,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def free_space(folder: Path) -> int:
+    """Returns the bytes that this user may still write to the disk of a folder."""
+    with explain_os_errors(folder):
+        return shutil.disk_usage(folder).free
 
 
 def flush_folder(path: Path) -> None:

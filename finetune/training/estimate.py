@@ -24,7 +24,7 @@ class MemoryEstimate(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
-    """Adam's two moments."""
+    """Its moments."""
     activations: int | None
     """What the trial needed besides, at its highest; None where the system does not tell."""
 
@@ -93,12 +93,12 @@ def estimate(
         peak = peak_memory(accelerator.device)
     activations = None
     if before is not None and peak is not None:
-        activations = max(0, peak - before - 3 * gradients)
+        activations = max(0, peak - before - gradients - _optimizer_bytes(job))
     arrays, lengths = job.examples.arrays, job.lengths
     return Estimate(
         job.started(0),
         sum(p.numel() for p in job.model.parameters()),
-        MemoryEstimate(weights, gradients, 2 * gradients, activations),
+        MemoryEstimate(weights, gradients, _optimizer_bytes(job), activations),
         TokenCounts(
             int(lengths.tokens.sum()),
             float(lengths.tokens.mean()),
@@ -134,6 +134,12 @@ def _count_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def _optimizer_bytes(job: FinetuningJob) -> int:
+    """Bytes of the moments, after at least one update."""
+    states = job.optimizer.state.values()
+    return _count_bytes(t for state in states for t in state.values() if t.dim())
+
+
 def start_peak(device: torch.device) -> None:
     """Forgets the highest memory use so far."""
     if device.type == "cuda":
@@ -142,9 +148,9 @@ def start_peak(device: torch.device) -> None:
         _CLEAR_PEAK.write_text("5")
 
 
-def used_memory(device: torch.device) -> int | None:
+def used_memory(device: torch.device | str) -> int | None:
     """Bytes in use now, of a GPU or of this process; None where the system does not tell."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _process_memory("VmRSS")
 

@@ -35,6 +35,7 @@ class Started(NamedTuple):
     """What is lost if many training examples are longer than the model reads."""
     skipped_rows: int = 0
     """Training rows left out: bad rows, and rows that the data set marks as unlabelled."""
+    updates_per_epoch: int = 0
 
 
 class Evaluated(NamedTuple):

@@ -72,6 +72,7 @@ from finetune.training.job import (
     TrainingJob,
     loop_settings,
 )
+from finetune.training.log import log_events
 from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
@@ -146,6 +147,7 @@ def events(
     check_trackers(recipe.train)
     with deterministic_kernels(recipe.train.deterministic):
         events = run(prepare, Path(folder), accelerator, recipe.to_yaml(), **options)
+        events = log_events(events, Path(folder), accelerator.is_main_process)
         yield from track(events, recipe, recipe.train, Path(folder), accelerator)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Adafactor, Optimizer
 
 from finetune.batching.collate import (
     Batch,
@@ -22,6 +22,7 @@ from finetune.batching.collate import (
     weigh_examples,
 )
 from finetune.batching.sampler import BatchConfig, EpochSampler, batch_by_tokens, shard_by_length
+from finetune.checkpointing.checkpoint import KEEP
 from finetune.data.token_store import ExampleLengths, compute_lengths
 from finetune.distributed.fsdp import is_sharded
 from finetune.distributed.setup import choose_precision
@@ -46,6 +47,8 @@ class EvaluationSchedule(NamedTuple):
     checkpoint_updates: int | None
     max_nonfinite: int
     """Updates in a row that are not finite after which to stop."""
+    keep_checkpoints: int = 1
+    """Checkpoints that stay when the run is finished."""
 
     @property
     def saves_checkpoints(self) -> bool:
@@ -66,6 +69,7 @@ class EvaluationSchedule(NamedTuple):
             config.checkpoint_minutes,
             config.checkpoint_updates,
             config.most_refused,
+            config.keep_checkpoints,
         )
 
 
@@ -81,6 +85,7 @@ def loop_settings(
         norm,
         config.seed,
         noise_scale=config.noise_scale,
+        optimizer=config.optimizer,
     )
 
 
@@ -112,7 +117,7 @@ class TrainingJob(ABC):
     fixed_sections: tuple[str, ...]
     """Sections of it whose settings may not change on resume, unless they are `resume_safe`."""
     model: nn.Module
-    optimizer: AdamW
+    optimizer: Optimizer
     accelerator: Accelerator
     batch_config: BatchConfig
     examples: Sequence[Encoded]
@@ -289,6 +294,20 @@ class TrainingJob(ABC):
                 nonfinite.append(example.id)
         return nonfinite or ids
 
+    def required_disk_bytes(self) -> int:
+        """The most bytes of models and checkpoints that are on the disk at once, about.
+
+        A model or checkpoint is complete before the one that it replaces is deleted.
+        """
+        weights = list(self.model.parameters())
+        model = sum(weight.numel() * weight.element_size() for weight in weights)
+        trained = sum(w.numel() * w.element_size() for w in weights if w.requires_grad)
+        moments = 0 if isinstance(self.optimizer, Adafactor) else 2
+        checkpoints = max(self.schedule.keep_checkpoints, KEEP) + 1
+        if not self.schedule.saves_checkpoints:
+            checkpoints = 1  # After a signal.
+        return 2 * model + checkpoints * (1 + moments) * trained
+
     def started(self, done: int) -> Started:
         """Describes the run before its first update; `done` updates came before a resume."""
         device = self.accelerator.device
@@ -305,4 +324,5 @@ class TrainingJob(ABC):
             truncated_tokens=self.truncated_tokens,
             truncation_warning=self.truncation_warning,
             skipped_rows=self.skipped_rows,
+            updates_per_epoch=self.sampler.updates_per_epoch,
         )

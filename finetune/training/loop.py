@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from finetune.batching.collate import Batch, to_device
 from finetune.distributed.collectives import all_reduce_gradients, all_reduce_max
 from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard, total_norm
 from finetune.distributed.memory import is_out_of_memory
 from finetune.models.losses import Losses, TaskLossOptions, objective
+from finetune.recipe.schema import OptimizerName
 from finetune.training.noise_scale import GroupSizes, NoiseScale
-from finetune.training.optimizer import set_adamw_step
+from finetune.training.optimizer import take_step
 
 
 class GradientGroups(NamedTuple):
@@ -69,6 +70,7 @@ class LoopSettings(NamedTuple):
     """Class weights and label smoothing."""
     noise_scale: bool = False
     """Measure the gradient noise scale."""
+    optimizer: OptimizerName = "adamw"
 
 
 class Step(NamedTuple):
@@ -92,7 +94,7 @@ class Step(NamedTuple):
 
 def run_updates(
     model: nn.Module,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     updates: Iterable[int],
     make_microbatches: MakeMicroBatches,
     settings: LoopSettings,
@@ -119,10 +121,8 @@ def run_updates(
         grad_norm = clip_gradients(parameters, settings.max_grad_norm)
         nonfinite = (~(grad_norm.isfinite() & losses.total.isfinite())).float()
         learning_rate = settings.learning_rate(number)
-        set_adamw_step(optimizer, number, learning_rate, settings.epsilon)
-        # Fused AdamW skips the step where found_inf is 1, without a device synchronization.
-        optimizer.found_inf = nonfinite  # type: ignore[attr-defined]
-        optimizer.step()
+        name, epsilon = settings.optimizer, settings.epsilon
+        take_step(optimizer, name, number, learning_rate, epsilon, nonfinite)
         seconds = time.perf_counter() - started
         size = (microbatches.examples, microbatches.tokens)
         yield Step(

@@ -1,49 +1,76 @@
-"""The optimizer and the learning-rate schedules."""
+"""The optimizers and the learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from torch import nn
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Adafactor, AdamW, Optimizer
 
-from finetune.recipe.schema import CommonTrainConfig, Schedule
+from finetune.recipe.schema import CommonTrainConfig, OptimizerName, Schedule
+from task_formats import UsageError
 
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter],
     config: CommonTrainConfig,
     rate_factors: Mapping[nn.Parameter, float] = {},
-) -> AdamW:
-    """Builds a fused AdamW over all trainable parameters.
+) -> Optimizer:
+    """Builds PyTorch's fused AdamW or its Adafactor over all trainable parameters.
 
     Only tensors with more than one dimension decay: matrices and embeddings, but no biases and
     gains (GPT-1, section 4.1, and the original code).
 
     Args:
         parameters: The model's parameters.
-        config: Learning rate, decay, betas and epsilon.
+        config: Optimizer, learning rate, decay, betas and epsilon.
         rate_factors: Parameters whose learning rate is multiplied by a factor.
+
+    Raises:
+        UsageError: Adafactor is to train weights that are sharded.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    split: dict[tuple[float, float], list[nn.Parameter]] = {}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in sorted(trained, key=lambda parameter: parameter.dim() <= 1):
         decay = config.weight_decay if parameter.dim() > 1 else 0.0
-        group = (decay, rate_factors.get(parameter, 1.0))
-        groups.setdefault(group, []).append(parameter)
-    return AdamW(
-        [
-            {"params": params, "decay": decay, "rate_factor": factor}
-            for (decay, factor), params in groups.items()
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True,
-    )
+        split.setdefault((decay, rate_factors.get(parameter, 1.0)), []).append(parameter)
+    groups = [
+        {"params": params, "weight_decay": decay, "decay": decay, "rate_factor": factor}
+        for (decay, factor), params in split.items()
+    ]
+    if config.optimizer == "adafactor":
+        if any(isinstance(parameter, DTensor) for parameter in trained):
+            what, cure = "adafactor cannot train sharded weights (FSDP)", "Use adamw or adam."
+            raise UsageError(what, where="train.optimizer", cure=cure)
+        return Adafactor(groups, lr=config.learning_rate)
+    rate, betas, epsilon = config.learning_rate, config.betas, config.epsilon
+    return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
 
 
-def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon: float) -> None:
-    """Sets AdamW's hyperparameters for update 1, 2, ... so that it takes the original code's step.
+def take_step(
+    optimizer: Optimizer,
+    name: OptimizerName,
+    update: int,
+    learning_rate: float,
+    epsilon: float,
+    nonfinite: Tensor,
+) -> None:
+    """Makes the step of update 1, 2, ...; where `nonfinite` is 1 the weights stay as they are."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate_factor"]
+    if name == "adafactor":
+        if not nonfinite:  # Waits for the device.
+            optimizer.step()
+        return
+    if name == "adam":
+        set_adam_step(optimizer, update, epsilon)
+    # Fused AdamW skips the step where found_inf is 1, without a device synchronization.
+    optimizer.found_inf = nonfinite  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def set_adam_step(optimizer: Optimizer, update: int, epsilon: float) -> None:
+    """Makes AdamW take the step of the original code's Adam at update 1, 2, ...
 
     The original adds epsilon outside the bias correction and decays inside the corrected step:
     p −= r·√c₂/c₁ · (m/(√v + ε) + decay·p), cᵢ = 1 − βᵢᵗ. AdamW computes
@@ -52,7 +79,6 @@ def set_adamw_step(optimizer: AdamW, update: int, learning_rate: float, epsilon:
     """
     for group in optimizer.param_groups:
         first, second = (1 - beta**update for beta in group["betas"])
-        group["lr"] = learning_rate * group["rate_factor"]
         group["eps"] = epsilon / math.sqrt(second)
         group["weight_decay"] = group["decay"] * math.sqrt(second) / first
 

@@ -30,6 +30,7 @@ from finetune.checkpointing.run_folder import (
 )
 from finetune.distributed.collectives import barrier
 from finetune.distributed.fsdp import gather_state_dict
+from finetune.recipe.yaml_documents import parse_document
 from finetune.storage import files, json_files
 from finetune.training.events import Interrupted, Result
 from finetune.training.job import TrainingJob
@@ -39,6 +40,8 @@ from finetune.training.progress import TrainingProgress
 from task_formats import UsageError
 
 _RESULT_FIELDS = ("scores", "majority", "update", "updates", "tokens", "seconds", "noise_scale")
+_LENGTHS = ("epochs", "updates")
+"""Settings of `train` that may become higher when a run is resumed."""
 READ_DELAY = {"cpu": 1, "cuda": 20}
 """Updates after which losses are read from a device, since each reading waits for it."""
 
@@ -118,6 +121,14 @@ class RunRecorder:
             values["noise_scale"] = read_noise_scale(values["noise_scale"])
         return Result(**{name: values[name] for name in _RESULT_FIELDS}, folder=self.folder)
 
+    def is_longer(self, config_yaml: str) -> bool:
+        """Whether a configuration has more epochs or updates than the run in the folder."""
+        old, new = (
+            parse_document(text, "").data.get("train", {})
+            for text in (read_recipe(self.folder), config_yaml)
+        )
+        return any(_is_more(new.get(name), old.get(name)) for name in _LENGTHS)
+
     def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
         """Restores the latest checkpoint, or deletes the run that is to be overwritten.
 
@@ -142,10 +153,15 @@ class RunRecorder:
         else:
             checkpoint, _ = load_latest_checkpoint(self.folder / CHECKPOINTS)
         progress = TrainingProgress()
+        is_finished = (self.folder / RESULT).exists()
+        if checkpoint is None and is_finished:
+            what = "the run has no checkpoint from which it could be trained longer"
+            cure = "Train anew with all the epochs, in another directory or with --overwrite."
+            raise UsageError(what, where=str(self.folder), cure=cure)
         if checkpoint is not None:
             metadata = checkpoint.metadata
             with _mismatches_explained(checkpoint.path):
-                self._check_settings(job, metadata["config"])
+                notices += self._check_settings(job, metadata["config"])
                 check_same_content(metadata["provenance"], self._provenance)
                 restore_state(job.model, job.optimizer, checkpoint.tensors)
                 notices += list_changes(metadata["provenance"], self._provenance)
@@ -159,16 +175,55 @@ class RunRecorder:
             progress.forget_best()
         self._accelerator.wait_for_everyone()
         if self._run:
+            self._check_disk_space(job)
+            self._run.keep_checkpoints(job.schedule.keep_checkpoints)
+            # In this order a kill leaves an unfinished run that can be resumed.
+            files.remove(self.folder / RESULT)
             self._run.write_recipe(job.config.to_yaml())
         self._accelerator.wait_for_everyone()
         return progress, notices
 
-    def _check_settings(self, job: TrainingJob, config_yaml: str) -> None:
-        """Raises UsageError if the run was configured differently when the checkpoint was saved."""
+    def _check_disk_space(self, job: TrainingJob) -> None:
+        """Raises UsageError if the disk will be full before the run ends."""
+        folders = (self.folder / CHECKPOINTS, self.model_folder)
+        present = sum(path.stat().st_size for folder in folders for path in folder.rglob("*"))
+        needed, free = job.required_disk_bytes() - present, files.free_space(self.folder)
+        if needed <= free:
+            return
+        gib = [f"{number / 2**30:,.1f} GiB" for number in (needed, free)]
+        raise UsageError(
+            f"the run needs {gib[0]} of disk space for its model and checkpoints, "
+            f"and {gib[1]} are free",
+            where=str(self.folder),
+            cure="Free some space, or choose a folder on another disk with -o. Without regular "
+            "checkpoints less is needed: --set train.checkpoint_minutes=null.",
+        )
+
+    def _check_settings(self, job: TrainingJob, config_yaml: str) -> list[str]:
+        """Compares the configuration with that of the checkpoint; returns notices.
+
+        Raises:
+            UsageError: A setting differs that may not change, or the run would become shorter.
+        """
         old, new = job.fixed_settings(config_yaml), job.fixed_settings()
         different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        notices = []
+        for key in [f"train.{name}" for name in _LENGTHS if f"train.{name}" in different]:
+            unit, more = key.removeprefix("train."), _is_more(new.get(key), old.get(key))
+            if more:
+                different.remove(key)
+                notices.append(
+                    f"trained longer: {new[key]:g} {unit} instead of {old[key]:g}. The remaining "
+                    f"updates have the learning rates of a run of {new[key]:g} {unit}"
+                )
+            elif _is_more(old.get(key), new.get(key)):
+                raise UsageError(
+                    f"the run in this folder has {old[key]:g} {unit}, and {new[key]:g} are fewer",
+                    where=str(self.folder),
+                    cure="A run can be made longer, but not shorter.",
+                )
         if not different:
-            return
+            return notices
         key, where = different[0], self.folder
         cure = f"gptft resume {self.folder} uses the run's own settings."
         if key == "train.precision":  # Perhaps "auto", on a machine where it means another one.
@@ -289,6 +344,11 @@ def read_noise_scale(values: Mapping[str, Any]) -> NoiseScale:
     """Reads a noise scale of the log or the result, where an open end is null."""
     high = math.inf if values["high"] is None else values["high"]
     return NoiseScale(values["value"], values["low"], high)
+
+
+def _is_more(new: Any, old: Any) -> bool:
+    """Whether both are numbers, and the first one is higher."""
+    return all(isinstance(value, int | float) for value in (new, old)) and new > old
 
 
 @contextmanager

@@ -49,7 +49,8 @@ def run(
         folder: The run folder.
         accelerator: The processes of the job.
         config_yaml: The recipe or pre-training plan as YAML, every value written out.
-        resume: Continue from the latest checkpoint in the folder.
+        resume: Continue from the latest checkpoint in the folder. A finished run goes on if
+            `config_yaml` has more epochs.
         overwrite: Delete the run in the folder first.
 
     Raises:
@@ -60,7 +61,8 @@ def run(
         SignalListener() as signals,
         RunRecorder.open(folder, accelerator, resume=resume, overwrite=overwrite) as recorder,
     ):
-        if result := recorder.finished_result():
+        result = recorder.finished_result()
+        if result and not recorder.is_longer(config_yaml):
             yield Notice(f"{folder} is already finished: nothing was trained")
             saved = read_recipe(folder).splitlines()
             if changes := [line.strip() for line in config_yaml.splitlines() if line not in saved]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from rich.console import Console
 
 from finetune.cli.run_display import (
+    MeanLosses,
     RunProgress,
     display_run,
     format_losses,
@@ -42,6 +44,7 @@ STARTED = Started(
     processes=1,
     truncated_tokens=12,
     skipped_rows=3,
+    updates_per_epoch=10,
 )
 
 
@@ -123,8 +126,23 @@ def test_a_plain_line_has_losses_learning_rate_speed_and_time_left():
     clock = Clock()
     _, text = display(run_events(clock, 3.0), screen(), clock)
     line = next(line for line in text.splitlines() if line.startswith("update  4/40"))
-    assert "10%  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in line
-    assert "33 tokens/s  0:01:48 left" in line
+    assert "10%  epoch 0.40  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in line
+    assert re.search(r"33 tokens/s  [\d,.]+ [MG]iB  0:00:12 elapsed  0:01:48 left$", line)
+
+
+def test_the_loss_is_the_mean_of_the_last_twenty_updates():
+    clock, out = Clock(), screen(200)
+
+    def events():
+        yield STARTED
+        for number in range(1, 41):
+            clock.now += 3
+            yield step(number, total=float(number), task=float(number))
+
+    _, text = display(events(), out, clock)
+    lines = [line for line in text.splitlines() if line.startswith("update ")]
+    assert "loss 2.5000  lr" in lines[0]
+    assert "loss 30.5000  lr" in lines[-1]
 
 
 def test_a_plain_line_has_the_noise_scale_if_it_is_measured():
@@ -163,10 +181,10 @@ def test_evaluations_and_notices_are_printed():
 def test_the_live_display_shows_the_last_update_and_the_best_score():
     clock = Clock()
     events = [*run_events(clock, 1.0), Evaluated(40, 3.0, {"f1": 0.5}, True), step(40)]
-    _, text = display(events, screen(120, terminal=True), clock)
+    _, text = display(events, screen(200, terminal=True), clock)
     assert "update 40/40" in text
-    assert "100%  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in text
-    assert "0:00 left" in text
+    assert "100%  epoch 4.00  loss 1.5000  task 0.5000  lm 2.0000  lr 6.25e-05" in text
+    assert "0:00:40 elapsed  0:00:00 left" in text
     assert "best f1 0.5000  at update 40" in text
 
 
@@ -175,7 +193,7 @@ def test_losses_are_read_no_more_than_four_times_a_second():
 
     class Counting:
         def __float__(self):
-            reads.append(1)
+            reads.append(clock.now)
             return 0.0
 
     def events():
@@ -184,7 +202,7 @@ def test_losses_are_read_no_more_than_four_times_a_second():
             yield event._replace(losses=losses) if isinstance(event, Step) else event
 
     display_run(events(), "a", screen(80, terminal=True), clock)
-    assert 30 <= len(reads) / 3 <= 42
+    assert 30 <= len(set(reads)) <= 42
 
 
 def test_the_result_is_printed_with_the_next_commands(tmp_path, capsys):
@@ -231,7 +249,7 @@ def test_speed_is_that_of_recent_updates_without_evaluations():
 
 
 def test_without_an_lm_loss_none_is_printed():
-    assert format_losses(step(1, total=0.5, lm=0.0)) == "loss 0.5000  task 0.5000  lr 6.25e-05"
+    assert format_losses(MeanLosses(0.5, 0.5, 0.0), 6.25e-5) == "loss 0.5000  lr 6.25e-05"
 
 
 def test_many_truncated_rows_are_a_warning_instead_of_a_count():

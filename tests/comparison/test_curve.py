@@ -1,11 +1,13 @@
 """The learning curve of a comparison, and the rows of its table."""
 
+import re
 from statistics import median
 
 import pytest
 
 from finetune.comparison import Row, ScoreSummary, Table, curve
 from finetune.comparison.table import format_row
+from task_formats import UsageError
 
 
 def make_row(name: str, kind: str, labels: int, *values: float, fraction: float = 1.0) -> Row:
@@ -30,14 +32,33 @@ TABLE = Table(
 )
 
 
-def test_the_figure_is_a_picture_and_the_same_every_time(tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("png", b"\x89PNG\r\n\x1a\n"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_the_figure_has_the_format_of_its_suffix_and_is_the_same_every_time(
+    tmp_path, suffix, start
+):
     pytest.importorskip("matplotlib")
     assert TABLE.has_curve
-    for name in ("one.png", "two.png"):
-        curve.draw_curve(TABLE, tmp_path / name)
-    content = (tmp_path / "one.png").read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert content == (tmp_path / "two.png").read_bytes()
+    files = [tmp_path / f"{name}.{suffix}" for name in ("one", "two")]
+    for file in files:
+        curve.draw_curve(TABLE, file)
+    one, two = (file.read_bytes() for file in files)
+    assert one.startswith(start)
+    assert one == two
+
+
+def test_axes_have_words_and_a_tick_for_every_number_of_labels(tmp_path):
+    pytest.importorskip("matplotlib")
+    curve.draw_curve(TABLE, tmp_path / "curve.svg")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "curve.svg").read_text())
+    assert {"Labelled examples", "Accuracy", "4", "10", "200"} <= set(texts)
+    assert curve._name_axis("macro_f1") == "Macro F1"
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"\.jpg is not a format of figures\nUse one of \.png"):
+        curve.draw_curve(TABLE, tmp_path / "curve.jpg")
 
 
 def test_the_curve_has_a_point_for_every_number_of_labels():

@@ -83,9 +83,9 @@ def test_other_training_rows_are_refused_at_a_resume(job, tmp_path) -> None:
 def test_a_finished_run_ignores_other_values_and_says_so(job, tmp_path) -> None:
     run = jobs.train(job, tmp_path / "run")
     before = jobs.result(run)
-    other = jobs.change(job, "train", epochs=9, learning_rate=0.5)
+    other = jobs.change(job, "train", epochs=1, learning_rate=0.5)
     assert notices(other, run, resume=True) == [
         f"{run} is already finished: nothing was trained",
-        "ignored, because the run is finished: learning_rate: 0.5; epochs: 9",
+        "ignored, because the run is finished: learning_rate: 0.5; epochs: 1",
     ]
     assert jobs.result(run) == before

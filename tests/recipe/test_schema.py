@@ -17,7 +17,7 @@ SAFE = {
     "train": {
         "patience", "layout", "tokens_per_forward", "most_refused", "checkpoint_minutes",
         "checkpoint_updates", "trackers", "tracker_project", "noise_scale",
-        "activation_checkpointing",
+        "activation_checkpointing", "keep_checkpoints",
     },
 }  # fmt: skip
 

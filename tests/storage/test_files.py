@@ -37,7 +37,7 @@ def test_a_write_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "cure"),
     [
-        (OSError(errno.EIO, "Input/output error"), UsageError, "Check the disk"),
+        (OSError(errno.EIO, "Input/output error"), UsageError, "Check free space"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), UsageError, "Free some"),
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
         (ValueError("another"), ValueError, ""),

@@ -120,7 +120,7 @@ def recipe(
         evaluate=write_rows(folder / "held-out.jsonl", rows(kind, held_out, seed=1)),
     )
     quiet = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 2, "max_tokens": 48}
-    papers = {"lm_coefficient": 0.5, "schedule": "gpt1", "warmup": 0.002}
+    papers = {"lm_coefficient": 0.5, "optimizer": "adam", "schedule": "gpt1", "warmup": 0.002}
     part = TrainConfig(**{**quiet, **papers, "precision": "fp32", **settings})
     decoder = BaseConfig(
         path=str(base), **{"dropout": 0, "new_tokens": "mean", **(base_part or {})}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.recipe.schema import TrainConfig
-from finetune.training.optimizer import build_optimizer, learning_rate_factor, set_adamw_step
+from finetune.training.optimizer import build_optimizer, learning_rate_factor, take_step
 from tests.support import reference
 from tests.support.reference import Head, Moments, Shape
 
@@ -115,7 +115,7 @@ def test_other_schedules_climb_to_1_and_fall_without_an_update_at_rate_0(
 def test_our_update_is_the_papers_adam() -> None:
     """Epsilon is made large here, so that its place in the formula shows."""
     torch.manual_seed(0)
-    part = TrainConfig(epsilon=0.03, weight_decay=0.1, learning_rate=0.05)
+    part = TrainConfig(optimizer="adam", epsilon=0.03, weight_decay=0.1, learning_rate=0.05)
     shapes = [(4, 3), (5,), (2, 3, 2), (1,)]
     ours = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
     optimizer = build_optimizer(ours, part)
@@ -129,8 +129,7 @@ def test_our_update_is_the_papers_adam() -> None:
             weight.grad = gradient.clone()
         found = torch.nn.utils.clip_grad_norm_(ours, part.max_grad_norm)
         assert found.item() == pytest.approx(norm, rel=1e-12)
-        set_adamw_step(optimizer, step, rate, part.epsilon)
-        optimizer.step()
+        take_step(optimizer, "adam", step, rate, part.epsilon, torch.zeros(()))
         for k, gradient in enumerate(clipped):
             theirs[k], moments[k] = reference.adam(
                 theirs[k], gradient, moments[k], step, rate, epsilon=0.03, decay=0.1

@@ -9,10 +9,11 @@ import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.cli import main
 from finetune.distributed.setup import create_accelerator
+from finetune.storage import files
 from finetune.training.events import Evaluated, Finished, Notice, Started
 from finetune.training.finetuning import events, prepare_finetuning
 from finetune.training.loop import Step
-from finetune.training.optimizer import set_adamw_step
+from finetune.training.optimizer import take_step
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -52,7 +53,7 @@ def test_checkpoints_are_written_only_if_configured(bases, tmp_path) -> None:
     assert not (tmp_path / "none" / "checkpoints").exists()
     jobs.train(jobs.change(recipe, "train", checkpoint_updates=4), tmp_path / "some")
     found = sorted(path.name for path in (tmp_path / "some" / "checkpoints").iterdir())
-    assert found == ["update-00000004", "update-00000006"]
+    assert found == ["update-00000006"]
 
 
 def test_a_limit_for_training_does_not_limit_evaluation(bases, tmp_path, capsys) -> None:
@@ -175,7 +176,7 @@ def test_frozen_layers_stay_as_they_are(bases, tmp_path) -> None:
 def test_lower_layers_have_lower_learning_rates(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path, layer_decay=0.5, learning_rate=0.1)
     job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
-    set_adamw_step(job.optimizer, 1, 0.1, 1e-8)
+    take_step(job.optimizer, "adamw", 1, 0.1, 1e-8, torch.zeros(()))
     names = {parameter: name for name, parameter in job.model.named_parameters()}
     rates = {names[p]: group["lr"] for group in job.optimizer.param_groups for p in group["params"]}
     assert rates.keys() == {n for n, p in job.model.named_parameters() if p.requires_grad}
@@ -186,3 +187,34 @@ def test_lower_layers_have_lower_learning_rates(bases, tmp_path) -> None:
         elif ".h.0." in name:
             factor = 0.5
         assert rate == pytest.approx(0.1 * factor), name
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_a_finished_run_keeps_its_newest_checkpoints(bases, tmp_path, keep) -> None:
+    recipe = jobs.recipe(
+        "entailment", bases("gpt2"), tmp_path, checkpoint_updates=1, keep_checkpoints=keep
+    )
+    run = tmp_path / "run"
+    jobs.stop_at(recipe, run, 5)
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    numbers = [f"update-{number:08d}" for number in range(1, 7)]
+    assert saved == numbers[5 - max(2, keep) : 5]
+    jobs.train(recipe, run, resume=True)
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert saved == numbers[6 - keep :]
+
+
+def test_a_disk_that_will_be_full_is_reported_before_the_first_update(
+    bases, tmp_path, monkeypatch
+) -> None:
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path)
+    run = tmp_path / "run"
+    needed = jobs.prepare(recipe).required_disk_bytes()
+    monkeypatch.setattr(files, "free_space", lambda folder: needed - 1)
+    with pytest.raises(UsageError, match=r"the run needs .* GiB of disk space .* are free"):
+        jobs.train(recipe, run)
+    assert not (run / "metrics.jsonl").exists() or not jobs.log(run)
+    monkeypatch.setattr(files, "free_space", lambda folder: needed)
+    jobs.train(recipe, run, resume=True)
+    used = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    assert needed > used

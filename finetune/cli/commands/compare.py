@@ -74,6 +74,12 @@ def compare(
     split: str | None = Option(
         None, help="With runs: a split or a file.", show_default="the evaluation split"
     ),
+    figure: Path | None = Option(
+        None,
+        metavar="FILE",
+        help="File of the learning curve: .png, .svg or .pdf.",
+        show_default="curve.png in the output directory",
+    ),
     num_processes: NumProcesses = 1,
 ) -> None:
     """Compare finished runs, or prompting, training from scratch and fine-tuning.
@@ -102,7 +108,7 @@ def compare(
     refuse_options({"--split": split}, "is for finished runs", "Set data.evaluate with --set.")
     from finetune import comparison
     from finetune.cli.task_sources import find_task
-    from finetune.comparison.curve import check_matplotlib
+    from finetune.comparison.curve import check_figure_path, check_matplotlib
 
     if no_shots:
         refuse_options({"--shots": shots}, "and --no-shots exclude each other", "Give one.")
@@ -127,12 +133,17 @@ def compare(
             state = format_scores(result.scores) if result else "to do"
             print_line(f"{cell.name:<28} ", (state, "green" if result else "dim"))
         return
+    if figure is not None:
+        if not plot or not design.fractions:
+            problem = "is the learning curve of --fractions"
+            refuse_options({"--figure": figure}, problem, "Add --fractions 0.1 0.5 1.")
+        check_figure_path(figure)
     if design.fractions and plot:
         check_matplotlib()
     launch_processes(context, num_processes)
     options = {"only": only, "keep_models": keep_models, "overwrite": overwrite}
     _run_cells(source, target, design, options)
-    _print_table(source, target, design, plot)
+    _print_table(source, target, design, (figure or target / "curve.png") if plot else None)
 
 
 def compare_finished(runs: Sequence[Path], split: str | None, overrides: Overrides) -> None:
@@ -198,7 +209,7 @@ def _run_cells(
     from finetune.training.events import Interrupted, Notice
     from finetune.training.loop import Step
 
-    out, progress, name = console(), RunProgress(), ""
+    out, progress, name = console(progress=True), RunProgress(), ""
     try:
         with out.status(Text(" preparing")) as status:
             for event in events(source.recipe, folder, design, task=source.task, **options):
@@ -230,7 +241,7 @@ def _run_cells(
         exit_stopped(message, stop.exit_code)
 
 
-def _print_table(source: "TaskSource", folder: Path, design: "Design", plot: bool) -> None:
+def _print_table(source: "TaskSource", folder: Path, design: "Design", figure: Path | None) -> None:
     """Prints the table of all finished cells and where it is written."""
     from finetune.comparison import read_table
     from finetune.comparison.curve import draw_curve
@@ -243,8 +254,11 @@ def _print_table(source: "TaskSource", folder: Path, design: "Design", plot: boo
     for note in table.notes:
         print_line((note, "dim"))
     files = ["table.md", "table.json"]
-    if table.has_curve and plot:
+    if table.has_curve and figure is not None:
         if get_rank() == 0:
-            draw_curve(table, folder / "curve.png")
-        files.append("curve.png")
+            draw_curve(table, figure)
+        if figure.parent == folder:
+            files.append(figure.name)
+        else:
+            print_line("The learning curve is in ", (str(figure), "bold"))
     print_line(f"{', '.join(files)} and a folder for each cell are in ", (str(folder), "bold"))

@@ -9,11 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.text import Text
 from typer import Argument
 
-from finetune.cli.commands.estimate import format_bytes
-from finetune.cli.console import console, format_count, print_line, silence_libraries
+from finetune.cli.console import (
+    format_bytes,
+    format_count,
+    print_line,
+    show_status,
+    silence_libraries,
+)
 from finetune.cli.options import TASK_OR_RUN_HELP, Overrides, with_recipe_flags
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ def doctor(
 
         source = find_task_or_run(task, overrides)
         print_line()
-        with console(stderr=True).status(Text(f" reading the rows of {source.name}")):
+        with show_status(f" reading the rows of {source.name}"):
             findings = list(check_data(source))
         splits = list(dict.fromkeys(finding.subject for finding in findings))
         problems += _print(sorted(findings, key=lambda finding: splits.index(finding.subject)))

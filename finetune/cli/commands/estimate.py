@@ -2,10 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 from typer import Option
 
-from finetune.cli.console import console, format_count, make_table, print_line, silence_libraries
+from finetune.cli.console import (
+    console,
+    format_bytes,
+    format_count,
+    make_table,
+    print_line,
+    show_status,
+    silence_libraries,
+)
 from finetune.cli.options import Device, Overrides, TaskOrRun, with_recipe_flags
 
 if TYPE_CHECKING:
@@ -30,7 +37,7 @@ def estimate(
     from finetune.training.estimate import estimate
 
     source = find_task_or_run(task, overrides)
-    with console(stderr=True).status(Text(f" preparing {source.name}, then training for a trial")):
+    with show_status(f" preparing {source.name}, then training for a trial"):
         found = estimate(source.recipe, task=source.task, device=device, seconds=seconds)
     print_line((f"{source.name} from {source.recipe.base.path}", "bold"))
     console().print(make_table(["part", "estimate"], describe(found)))
@@ -75,12 +82,3 @@ def describe(found: "Estimate") -> list[tuple[str, str]]:
             f"{format_time(per_epoch)} per epoch, {format_time(total)} in all, without evaluation",
         ),
     ]
-
-
-def format_bytes(number: int) -> str:
-    """A number of bytes in MiB or GiB.
-
-    >>> format_bytes(3 * 2**20), format_bytes(5 * 2**29)
-    ('3 MiB', '2.5 GiB')
-    """
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

@@ -4,10 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 from typer import Option
 
-from finetune.cli.console import console, print_line, silence_libraries
+from finetune.cli.console import console, print_line, show_status, silence_libraries
 from finetune.cli.options import (
     FILE_FLAGS,
     Data,
@@ -46,7 +45,7 @@ def evaluate(
     Example: gptft evaluate runs/mnli --split validation_mismatched
     """
     predictor = load_predictor(run, task, device, trust_remote_code)
-    from finetune.checkpointing.run_folder import read_result
+    from finetune.checkpointing.run_folder import RESULT, is_run, read_result
     from finetune.cli.progress_display import show_progress
     from finetune.cli.run_display import make_score_table
     from finetune.cli.task_sources import find_split
@@ -56,7 +55,11 @@ def evaluate(
     if data is not None or overrides:
         changes = {**overrides, **({} if data is None else {"data.path": data})}
         recipe = resolve_paths(override_recipe(recipe, changes), Path.cwd())
-    names = split or list(read_result(run)["scores"]) or ["evaluate"]
+    is_finished = (run / RESULT).exists()
+    if is_run(run) and not is_finished:
+        text = f"the run is not finished (gptft resume {run}): this is its best model so far"
+        print_line(("note: ", "yellow"), text, stderr=True)
+    names = split or list(read_result(run)["scores"] if is_finished else ()) or ["evaluate"]
     with show_progress():
         splits = {name: find_split(recipe.data, name) for name in names}
         evaluated = {
@@ -78,7 +81,7 @@ def load_predictor(
     if not run.exists():  # Before torch is imported, which takes seconds.
         raise UsageError("no such run directory", where=str(run), cure="Check the path.")
     silence_libraries()
-    with console(stderr=True).status(Text(f" loading {run}")):
+    with show_status(f" loading {run}"):
         from finetune.cli.task_sources import find_python_task
         from finetune.evaluation.predictor import load
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from typer import Option
 
-from finetune.cli.console import console, format_count, print_line, silence_libraries
+from finetune.cli.console import format_count, print_line, show_status, silence_libraries
 from finetune.cli.options import PythonTask, Run, Trust
 
 _FORMATS = Literal[
@@ -31,7 +31,7 @@ def export(
     Another process then loads the folder without gptft, and its logits must equal gptft's own.
     """
     silence_libraries()
-    with console(stderr=True).status(f" exporting {run}"):
+    with show_status(f" exporting {run}"):
         from finetune.cli.task_sources import find_python_task
         from finetune.export.exporter import export_run
 

@@ -4,10 +4,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
 from typer import Argument, Context, Option
 
-from finetune.cli.console import console, get_rank, silence_libraries
+from finetune.cli.console import console, get_rank, show_status, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import BASE_HELP, Device, NumProcesses, Output, Trust
 from task_formats import Row, RowError, UsageError
@@ -72,7 +71,7 @@ def generate(
             what = f"the rows already have a column {_GENERATED!r}"
             raise UsageError(what, where=file or "", cure="Rename it in the input.")
     launch_processes(context, num_processes)
-    with console(stderr=get_rank() == 0).status(Text(f" loading {base}")):
+    with show_status(f" loading {base}"):
         config = BaseConfig(path=base, trust_remote_code=trust_remote_code)
         generator = TextGenerator(config, device)
     if print_texts:

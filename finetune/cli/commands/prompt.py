@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from finetune.cli.console import console, get_rank, make_table, silence_libraries
+from finetune.cli.console import console, get_rank, make_table, show_status, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
     FILE_FLAGS,
@@ -80,7 +80,7 @@ def prompt(
     shots, results = list(dict.fromkeys(shots)), []
     options: dict[str, Any] = {"limit": limit, "shared": shared, "calibrated": calibrated}
     options["normalization"] = normalization
-    with console(stderr=get_rank() == 0).status(Text(" loading")) as status:
+    with show_status(" loading") as status:
         for result in evaluate_prompts(recipe, shots, draws, task=source.task, **options):
             results.append(result)
             status.update(Text(f" evaluated with {result.options.shots} shots"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typer import Argument, Option
 
-from finetune.cli.console import console, print_line, silence_libraries
+from finetune.cli.console import print_line, show_status, silence_libraries
 
 
 def push(
@@ -19,7 +19,7 @@ def push(
     A new repository is private unless you pass --public.
     """
     silence_libraries()
-    with console(stderr=True).status(f" uploading {run}"):
+    with show_status(f" uploading {run}"):
         from finetune.export.hub import push as push_folder
 
         url = push_folder(run, to, public=public)

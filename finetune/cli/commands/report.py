@@ -4,11 +4,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 from typer import Argument, Context, Option
 
 from finetune.cli.commands.evaluate import load_predictor
-from finetune.cli.console import console, print_line
+from finetune.cli.console import print_line, show_status
 from finetune.cli.options import Data, Device, PythonTask, Trust
 from task_formats import UsageError
 
@@ -54,7 +53,7 @@ def report(
         view_tokens = view_tokens or predictor.view_tokens
     assert view_tokens is not None  # Typer asks for at least one run.
     command = f"gptft {shlex.join(context.obj)}"
-    with console(stderr=True).status(Text(" computing statistics")):
+    with show_status(" computing statistics"):
         page = make_report(evaluated, view_tokens, command, rows).encode("utf-8", "replace")
     files.write_atomically(output, page)
     print_line("Wrote ", (str(output), "bold"), f" ({len(page) / 1000:,.0f} kB).")
@@ -72,5 +71,5 @@ def evaluate_with_status(
     if data is not None:
         recipe = resolve_paths(override_recipe(recipe, {"data.path": data}), Path.cwd())
     name = find_split(recipe.data, split)
-    with console(stderr=True).status(Text(f" evaluating {run} on {name}")):
+    with show_status(f" evaluating {run} on {name}"):
         return evaluate_run(predictor, run, name, recipe.data, limit)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from typer import Argument, Context, Option, Typer
 
 from finetune.cli.commands.scale_noise import noise
-from finetune.cli.console import console, get_rank, make_table, print_line
+from finetune.cli.console import console, make_table, print_line, show_status
 from task_formats import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fit(
     points = read_points(source, dict(map(_parse_column, column)))
     names = ", ".join(f"{name} from {column!r}" for name, column in points.columns.items())
     print_line(f"{len(points.loss)} points: {names}")
-    with console(stderr=get_rank() == 0).status(" fitting"):
+    with show_status(" fitting"):
         fits = fit_points(points, bootstrap=bootstrap, seed=seed, all_points=all_points)
     _print_constants(fits)
     _print_quality(fits)

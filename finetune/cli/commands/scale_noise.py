@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from typer import Argument, Option
 
-from finetune.cli.console import console, get_rank, make_table, print_line, silence_libraries
+from finetune.cli.console import (
+    console,
+    make_table,
+    print_line,
+    show_status,
+    silence_libraries,
+)
 from finetune.cli.options import Device, PythonTask, Trust
 from task_formats import UsageError
 
@@ -146,7 +152,7 @@ def _measure(
     from finetune.training.noise_scale import MomentAverages
 
     tokens = float(job.lengths.tokens.mean()) - 1 if is_pretraining else None
-    with console(stderr=get_rank() == 0).status(" loading") as status:
+    with show_status(" loading") as status:
         checkpoints = find_checkpoints(run)
         for path in checkpoints or [run / MODEL]:
             update = restore_weights(job, path) if checkpoints else _load_final_model(job, run)

@@ -8,7 +8,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from finetune.cli.commands.evaluate import load_predictor
-from finetune.cli.console import console, format_count, make_table, print_line
+from finetune.cli.console import console, format_count, make_table, print_line, show_status
 from finetune.cli.options import Data, Device, Trust, refuse_options
 from task_formats import UsageError
 
@@ -84,7 +84,7 @@ def _submit_glue(
         if not files:
             continue
         predictor = load_predictor(run, None, device, trust)
-        with console(stderr=True).status("") as status:
+        with show_status("") as status:
             for file in files:
 
                 def watch(rows: int, file: "GlueFile" = file) -> None:
@@ -143,7 +143,7 @@ def _summarize_race(run: Path, recipe: "Recipe", device: str | None, trust: bool
     from finetune.submission.race import summarize_race
 
     predictor = load_predictor(run, None, device, trust)
-    with console(stderr=True).status(Text(f" evaluating {run} on RACE")):
+    with show_status(f" evaluating {run} on RACE"):
         scores = summarize_race(predictor, recipe.data)
     rows = ([score.level, f"{score.rows:,}", f"{score.accuracy:.4f}"] for score in scores)
     console().print(make_table(["RACE", "questions", "accuracy"], rows))

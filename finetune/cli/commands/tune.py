@@ -92,11 +92,11 @@ def _run(source: "TaskSource", folder: Path, search: "Search", options: dict[str
     from finetune.tuning.study import TrialFinished, TrialStarted, events, sort_trials
 
     seeds = f"seed{'' if len(search.seeds) == 1 else 's'} {', '.join(map(str, search.seeds))}"
-    print_line((f"Tuning {source.name} from {source.recipe.base.path}", "bold"))
+    out, seen, finished = console(progress=True), set(), []
+    out.print(f"Tuning {source.name} from {source.recipe.base.path}", style="bold", soft_wrap=True)
     for key, domain in search.space.items():
-        print_line(f"  {key}: {domain}")
-    print_line(f"  {options['trials']} trials in {folder}, {seeds}")
-    out, seen, finished = console(), set(), []
+        out.print(f"  {key}: {domain}", soft_wrap=True)
+    out.print(f"  {options['trials']} trials in {folder}, {seeds}", soft_wrap=True)
     progress, title = RunProgress(), "preparing"
     live = Live(Text(" preparing"), console=out, refresh_per_second=4, transient=True)
     try:
