@@ -86,9 +86,10 @@ def enforce_limit(cache: Path, keep: Path) -> None:
         if entry.path != keep:
             shutil.rmtree(entry.path, ignore_errors=True)
             total -= entry.size
-    for path in _folders(cache):
-        if _PARTIAL.fullmatch(path.name) and path.stat().st_mtime < time.time() - _PARTIAL_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+    for path in filter(lambda path: _PARTIAL.fullmatch(path.name), _folders(cache)):
+        with suppress(OSError):  # Its process may complete it.
+            if path.stat().st_mtime < time.time() - _PARTIAL_SECONDS:
+                shutil.rmtree(path)
 
 
 def clear(cache: Path) -> list[CacheEntry]:

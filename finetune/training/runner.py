@@ -129,7 +129,10 @@ class _Runner:
         steps = run_updates(
             job.model, job.optimizer, remaining, job.make_microbatches, settings, job.accelerator
         )
-        for step in () if self.patience_is_exhausted() else steps:
+        if self.patience_is_exhausted():
+            yield self.stopping_early()
+            return
+        for step in steps:
             progress.record_step(step)
             self.recorder.log_step(step)
             measured = step.group_norms is not None
@@ -146,8 +149,7 @@ class _Runner:
             if request == "save" or (at_epoch_end and schedule.saves_checkpoints):
                 yield from self.save_checkpoint()
             if self.patience_is_exhausted():
-                count = progress.evaluations_since_best
-                yield Notice(f"stopping early: no improvement for {count} evaluations")
+                yield self.stopping_early()
                 return
 
     def evaluate(self) -> Iterator[Event]:
@@ -262,6 +264,11 @@ class _Runner:
                 where=str(self.recorder.folder),
                 cure=_NONFINITE_CURE,
             )
+
+    def stopping_early(self) -> Notice:
+        """Says why training ends before its last update."""
+        count = self.progress.evaluations_since_best
+        return Notice(f"stopping early: no improvement for {count} evaluations")
 
     def patience_is_exhausted(self) -> bool:
         """Whether to stop early."""

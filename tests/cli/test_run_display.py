@@ -3,6 +3,8 @@
 import io
 import math
 import re
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -164,6 +166,20 @@ def test_the_result_has_the_noise_scale_with_its_interval(high, ends, tmp_path, 
     assert f"gptft scale noise {tmp_path}/rte" in printed
     print_noise_scale(result(tmp_path / "rte"), "block")
     assert capsys.readouterr().out == ""
+
+
+def test_a_notebook_shows_plain_lines(monkeypatch):
+    shown = []
+    module = types.ModuleType("IPython.display")
+    module.display = lambda item: shown.append(item._repr_mimebundle_([], [])["text/plain"])
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    clock = Clock()
+    events = [*run_events(clock, 3.0), Evaluated(40, 3.0, {"f1": 0.5}, True)]
+    display_run(iter(events), "RTE", Console(force_jupyter=True, width=150), clock)
+    assert shown[0].startswith("RTE\n")
+    assert any(line.startswith("update 40/40") for line in shown)
+    assert shown[-1] == "epoch 3  update 40  f1 0.5000  best so far\n"
 
 
 def test_evaluations_and_notices_are_printed():
