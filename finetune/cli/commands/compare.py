@@ -18,6 +18,7 @@ from finetune.cli.console import (
     get_rank,
     make_table,
     print_line,
+    show_status,
     silence_libraries,
 )
 from finetune.cli.errors import exit_stopped
@@ -164,7 +165,7 @@ def compare_finished(runs: Sequence[Path], split: str | None, overrides: Overrid
     from finetune.reports.analysis import choose_draws, compare_runs, match_rows
 
     evaluated = [replace(one, name=str(run)) for one, run in zip(evaluated, runs, strict=True)]
-    with console(stderr=True).status(Text(" computing statistics")):
+    with show_status(" computing statistics"):
         matched = match_rows(evaluated)
         draws = choose_draws(len(matched[0].ids))
         comparisons = [

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typer import Context, Option
 
-from finetune.cli.console import console, get_rank, make_table, print_line, silence_libraries
+from finetune.cli.console import (
+    console,
+    get_rank,
+    make_table,
+    print_line,
+    show_status,
+    silence_libraries,
+)
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
     RECIPE_FLAGS,
@@ -62,7 +69,7 @@ def cross_validate(
         return
     from finetune.training.cross_validation import predict_out_of_fold, summarize
 
-    with console(stderr=True).status(" predicting every row"):
+    with show_status(" predicting every row"):
         out_of_fold = predict_out_of_fold(target, folds, task=source.task)
     summary = summarize(scores)
     _print_scores(scores, summary, out_of_fold)
