@@ -79,8 +79,7 @@ def save_checkpoint(
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all but the newest checkpoints of a finished run."""
-    saved = sorted(folder.glob(_NAMES))
-    for path in saved[: len(saved) - keep]:
+    for path in sorted(folder.glob(_NAMES), reverse=True)[keep:]:
         files.remove(path)
 
 

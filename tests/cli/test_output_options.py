@@ -36,7 +36,7 @@ def test_verbose_logs_to_standard_error(words, capsys) -> None:
     assert " INFO " in error
     assert main([*words, "-v"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("Traceback")
+    assert "Traceback (most recent call last)" in error
     assert "holds a finished run" in error
     assert main(["show", "demo"]) == 0
     handlers = logging.getLogger("finetune").handlers
