@@ -21,7 +21,7 @@ _REDRAW_SECONDS = 0.1
 @contextmanager
 def show_progress() -> Iterator[None]:
     """Displays all progress of the block on standard error; only the first process does."""
-    out = console(stderr=True)
+    out = console(stderr=True, progress=True)
     if get_rank() > 0:
         yield
     elif out.is_terminal:
