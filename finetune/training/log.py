@@ -34,8 +34,7 @@ def _log(event: Event, folder: Path) -> None:
                 values = (float(event.losses.total), event.learning_rate)
                 logger.debug("%s: update %d, loss %.4f, lr %.2e", folder, event.number, *values)
         case Evaluated():
-            scores = _format(event.scores)
-            logger.info("%s: update %d, %s", folder, event.update, scores)
+            logger.info("%s: update %d, %s", folder, event.update, _format(event.scores))
         case Notice():
             level = logging.WARNING if event.text.startswith("warning: ") else logging.INFO
             logger.log(level, "%s: %s", folder, event.text.removeprefix("warning: "))

@@ -22,7 +22,7 @@ def test_quiet_prints_the_result_only(words, capsys) -> None:
     out, error = capsys.readouterr()
     assert error == ""
     assert out.startswith("Trained 3 updates")
-    assert "loss" not in out
+    assert "tokens/s" not in out
     # The next command is not quiet.
     assert main([*words, "--overwrite"]) == 0
     assert "epoch 1.00  loss" in capsys.readouterr().out
