@@ -58,7 +58,6 @@ def edit(run: Path, old: str, new: str) -> None:
     [
         ("learning_rate: 0.001", "learning_rate: 0.01", r"train\.learning_rate: 0\.001, not 0\.01"),
         ("seed: 1\n", "seed: 2\n", r"train\.seed: 1, not 2"),
-        ("epochs: 2", "epochs: 3", r"train\.epochs: 2\.0, not 3\.0"),
         ("0: bad", "0: worse", r"task\.labels: {0: 'bad'"),
         ("bias: true", "bias: false", r"head\.bias: True, not False"),
     ],
