@@ -15,7 +15,8 @@ from tests.support import jobs
 def text_run(books, tmp_path_factory):  # noqa: F811
     """A pre-training run that measured its noise, with two checkpoints."""
     run = tmp_path_factory.mktemp("runs") / "text"
-    pretrain(plan(books, noise_scale=True, updates=60, dropout=0.0), run)
+    settings = {"updates": 60, "dropout": 0.0, "keep_checkpoints": 2}
+    pretrain(plan(books, noise_scale=True, **settings), run)
     return run
 
 

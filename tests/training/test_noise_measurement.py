@@ -20,7 +20,7 @@ def recipe(bases, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory):
     """A finished run with checkpoints of updates 15 and 16."""
-    often = jobs.change(recipe, "train", checkpoint_updates=5)
+    often = jobs.change(recipe, "train", checkpoint_updates=5, keep_checkpoints=2)
     return jobs.train(often, tmp_path_factory.mktemp("runs") / "run")
 
 
