@@ -8,6 +8,7 @@ from datetime import timedelta
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.text import Text
 
 from finetune.cli.console import console, get_rank
@@ -19,14 +20,18 @@ _REDRAW_SECONDS = 0.1
 
 
 @contextmanager
-def show_progress() -> Iterator[None]:
-    """Displays all progress of the block on standard error; only the first process does."""
+def show_progress(waiting: str = "") -> Iterator[None]:
+    """Displays all progress of the block on standard error; only the first process does.
+
+    A terminal shows the text `waiting` while there is no progress.
+    """
     out = console(stderr=True, progress=True)
+    spinner = Spinner("dots", Text(f" {waiting}")) if waiting else ""
     if get_rank() > 0:
         yield
     elif out.is_terminal:
         with (
-            Live(console=out, refresh_per_second=8, transient=True) as live,
+            Live(spinner, console=out, refresh_per_second=8, transient=True) as live,
             displayed_by(LiveProgress(live)),
         ):
             yield

@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 from finetune.batching.collate import Batch, Layout, Span, collate, to_device
 from finetune.batching.sampler import BatchConfig, batch_by_tokens
 from finetune.data.token_store import compute_lengths
-from finetune.evaluation.evaluate import RowLogits, compute_with_halving, gather_logits
+from finetune.evaluation.evaluate import (
+    RowLogits,
+    compute_with_halving,
+    gather_logits,
+    show_evaluation,
+)
 from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
 from finetune.models.language_model import LanguageModel
 from task_formats import Encoded
@@ -151,6 +156,7 @@ class AnswerScorer:
         distinct = dict(zip(keys, requests, strict=True))
         indices = {key: n for n, key in enumerate(distinct)}
         passes = self._forward_passes(list(distinct.values()))
+        passes = show_evaluation(passes, "answers", len(distinct), self._accelerator)
         table = gather_logits(passes, len(distinct), self._accelerator)
         return table[[indices[key] for key in keys]]
 

@@ -60,7 +60,7 @@ def evaluate(
         text = f"the run is not finished (gptft resume {run}): this is its best model so far"
         print_line(("note: ", "yellow"), text, stderr=True)
     names = split or list(read_result(run)["scores"] if is_finished else ()) or ["evaluate"]
-    with show_progress():
+    with show_progress(f"evaluating on {', '.join(names)}"):
         splits = {name: find_split(recipe.data, name) for name in names}
         evaluated = {
             name: predictor.evaluate_split(split, recipe.data, limit=limit)

@@ -7,10 +7,9 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
-from rich.text import Text
 from typer import Context, Option
 
-from finetune.cli.console import console, get_rank, make_table, show_status, silence_libraries
+from finetune.cli.console import console, get_rank, make_table, silence_libraries
 from finetune.cli.launcher import launch_processes
 from finetune.cli.options import (
     FILE_FLAGS,
@@ -58,6 +57,7 @@ def prompt(
     """
     silence_libraries()
     from finetune.cli.output_rows import choose_format
+    from finetune.cli.progress_display import show_progress
     from finetune.cli.task_sources import find_task
     from finetune.prompting import evaluate_prompts
 
@@ -77,13 +77,11 @@ def prompt(
     if prompt is not None:
         recipe = recipe.model_copy(update={"task": recipe.task.with_prompt(prompt)})
     launch_processes(context, num_processes)
-    shots, results = list(dict.fromkeys(shots)), []
+    shots = list(dict.fromkeys(shots))
     options: dict[str, Any] = {"limit": limit, "shared": shared, "calibrated": calibrated}
     options["normalization"] = normalization
-    with show_status(" loading") as status:
-        for result in evaluate_prompts(recipe, shots, draws, task=source.task, **options):
-            results.append(result)
-            status.update(Text(f" evaluated with {result.options.shots} shots"))
+    with show_progress("loading"):
+        results = list(evaluate_prompts(recipe, shots, draws, task=source.task, **options))
     if output is not None and get_rank() == 0:
         _write_answers(results, output)
     console().print(make_shots_table(results))
