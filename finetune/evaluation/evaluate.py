@@ -133,13 +133,15 @@ def _forward(
     """(N, L) float32 logits of the indexed rows, without dropout."""
     batch = collate([examples[n] for n in rows], batch_config.layout, batch_config.pad_id)
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         with inference_context(model), accelerator.autocast():
             outputs = model(to_device(batch, accelerator.device))
         logits: np.ndarray = outputs.logits.float().cpu().numpy()
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     return logits
 
 

@@ -55,7 +55,7 @@ class Predictor:
     def __init__(
         self, recipe: Recipe, task: Task, model: TaskModel, base: Base, accelerator: Accelerator
     ) -> None:
-        self.recipe, self.task, self.model = recipe, task, model
+        self.recipe, self.task, self.model = recipe, task, model.eval()
         self.base, self._accelerator = base, accelerator
         self._batch_config = choose_batch_config(
             base.decoder,

@@ -1,6 +1,8 @@
 """Trackers log what metrics.jsonl holds, and a resumed run continues the same tracker run."""
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +82,66 @@ def test_trackio_continues_the_run_of_the_folder(job, tmp_path):
     losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     assert losses == pytest.approx(logged(run, "train", "loss"))
     assert len([row for row in rows if "train/loss" in row]) == UPDATES
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own.
+def test_mlflow_continues_the_run_of_the_folder(job, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run = tmp_path / "run"
+    job = jobs.change(job, "train", trackers=("mlflow",), tracker_project="mine")
+    assert jobs.stop_at(job, run, 3).update == 3
+    jobs.train(job, run, resume=True)
+    client = mlflow.MlflowClient()
+    [found] = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert found.info.run_id == json.loads((run / "trackers.json").read_text())["mlflow"]
+    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
+    assert found.data.params["train.batch_size"] == str(job.train.batch_size)
+    points = client.get_metric_history(found.info.run_id, "train/loss")
+    losses = {point.step: point.value for point in points}
+    assert len(points) == len(losses) == UPDATES
+    assert losses == pytest.approx(logged(run, "train", "loss"))
+
+
+def read_wandb(path: Path) -> Iterator[bytes]:
+    """The records of an offline run: a log of LevelDB, with a header of 7 bytes."""
+    data, place, record = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 2**15 - place % 2**15 < 7:  # No header fits into the rest of the block.
+            place += 2**15 - place % 2**15
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the end of one
+            yield record
+            record = b""
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own.
+def test_wandb_logs_offline_under_the_id_of_the_folder(job, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run, losses, ids = tmp_path / "run", {}, set()
+    job = jobs.change(job, "train", trackers=("wandb",), tracker_project="mine")
+    assert jobs.stop_at(job, run, 3).update == 3
+    jobs.train(job, run, resume=True)
+    for path in tmp_path.glob("wandb/offline-run-*/*.wandb"):
+        for record in map(Record.FromString, read_wandb(path)):
+            if record.HasField("run"):
+                ids.add((record.run.run_id, record.run.project))
+            items = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+            if "train/loss" in items:
+                losses[items["_step"]] = items["train/loss"]
+    # `wandb sync` joins the parts of a run by its id.
+    assert ids == {(json.loads((run / "trackers.json").read_text())["wandb"], "mine")}
+    assert losses == pytest.approx(logged(run, "train", "loss"))
 
 
 class Fake(GeneralTracker):
