@@ -137,7 +137,7 @@ def draw_reliability(calibration: Calibration) -> Drawing:
 
     legend = [
         LegendEntry("calibrated", _COLORS[_MUTED], dashes="1.5 2"),
-        LegendEntry("rows of a bin", _COLORS[_SERIES[0]], "dot"),
+        LegendEntry("a bin", _COLORS[_SERIES[0]], "dot"),
         LegendEntry("gap", _COLORS[_SERIES[1]]),
     ]
     return Drawing(_render(draw, "reliability diagram"), legend)

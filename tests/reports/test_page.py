@@ -113,7 +113,7 @@ def test_several_labels_are_listed_with_their_thresholds_and_mistakes(tmp_path):
     for k, name in enumerate(names):
         scores = " ".join(f"{column[k]:.4f}" for column in found[:3])
         counts = f"{rows.gold[:, k].sum()} {rows.predicted[:, k].sum()}"
-        assert f"{name} {scores} {counts} {labels.thresholds[k]:.4f}" in page.text
+        assert f"{name} from {labels.thresholds[k]:.4f} {scores} {counts} " in page.text
     for average in ("micro", "macro", "weighted"):
         scores = precision_recall_fscore_support(
             rows.gold, rows.predicted, average=average, zero_division=0

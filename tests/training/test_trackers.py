@@ -120,7 +120,7 @@ def read_wandb(path: Path) -> Iterator[bytes]:
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own.
 def test_wandb_logs_offline_under_the_id_of_the_folder(job, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -129,6 +129,7 @@ def test_wandb_logs_offline_under_the_id_of_the_folder(job, tmp_path, monkeypatc
     job = jobs.change(job, "train", trackers=("wandb",), tracker_project="mine")
     assert jobs.stop_at(job, run, 3).update == 3
     jobs.train(job, run, resume=True)
+    wandb.teardown()  # Its process writes the rest.
     for path in tmp_path.glob("wandb/offline-run-*/*.wandb"):
         for record in map(Record.FromString, read_wandb(path)):
             if record.HasField("run"):
