@@ -1,8 +1,10 @@
 """What a label can be: one of C named classes, several of them, or a score in a range."""
 
 import ast
+import difflib
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,12 @@ from typing import Any, ClassVar, Literal
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Prediction
 
+_FREQUENT = 5
+"""Rows of a label that one row with a similar label may have been meant for."""
+_SIMILAR = 0.8
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_NUMBER = re.compile(r"\d+|(?<![^\W_])[^\W_](?![^\W_])")
+"""A number, or a single letter, in a label."""
 LabelKind = Literal["classes", "scores", "multi_label"]
 
 
@@ -325,7 +333,7 @@ class Range:
     def parse(self, value: Any) -> float:
         """Returns the score; RowError if it is not a number in the range."""
         try:
-            number = float(value)
+            number = float(decimal_point(value) if isinstance(value, str) else value)
         except (TypeError, ValueError):
             number = math.nan
         if not self.low <= number <= self.high:
@@ -354,6 +362,35 @@ def _shorten(value: Any) -> str:
     """A value for a message: a column of texts that was taken for the labels can be long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def find_typing_errors(counts: Mapping[str, int]) -> dict[str, str]:
+    """Returns labels of one row that may be typing errors, with the frequent labels they resemble.
+
+    >>> find_typing_errors({"positive": 20, "negative": 20, "postive": 1, "neutral": 1})
+    {'postive': 'positive'}
+    """
+    frequent = [text for text, count in counts.items() if count >= _FREQUENT]
+    found = {}
+    for text in (text for text, count in counts.items() if count == 1):
+        for other in difflib.get_close_matches(text, frequent, cutoff=_SIMILAR):
+            # "unhappy" and "happy", "class 1" and "class 2" are different labels.
+            is_negation = text.endswith(other) or other.endswith(text)
+            is_numbered = _NUMBER.sub("#", text) == _NUMBER.sub("#", other)
+            if not is_negation and not is_numbered:
+                found[text] = other
+                break
+    return found
+
+
+def decimal_point(text: str) -> str:
+    """Returns a number with a decimal comma, such as 1,5, with a point; other text as it is."""
+    return text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text.strip()) else text
+
+
+def clean_answer(text: str) -> str:
+    """Returns an answer without brackets and points: B for (B), b. and B)."""
+    return text.strip("()[]{}.: ")
 
 
 def normalize_label(text: str) -> str:

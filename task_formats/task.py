@@ -18,6 +18,7 @@ from task_formats.labels import (
     MultiLabel,
     Range,
     as_text,
+    clean_answer,
     normalize_label,
     parse_list,
 )
@@ -242,7 +243,7 @@ class Task:
         try:
             return self.labels.parse(answer)
         except RowError:
-            folded, normalized = answer.casefold(), normalize_label(answer)
+            folded, normalized = clean_answer(answer).casefold(), normalize_label(answer)
             names = [*self.labels.names, *getattr(self.labels, "raw", ())]
             found = {self.labels.parse(name) for name in names if name.casefold() == folded}
             texts = {k for k, text in enumerate(choices) if normalize_label(text) == normalized}

@@ -18,7 +18,7 @@ Overrides = Mapping[str, Any]
 
 BASE_HELP = "A Hugging Face id, a folder, a run, a GGUF file, tiny, or smollm2-135m."
 _TASK = "A shipped recipe, a YAML file, or module:attribute."
-_DATA = "Local folder with the data set, or a Hugging Face id."
+_DATA = "Local folder with the data set, a file of splits, or a Hugging Face id."
 _TRUST = "Run Python code that comes with the base."
 _MAX_SEEDS = 1000
 
@@ -84,7 +84,7 @@ _Quiet = Annotated[bool, Option("--quiet", "-q", help="Print results and errors,
 _Verbose = Annotated[bool, Option("--verbose", "-v", help="Log details, and tracebacks of errors.")]
 _PANELS = {"base": "Base model", "data": "Data", "train": "Training", "profile": "Training"}
 _LAYOUTS = Literal["auto", "separate", "shared", "packed"]
-_FILE_FORMATS = Literal["csv", "tsv", "jsonl", "json", "parquet"]
+_FILE_FORMATS = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx"]
 RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "base.path": (str, BASE_HELP),
     "base.from_scratch": (bool, "Train from random weights of the same shape."),
@@ -94,7 +94,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "data.delimiter": (str, "Character between columns, or comma, semicolon, tab, bar."),
     "data.encoding": (str, "Encoding of text files, such as cp1252."),
     "data.header": (bool, "Whether CSV and TSV files begin with the names of the columns."),
-    "data.limit": (int, "Use only the first rows of each split."),
+    "data.limit": (int, "Use at most this number of rows of each split."),
     "data.hold_out": (float, "Evaluate on this fraction of the training rows."),
     "data.on_bad_row": (Literal["stop", "skip"], "Action on an unusable row."),
     "profile": (Literal["modern", "paper"], "Defaults: for today's bases, or GPT-1's."),

@@ -8,7 +8,12 @@ from typing import NamedTuple
 from finetune.cli.output_rows import choose_format
 from finetune.data import FileRows, Rows
 from finetune.data.partial_output import name_part
-from finetune.data.readers.files import FORMATS, detect_format
+from finetune.data.readers.files import (
+    FORMATS,
+    WRITTEN_FORMATS,
+    detect_output_format,
+    find_ending,
+)
 from finetune.data.rows import ConcatenatedRows
 from task_formats import UsageError
 
@@ -56,7 +61,7 @@ def plan_outputs(
     home = Path(os.path.commonpath(singles)) if singles else Path()
     planned = []
     for rows, paths in zip(inputs, files, strict=True):
-        kind = detect_format(output, format or _input_format(rows))
+        kind = detect_output_format(output, format or _input_format(rows))
         name = Path(f"predictions.{kind}")
         if len(paths) == 1:
             name = _rename(paths[0].absolute().relative_to(home), format)
@@ -82,15 +87,15 @@ def is_folder(output: str) -> bool:
 
 
 def has_known_ending(output: str) -> bool:
-    """Whether a file name tells its format."""
-    return Path(output.lower().removesuffix(".gz")).suffix in FORMATS
+    """Whether a file name tells a format that is written."""
+    return FORMATS.get(find_ending(output)) in WRITTEN_FORMATS
 
 
 def _input_format(rows: Rows) -> str:
     """The format of the first file, if rows can be written in it."""
     part = rows.parts[0] if isinstance(rows, ConcatenatedRows) else rows
     kind = part.options.format if isinstance(part, FileRows) else "jsonl"
-    return kind if kind in FORMATS.values() else "jsonl"
+    return kind if kind in WRITTEN_FORMATS else "jsonl"
 
 
 def _rename(path: Path, format: str | None) -> Path:
@@ -98,7 +103,7 @@ def _rename(path: Path, format: str | None) -> Path:
     if format is None and has_known_ending(path.name):
         return path
     name, compressed = path.name, ""
-    if name.lower().endswith(".gz"):
+    if name.lower().endswith((".gz", ".xz")):
         name, compressed = name[:-3], ".gz"
     return path.with_name(f"{Path(name).stem}.{format or 'jsonl'}{compressed}")
 

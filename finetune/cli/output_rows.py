@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from finetune.data import ReadReport, RowLocation, Rows, detect_format, name_columns
+from finetune.data import ReadReport, RowLocation, Rows, name_columns
 from finetune.data.examples import BadRow, RowToPredict, build_rows_to_predict
 from finetune.data.partial_output import changed_since, name_part, open_partial_output
+from finetune.data.readers.files import detect_output_format
 from finetune.data.windows import memory_size, split_into_windows
 from finetune.data.writers import check_output
 from finetune.progress import Progress
@@ -36,7 +37,7 @@ def choose_format(output: str, format: str | None = None, *, source: str = "-") 
     check_output(target)
     if target.exists() and source != "-" and target.samefile(source):
         raise UsageError(f"{output} is also the input file", cure="Name another one with -o.")
-    return detect_format(output, format)
+    return detect_output_format(output, format)
 
 
 def find_columns(items: Iterable[Located]) -> tuple[list[str], Iterator[Located]]:

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from task_formats import Row, UsageError, suggest
-from task_formats.labels import as_text, normalize_label, parse_list, split_labels
+from task_formats.labels import (
+    as_text,
+    clean_answer,
+    decimal_point,
+    find_typing_errors,
+    normalize_label,
+    parse_list,
+    split_labels,
+)
 
 _MAX_CLASSES = 200
 """More classes than this are believed only in a column with a usual name or one that is given."""
@@ -21,9 +29,13 @@ _LABEL_NAMES = (
     "correct_answer", "correct_option",
 )  # fmt: skip
 """Usual names of label columns, the most likely first."""
+_LABEL_WORDS = {"label", "labels", "class", "category", "target", "intent"}
+"""Words in names such as entailment_label."""
 _PAIR_NAMES = (
     ("premise", "hypothesis"), ("first", "second"), ("question", "sentence"),
     ("question", "passage"), ("query", "passage"), ("query", "document"), ("question", "answer"),
+    ("question", "context"), ("query", "title"), ("query", "product_title"), ("claim", "evidence"),
+    ("context", "response"), ("context", "hypothesis"),
 )  # fmt: skip
 """Usual names of two texts that belong together."""
 _FIELDS = {
@@ -36,17 +48,28 @@ _NOT_TEXT = re.compile(
     r"|^unnamed",
     re.IGNORECASE,
 )
+_LETTERS = re.compile("ABCD?E?")
+_NO_NAME = re.compile(r"column_\d+$")
+"""The name of a column in a file without a header."""
 _CHOICES = re.compile(r"choice|option|ending|candidate|answer|quiz|sol", re.IGNORECASE)
 _LETTER = re.compile(r"(op)?[A-E]", re.IGNORECASE)
-_NUMBER_IN_NAME = re.compile(r"\d+|(?<=[_ .-])[A-Ea-e]$")
+_EMBEDDED = re.compile(r"(^|\s)\(?[Aa1][.):].*\s\(?[Bb2][.):]", re.DOTALL)
+"""Choices inside a text: (A) ... (B) ..."""
+_NUMBER_IN_NAME = re.compile(r"\d+|(?<=[_ .-])[A-Ea-e]$|(?<=[a-z])[A-E]$")
 _SEPARATORS = (",", ";", "|")
 _MAX_LABEL_WORDS = 4
 """Words of one of several labels in a text, on average; longer ones are text with commas."""
 _MAX_WORDS = 8
 """Words of a row with several labels, on average; more are a text."""
+_LISTED = 20
+"""Columns that are listed."""
 _MIN_FLAGS = 3
 """Columns of zeros and ones from which they are taken for labels."""
 _SYMMETRIC = re.compile(r"dupl|para|simil|equiv|same|match", re.IGNORECASE)
+
+
+class LabelNotFoundError(UsageError):
+    """No column is taken for the label, and none is given."""
 
 
 class Column(NamedTuple):
@@ -65,10 +88,11 @@ class Column(NamedTuple):
     separator: str
     """Text between two labels; empty if the values are lists."""
     missing: tuple[str, ...] = ()
-    """Values that mean "no label", if this is the label: SNLI's "-", and nan among numbers."""
-
-    answers: tuple[str, Counter[int]] | None = None
-    """The column of lists that hold this column's values, and how often each position does."""
+    """Values that mean "no label", if this is the label: SNLI's "-", nan among numbers, and ""."""
+    answers: tuple[tuple[str, ...], Counter[int]] | None = None
+    """The columns of choices that hold this column's values, and how often each position does."""
+    is_part: bool = False
+    """Whether every value is contained in that of another column in the same row."""
 
     @property
     def is_score(self) -> bool:
@@ -98,21 +122,40 @@ def summarize_columns(rows: Iterable[Row]) -> dict[str, Column]:
     """The columns of a file by name."""
     flat = [dict(_flatten(row)) for row in rows]
     names = dict.fromkeys(name for row in flat for name in row)
-    columns = {name: _summarize(name, [r[name] for r in flat if name in r]) for name in names}
-    lists = [column.name for column in columns.values() if column.longest_list]
+    columns = {name: _summarize(name, [row.get(name) for row in flat]) for name in names}
+    groups: list[tuple[str, ...]] = [(c.name,) for c in columns.values() if c.longest_list]
+    groups += [tuple(group) for group in _group_choices(columns) if len(group) > 1]
+    texts = [column.name for column in columns.values() if column.is_text]
     for name, column in columns.items():
-        for choices in lists if column.counts and name not in lists else ():
-            if positions := _find_positions(flat, name, choices):
-                columns[name] = column._replace(answers=(choices, positions))
+        for choices in groups if column.counts else ():
+            if name not in choices and (positions := _find_positions(flat, name, choices)):
+                columns[name] = columns[name]._replace(answers=(choices, positions))
+        others = [other for other in texts if other != name] if name in texts else []
+        if any(_is_part(flat, name, other) for other in others):
+            columns[name] = columns[name]._replace(is_part=True)
     return columns
 
 
-def _find_positions(rows: Sequence[Mapping[str, Any]], name: str, choices: str) -> Counter[int]:
+def _is_part(rows: Sequence[Mapping[str, Any]], name: str, other: str) -> bool:
+    """Whether every value of a column is contained in that of another one, and one is shorter."""
+    differs = False
+    for row in rows:
+        part, whole = as_text(row.get(name)), as_text(row.get(other))
+        if part not in whole:
+            return False
+        differs = differs or part != whole
+    return differs
+
+
+def _find_positions(
+    rows: Sequence[Mapping[str, Any]], name: str, choices: Sequence[str]
+) -> Counter[int]:
     """How often a value is each of its row's choices; empty if one of the values is none."""
     positions: Counter[int] = Counter()
     for row in rows:
         if answer := as_text(row.get(name)):
-            items = parse_list(row.get(choices))
+            items = [row.get(column) for column in choices]
+            items = parse_list(items[0]) if len(items) == 1 else items
             texts = [as_text(item) for item in items] if isinstance(items, list) else []
             if texts.count(answer) != 1:
                 return Counter()
@@ -122,8 +165,14 @@ def _find_positions(rows: Sequence[Mapping[str, Any]], name: str, choices: str) 
 
 def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in row.items():
+        is_list = isinstance(value, list) and value
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
+        elif is_list and all(isinstance(item, Mapping) for item in value):
+            # A list of choices, each with a text and a label.
+            for name in value[0]:
+                if all(name in item for item in value):
+                    yield f"{prefix}{key}.{name}", [item[name] for item in value]
         else:
             yield f"{prefix}{key}", value
 
@@ -132,7 +181,11 @@ def _summarize(name: str, values: Sequence[Any]) -> Column:
     if lists := [value for value in values if isinstance(value, list)]:
         items = Counter(item for value in lists for item in {*map(as_text, value)})
         return Column(name, Counter(), [], 0.0, max(map(len, lists)), items, "")
+    has_gaps = "" in map(as_text, values)
     texts = [normalize("NFC", text) for text in map(as_text, values) if text]
+    if texts and "," in texts[0]:
+        points = list(map(decimal_point, texts))
+        texts = texts if any("," in text for text in points) else points
     numbers = {text: _parse_number(text) for text in set(texts)}
     finite = [number for number in numbers.values() if number is not None and math.isfinite(number)]
     missing = tuple(sorted(text for text in numbers if text == "-"))
@@ -150,6 +203,7 @@ def _summarize(name: str, values: Sequence[Any]) -> Column:
     finite = sorted(set(finite)) if are_numbers else []
     lists = [parse_list(text) for text in counts] if counts and not finite else []
     longest = max(map(len, lists)) if all(isinstance(v, list) for v in lists) and lists else 0
+    missing = ("", *missing) if has_gaps else missing
     return Column(name, counts, finite, mean_words, longest, items, separator, missing)
 
 
@@ -196,6 +250,12 @@ class TaskGuess(NamedTuple):
     if a row has one label."""
     unlabelled: tuple[str, ...] = ()
     """Labels that mean "no label"."""
+    typing_errors: Mapping[str, str] = {}
+    """Label of one row to the frequent label that it resembles; these are unlabelled."""
+    class_names: Mapping[str, str] = {}
+    """Label to its name, where the file has names for numbers (ClassLabel)."""
+    embedded_choices: str = ""
+    """The column of texts that seem to hold their choices."""
     unread_choices: Sequence[str] = ()
     """Columns that look like choices, of which the label names none."""
 
@@ -208,10 +268,12 @@ def guess_task(
     texts: Sequence[str] = (),
     choices: Sequence[str] = (),
     scores: bool = False,
+    class_names: Mapping[str, Sequence[str]] = {},
 ) -> TaskGuess:
     """Guesses what is not given: a format, and the columns of the label, texts and choices.
 
-    With `scores`, whole numbers are scores too.
+    With `scores`, whole numbers are scores too. `class_names` are the names of classes 0, 1, ... of
+    some columns.
 
     Raises:
         UsageError: There is no such column, no label or no text is found, or the columns do not
@@ -234,7 +296,8 @@ def guess_task(
     looks = [] if choices or format else _find_choices(others, None)
     candidates = [c for c in others if c.name not in choices and c.is_text]
     if not texts:
-        texts = [c.name for c in candidates] if choices else _find_texts(candidates, format)
+        contexts = [c.name for c in candidates if not c.is_part]
+        texts = contexts if choices else _find_texts(candidates, format)
     if not texts:
         raise UsageError("found no text column", cure="Name it with --text.")
     if scores and not target.numbers:
@@ -255,17 +318,35 @@ def guess_task(
     fields = {**dict(zip(names, values, strict=True)), "label": label_column}
     read = {*texts, *choices, target.name, *(column.name for column in flags)}
     unused = [name for name in columns if name not in read]
+    known = () if choices else class_names.get(target.name, ())
+    class_labels = {str(k): name for k, name in enumerate(known)}
     if target.items and not choices:
-        labels = _sort_labels(target.name, target.items)
+        labels = _complete(_sort_labels(target.name, target.items), class_labels)
         metrics = ("micro_f1", "macro_f1")
-        return TaskGuess(chosen, fields, unused, labels, None, metrics, target.separator)
+        return TaskGuess(
+            chosen,
+            fields,
+            unused,
+            labels,
+            None,
+            metrics,
+            target.separator,
+            class_names=class_labels,
+        )
     missing = target.missing
     if scores:
         bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
         metrics = ("pearson", "spearman")
         return TaskGuess(chosen, fields, unused, {}, bounds, metrics, unlabelled=missing)
     count = columns[choices[0]].longest_list or len(choices) if choices else 0
-    labels = _count_labels(target, count)
+    labels = _count_labels(target, choices, count)
+    if count and {"A", "1"} <= labels.keys():
+        class_labels = {str(k): chr(ord("@") + k) for k in range(1, count + 1)}
+    errors = {}
+    if not choices:
+        labels = _complete(labels, class_labels)
+        errors = {} if target.numbers else find_typing_errors(labels)
+        labels = {text: rows for text, rows in labels.items() if text not in errors}
     return TaskGuess(
         chosen,
         fields,
@@ -273,9 +354,19 @@ def guess_task(
         labels,
         None,
         ("accuracy",),
-        unlabelled=missing,
+        unlabelled=(*missing, *errors),
+        typing_errors=errors,
+        embedded_choices="" if choices else _find_embedded_choices(texts, columns, labels),
+        class_names=class_labels,
         unread_choices=[] if target.items else looks,
     )
+
+
+def _complete(labels: dict[str, int], names: Mapping[str, str]) -> dict[str, int]:
+    """Rows of each label, also of those with a name that no row has; -1 is no label there."""
+    if not names or not labels.keys() <= {*names, "-1"}:
+        return labels
+    return {text: labels.get(text, 0) for text in names}
 
 
 def lacks_header(columns: Mapping[str, Column]) -> bool:
@@ -296,7 +387,10 @@ def _find_named_label(columns: Mapping[str, Column]) -> Column | None:
     for name in _LABEL_NAMES:
         column = by_name.get(name)
         if column and (
-            column.numbers or column.items or column.answers or (column.counts and column.repeats)
+            len(column.numbers) > 1
+            or column.items
+            or column.answers
+            or (len(column.counts) > 1 and column.repeats)
         ):
             return column
     return None
@@ -307,7 +401,12 @@ def _find_flags(columns: Mapping[str, Column]) -> list[Column]:
     flags = [column for column in columns.values() if column.is_flag]
     named = _find_named_label(columns)
     is_other = named is not None and named not in flags
-    return [] if is_other or len(flags) < _MIN_FLAGS else flags
+    if is_other or len(flags) < _MIN_FLAGS:
+        return []
+    # Between them may be labels that no row has.
+    between = list(columns.values())
+    between = between[between.index(flags[0]) : between.index(flags[-1]) + 1]
+    return [column for column in between if column in flags or column.counts.keys() == {"0"}]
 
 
 def _join_flags(flags: Sequence[Column]) -> Column | None:
@@ -331,12 +430,26 @@ def _find_label(columns: Mapping[str, Column]) -> Column:
         if column.repeats
         and 2 <= len(column.counts) <= _MAX_CLASSES
         and column.mean_words <= 3
-        and not _NOT_TEXT.search(column.name)
+        and (_has_label_word(column.name) or not _NOT_TEXT.search(column.name))
     ]
     if not candidates:
-        cure = f"Name it with --label. Columns: {', '.join(columns)}."
-        raise UsageError("found no label column", cure=cure)
-    return min(reversed(candidates), key=lambda column: len(column.counts))
+        names = ", ".join(list(columns)[:_LISTED]) + (", ..." if len(columns) > _LISTED else "")
+        cure = f"Name it with --label. Columns: {names}."
+        for name, column in columns.items():
+            if name.lower() in _LABEL_NAMES and column.counts:
+                if _find_choices(list(columns.values()), column):
+                    return column  # All answers are the same choice.
+                count = len(column.counts)
+                values = "one value" if count == 1 else f"{count:,} different values"
+                cure = f"{name} has {values} in {column.counts.total():,} rows. {cure}"
+                break
+        raise LabelNotFoundError("found no label column", cure=cure)
+    likely = [column for column in candidates if _has_label_word(column.name)]
+    return min(reversed(likely or candidates), key=lambda column: len(column.counts))
+
+
+def _has_label_word(name: str) -> bool:
+    return not _LABEL_WORDS.isdisjoint(re.split(r"[\W_]+", name.lower()))
 
 
 def _find_choices(columns: Sequence[Column], label: Column | None) -> list[str]:
@@ -344,41 +457,82 @@ def _find_choices(columns: Sequence[Column], label: Column | None) -> list[str]:
 
     They must fit the label, if there is one.
     """
-    groups: dict[str, list[str]] = {}
+
+    def fits(choices: Sequence[str], count: int) -> bool:
+        if label is None:
+            return True
+        has_texts = label.answers is not None and label.answers[0] == tuple(choices)
+        return has_texts or bool(_name_choices(label, choices, count))
+
     for column in columns:
         name, count = column.name, column.longest_list
+        is_text = _CHOICES.search(name) and not name.endswith((".label", ".labels"))
+        if is_text and count > 1 and fits([name], count):
+            return [name]
+    names = [column.name for column in columns]
+    choices = max(_group_choices(names), key=len, default=[])
+    if label and _NO_NAME.match(label.name) and _LETTERS.fullmatch("".join(sorted(label.counts))):
+        # Without a header: the columns before the letter of the answer.
+        before = names[: sum(int(name[7:]) < int(label.name[7:]) for name in names)]
+        choices = before[-len(label.counts) :]
+    return choices if len(choices) > 1 and fits(choices, len(choices)) else []
+
+
+def _group_choices(names: Iterable[str]) -> list[list[str]]:
+    """Columns called A, B, ..., or like choices with numbers or letters at their ends."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        stem, number = _NUMBER_IN_NAME.subn("", name)
         if _LETTER.fullmatch(name):
             groups.setdefault(name[:-1].lower(), []).append(name)
-        elif _CHOICES.search(name) and not name.endswith((".label", ".labels")):
-            fits = label is None or (label.answers and label.answers[0] == name)
-            if count > 1 and (fits or (label and _name_choices(label, count))):
-                return [name]
-            stem, number = _NUMBER_IN_NAME.subn("", name)
-            if number:
-                groups.setdefault(stem, []).append(name)
-    choices = max(groups.values(), key=len, default=[])
-    fits = label is None or bool(_name_choices(label, len(choices)))
-    return choices if len(choices) > 1 and fits else []
+        elif number:
+            groups.setdefault(stem, []).append(name)
+    return [
+        group
+        for stem, group in groups.items()
+        if _CHOICES.search(stem) or _LETTERS.fullmatch("".join(name[-1].upper() for name in group))
+    ]
 
 
-def _name_choices(label: Column, count: int) -> list[str]:
-    """0..K-1, 1..K or A, B, ... for K choices, as the labels are written; empty if otherwise."""
+def _find_embedded_choices(
+    texts: Sequence[str], columns: Mapping[str, Column], labels: Mapping[str, int]
+) -> str:
+    """The first column whose texts hold "(A) ... (B) ...", if the labels are letters or numbers."""
+    if not all(len(text) == 1 for text in labels):
+        return ""
+    for name in texts:
+        counts = columns[name].counts
+        if 2 * sum(n for text, n in counts.items() if _EMBEDDED.search(text)) > counts.total():
+            return name
+    return ""
+
+
+def _name_choices(label: Column, choices: Sequence[str], count: int) -> list[str]:
+    """0..K-1, 1..K, A, B, ... or the K columns, as the labels are written; empty if otherwise."""
+    if len(choices) == count and label.counts.keys() <= set(choices):
+        return list(choices)
     numbers = ([str(k + first) for k in range(count)] for first in (0, 1))
     upper, lower = list(string.ascii_uppercase[:count]), list(string.ascii_lowercase[:count])
     for names in (*numbers, upper, lower):
         if label.counts.keys() <= set(names):
             return names
-    return upper if {text.upper() for text in label.counts} <= set(upper) else []
+    found = {clean_answer(text).upper() for text in label.counts}
+    # ARC has letters in some rows and numbers from 1 in others.
+    numbers_too = {str(k + 1) for k in range(count)}
+    return upper if found <= {*upper, *numbers_too} else []
 
 
 def _find_texts(columns: Sequence[Column], format: str | None) -> list[str]:
     """A pair of texts, or the longest text."""
     names = [column.name for column in columns]
     by_name = {name.lower().replace(" ", "_"): name for name in names}
-    stems = [_NUMBER_IN_NAME.sub("#", name) for name in names]
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        if not _NO_NAME.match(name):
+            stems.setdefault(_NUMBER_IN_NAME.sub("#", name), []).append(name)
     pairs = [[by_name[n] for n in pair] for pair in _PAIR_NAMES if set(pair) <= by_name.keys()]
-    pairs.append([name for name, stem in zip(names, stems, strict=True) if stems.count(stem) > 1])
-    if format != "classification" and len(pairs[0]) == 2:
+    pairs += [group for group in stems.values() if len(group) == 2]
+    if format != "classification" and pairs:
         return pairs[0]
     count = 2 if format in ("entailment", "similarity") else 1
     longest = sorted(columns, key=lambda column: -column.mean_words)[:count]
@@ -396,12 +550,14 @@ def _choose_format(
     return "similarity" if symmetric else "entailment"
 
 
-def _count_labels(label: Column, count: int) -> dict[str, int]:
+def _count_labels(label: Column, choices: Sequence[str], count: int) -> dict[str, int]:
     """Rows of each label, in the order of the recipe; `count` is the number of choices, or 0."""
-    labels = _name_choices(label, count) if count else []
+    labels = _name_choices(label, choices, count) if count else []
     counts = Counter(dict.fromkeys(labels, 0))
+    if labels and (numbers := _mixed_numbers(label, labels)):
+        return {**{name: label.counts[name] for name in labels}, **numbers}
     for text, rows in label.counts.items() if labels else ():
-        counts[text if text in labels else text.upper()] += rows
+        counts[text if text in labels else clean_answer(text).upper()] += rows
     if not labels and label.answers and count:
         labels = list(string.ascii_uppercase[:count])
         counts = Counter({name: label.answers[1][k] for k, name in enumerate(labels)})
@@ -409,6 +565,13 @@ def _count_labels(label: Column, count: int) -> dict[str, int]:
         return _sort_labels(label.name, counts, labels)
     labels = sorted(label.counts, key=float if label.numbers else str)
     return _sort_labels(label.name, label.counts, labels)
+
+
+def _mixed_numbers(label: Column, letters: Sequence[str]) -> dict[str, int]:
+    """Rows of each number from 1, if labels are letters in some rows and numbers in others."""
+    if letters[0] != "A" or not any(text.isdecimal() for text in label.counts):
+        return {}
+    return {str(k): label.counts[str(k)] for k in range(1, len(letters) + 1)}
 
 
 def _sort_labels(

@@ -1,14 +1,18 @@
 """Checks of the rows of a task: labels, duplicates, overlap of splits, leaks of labels."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import mean
 from typing import NamedTuple
 
+from finetune.data.draws import is_sorted
 from finetune.data.examples import LocatedExample
-from task_formats import Classes, Example, MultiLabel, Range, Task
+from finetune.data.rows import RowLocation
+from task_formats import Classes, Example, MultiLabel, Range, Row, Task
+from task_formats.labels import as_text, find_typing_errors
+from task_formats.templates import look_up
 
 _MIN_ROWS = 20
 """Rows below which a column or an order that fits the labels may be chance."""
@@ -16,8 +20,6 @@ _RARE = 5
 """Fewer training examples of a class than this are reported."""
 _MANY_DUPLICATES = 0.1
 """Share of repeated rows from which they are a problem."""
-_LONG_RUN = 0.9
-"""Share of neighbouring rows with equal labels from which the rows count as sorted."""
 
 Texts = tuple[tuple[str, str], ...]
 """The fields and choices of an example, by name, without their case and spacing."""
@@ -46,11 +48,35 @@ def check_splits(task: Task, splits: Mapping[str, Sequence[LocatedExample]]) -> 
         yield from check_duplicates(name, examples)
         yield from check_order(name, examples)
         yield from check_columns(task, name, items)
+    column = task.columns.get("label")
+    if isinstance(column, str):
+        rows = [(item.location, item.row) for items in splits.values() for item in items]
+        for label, location in find_unicode_forms(column, rows).items():
+            text = f"{label!r} occurs in two Unicode forms, which are equal: {location}"
+            yield Finding("labels", text)
     train = [item.example for item in splits.get("train", ())]
     for name, items in splits.items():
         if name != "train" and train:
             examples = [item.example for item in items]
             yield from check_overlap(task, name, examples, train)
+
+
+def find_unicode_forms(
+    column: str, rows: Iterable[tuple[RowLocation, Row]]
+) -> dict[str, RowLocation]:
+    """Returns labels that occur in several Unicode forms, with the place of the second form."""
+    first: dict[str, str] = {}
+    found: dict[str, RowLocation] = {}
+    for location, row in rows:
+        try:
+            text = as_text(look_up(row, column))
+        except KeyError:
+            continue
+        if not text.isascii():
+            form = unicodedata.normalize("NFC", text)
+            if first.setdefault(form, text) != text:
+                found.setdefault(form, location)
+    return found
 
 
 def check_labels(task: Task, split: str, examples: Sequence[Example]) -> Iterator[Finding]:
@@ -77,6 +103,10 @@ def check_labels(task: Task, split: str, examples: Sequence[Example]) -> Iterato
         yield Finding(split, "all rows have one label", True)
     elif absent and not task.format.is_multiple_choice:
         yield Finding(split, f"no row has the label {_list(absent)}", True)
+    if not isinstance(task.labels, MultiLabel) and not task.format.is_multiple_choice:
+        for name, other in find_typing_errors(counts).items():
+            where = next(e.id for e in examples if e.label == task.labels.parse(name))
+            yield Finding(split, f"{name!r} in {where} may be a typing error of {other!r}", True)
     rare = [name for name, count in counts.items() if count < _RARE]
     if split == "train" and rare and not task.format.is_multiple_choice:
         yield Finding(split, f"fewer than {_RARE} rows with the label {_list(rare)}", True)
@@ -121,14 +151,10 @@ def check_overlap(
 def check_order(split: str, examples: Sequence[Example]) -> Iterator[Finding]:
     """Whether the rows are sorted by label: a first part of them is then of one label."""
     labels = [example.label for example in examples]
-    if len(labels) < _MIN_ROWS or len(set(labels)) < 2 or len(set(labels)) * 2 > len(labels):
-        return
-    equal = sum(one == other for one, other in pairwise(labels))
-    expected = sum((count / len(labels)) ** 2 for count in Counter(labels).values())
-    share = equal / (len(labels) - 1)
-    if share > max(_LONG_RUN, (1 + expected) / 2):
-        text = "the rows are sorted by label: --limit takes rows of the first labels only"
-        yield Finding(split, text, True)
+    if len(labels) >= _MIN_ROWS and is_sorted(labels):
+        yield Finding(
+            split, "the rows are sorted by label: --limit takes a stratified part of them"
+        )
 
 
 def check_columns(task: Task, split: str, items: Sequence[LocatedExample]) -> Iterator[Finding]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import count
 from typing import Literal, NamedTuple, cast
 
+from finetune.data.limits import LimitedRows
 from finetune.data.rows import LocatedRow, RowLocation, Rows
 from finetune.progress import Progress
 from task_formats import Classes, Example, Row, RowError, Task, UsageError
@@ -36,6 +37,8 @@ class ReadReport:
     """Rows left out because their raw label means "no label"."""
     rows: int = 0
     """All rows that were read, including those left out."""
+    is_drawn: bool = False
+    """Whether a limit took a stratified part instead of the first rows."""
     cache_error: str = ""
     """Why the encoded rows could not be kept in the cache."""
 
@@ -58,6 +61,8 @@ class ReadReport:
 
     def describe(self, origin: str) -> Iterator[str]:
         """Yields what the user should know; `origin` says where the rows come from."""
+        if self.is_drawn:
+            yield f"{origin} is sorted by label: the limit takes a stratified part of the rows"
         if self.unlabelled:
             yield f"{origin}: {self.unlabelled:,} rows without a label left out"
         for row in self.skipped:
@@ -167,7 +172,7 @@ def _means_unlabelled(task: Task, row: Row) -> bool:
     try:
         text = as_text(look_up(row, str(task.columns.get("label"))))
     except KeyError:
-        return False
+        return "" in task.unlabelled
     return text in task.unlabelled or (
         text == "-1" and isinstance(task.labels, Classes) and text not in task.labels.raw
     )
@@ -182,7 +187,9 @@ def read_examples(
     on_bad_row: Literal["stop", "skip"] = "stop",
     limit: int | None = None,
 ) -> tuple[Iterator[Example], ReadReport]:
-    """Streams the examples of at most `limit` rows; the other arguments are of `build_examples`.
+    """Streams the examples of at most `limit` rows (see LimitedRows).
+
+    The other arguments are those of `build_examples`.
 
     Returns:
         The examples, and the report that is filled while they are read. The iterator raises
@@ -191,15 +198,19 @@ def read_examples(
     report = ReadReport()
     total = min(filter(None, (rows.estimate_count(), limit)), default=None)
 
+    limited = None if limit is None else LimitedRows(rows, task, limit)
+
     def examples() -> Iterator[Example]:
+        used = limited or rows
+        report.is_drawn = limited is not None and limited.is_drawn
         built = build_examples(
             task,
-            islice(rows.read(), limit),
+            used.read(),
             split,
             labelled=labelled,
             on_bad_row=on_bad_row,
             report=report,
-            indices=rows.indices(),
+            indices=used.indices(),
         )
         with Progress(f"reading {split}", total) as progress:
             for item in progress.count(built):

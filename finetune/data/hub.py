@@ -92,6 +92,15 @@ class HubRows(Rows):
         """The number of rows."""
         return len(self.table)
 
+    def class_names(self) -> dict[str, list[str]]:
+        """Returns the names of the columns of the type ClassLabel, and of lists of it."""
+        found = {}
+        for name, feature in self.table.features.items():
+            inner = getattr(feature, "feature", feature)
+            if names := getattr(inner, "names", None):
+                found[name] = list(names)
+        return found
+
     def fingerprint(self) -> str:
         """SHA-256 over columns and rows, however they are split into files."""
         digest = hashlib.sha256(repr(self.table.features).encode())
@@ -140,6 +149,13 @@ def open_hub(path: str, name: str | None, split: str, revision: str | None) -> H
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def list_saved(folder: Path) -> list[str]:
+    """Names of the splits in a folder of `save_to_disk`; "train" for a data set without splits."""
+    if not (folder / "dataset_dict.json").is_file():
+        return ["train"]
+    return [path.name for path in sorted(folder.iterdir()) if (path / "state.json").is_file()]
 
 
 def open_saved(folder: Path, split: str) -> HubRows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.data.held_out import open_split
 from finetune.data.hub import is_saved, open_saved
 from finetune.data.known_datasets import KNOWN_DATASETS, KnownDataset, normalize_name
-from finetune.data.readers.files import FORMATS, FileRows
+from finetune.data.readers.files import FORMATS, FileRows, find_ending
 from finetune.data.readers.text import describe_folder
 from finetune.data.rows import Rows
 from finetune.data.sources import SplitNotFoundError, open_rows
@@ -107,7 +107,7 @@ def _open_folder(
 def _list_rows(folder: Path) -> Iterator[Path]:
     """Files below a folder whose endings are those of rows, without hidden ones."""
     for path in folder.rglob("*"):
-        ending = Path(path.name.lower().removesuffix(".gz")).suffix
+        ending = find_ending(path)
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if ending in FORMATS and not is_hidden and path.is_file():
             yield path
@@ -129,7 +129,7 @@ def find_layouts(data: DataConfig) -> list[KnownDataset]:
 
 def _open_file(data: DataConfig, task: Task, path: Path, format: str | None) -> Rows:
     """The rows of a file with its own columns or those of the data set's original files."""
-    kind = FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
+    kind = FORMATS.get(find_ending(path))
     given = format or (None if kind else data.format)
     layouts = [] if given else find_layouts(data)
     if not layouts:

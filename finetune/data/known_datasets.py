@@ -15,6 +15,19 @@ _Patterns = tuple[str, ...]
 SPLITS = {"validation": ("validation", "dev", "val", "valid"), "train": ("train", "training")}
 """First word of a split's name on the hub to the words that file names use for it."""
 
+
+def split_words(split: str) -> tuple[str, ...]:
+    """The names a split's file may have: validation_matched may be dev_matched.
+
+    >>> split_words("validation_matched")[:2]
+    ('validation_matched', 'dev_matched')
+    """
+    for word, others in SPLITS.items():
+        if split == word or split.startswith(f"{word}_"):
+            return tuple(other + split.removeprefix(word) for other in others)
+    return (split,)
+
+
 COLLECTIONS = ("glue", "gluedata", "superglue", "scitailv11", "arcv1feb2018", "arcv1feb20182")
 """Normalized names of folders that hold folders of data sets."""
 

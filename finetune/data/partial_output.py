@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from finetune.data.readers.files import detect_format
+from finetune.data.readers.files import detect_output_format
 from finetune.data.writers import RowSink, TextSink, check_output, explain_write_errors, open_sink
 from finetune.storage import files, json_files
 from task_formats import UsageError
@@ -105,7 +105,7 @@ def open_partial_output(
         UsageError: The file cannot be written; there is a part and neither `resume` nor
             `overwrite` is given; or it was made from something else.
     """
-    kind, target = detect_format(path, format), Path(path)
+    kind, target = detect_output_format(path, format), Path(path)
     made_from = {**(made_from or {}), "the columns": list(columns)}
     is_stream = str(path) == "-" or (target.exists() and not target.is_file())
     if not is_writer:

@@ -66,6 +66,10 @@ class Rows(ABC):
         """Says what was found out about a file beyond its ending; empty if nothing."""
         return ""
 
+    def class_names(self) -> dict[str, list[str]]:
+        """Returns the names of classes 0, 1, ... of the columns that have them (ClassLabel)."""
+        return {}
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 over the contents, in hexadecimal."""
@@ -131,3 +135,5 @@ class ReadOptions:
     """The encoding of a text file; None is UTF-8, or UTF-16 if the file begins so."""
     header: bool | None = None
     """Whether the first line has the names of the columns; None if no `columns` are given."""
+    split: str | None = None
+    """The split to read of a JSON file that holds several, or the sheet of a workbook."""

@@ -3,22 +3,24 @@
 import glob
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from finetune.data.hub import is_saved, open_hub, open_saved
+from finetune.data.hub import is_saved, list_saved, open_hub, open_saved
 from finetune.data.known_datasets import (
     ANY_SPLIT,
     COLLECTIONS,
     KNOWN_DATASETS,
-    SPLITS,
     KnownDataset,
     normalize_name,
+    split_words,
 )
 from finetune.data.readers.files import FORMATS, FileRows, detect_format, open_file
-from finetune.data.readers.text import describe_folder
+from finetune.data.readers.json import find_json_splits
+from finetune.data.readers.text import as_utf8, check_is_data, describe_folder, open_stream
 from finetune.data.rows import ReadOptions, Rows
 from finetune.recipe.schema import DataConfig
 from finetune.storage.files import explain_os_errors
@@ -35,8 +37,8 @@ def open_rows(data: DataConfig, split: str) -> Rows:
     """Opens the rows of one split.
 
     Args:
-        data: `data.path` is a local folder or a data set of the hub; without it the split is a
-            file.
+        data: `data.path` is a local folder, a file of splits or a data set of the hub; without it
+            the split is a file.
         split: The split as in the recipe; one of another configuration is written `ax/test`.
 
     Raises:
@@ -57,12 +59,33 @@ def open_rows(data: DataConfig, split: str) -> Rows:
         )
         return replace(files, options=replace(files.options, **options))
     if folder.exists():
-        what = "is a file, and data.path (--data) must be a folder or a data set of the hub"
-        cure = "Without data.path, the splits themselves can be files."
-        raise UsageError(what, where=data.path, cure=cure)
+        rows = open_file(folder, format=data.format, **options)
+        if rows.options.format not in ("json", "xlsx"):
+            what = "a file of one split, and data.path (--data) must hold several"
+            cure = "Without data.path, the splits themselves can be files."
+            raise UsageError(what, where=data.path, cure=cure)
+        return replace(rows, options=replace(rows.options, split=split))
     if not _HUB_ID.fullmatch(data.path):
         raise UsageError("no such folder", where=data.path, cure="Correct data.path or --data.")
     return open_hub(data.path, name, split, data.revision)
+
+
+def list_splits(path: Path, format: str | None = None) -> list[str] | None:
+    """Names of the splits in a folder, or in a JSON file of splits; None for a file of rows."""
+    if path.is_dir():
+        if is_saved(path):
+            return list_saved(path)
+        found = []
+        for split in ("train", "validation", "test"):
+            with suppress(UsageError):
+                open_rows(DataConfig(path=str(path), format=format), split)
+                found.append(split)
+        return found
+    if detect_format(path, format) != "json":
+        return None
+    with open_stream(path) as stream:
+        check_is_data(stream, str(path))
+        return find_json_splits(as_utf8(stream, str(path)), str(path)) or None
 
 
 def _file_options(data: DataConfig) -> dict[str, Any]:
@@ -134,7 +157,7 @@ def _listed(folder: Path) -> list[Path]:
 
 def _layout_files(home: Path, layout: KnownDataset, split: str) -> tuple[Path, ...]:
     for pattern in layout.files.get(split, layout.files.get(ANY_SPLIT, ())):
-        for word in _split_words(split):
+        for word in split_words(split):
             if files := _match(home, pattern.format(split=glob.escape(word))):
                 return files if layout.sharded else _single(files, home)
     return _match(home, glob.escape(split))
@@ -143,23 +166,11 @@ def _layout_files(home: Path, layout: KnownDataset, split: str) -> tuple[Path, .
 def _plain_files(home: Path, split: str) -> tuple[Path, ...]:
     """The file that is named by the split or after it, or the shards of a hub's Parquet copy."""
     endings = [ending + compressed for ending in FORMATS for compressed in ("", ".gz")]
-    names = [split], [word + ending for word in _split_words(split) for ending in endings]
+    names = [split], [word + ending for word in split_words(split) for ending in endings]
     for candidates in names:
         if files := [path for name in candidates for path in _match(home, glob.escape(name))]:
             return _single(files, home)
     return _match(home, f"{glob.escape(split)}-*-of-*.parquet")
-
-
-def _split_words(split: str) -> tuple[str, ...]:
-    """The names a split's file may have: validation_matched may be dev_matched.
-
-    >>> _split_words("validation_matched")[:2]
-    ('validation_matched', 'dev_matched')
-    """
-    for word, others in SPLITS.items():
-        if split == word or split.startswith(f"{word}_"):
-            return tuple(other + split.removeprefix(word) for other in others)
-    return (split,)
 
 
 def _match(home: Path, pattern: str) -> tuple[Path, ...]:

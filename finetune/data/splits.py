@@ -7,17 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
+from finetune.data.draws import draw_fraction
 from finetune.data.examples import LocatedExample, ReadReport, build_examples, read_examples
 from finetune.data.held_out import open_split, stratify
-from finetune.data.token_store import Array, TokenStore, encode_examples, load_or_encode
+from finetune.data.token_store import TokenStore, encode_examples, load_or_encode
 from finetune.recipe.schema import HELD_OUT, DataConfig, Recipe
 from finetune.storage.files import cache_folder
 from task_formats import Example, Task, UsageError, ViewEncoder
-
-_STREAM = 0x5EED
-"""Keeps the draw of a fraction independent of other draws with the same seed."""
 
 
 class Split(NamedTuple):
@@ -150,27 +146,3 @@ def encode_training_split(
     strata = stratify(store.labels, task)
     rows = draw_fraction(strata, config.fraction, config.seed)
     return split._replace(examples=store.select(rows))
-
-
-def draw_fraction(strata: Array, fraction: float, seed: int) -> Array:
-    """Draws a stratified part of N rows, for curves over the number of labels.
-
-    With one seed, a smaller fraction is a subset of every larger one. Labels share the rows in
-    proportion to their frequency, by Webster's method.
-
-    Args:
-        strata: (N,) class of every row, or bin of its score.
-        fraction: Share of the rows, above 0 and at most 1.
-        seed: Decides which rows of a class are drawn.
-
-    Returns:
-        Sorted indices of max(1, round(fraction · N)) rows.
-    """
-    drawn = np.random.Generator(np.random.PCG64([seed, _STREAM])).permutation(len(strata))
-    rank = np.empty(len(strata))
-    for value in np.unique(strata):
-        rows = drawn[strata[drawn] == value]
-        rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    # Ordered by rank, every beginning of the order is stratified.
-    order = drawn[np.argsort(rank[drawn], kind="stable")]
-    return np.sort(order[: max(1, round(fraction * len(strata)))])

@@ -33,7 +33,7 @@ FORMAT = "gptft encoded examples, version 5"
 
 Array = NDArray[Any]
 
-_COUNTS = ("rows", "unlabelled", "more_skipped")
+_COUNTS = ("rows", "unlabelled", "more_skipped", "is_drawn")
 """Fields of a read report that are saved as they are."""
 _ATTEMPTS = 3
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from finetune.data.readers.files import detect_format
+from finetune.data.readers.dialect import join_fields
+from finetune.data.readers.files import detect_output_format
 from finetune.storage.files import name_partial
 from finetune.storage.terminal import escape_controls
-from task_formats import RowError, UsageError
+from task_formats import UsageError
 
 _strict = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 
@@ -97,7 +98,7 @@ def write_rows(
         UsageError: The file cannot be written.
         RowError: The format cannot hold a row.
     """
-    with open_sink(path, columns, detect_format(path, format)) as sink:
+    with open_sink(path, columns, detect_output_format(path, format)) as sink:
         yield sink
 
 
@@ -171,7 +172,7 @@ class _Terminal:
 
 
 class TextSink:
-    """Writes CSV with quotes where needed, TSV without them, JSON lines, or one JSON list.
+    """Writes CSV or TSV with quotes where needed, JSON lines, or one JSON list.
 
     With `is_begun` the stream holds rows already.
     """
@@ -206,33 +207,12 @@ class TextSink:
     def _encode(self, row: Mapping[str, Any]) -> str:
         if self._kind in ("csv", "tsv"):
             fields = [_text(row.get(name)) for name in self._columns]
-            return _join_csv(fields) if self._kind == "csv" else self._join_tsv(fields)
+            return join_fields(fields, "," if self._kind == "csv" else "\t") + "\n"
         text = _as_json({name: row[name] for name in self._columns if name in row})
         if self._kind == "jsonl":
             return f"{text}\n"
         separator, self._separator = self._separator, ",\n"
         return f"{separator}{text}"
-
-    def _join_tsv(self, fields: Sequence[str]) -> str:
-        for name, text in zip(self._columns, fields, strict=True):
-            if "\t" in text or "\n" in text or "\r" in text:
-                what = f"the column {name!r} holds a tab or a line end"
-                cure = "Write .csv or .jsonl instead of .tsv."
-                raise RowError(what, where=self._where, cure=cure)
-        return "\t".join(fields) + "\n"
-
-
-def _join_csv(fields: Sequence[str]) -> str:
-    # One empty field needs quotes: an empty line is no row.
-    line = '""' if list(fields) == [""] else ",".join(map(_quote, fields))
-    return f"{line}\n"
-
-
-def _quote(text: str) -> str:
-    # Not csv.writer: it leaves a lone carriage return bare, which readers take for a line end.
-    if any(character in text for character in '",\n\r'):
-        return '"' + text.replace('"', '""') + '"'
-    return text
 
 
 def _text(value: Any) -> str:

@@ -73,7 +73,7 @@ def resolve_paths(recipe: Recipe, folder: Path, overrides: Collection[str] = ())
     else:
         source = Path(str(resolve("data.path", data.path)))
         # `nyu-mll/glue` is a data set of the hub, unless there is such a folder.
-        if data.path.startswith((".", "~")) or source.is_dir():
+        if data.path.startswith((".", "~")) or source.exists():
             paths["path"] = str(source.resolve())
     if (local := Path(base.path).expanduser()).exists():  # not a hub id or a name
         base = base.model_copy(update={"path": str(local.resolve())})

@@ -40,7 +40,7 @@ RawLabel = bool | str | int | float
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*METRICS]})]
 Schedule = Literal["linear", "cosine", "constant", "gpt1"]
 OptimizerName = Literal["adamw", "adam", "adafactor"]
-FileFormat = Literal["csv", "tsv", "jsonl", "json", "parquet"]
+FileFormat = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx"]
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
 """Words for characters that are awkward to type."""
 _RESUME_SAFE: dict[str, Any] = {"resume_safe": True}
@@ -335,7 +335,8 @@ class DataConfig(StrictModel):
     """Where rows come from: a hub data set, a folder, or files."""
 
     path: str | None = None
-    """A hub data set or a local folder. Without it, the splits below are files."""
+    """A hub data set, a local folder, or a file of splits: JSON such as {"train": [...], "test":
+    [...]}, or a workbook with a sheet for each. Without it, the splits below are files."""
     name: str | None = None
     """The configuration of a hub data set, and its folder in a local copy."""
     revision: str | None = None
@@ -369,7 +370,8 @@ class DataConfig(StrictModel):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Stop at an invalid row, or skip, count and list it."""
     limit: Positive | None = None
-    """Use only the first rows of every split."""
+    """Use at most this number of rows of every split: the first ones, or a stratified part of rows
+    that are sorted by label."""
 
     @model_validator(mode="before")
     @classmethod

@@ -321,7 +321,7 @@ def prepare_finetuning(
     if recipe.base.from_scratch:
         fingerprints.pop(WEIGHTS, None)
     notices = [text for split in splits.values() for text in split.describe()]
-    notices += _describe_labels(task, train_split, evaluation_split)
+    notices += _describe_labels(task, train_split, evaluation_split, config.fraction)
     if is_sharded(model):
         count = accelerator.num_processes
         notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
@@ -393,15 +393,22 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
     return TaskLossOptions(weights, config.label_smoothing, is_distribution)
 
 
-def _describe_labels(task: Task, train: Split, evaluation: Split | None) -> Iterator[str]:
-    """Warnings about splits from which nothing can be learned or concluded."""
+def _describe_labels(
+    task: Task, train: Split, evaluation: Split | None, fraction: float
+) -> Iterator[str]:
+    """Warnings about splits from which little can be learned or concluded.
+
+    Training rows of one class are an error, unless they are a drawn fraction of others.
+    """
     for split in filter(None, (train, evaluation)):
         labels = split.examples.labels
         if isinstance(task.labels, Classes):
             found = np.unique(class_indices(labels[~is_unlabelled(labels)]))
             if len(found) == 1:
-                name = task.labels.name(found[0])
-                yield f"warning: every row of {split.origin} has the label {name!r}"
+                what = f"every row of {split.origin} has the label {task.labels.name(found[0])!r}"
+                if split is train and fraction == 1 and not task.format.is_multiple_choice:
+                    raise UsageError(what, cure="Give training rows of other labels too.")
+                yield f"warning: {what}"
     if evaluation and (shared := count_shared(evaluation.examples, train.examples)):
         rows = f"{shared} of {len(evaluation.examples)} evaluation rows"
         yield f"warning: {rows} also occur in the training rows, so scores are too high"

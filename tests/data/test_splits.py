@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.data.draws import draw_fraction
 from finetune.data.held_out import bin_scores
-from finetune.data.splits import draw_fraction
 from finetune.training.finetuning import events
 from tests.support import jobs
 

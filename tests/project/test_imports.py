@@ -50,6 +50,7 @@ DOORS = {
     "pyarrow": "data.readers.parquet",
     "pydantic": "recipe pretraining.plan serving",
     "pydantic_core": "recipe serving",
+    "python_calamine": "data.readers.excel",
     "rich": "cli",
     "ruamel": "recipe.yaml_documents",
     "safetensors": "storage.tensors export.scripts",

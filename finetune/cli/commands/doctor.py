@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,6 +133,7 @@ def check_data(source: "TaskSource") -> "Iterator[Finding]":
     from finetune.data import ReadReport, build_examples
     from finetune.data.checks import Finding, check_splits
     from finetune.data.held_out import open_split
+    from finetune.data.limits import LimitedRows
 
     recipe = source.recipe
     task, data = recipe.task.resolve(source.task), recipe.data
@@ -144,9 +144,11 @@ def check_data(source: "TaskSource") -> "Iterator[Finding]":
             continue
         report = ReadReport()
         rows = open_split(data, task, split)
+        if data.limit is not None:
+            rows = LimitedRows(rows, task, data.limit)
         items = build_examples(
             task,
-            islice(rows.read(), data.limit),
+            rows.read(),
             name,
             labelled=name in ("train", "evaluate"),
             on_bad_row="skip",

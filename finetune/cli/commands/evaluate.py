@@ -32,7 +32,7 @@ def evaluate(
     ),
     data: Data = None,
     limit: int | None = Option(
-        None, min=1, help="Use only the first rows of each split.", show_default="all rows"
+        None, min=1, help="Use at most this number of rows of each split.", show_default="all rows"
     ),
     task: PythonTask = None,
     device: Device = None,

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from errno import EEXIST
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,17 +14,27 @@ from typer import Argument, Option
 
 from finetune.cli.console import format_count, print_line
 from finetune.cli.options import FILE_FLAGS, Overrides, with_recipe_flags
-from finetune.cli.task_guess import TaskGuess, guess_task, lacks_header, summarize_columns
+from finetune.cli.task_guess import (
+    LabelNotFoundError,
+    TaskGuess,
+    guess_task,
+    lacks_header,
+    summarize_columns,
+)
 from finetune.evaluation.metrics import METRICS
-from task_formats import Row, UsageError
+from task_formats import Row, RowError, UsageError
 from task_formats.labels import as_text, normalize_label
 from task_formats.templates import look_up
 
 if TYPE_CHECKING:
-    from finetune.data.rows import RowLocation
-    from finetune.recipe.schema import DataConfig
+    from finetune.data.rows import RowLocation, Rows
+    from finetune.recipe.schema import DataConfig, Recipe
 
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
+_MAX_LABELS = 2**24
+"""Bytes of a file that may hold the labels of another one."""
+_MAX_ANSWERS = 20
+"""Labels up to which a prompt is written."""
 _LISTED = 5
 """Labels that are named one by one."""
 _Formats = Literal["classification", "entailment", "similarity", "multiple_choice"]
@@ -33,7 +44,9 @@ _PLAIN = re.compile(r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [
 @partial(with_recipe_flags, flags=FILE_FLAGS, with_set=False)
 def new(
     overrides: Overrides,
-    file: Path = Argument(metavar="FILE", help="Training rows: CSV, TSV, JSONL or Parquet."),
+    file: Path = Argument(
+        metavar="FILE|FOLDER", help="Training rows: CSV, TSV, JSON, JSONL, Parquet, Arrow or Excel."
+    ),
     output: Path | None = Option(
         None, "--output", "-o", metavar="RECIPE", help="Output file.", show_default="FILE.yaml"
     ),
@@ -55,40 +68,55 @@ def new(
 
     Example: gptft new reviews.csv --hold-out 0.1
 
-    What is not given is guessed from the names and types of the columns.
+    What is not given is guessed from the names and types of the columns. A folder, or a JSON file
+    of splits, holds training and evaluation rows.
     """
     from finetune.data import open_rows
     from finetune.data.held_out import draw_held_out
-    from finetune.recipe.loading import override_data, parse_recipe
+    from finetune.recipe.loading import override_data, parse_recipe, resolve_paths
     from finetune.recipe.schema import DataConfig
 
     if evaluate is not None and hold_out is not None:
         raise UsageError("--evaluate and --hold-out exclude each other", cure="Give one.")
-    data = override_data(DataConfig(), overrides)
-    source = open_rows(data, str(file))
-    located = list(source)
+    data = _find_splits(file, override_data(DataConfig(), overrides))
+    if data.path is not None and evaluate is not None:
+        cure = "Leave --evaluate out, or name a file of training rows."
+        raise UsageError("it holds its own evaluation rows", where=str(file), cure=cure)
+    source = open_rows(data, str(data.train))
+    located = _read(source)
     columns = summarize_columns(row for _, row in located)
     if data.header is None and lacks_header(columns):
         data = override_data(data, {"header": False})
-        source = open_rows(data, str(file))
-        located = list(source)
+        source = open_rows(data, str(data.train))
+        located = _read(source)
         columns = summarize_columns(row for _, row in located)
     rows = [row for _, row in located]
     try:
         guess = guess_task(
-            columns, format=format, label=label, texts=text, choices=choices, scores=scores
+            columns,
+            format=format,
+            label=label,
+            texts=text,
+            choices=choices,
+            scores=scores,
+            class_names=source.class_names(),
         )
+    except LabelNotFoundError as error:
+        cure = error.cure + _hint_at_label_file(file, len(rows))
+        raise UsageError(error.what, where=str(file), cure=cure) from None
     except UsageError as error:
         raise error.located(str(file)) from None
-    stem = file.name.partition(".")[0]
+    stem = file.absolute().name.partition(".")[0]
     target = output or Path(f"{file.absolute().parent.name if stem == 'train' else stem}.yaml")
     if target.exists():
         raise FileExistsError(EEXIST, "", str(target))
-    if hold_out is None:
-        evaluate = evaluate or find_evaluation_file(file)
-    title = f"{one_line(file.name)}, {format_count(len(rows), 'row')}"
-    recipe = _format_recipe(guess, title, target.parent, file, evaluate, hold_out, data)
-    parsed = parse_recipe(recipe, str(target))
+    if hold_out is not None:
+        data = override_data(data, {"evaluate": None, "hold_out": hold_out})
+    elif data.path is None and (evaluate := evaluate or find_evaluation_file(file)):
+        data = override_data(data, {"evaluate": str(evaluate)})
+    title = f"{one_line(file.absolute().name)}, {format_count(len(rows), 'row')}"
+    recipe = _format_recipe(guess, title, target.parent, data)
+    parsed = resolve_paths(parse_recipe(recipe, str(target)), target.absolute().parent)
     held_out = 0
     if hold_out is not None:
         held_out = int(draw_held_out(source, parsed.data, parsed.task.build()).sum())
@@ -101,7 +129,11 @@ def new(
         note = f"{names} may be choices, but they are not used: {guess.columns['label']} is taken"
         why = "for the label, and its values are not their numbers, letters or texts."
         print_line((f"{note} {why}", "yellow"))
-    for note in _describe_labels(located, guess):
+    if guess.embedded_choices:
+        note = f"The texts of {guess.embedded_choices} seem to hold choices, such as (A) and (B)."
+        how = "For multiple choice, put the choices in a list or in a column for each."
+        print_line((f"{note} {how}", "yellow"))
+    for note in chain(_describe_labels(located, guess), _describe_bad_rows(parsed)):
         print_line((note, "yellow"))
     if found := source.describe():
         print_line(f"Found {found}.")
@@ -109,11 +141,56 @@ def new(
         print_line("Columns without a name are not used.")
     if held_out:
         print_line(f"{format_count(held_out, 'row')} are held out for evaluation.")
-    elif evaluate is None:
+    elif data.evaluate is None:
         print_line(("No evaluation data. ", "yellow"), "Use --hold-out 0.1 or --evaluate FILE.")
     print_line("Wrote ", (str(target), "bold"), ". Check it, then:")
     for command in ("preview", "train --task"):
         print_line((f"  gptft {command} {shlex.quote(str(target))}", "cyan"))
+
+
+def _find_splits(file: Path, data: "DataConfig") -> "DataConfig":
+    """Names the training rows: a file, or a split of a folder or of a JSON file of splits."""
+    from finetune.data.known_datasets import split_words
+    from finetune.data.sources import list_splits
+    from finetune.recipe.loading import override_data
+
+    names = list_splits(file, data.format)
+    if names is None:
+        return override_data(data, {"train": str(file)})
+    found = {}
+    for split in ("train", "validation"):
+        found[split] = next((name for name in split_words(split) if name in names), None)
+    if found["train"] is None:
+        what = f"no training split: {', '.join(names) or 'no rows at all'}"
+        raise UsageError(what, where=str(file), cure="Name the file with the training rows.")
+    values = {"path": str(file), "train": found["train"], "evaluate": found["validation"]}
+    return override_data(data, values)
+
+
+def _read(source: "Rows") -> "list[tuple[RowLocation, Row]]":
+    """The rows that can be read; RowError if none can."""
+    found = [item for item in source.read() if not isinstance(item[1], RowError)]
+    if not found and not list(source):  # Raises RowError if there are rows.
+        cure = "The file has at most a header."
+        raise UsageError("no rows", where=source.origin, cure=cure)
+    return found  # type: ignore[return-value]
+
+
+def _hint_at_label_file(file: Path, count: int) -> str:
+    """Names a file beside this one that may hold the labels, a line for each row."""
+    others = sorted(file.parent.iterdir()) if file.is_file() else ()
+    for other in others:
+        is_near = other.stem == file.stem or "label" in other.name.lower()
+        if not is_near or other == file or not other.is_file():
+            continue
+        if other.stat().st_size < _MAX_LABELS and abs(_count_lines(other) - count) <= 1:
+            name, texts = shlex.quote(str(other)), shlex.quote(str(file))
+            return f" Are the labels in {other.name}? Join them: paste {name} {texts} > new.tsv"
+    return ""
+
+
+def _count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n")
 
 
 def find_evaluation_file(file: Path) -> Path | None:
@@ -133,19 +210,53 @@ def _label(row: Row, guess: TaskGuess) -> str:
 
 
 def _describe_labels(located: "list[tuple[RowLocation, Row]]", guess: TaskGuess) -> Iterator[str]:
-    """Says which rows are left out, and which labels occur once."""
+    """Says which rows are left out, which labels occur once, and which in two Unicode forms."""
+    from finetune.data.checks import find_unicode_forms
+
+    column = str(guess.columns["label"])
     places: dict[str, list[RowLocation]] = {}
     for location, row in located:
         places.setdefault(_label(row, guess), []).append(location)
     for text in guess.unlabelled:
-        if text in places:
+        if text in guess.typing_errors:
+            yield (
+                f"Only one row has the label {text!r}: {places[text][0]}. It resembles "
+                f"{guess.typing_errors[text]!r}, so the row is left out (task.unlabelled)."
+            )
+        elif text in places:
             first, count = places[text][0], format_count(len(places[text]), "row")
-            yield f"{count} with the label {text!r} left out, the first: {first}."
+            what = f"with the label {text!r}" if text else "without a label"
+            yield f"{count} {what} left out, the first: {first}."
     once = [text for text, count in guess.labels.items() if count == 1 and text in places]
     for text in once[:_LISTED]:
         yield f"Only one row has the label {text!r}: {places[text][0]}. Is it a typing error?"
     if len(once) > _LISTED:
         yield f"{len(once) - _LISTED} more labels occur in only one row."
+    folded: dict[str, str] = {}
+    for text in guess.labels:
+        if (other := folded.setdefault(text.casefold(), text)) != text:
+            yield f"The labels {other!r} and {text!r} differ only in upper and lower case."
+    for text, place in find_unicode_forms(column, located).items():
+        yield f"The label {text!r} occurs in two Unicode forms, which are equal: {place}."
+
+
+def _describe_bad_rows(recipe: "Recipe") -> Iterator[str]:
+    """Says how many rows the written recipe cannot use, and why."""
+    from finetune.data import ReadReport, build_examples
+    from finetune.data.held_out import open_split
+
+    task, data = recipe.task.build(), recipe.data
+    data = data.model_copy(update={"hold_out": None})
+    for split in filter(None, (data.train, data.evaluate)):
+        report = ReadReport()
+        rows = open_split(data, task, split)
+        for _ in build_examples(task, rows.read(), "", on_bad_row="skip", report=report):
+            pass
+        if report.skipped:
+            first = report.skipped[0]
+            count = format_count(report.num_skipped, "row")
+            yield f"{count} cannot be used, the first: {first.location}: {first.reason}."
+            yield "Correct them, or train with --on-bad-row skip."
 
 
 _RECIPE = """\
@@ -163,8 +274,8 @@ task:
   # The first metric selects the best checkpoint. Available:
   # {available}.
   metrics: [{metrics}]
-data:
-  train: {train}
+{prompt}data:
+{path}  train: {train}
 {evaluation}
 {options}train:
   epochs: 3
@@ -174,32 +285,16 @@ data:
 """
 
 
-def _format_recipe(
-    guess: TaskGuess,
-    title: str,
-    folder: Path,
-    train: Path,
-    evaluate: Path | None,
-    hold_out: float | None,
-    data: "DataConfig",
-) -> str:
+def _format_recipe(guess: TaskGuess, title: str, folder: Path, data: "DataConfig") -> str:
     """A recipe in `folder`, with comments on the alternatives."""
-    evaluated = quote(os.path.relpath(evaluate, folder)) if evaluate else "null"
-    evaluation = f"""\
-  # Evaluated after every epoch, and the best checkpoint is kept; null: no evaluation.
-  evaluate: {evaluated}"""
-    if hold_out is not None:
-        evaluation = f"""\
-  # This part of the rows is evaluated after every epoch, and the best checkpoint is kept. Every
-  # label has its share, and equal texts stay together. group_by: COLUMN keeps others together.
-  hold_out: {hold_out:g}"""
     kind = "scores" if guess.range else "classes" if guess.separator is None else "multi_label"
     if guess.range:
         labels = ["# Lowest and highest score.", f"range: [{guess.range[0]}, {guess.range[1]}]"]
     else:
         labels = ["# Value in the file: name of the label. The names can be changed.", "labels:"]
-        for name, rows in guess.labels.items():
-            labels.append(f"  {quote(name)}: {quote(name)}  # {rows:,} rows")
+        for text, rows in guess.labels.items():
+            name = guess.class_names.get(text, text)
+            labels.append(f"  {quote(text)}: {quote(name)}  # {rows:,} rows")
     could_be_ordered = kind == "classes" and guess.format != "multiple_choice"
     if could_be_ordered and len(guess.labels) > 2 and all(map(_is_number, guess.labels)):
         labels.append(
@@ -212,6 +307,19 @@ def _format_recipe(
         labels += ["# A row can have several labels.", "multi_label: true"]
         if guess.separator not in ("", ","):
             labels.append(f"separator: {quote(guess.separator)}")
+
+    def name_split(split: str) -> str:
+        return os.path.relpath(split, folder) if data.path is None else split
+
+    evaluated = quote(name_split(data.evaluate)) if data.evaluate else "null"
+    evaluation = f"""\
+  # Evaluated after every epoch, and the best checkpoint is kept; null: no evaluation.
+  evaluate: {evaluated}"""
+    if data.hold_out is not None:
+        evaluation = f"""\
+  # This part of the rows is evaluated after every epoch, and the best checkpoint is kept. Every
+  # label has its share, and equal texts stay together. group_by: COLUMN keeps others together.
+  hold_out: {data.hold_out:g}"""
     return _RECIPE.format(
         title=title,
         about=quote(title),
@@ -221,10 +329,28 @@ def _format_recipe(
         labels="\n  ".join(labels),
         available=", ".join(name for name, metric in METRICS.items() if kind in metric.labels),
         metrics=", ".join(guess.metrics),
-        train=quote(os.path.relpath(train, folder)),
+        prompt=_format_prompt(guess),
+        path="" if data.path is None else f"  path: {quote(os.path.relpath(data.path, folder))}\n",
+        train=quote(name_split(str(data.train))),
         evaluation=evaluation,
         options=_format_options(data),
     )
+
+
+def _format_prompt(guess: TaskGuess) -> str:
+    """A plain prompt for choices, or for few classes."""
+    fields = [f"{{{name}}}" for name in guess.columns if name not in ("choices", "label")]
+    names = [guess.class_names.get(text, text) for text in guess.labels]
+    if guess.format == "multiple_choice":
+        words, answers = "Answer", [f"    answers: {quote(' {choice}')}"]
+    elif guess.range is None and guess.separator is None and len(names) <= _MAX_ANSWERS:
+        words = "Label"
+        answers = ["    answers:", *(f"      {quote(n)}: {quote(f' {n}')}" for n in names)]
+    else:
+        return ""
+    text = r"\n".join([*fields, f"{words}:"])
+    about = "  # What `gptft prompt` asks a base that is not trained on the task."
+    return "\n".join([about, "  prompt:", f'    text: "{text}"', *answers, ""])
 
 
 def _format_options(data: "DataConfig") -> str:

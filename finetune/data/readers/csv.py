@@ -43,6 +43,8 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     """
     dialect = detect_dialect(stream, options)
     lines = read_lines(stream, file)
+    if dialect.is_named:
+        next(lines)
     records = _parse_csv(lines, file, dialect) if dialect.has_quotes else _split_at_tabs(lines)
     first = next((record for record in records if record.fields not in ([], [""])), None)
     if first is None:
@@ -53,15 +55,20 @@ def read_delimited(stream: BinaryIO, file: str, options: ReadOptions) -> Iterato
     if has_header:
         if first.error:
             raise UsageError(first.error.what, where=first.error.where, cure=first.error.cure)
-        columns = _columns(first.fields, file, options)
+        columns = make_columns(first.fields, file, options)
     else:
         names = options.columns or number_columns(len(first.fields))
-        columns, records = _columns(names, file, options), chain([first], records)
+        columns, records = make_columns(names, file, options), chain([first], records)
     cure = _QUOTES_CURE.format(delimiter=dialect.delimiter) if dialect.has_quotes else _TAB_CURE
     yield from _rows(records, columns, file, options, cure)
 
 
-def _columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str, ...]:
+def make_columns(names: Sequence[str], file: str, options: ReadOptions) -> tuple[str, ...]:
+    """Returns the columns of a header: renamed, and "Unnamed: 0" and so on where there is no name.
+
+    Raises:
+        UsageError: There are too many, or two of one name.
+    """
     if len(names) > MAX_COLUMNS:
         cure = "Check that it is a table."
         raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file, cure=cure)
@@ -90,13 +97,17 @@ def _rows(
             yield location, dict(zip(columns, fields, strict=True))
         elif fewest <= len(fields) < width:
             yield location, dict(zip(columns, [*fields, *[""] * width][:width], strict=True))
+        elif len(fields) > width and not any(fields[width:]):
+            # Delimiters at the end of rows only.
+            yield location, dict(zip(columns, fields[:width], strict=True))
         elif options.min_fields and options.min_fields <= len(fields):
             # Extra or missing fields are those just before the last one.
             inner = [*fields[:-1], *[""] * width][: width - 1]
             yield location, dict(zip(columns, [*inner, fields[-1]], strict=True))
         elif fields and not (fields == [""] and width > 1):
             what = f"{len(fields)} fields under a header of {width}"
-            yield location, RowError(what, where=str(location), cure=cure)
+            title = " Delete lines above the header." if width == 1 else ""
+            yield location, RowError(what, where=str(location), cure=cure + title)
 
 
 def _split_at_tabs(lines: Iterator[Line]) -> Iterator[_Record]:
@@ -108,6 +119,7 @@ def _split_at_tabs(lines: Iterator[Line]) -> Iterator[_Record]:
 def _parse_csv(lines: Iterator[Line], file: str, dialect: Dialect) -> Iterator[_Record]:
     # The limit of the csv module is global and smaller than ours, MAX_ROW_BYTES.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
+    before = int(dialect.is_named)
     first_line, size, line_error = 1, 0, None
 
     def texts() -> Iterator[str]:
@@ -123,13 +135,13 @@ def _parse_csv(lines: Iterator[Line], file: str, dialect: Dialect) -> Iterator[_
         texts(), delimiter=dialect.delimiter, skipinitialspace=dialect.has_blanks, strict=True
     )
     while True:
-        first_line, size, line_error = reader.line_num + 1, 0, None
+        first_line, size, line_error = before + reader.line_num + 1, 0, None
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            found = _csv_error(error, file, first_line, reader.line_num)
+            found = _csv_error(error, file, first_line, before + reader.line_num)
             yield _Record(first_line, ["?"], found)
         else:
             yield _Record(first_line, fields, line_error)

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
@@ -11,8 +12,9 @@ from finetune.data.rows import MAX_ROW_BYTES, ReadOptions
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _OWN = {"csv": ",", "tsv": "\t"}
+_NAMED = re.compile(r"sep=([^\w\s\"]|\t)\r?\n", re.I)
 _HEADER_BYTES = 2**16
-_MAX_BYTES = 2**26
+_MAX_BYTES = 2**30
 """Bytes that are searched for quotes, as standard input may never end."""
 
 
@@ -23,6 +25,8 @@ class Dialect(NamedTuple):
     has_quotes: bool
     has_blanks: bool = False
     """Whether a blank follows every delimiter."""
+    is_named: bool = False
+    """Whether the first line names the delimiter, as Excel writes it: sep=;"""
 
     def describe(self, format: str) -> str:
         """Says what the ending of the file does not; empty if there is nothing to say."""
@@ -44,10 +48,13 @@ def detect_dialect(stream: BinaryIO, options: ReadOptions) -> Dialect:
     """
     delimiter = options.delimiter or _OWN[options.format]
     start = peek(stream, _HEADER_BYTES).decode("utf-8-sig", "replace")
+    if named := _NAMED.match(start):
+        delimiter = options.delimiter or named[1]
+        return Dialect(delimiter, True, is_named=True)
     # Detection sees the beginning of a file, whose last line may be cut.
     lines = [f"{line}\n" for line in start.split("\n") if line.strip("\r")]
     is_known = options.delimiter or options.columns
-    if not is_known and lines and _count_fields(lines[:1], delimiter) == 1:
+    if not is_known and lines and _count_fields(lines, delimiter, records=1) == 1:
         counts = {other: _count_fields(lines, other) for other in _DELIMITERS}
         best = max(counts, key=counts.__getitem__)
         delimiter = best if counts[best] > 1 else delimiter
@@ -56,11 +63,11 @@ def detect_dialect(stream: BinaryIO, options: ReadOptions) -> Dialect:
     return Dialect(delimiter, True, _has_blanks(lines, delimiter))
 
 
-def _count_fields(lines: Iterable[str], delimiter: str) -> int:
-    """Fields of the header, if the first row has as many; else 1."""
+def _count_fields(lines: Iterable[str], delimiter: str, records: int = 2) -> int:
+    """Fields of the header, if the first `records` lines have equally many; else 1."""
     try:
-        records = csv.reader(lines, delimiter=delimiter, strict=True)
-        widths = [len(fields) for fields in islice(records, 2)]
+        found = csv.reader(lines, delimiter=delimiter, strict=True)
+        widths = [len(fields) for fields in islice(found, records)]
     except csv.Error:
         return 1
     return widths[0] if len(set(widths)) == 1 else 1
@@ -113,14 +120,37 @@ def _is_quoted(stream: BinaryIO) -> bool:
             width = width or len(fields)
             if everything is None:
                 everything = text.startswith('"')
-            if fields and (len(fields) != width or not (everything or text == _write(fields))):
+            is_written = everything or text in (join_fields(fields, "\t"), _write(fields))
+            if fields and (len(fields) != width or not is_written):
                 return False
     except csv.Error:
         return False
     return True
 
 
+def join_fields(fields: Sequence[str], delimiter: str) -> str:
+    """Returns a line of CSV that the readers take apart into the same fields.
+
+    Not csv.writer: it leaves a lone carriage return bare, which readers take for a line end.
+    """
+    special = f'{delimiter}"\r\n'
+    if len(fields) == 1:
+        # An empty line is no row, and the delimiter is sought in a line without the usual one.
+        special += "".join(_DELIMITERS)
+        if fields[0] == "":
+            return '""'
+    return delimiter.join(_quote(text, special) for text in fields)
+
+
+def _quote(text: str, special: str) -> str:
+    # A blank after a delimiter may belong to the delimiter.
+    if text.startswith(" ") or not set(special).isdisjoint(text):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
 def _write(fields: list[str]) -> str:
+    """The line of csv.writer, which pandas uses."""
     output = io.StringIO()
     csv.writer(output, delimiter="\t", lineterminator="\n").writerow(fields)
     return output.getvalue().removesuffix("\n")

@@ -1,6 +1,7 @@
 """Rows of one or several files of any format."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any, BinaryIO
 
 from finetune.data.readers.csv import read_delimited
 from finetune.data.readers.dialect import describe_text
+from finetune.data.readers.excel import describe_workbook, read_workbook
 from finetune.data.readers.json import read_json, read_json_lines
 from finetune.data.readers.race import read_race
-from finetune.data.readers.text import as_utf8, open_stream
+from finetune.data.readers.text import as_utf8, check_is_data, open_stream, peek
 from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, Rows
 from task_formats import Row, RowError, UsageError
 from task_formats.templates import look_up
@@ -22,15 +24,24 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".xlsx": "xlsx",
+    ".xls": "xlsx",
+    ".ods": "xlsx",
 }
-"""File ending to format. Text formats may be compressed: .csv.gz."""
+"""File ending to format. Files may be compressed: .csv.gz."""
 
 
-BINARY_FORMATS = ("parquet",)
+WRITTEN_FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
+BINARY_FORMATS = ("parquet", "arrow", "xlsx")
 _COUNTED_BYTES = 2**24
 """Bytes in which lines are counted."""
 
-_READERS = {"jsonl": read_json_lines, "json": read_json, "race": read_race}
+_READERS = {"jsonl": read_json_lines, "race": read_race}
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
+_GIVEN = ("delimiter", "encoding", "header", "split")
+"""Options that are part of a fingerprint only where they are given."""
 
 
 def detect_format(path: Path | str, format: str | None = None) -> str:
@@ -47,11 +58,32 @@ def detect_format(path: Path | str, format: str | None = None) -> str:
     if str(path) == "-":
         what = "standard input has no name that shows its format"
         raise UsageError(what, cure=f"Give one of {known}.")
-    ending = Path(str(path).lower().removesuffix(".gz")).suffix
+    ending = find_ending(path)
     if ending not in FORMATS:
+        if ending in _ARCHIVES:
+            what, cure = "an archive", "Unpack it, and name the file in it that holds the rows."
+            raise UsageError(what, where=str(path), cure=cure)
         cure = f"Give the file one of these endings: {known}, or name its kind with --input-format."
         raise UsageError(f"unknown kind of file {ending!r}", where=str(path), cure=cure)
     return FORMATS[ending]
+
+
+def detect_output_format(path: Path | str, format: str | None = None) -> str:
+    """Returns the format in which rows are written to a file; arguments as for `detect_format`.
+
+    Raises:
+        UsageError: The format is not known, or is only read.
+    """
+    kind = detect_format(path, format)
+    if kind not in WRITTEN_FORMATS or str(path).lower().endswith(".xz"):
+        cure = "Name a file that ends in .csv, .tsv, .jsonl, .json or .parquet."
+        raise UsageError("files of this kind are read, not written", where=str(path), cure=cure)
+    return kind
+
+
+def find_ending(path: Path | str) -> str:
+    """Returns the ending of a file without that of its compression: .csv for a.csv.gz."""
+    return Path(re.sub(r"\.(gz|xz)$", "", str(path).lower())).suffix
 
 
 def read_rows(
@@ -125,10 +157,21 @@ class FileRows(Rows):
 
     def describe(self) -> str:
         """Says what was found out about the first file beyond its ending; empty if nothing."""
-        if self.options.format in BINARY_FORMATS or self.files[0] == "-":
+        kind, file = self.options.format, self.files[0]
+        if kind in ("parquet", "arrow") or file == "-":
             return ""
+        with open_stream(file) as stream:
+            describe = describe_workbook if kind == "xlsx" else describe_text
+            return describe(stream, str(file), self.options)
+
+    def class_names(self) -> dict[str, list[str]]:
+        """Returns the names that `datasets` keeps in Parquet and Arrow files."""
+        if self.options.format not in ("parquet", "arrow") or self.files[0] == "-":
+            return {}
+        from finetune.data.readers.parquet import read_class_names
+
         with open_stream(self.files[0]) as stream:
-            return describe_text(stream, self.origin, self.options)
+            return read_class_names(stream, self.origin, self.options.format)
 
     def estimate_count(self) -> int | None:
         """About how many rows there are; None for JSON, RACE and what is compressed or a pipe."""
@@ -143,7 +186,7 @@ class FileRows(Rows):
             f"Reading(format={options.format!r}, columns={options.columns!r}, "
             f"rename={options.rename!r}, shape={options.nested!r}, fewest={options.min_fields!r})"
         )
-        given = {name: getattr(options, name) for name in ("delimiter", "encoding", "header")}
+        given = {name: getattr(options, name) for name in _GIVEN}
         if given := {name: value for name, value in given.items() if value is not None}:
             text += repr(given)
         digest = hashlib.sha256(text.encode())
@@ -178,21 +221,30 @@ def _name(path: Path | str) -> str:
 
 def read_stream(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator[LocatedRow]:
     """Yields the rows of an open stream; locations name it `file`."""
+    check_is_data(stream, file)
     if options.format not in BINARY_FORMATS:
         stream = as_utf8(stream, file, options.encoding)
     if options.format in ("csv", "tsv"):
         return read_delimited(stream, file, options)
-    if options.format == "parquet":
-        # Slow to import, so only who reads Parquet waits for it.
-        from finetune.data.readers.parquet import read_parquet
+    if options.format == "xlsx":
+        return read_workbook(stream, file, options)
+    is_list = options.format == "jsonl" and re.match(rb"\s*\[\s*\{", peek(stream, 100))
+    if options.format == "json" or is_list:
+        rows = read_json(stream, file, options.split)
+    elif options.format in ("parquet", "arrow"):
+        # Slow to import, so only who reads such files waits for it.
+        from finetune.data.readers.parquet import read_arrow, read_parquet
 
-        rows = read_parquet(stream, file)
+        rows = (read_parquet if options.format == "parquet" else read_arrow)(stream, file)
     else:
         rows = _READERS[options.format](stream, file)
-    return _adapt(rows, options) if options.rename or options.nested else rows
+    return _adapt(rows, options)
 
 
 def _adapt(rows: Iterator[LocatedRow], options: ReadOptions) -> Iterator[LocatedRow]:
+    if not options.rename and not options.nested:
+        yield from rows
+        return
     for location, row in rows:
         if isinstance(row, RowError):
             yield location, row

@@ -1,14 +1,18 @@
-"""Rows of Parquet files, read and written with pyarrow."""
+"""Rows of Parquet and Arrow files, read and written with pyarrow."""
 
+import gzip
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
-from finetune.data.readers.text import find_invalid_character, first_line, row_too_long
+from finetune.data.readers.text import find_invalid_character, first_line, peek, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
 from finetune.data.windows import WINDOW_BYTES, memory_size
 from task_formats import RowError, UsageError
@@ -18,9 +22,9 @@ _READ_BATCH = 100
 _WRITE_BATCH = 1024
 """Rows in a group of a file: as many as are predicted at once."""
 _MAX_PIPE_BYTES = 2**30
-"""Bytes that are read from a pipe."""
-_MAGIC = b"PAR1"
-"""The first bytes of a Parquet file."""
+"""Bytes that are read from a pipe, or from a compressed file."""
+_MAGIC, _FILE_MAGIC = b"PAR1", b"ARROW1"
+"""The first bytes of a Parquet file, and of an Arrow file that is no stream."""
 
 
 def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
@@ -29,28 +33,39 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
     Raises:
         UsageError: It is not a complete Parquet file, or has too many or equal columns.
     """
+    with _explain_errors(file, "Parquet"):
+        table = parquet.ParquetFile(_seekable(stream, file, _MAGIC, "Parquet"))
+        _check_columns(table.schema_arrow, file)
+        yield from _read_batches(table.iter_batches(_READ_BATCH), file)
+
+
+def read_arrow(stream: BinaryIO, file: str) -> Iterator[LocatedRow]:
+    """Yields rows of an Arrow IPC file or stream, as `datasets` and Feather write them.
+
+    Raises:
+        UsageError: It is not a complete Arrow file, or has too many or equal columns.
+    """
+    with _explain_errors(file, "Arrow"):
+        schema, batches = _open_arrow(stream, file)
+        _check_columns(schema, file)
+        yield from _read_batches(_slice(batches), file)
+
+
+def read_class_names(stream: BinaryIO, file: str, format: str) -> dict[str, list[str]]:
+    """Returns column to names of its classes, which `datasets` keeps in the schema."""
+    with _explain_errors(file, format.title()):
+        if format == "parquet":
+            source = _seekable(stream, file, _MAGIC, "Parquet")
+            schema = parquet.read_schema(source)
+        else:
+            schema, _ = _open_arrow(stream, file)
+        metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
-        table = parquet.ParquetFile(stream if stream.seekable() else _read_pipe(stream, file))
-        names = table.schema_arrow.names
-        if len(names) > MAX_COLUMNS:
-            raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file)
-        if len(set(names)) < len(names):
-            raise UsageError("two columns of one name", where=file, cure="Rename one of them.")
-        number = 0
-        for batch in table.iter_batches(_READ_BATCH):
-            is_large = batch.nbytes > MAX_ROW_BYTES
-            for k, row in enumerate(batch.to_pylist()):
-                number += 1
-                location = RowLocation(file, number, "row")
-                if is_large and batch.slice(k, 1).nbytes > MAX_ROW_BYTES:
-                    raise row_too_long(str(location))
-                if find_invalid_character(row):
-                    yield location, RowError("a NUL", where=str(location), cure="Remove it.")
-                else:
-                    yield location, row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        what = f"not a complete Parquet file: {first_line(error)}"
-        raise UsageError(what, where=file, cure="Check that it is the right file.") from None
+        features = json.loads(metadata)["info"]["features"]
+        found = {name: _find_names(feature) for name, feature in features.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: names for name, names in found.items() if names}
 
 
 def count_parquet_rows(stream: BinaryIO) -> int | None:
@@ -61,13 +76,71 @@ def count_parquet_rows(stream: BinaryIO) -> int | None:
         return None
 
 
-def _read_pipe(stream: BinaryIO, file: str) -> BinaryIO:
-    """A pipe as a file in memory: the index of a Parquet file is at its end."""
-    start = stream.read(len(_MAGIC))
-    content = start + stream.read(_MAX_PIPE_BYTES) if start == _MAGIC else start
+def _find_names(feature: Any) -> list[str]:
+    """The names of a ClassLabel, or of the items of a list of them."""
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = feature[0]
+    feature = feature.get("feature", feature)
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return list(map(str, names or ()))
+
+
+def _open_arrow(stream: BinaryIO, file: str) -> tuple[Any, Iterator[Any]]:
+    start = peek(stream, len(_FILE_MAGIC))
+    if start != _FILE_MAGIC:
+        reader = ipc.open_stream(stream)
+        return reader.schema, iter(reader)
+    table = ipc.open_file(_seekable(stream, file, _FILE_MAGIC, "Arrow"))
+    return table.schema, (table.get_batch(k) for k in range(table.num_record_batches))
+
+
+def _slice(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, _READ_BATCH):
+            yield batch.slice(start, _READ_BATCH)
+
+
+def _check_columns(schema: Any, file: str) -> None:
+    if len(schema.names) > MAX_COLUMNS:
+        raise UsageError(f"more than {MAX_COLUMNS:,} columns", where=file)
+    if len(set(schema.names)) < len(schema.names):
+        raise UsageError("two columns of one name", where=file, cure="Rename one of them.")
+
+
+def _read_batches(batches: Iterable[Any], file: str) -> Iterator[LocatedRow]:
+    number = 0
+    for batch in batches:
+        is_large = batch.nbytes > MAX_ROW_BYTES
+        for k, row in enumerate(batch.to_pylist()):
+            number += 1
+            location = RowLocation(file, number, "row")
+            if is_large and batch.slice(k, 1).nbytes > MAX_ROW_BYTES:
+                raise row_too_long(str(location))
+            if find_invalid_character(row):
+                yield location, RowError("a NUL", where=str(location), cure="Remove it.")
+            else:
+                yield location, row
+
+
+@contextmanager
+def _explain_errors(file: str, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        what = f"not a complete {kind} file: {first_line(error)}"
+        raise UsageError(what, where=file, cure="Check that it is the right file.") from None
+
+
+def _seekable(stream: BinaryIO, file: str, magic: bytes, kind: str) -> BinaryIO:
+    """A stream itself, or in memory if it is a pipe or compressed: the index is at the end."""
+    if stream.seekable() and not isinstance(stream, gzip.GzipFile | lzma.LZMAFile):
+        return stream
+    start = stream.read(len(magic))
+    content = start + stream.read(_MAX_PIPE_BYTES) if start == magic else start
     if len(content) > _MAX_PIPE_BYTES:
-        what = f"more than {_MAX_PIPE_BYTES:,} bytes of Parquet from a pipe"
-        raise UsageError(what, where=file, cure="Save it as a file, and name that file.")
+        what = f"more than {_MAX_PIPE_BYTES:,} bytes of {kind} that cannot be searched"
+        raise UsageError(what, where=file, cure="Save it as a file that is not compressed.")
     return io.BytesIO(content)
 
 

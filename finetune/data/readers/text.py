@@ -18,6 +18,12 @@ from task_formats import RowError, UsageError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BUFFER = 2**16
+_NO_DATA = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the data itself", "git lfs pull"),
+    (b"<!doctype html", "a web page, not data", "Download the file itself, from its raw link."),
+    (b"<html", "a web page, not data", "Download the file itself, from its raw link."),
+)
+"""How files begin that were downloaded instead of data."""
 
 
 class Line(NamedTuple):
@@ -67,6 +73,14 @@ def peek(stream: BinaryIO, size: int) -> bytes:
         return start
     look = getattr(stream, "peek", None)
     return look(size)[:size] if look else b""
+
+
+def check_is_data(stream: BinaryIO, file: str) -> None:
+    """Raises UsageError for what is downloaded by mistake instead of data."""
+    start = peek(stream, 64).lower()
+    for beginning, what, cure in _NO_DATA:
+        if start.startswith(beginning):
+            raise UsageError(what, where=file, cure=cure)
 
 
 def detect_encoding(stream: BinaryIO) -> str:
