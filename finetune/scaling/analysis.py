@@ -1,7 +1,7 @@
 """All fits of one table of measured losses, and the JSON file that keeps them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.scaling.fitting import Fit, Interval, fit_law
+from finetune.scaling.fitting import DELTA, Fit, Interval, fit_law
 from finetune.scaling.isoflop import IsoFlop, Profile, fit_isoflop
 from finetune.scaling.laws import HOFFMANN, KAPLAN, LAWS, SINGLE, STEPS, Law
 from finetune.scaling.points import Points
@@ -20,6 +20,10 @@ FORMAT_VERSION = 1
 MIN_RATIO_RANGE = 4.0
 """D/N should vary by more than this factor between points."""
 MAX_CONDITION = 100.0
+OUTLIER = 5.0
+"""Residuals beyond this many robust standard deviations are outliers."""
+_MIN_POINTS_FOR_OUTLIERS = 10
+_NAMED_OUTLIERS = 5
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def fit_points(
             notes.append(f"{law.name} left out: {error.what}")
             continue
         fits[law.name], chosen[law.name] = fit, tuple(map(int, indices))
-        notes += _find_doubts(fit, law, points)
+        notes += [*_find_doubts(fit, law, points), *_name_outliers(fit, points, indices)]
     if not fits:
         raise UsageError("no law can be fitted: " + "; ".join(notes))
     compute = points.values.get("C")
@@ -134,6 +138,35 @@ def _find_doubts(fit: Fit, law: Law, points: Points) -> Iterator[str]:
         )
     if len(law.constants) == fit.points:
         yield f"{law.name}: as many constants as points, so there are no intervals"
+
+
+def find_outliers(residuals: Sequence[float]) -> list[int]:
+    """Indices of the residuals that are far from the others, the farthest first.
+
+    The standard deviation is 1.4826 times the median distance from the median, which the outliers
+    themselves hardly change. Residuals within delta of the Huber loss are none.
+    """
+    distance = np.abs(residuals - np.median(residuals))
+    limit = max(OUTLIER * 1.4826 * float(np.median(distance)), DELTA)
+    return [int(index) for index in np.argsort(-distance) if distance[index] > limit]
+
+
+def _name_outliers(fit: Fit, points: Points, indices: NDArray[np.intp]) -> Iterator[str]:
+    found = find_outliers(fit.residuals) if fit.points >= _MIN_POINTS_FOR_OUTLIERS else []
+    if not found:
+        return
+    named = []
+    for index in found[:_NAMED_OUTLIERS]:
+        point = indices[index]
+        place = points.places[point] if points.places else f"point {point + 1}"
+        above = np.expm1(fit.residuals[index])
+        named.append(f"{place} (loss {points.loss[point]:.4g}, {above:+.2%} of the fit)")
+    others = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
+    yield (
+        f"{fit.law}: {len(found)} of {fit.points} points are outliers, by more than {OUTLIER:g} "
+        f"robust standard deviations: {'; '.join(named)}{others}. Look at these runs; "
+        "--leave-out-highest leaves out the highest losses"
+    )
 
 
 def write_fits(fits: ScalingFits, path: Path, source: Mapping[str, Any]) -> None:

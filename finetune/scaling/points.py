@@ -35,12 +35,16 @@ class Points:
         loss: (R,) losses in nats per token.
         columns: Variable to the column that it was read from.
         computed: How many values of C were computed as 6·N·D.
+        places: Where each point was read: file and line.
+        left_out: Where the points were read that are not among these.
     """
 
     values: Mapping[str, Array]
     loss: Array
     columns: Mapping[str, str]
     computed: int
+    places: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def flops_factor(self) -> float:
@@ -67,21 +71,27 @@ class Points:
         return np.array(chosen, dtype=np.intp)
 
 
-def read_points(path: Path, columns: Mapping[str, str] | None = None) -> Points:
+def read_points(
+    path: Path, columns: Mapping[str, str] | None = None, leave_out_highest: int = 0
+) -> Points:
     """Reads points from a table, or from all tables in a folder.
 
     Args:
         path: A CSV, TSV, JSONL or Parquet file, or a folder with such files.
         columns: Variable (N, D, loss, C, S_min) to the name of its column, where the name is not
             among the usual ones.
+        leave_out_highest: Leave out this many points, those with the highest loss. Of equal losses
+            the later ones in the file go.
 
     Raises:
-        UsageError: A file has no loss, or neither N, D nor C; or a value is not a positive number.
+        UsageError: A file has no loss, or neither N, D nor C; or a value is not a positive number;
+            or no point would be left.
     """
     columns = columns or {}
     for name in columns.keys() - COLUMNS.keys():
         raise UsageError(f"there is no variable {name!r}", cure=f"Use {', '.join(COLUMNS)}.")
     rows: list[dict[str, float]] = []
+    places: list[str] = []
     found: dict[str, str] = {}
     for file in _list_files(path):
         for where, row in read_rows(file):
@@ -91,8 +101,16 @@ def read_points(path: Path, columns: Mapping[str, str] | None = None) -> Points:
                 raise UsageError(what, where=str(where), cure="Fit the files one by one.")
             found = names
             rows.append(dict(_numbers(row, names, str(where))))
+            places.append(str(where))
     if not rows:
         raise UsageError("there are no rows", where=str(path))
+    if leave_out_highest >= len(rows):
+        what = f"leaving out {leave_out_highest} of {len(rows)} points leaves none"
+        raise UsageError(what, where="--leave-out-highest", cure="Leave out fewer.")
+    by_loss = sorted(range(len(rows)), key=lambda index: rows[index]["loss"])
+    kept = sorted(by_loss[: len(rows) - leave_out_highest])
+    left_out = tuple(places[index] for index in by_loss[len(kept) :])
+    rows, places = [rows[index] for index in kept], [places[index] for index in kept]
     computed = 0
     if {"N", "D"} <= found.keys():
         for values in rows:
@@ -102,7 +120,7 @@ def read_points(path: Path, columns: Mapping[str, str] | None = None) -> Points:
     names_read = [*found, "C"] if computed and "C" not in found else list(found)
     arrays = {name: np.array([values[name] for values in rows]) for name in names_read}
     loss = arrays.pop("loss")
-    return Points(arrays, loss, found, computed)
+    return Points(arrays, loss, found, computed, tuple(places), left_out)
 
 
 def _list_files(path: Path) -> list[Path]:

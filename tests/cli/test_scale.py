@@ -39,6 +39,17 @@ def test_fit_then_plan(table, tmp_path, capsys, monkeypatch):
     assert "extrapolation" not in printed
 
 
+def test_the_highest_losses_are_left_out_and_named(table, tmp_path, capsys):
+    out = tmp_path / "fit.json"
+    words = ["scale", "fit", str(table), "-o", str(out), "--bootstrap", "20"]
+    assert main([*words, "--leave-out-highest", "2"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "14 points:" in printed
+    assert "left out, the highest losses: " in printed
+    data = json.loads(out.read_text())
+    assert [place.rpartition(", ")[2] for place in data["left_out"]] == ["line 3", "line 2"]
+
+
 def test_the_group_alone_prints_its_commands(capsys):
     assert main(["scale"]) == 0
     printed = capsys.readouterr()

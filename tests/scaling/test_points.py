@@ -69,6 +69,16 @@ def test_wrong_tables_are_refused(text, columns, message, tmp_path):
         read_points(tmp_path / "a.csv", columns)
 
 
+def test_the_points_with_the_highest_loss_can_be_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text("N,D,loss\n1e6,1e8,4\n2e6,1e8,5\n3e6,1e8,3\n4e6,1e8,5\n")
+    points = read_points(tmp_path / "a.csv", leave_out_highest=1)
+    assert points.loss.tolist() == [4, 5, 3]
+    assert points.values["N"].tolist() == [1e6, 2e6, 3e6]
+    assert (points.computed, points.left_out) == (3, (f"{tmp_path / 'a.csv'}, line 5",))
+    with pytest.raises(UsageError, match="leaving out 4 of 4 points leaves none"):
+        read_points(tmp_path / "a.csv", leave_out_highest=4)
+
+
 def test_laws_of_one_variable_are_fitted_to_the_frontier():
     points = make_points([[1e7], [1e8], [1e9]], [1e9, 1e10, 1e11])
     fits = fit_points(points, bootstrap=0)

@@ -50,6 +50,9 @@ def fit(
     ),
     bootstrap: int = Option(400, min=20, help="Bootstrap draws for the intervals."),
     seed: int = Option(0, min=0, help="Seed of the draws."),
+    leave_out_highest: int = Option(
+        0, min=0, metavar="K", help="Leave out the K points with the highest loss."
+    ),
     all_points: bool = Option(
         False, "--all-points", help="Fit L(N), L(D), L(C) to all points, not to the frontier."
     ),
@@ -67,9 +70,11 @@ def fit(
         check_matplotlib()
     budgets = [_check_positive(value, "--compute") for value in compute]
     places = [_parse_place(text) for text in at]
-    points = read_points(source, dict(map(_parse_column, column)))
+    points = read_points(source, dict(map(_parse_column, column)), leave_out_highest)
     names = ", ".join(f"{name} from {column!r}" for name, column in points.columns.items())
     print_line(f"{len(points.loss)} points: {names}")
+    if points.left_out:
+        print_line(f"left out, the highest losses: {'; '.join(points.left_out)}")
     with show_status(" fitting"):
         fits = fit_points(points, bootstrap=bootstrap, seed=seed, all_points=all_points)
     _print_constants(fits)
@@ -240,7 +245,12 @@ def _print_allocations(allocations: "dict[str, list[Allocation]]") -> None:
 
 
 def _describe(source: Path, points: "Points") -> dict[str, Any]:
-    return {"source": str(source), "columns": points.columns, "points": len(points.loss)}
+    return {
+        "source": str(source),
+        "columns": points.columns,
+        "points": len(points.loss),
+        "left_out": points.left_out,
+    }
 
 
 def _cells(interval: "Interval") -> list[str]:
