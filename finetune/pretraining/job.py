@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -43,7 +43,7 @@ from finetune.pretraining.architectures import build_decoder
 from finetune.pretraining.blocks import TokenBlocks
 from finetune.pretraining.corpus import Corpus, open_corpus
 from finetune.pretraining.encoded_corpus import encode_corpus
-from finetune.pretraining.plan import Plan
+from finetune.pretraining.plan import Plan, PretrainConfig, find_stable_end
 from finetune.pretraining.tokenizer import learn_tokenizer
 from finetune.recipe.schema import BaseConfig
 from finetune.storage.files import replace_folder, write_atomically
@@ -56,7 +56,11 @@ from finetune.training.job import (
     loop_settings,
 )
 from finetune.training.log import log_events
-from finetune.training.optimizer import build_optimizer, pretraining_factor
+from finetune.training.optimizer import (
+    build_optimizer,
+    pretraining_factor,
+    stable_decay_factor,
+)
 from finetune.training.progress import spread_evenly
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
@@ -219,8 +223,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
     epochs = config.updates / updates_per_epoch if config.updates else config.epochs
     sampler = EpochSampler(len(blocks), batch_size, epochs, config.seed, drop_incomplete=True)
     updates = sampler.updates
-    # A run shorter than the paper's warm-up climbs during its first tenth.
-    warmup = config.warmup_updates / updates if config.warmup_updates < updates else 0.1
+    factor, warmup_is_shorter = _choose_schedule(config, updates)
     tokens = blocks.compute_lengths().tokens
     # Blocks of one length are fastest as separate rows; short documents are packed.
     equal_lengths = tokens.mean() > 0.9 * tokens.max()
@@ -231,7 +234,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
     ]
     if not equal_lengths and (notice := describe_own_attention(decoder)):
         notices.append(notice)
-    if config.warmup_updates >= updates:
+    if warmup_is_shorter:
         few = f"{updates} updates, which are fewer than {config.warmup_updates}"
         notices.append(f"warm-up: a tenth of the {few}")
     return PretrainingJob(
@@ -251,10 +254,12 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         sampler=sampler,
         settings=loop_settings(
             config,
-            lambda update: config.learning_rate * pretraining_factor(update, updates, warmup),
+            lambda update: config.learning_rate * factor(update),
             lm_coefficient=1.0,
         ),
-        schedule=EvaluationSchedule.of(config, spread_evenly(updates, config.evaluations)),
+        schedule=EvaluationSchedule.of(config, spread_evenly(updates, config.evaluations))._replace(
+            checkpoint_at=_find_decay_checkpoint(config, updates)
+        ),
         sources={
             name: SplitSource(text.fingerprint, len(text.blocks)) for name, text in texts.items()
         },
@@ -264,6 +269,25 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         tokenizer=tokenizer,
         evaluation_text=texts.get("evaluate"),
     )
+
+
+def _choose_schedule(config: PretrainConfig, updates: int) -> tuple[Callable[[int], float], bool]:
+    """The factor of the learning rate by update, and whether the warm-up had to be shortened.
+
+    A run that is too short for the warm-up climbs during its first tenth.
+    """
+    stable_end = find_stable_end(updates, config.decay) if config.schedule == "wsd" else updates
+    is_shorter = config.warmup_updates >= stable_end
+    if config.schedule == "cosine":
+        warmup = 0.1 if is_shorter else config.warmup_updates / updates
+        return lambda update: pretraining_factor(update, updates, warmup), is_shorter
+    climb = updates // 10 if is_shorter else config.warmup_updates
+    return lambda update: stable_decay_factor(update, climb, stable_end, updates), is_shorter
+
+
+def _find_decay_checkpoint(config: PretrainConfig, updates: int) -> int | None:
+    """With `wsd` the last update of the constant rate: longer runs can go on from there."""
+    return find_stable_end(updates, config.decay) if config.schedule == "wsd" else None
 
 
 def _fingerprint(

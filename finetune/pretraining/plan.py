@@ -97,9 +97,14 @@ class PretrainConfig(CommonTrainConfig):
     """How to train. Defaults are those of GPT-1, section 4.1."""
 
     learning_rate: PositiveFloat = 2.5e-4
-    """Peak learning rate, reached after the warm-up and followed by cosine decay to 0."""
+    """Peak learning rate, reached after the warm-up."""
     optimizer: OptimizerName = "adam"
     """adam is that of GPT-1's code; adamw is PyTorch's; adafactor needs less memory."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up: cosine decay to 0; or wsd, constant and then linear decay (warm-up,
+    stable, decay)."""
+    decay: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    """Fraction of all updates in which the learning rate of `schedule: wsd` decays."""
     warmup_updates: Annotated[int, Field(strict=True, ge=0)] = 2000
     batch_size: Positive = 64
     """Blocks in one update, over all processes."""
@@ -119,6 +124,11 @@ class PretrainConfig(CommonTrainConfig):
     """Validations over the whole run."""
     store: Literal["fp32", "bf16"] = resume_safe("fp32")
     """Number format of the weights of the finished model."""
+
+
+def find_stable_end(updates: int, decay: float) -> int:
+    """The last update before the decay of `schedule: wsd`."""
+    return updates - max(1, round(decay * updates))
 
 
 class Plan(StrictModel):
@@ -168,7 +178,7 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] = {}) -> Pl
     if plan.base is not None and unused:
         what = f"{unused[0]} has no effect: the base {plan.base!r} has a shape and tokenizer"
         raise UsageError(what, cure="Leave it out, or train a new decoder without --from.")
-    return _resolve_paths(plan, path.resolve().parent, overrides)
+    return resolve_plan_paths(plan, path.resolve().parent, overrides)
 
 
 def parse_plan(text: str, where: str = "") -> Plan:
@@ -211,8 +221,8 @@ def shipped_plans() -> dict[str, Path]:
     return {path.stem: path for path in sorted((shipped_folder() / "pretrain").glob("*.yaml"))}
 
 
-def _resolve_paths(plan: Plan, folder: Path, overrides: Collection[str]) -> Plan:
-    """The plan with absolute paths; those of overrides are relative to the current folder."""
+def resolve_plan_paths(plan: Plan, folder: Path, overrides: Collection[str]) -> Plan:
+    """Returns the plan with absolute paths; overrides are relative to the current folder."""
 
     def resolve(key: str, path: str | None, maybe_hub: bool = False) -> str | None:
         if path is None or key in overrides:

@@ -146,7 +146,7 @@ def find_outliers(residuals: Sequence[float]) -> list[int]:
     The standard deviation is 1.4826 times the median distance from the median, which the outliers
     themselves hardly change. Residuals within delta of the Huber loss are none.
     """
-    distance = np.abs(residuals - np.median(residuals))
+    distance = np.abs(np.asarray(residuals) - np.median(residuals))
     limit = max(OUTLIER * 1.4826 * float(np.median(distance)), DELTA)
     return [int(index) for index in np.argsort(-distance) if distance[index] > limit]
 

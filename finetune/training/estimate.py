@@ -13,7 +13,8 @@ from finetune.distributed.setup import choose_precision, create_accelerator, det
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Started
-from finetune.training.finetuning import FinetuningJob, prepare_finetuning
+from finetune.training.finetuning import prepare_finetuning
+from finetune.training.job import TrainingJob
 from finetune.training.loop import Step, run_updates
 from task_formats import Task
 
@@ -111,7 +112,7 @@ def estimate(
     )
 
 
-def run_trial(job: FinetuningJob, seconds: float) -> Trial:
+def run_trial(job: TrainingJob, seconds: float) -> Trial:
     """Makes updates of a prepared run until the time is over."""
     updates = range(1, job.sampler.updates + 1)
     steps = run_updates(

@@ -49,6 +49,8 @@ class EvaluationSchedule(NamedTuple):
     """Updates in a row that are not finite after which to stop."""
     keep_checkpoints: int = 1
     """Checkpoints that stay when the run is finished."""
+    checkpoint_at: int | None = None
+    """An update after which a checkpoint is saved in any case."""
 
     @property
     def saves_checkpoints(self) -> bool:

@@ -123,6 +123,26 @@ def pretraining_factor(update: int, updates: int, warmup: float) -> float:
     return x / warmup if x <= warmup else (1 + math.cos(math.pi * (x - warmup) / (1 - warmup))) / 2
 
 
+def stable_decay_factor(update: int, warmup_updates: int, stable_end: int, updates: int) -> float:
+    """Returns the factor of the warm-up, stable, decay schedule at update t = 1, 2, ..., T.
+
+    It climbs to 1 in W updates (t / W), stays 1 up to update S, and falls in equal steps; it would
+    reach 0 at T + 1. Up to S it does not depend on T (Hu et al. 2024, MiniCPM, section 4).
+
+    Args:
+        update: t.
+        warmup_updates: W.
+        stable_end: S.
+        updates: T.
+
+    >>> [stable_decay_factor(t, 2, 3, 5) for t in (1, 2, 3)]
+    [0.5, 1.0, 1.0]
+    """
+    if update <= stable_end:
+        return min(1.0, update / max(warmup_updates, 1))
+    return (updates + 1 - update) / (updates + 1 - stable_end)
+
+
 def build_schedule(
     peak: float, updates: int, warmup: float, schedule: Schedule = "linear"
 ) -> Callable[[int], float]:

@@ -139,7 +139,8 @@ class _Runner:
             scale = self.recorder.gradient_moments.noise_scale() if measured else None
             yield step._replace(noise_scale=scale)
             yield from self.report_nonfinite()
-            request = self.next_request("save" if self.timer.is_due(step.number) else None)
+            due = self.timer.is_due(step.number) or step.number == schedule.checkpoint_at
+            request = self.next_request("save" if due else None)
             if request == "stop":
                 yield from self.save_checkpoint()
                 raise self.interrupted()

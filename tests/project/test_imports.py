@@ -24,9 +24,9 @@ LAYERS = (
     ("checkpointing",),
     ("evaluation",),
     ("training",),
-    ("prompting", "pretraining", "scaling"),
-    # A comparison runs what the packages above it do.
-    ("comparison", "export", "reports", "serving", "submission", "tuning"),
+    ("prompting", "pretraining"),
+    # Comparisons and scaling studies run what the packages above them do.
+    ("comparison", "export", "reports", "scaling", "serving", "submission", "tuning"),
     ("sklearn",),
     ("cli",),
     ("__main__",),
@@ -48,7 +48,7 @@ DOORS = {
     "optuna": "tuning",
     "peft": "models.lora export.scripts",
     "pyarrow": "data.readers.parquet",
-    "pydantic": "recipe pretraining.plan serving",
+    "pydantic": "recipe pretraining.plan scaling.study_plan serving",
     "pydantic_core": "recipe serving",
     "python_calamine": "data.readers.excel",
     "rich": "cli",

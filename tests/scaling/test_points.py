@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.scaling.analysis import fit_points, read_fits, write_fits
+from finetune.scaling.extrapolation import extrapolate
 from finetune.scaling.isoflop import fit_isoflop
 from finetune.scaling.laws import LAWS
 from finetune.scaling.points import Points, read_points
@@ -123,3 +124,23 @@ def test_fits_are_read_as_they_were_written(tmp_path):
     (tmp_path / "other.json").write_text('{"format": 1}')
     with pytest.raises(UsageError, match="not a file of fits"):
         read_fits(tmp_path / "other.json")
+
+
+def test_a_fit_to_the_small_runs_predicts_the_large_ones_of_the_same_law():
+    grid = [[1e7], [1e8], [1e9], [1e10]], [1e9, 1e10, 1e11, 1e12]
+    found = {item.law: item for item in extrapolate(make_points(*grid), 0.5, bootstrap=0)}
+    assert found["hoffmann"].points == len(found["hoffmann"].predictions) == 8
+    assert found["hoffmann"].rms < 1e-6 < found["kaplan"].rms
+    noisy = extrapolate(make_points(*grid, noise=0.002), 0.75, bootstrap=40)[1]
+    assert (noisy.points, len(noisy.predictions)) == (12, 4)
+    assert abs(noisy.bias) <= noisy.rms < 0.02
+    assert all(p.predicted.low <= p.predicted.value <= p.predicted.high for p in noisy.predictions)
+    with pytest.raises(UsageError, match="leaves none to fit or none to predict"):
+        extrapolate(make_points(*grid), 1.0)
+
+
+def test_the_predicted_runs_are_those_with_the_most_compute():
+    points = make_points([[1e7], [1e8], [1e9]], [1e9, 1e10, 1e11])
+    [found, _] = extrapolate(points, 0.7, bootstrap=0)
+    assert [item.place for item in found.predictions] == ["point 6", "point 8", "point 9"]
+    assert found.compute == 6e18

@@ -60,7 +60,7 @@ def pretrain(
     from finetune.pretraining.plan import load_plan
 
     flags = {"base": base, "trust_remote_code": trust_remote_code or None, **overrides}
-    flags |= _find_corpus(corpus) if corpus else {"corpus.train": corpus}
+    flags |= find_corpus(corpus) if corpus else {"corpus.train": corpus}
     flags["train.trackers"] = track
     loaded = load_plan(plan, collect_overrides(flags, []))
     launch_processes(context, num_processes)
@@ -84,7 +84,7 @@ def pretrain_with_display(plan: "Plan", folder: Path, **options: bool) -> None:
         print_line((f"  gptft train --task rte --base {shlex.quote(str(folder))}", "cyan"))
 
 
-def _find_corpus(folder: str) -> dict[str, Any]:
+def find_corpus(folder: str) -> dict[str, Any]:
     """Corpus values for a folder of texts, or of the two folders train and valid."""
     home = Path(folder)
     train = home / "train" if (home / "train").is_dir() else home

@@ -1,4 +1,4 @@
-"""`gptft scale`: fits of scaling laws, and plans made with them."""
+"""`gptft scale`: runs and fits of scaling laws, and plans made with them."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from typer import Argument, Context, Option, Typer
 
 from finetune.cli.commands.scale_noise import noise
+from finetune.cli.commands.scale_run import run
 from finetune.cli.console import console, make_table, print_line, show_status
+from finetune.cli.options import MultiValueCommand
 from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.scaling.analysis import ScalingFits
+    from finetune.scaling.extrapolation import Extrapolation
     from finetune.scaling.fitting import Interval
     from finetune.scaling.planning import Allocation
     from finetune.scaling.points import Points
@@ -22,6 +25,7 @@ scale = Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+scale.command(cls=MultiValueCommand)(run)
 _JOINT = ("hoffmann", "kaplan")
 
 
@@ -45,6 +49,12 @@ def fit(
         [], metavar="FLOPS", help="Predict the best N and D for this budget. Repeatable."
     ),
     at: list[str] = Option([], metavar="N,D", help="Predict the loss at N and D. Repeatable."),
+    extrapolated: float | None = Option(
+        None,
+        "--extrapolate",
+        metavar="F",
+        help="Fit this fraction of the points, those with the least C, and predict the others.",
+    ),
     plots: Path | None = Option(
         None, metavar="DIR", help="Write figures as PNG files to this folder."
     ),
@@ -62,6 +72,7 @@ def fit(
     Example: gptft scale fit losses.csv -o fit.json --compute 1e21 --at 7e9,1.4e11
     """
     from finetune.scaling.analysis import fit_points, write_fits
+    from finetune.scaling.extrapolation import extrapolate
     from finetune.scaling.figures import check_matplotlib, draw_figures
     from finetune.scaling.planning import allocate_by_fit, predict_loss
     from finetune.scaling.points import read_points
@@ -77,6 +88,9 @@ def fit(
         print_line(f"left out, the highest losses: {'; '.join(points.left_out)}")
     with show_status(" fitting"):
         fits = fit_points(points, bootstrap=bootstrap, seed=seed, all_points=all_points)
+        checks = []
+        if extrapolated is not None:
+            checks = extrapolate(points, extrapolated, bootstrap=bootstrap, seed=seed)
     _print_constants(fits)
     _print_quality(fits)
     _print_isoflop(fits)
@@ -92,10 +106,14 @@ def fit(
     if losses:
         rows = ([law, _short(n), _short(d), *_cells(loss)] for law, n, d, loss in losses)
         console().print(make_table(["law", "N", "D", "loss", "95 % interval"], rows))
+    if checks:
+        _print_extrapolations(checks)
     for note in fits.notes:
         print_line(("note: ", "yellow"), note)
     if output is not None:
         described = _describe(source, points)
+        if checks:
+            described["extrapolations"] = checks
         if budgets or losses:
             places_and_losses = [
                 {"law": law, "N": n, "D": d, "loss": loss} for law, n, d, loss in losses
@@ -225,6 +243,22 @@ def _print_isoflop(fits: "ScalingFits") -> None:
         )
         table.caption_justify = "left"
     console().print(table)
+
+
+def _print_extrapolations(checks: "list[Extrapolation]") -> None:
+    rows = (
+        [
+            item.law,
+            f"{item.points}, C up to {_short(item.compute)}",
+            str(len(item.predictions)),
+            f"{item.rms:.2%}",
+            f"{item.bias:+.2%}",
+            f"{item.inside} of {len(item.predictions)}",
+        ]
+        for item in checks
+    )
+    header = ["extrapolation", "fitted", "predicted", "rms error", "bias", "inside 95 % interval"]
+    console().print(make_table(header, rows))
 
 
 def _print_allocations(allocations: "dict[str, list[Allocation]]") -> None:
