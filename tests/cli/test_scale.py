@@ -57,6 +57,67 @@ def test_the_group_alone_prints_its_commands(capsys):
     assert not printed.err
 
 
+def test_extrapolations_are_printed_and_written(table, tmp_path, capsys):
+    out = tmp_path / "fit.json"
+    words = ["scale", "fit", str(table), "-o", str(out), "--bootstrap", "20"]
+    assert main([*words, "--extrapolate", "0.5"]) == 0
+    assert "8, C up to" in capsys.readouterr().out
+    [_, hoffmann] = json.loads(out.read_text())["extrapolations"]
+    assert hoffmann["law"] == "hoffmann"
+    assert len(hoffmann["predictions"]) == 8
+
+
+STUDY = """
+corpus: {train: train.txt, evaluate: valid.txt}
+tokenizer: {vocabulary: 300}
+shape: {style: gpt2, positions: 24}
+sizes: [{layers: 1, width: 16, heads: 2}]
+tokens: [200, 400]
+learning_rate: {value: 1e-2}
+train: {schedule: wsd, batch_size: 2, warmup_updates: 1, precision: fp32}
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, no_flush):
+    monkeypatch.setattr("finetune.scaling.study.TRIAL_SECONDS", 0.01)
+    (tmp_path / "train.txt").write_text("The rain came down on the river. " * 60)
+    (tmp_path / "valid.txt").write_text("The river came down. " * 10)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return ["scale", "run", str(tmp_path / "study.yaml"), "-o", str(tmp_path / "out")]
+
+
+def test_run_then_list_then_run_again(study, tmp_path, capsys):
+    assert main([*study, "--list"]) == 0
+    assert capsys.readouterr().out.count("to do") == 2
+    assert main([*study, "--only", "1x16-200*"]) == 0
+    printed = capsys.readouterr().out
+    assert "for 1 run; would end at" in printed
+    assert "1/1  1x16-200-seed0" in printed
+    assert f"gptft scale fit {tmp_path / 'out'}" in printed
+    assert main([*study, "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert (printed.count("to do"), printed.count("done")) == (1, 1)
+    assert main(study) == 0
+    printed = capsys.readouterr().out
+    assert "already done" in printed
+    assert "2/2  1x16-400-seed0" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shard", "2"], "'2' is not I/N"),
+        (["--shard", "3/2"], "there is no part 3 of 2"),
+        (["--only", "1x17*"], "no cell '1x17*'"),
+        (["--set", "train.decay=2"], "train.decay must be less than 1"),
+    ],
+)
+def test_wrong_use_of_run_is_one_message(words, message, study, capsys):
+    assert main([*study, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["hoffmann", "besiroglu", "kaplan"])
 def test_plan_by_published_constants(name, capsys):
     assert main(["scale", "plan", "--compute", "1e18", "--by", name, "--batch", "5e5"]) == 0

@@ -96,18 +96,15 @@ def test_the_table_has_a_row_for_each_run_and_is_what_scale_fit_reads(finished, 
         assert int(row["N"]) == cell.count_parameters(300).blocks < int(row["N_total"])
         parts = sum(float(row[f"C_{part}"]) for part in ("layers", "attention", "output"))
         assert float(row["C"]) == pytest.approx(parts, rel=1e-5)
-        events_of_log = [
-            event for event in log(finished / row["cell"]) if event["event"] == "train"
-        ]
-        read = sum(event["tokens"] - event["examples"] for event in events_of_log)
-        first = events_of_log[0]["update"]
-        assert read == int(row["D"]) - (first - 1) * 2 * 23 or first > 1
+        updates = [event for event in log(finished / row["cell"]) if event["event"] == "train"]
+        if updates[0]["update"] == 1:
+            assert int(row["D"]) == sum(e["tokens"] - e["examples"] for e in updates)
     points = read_points(finished)
     assert points.columns == {"N": "N", "D": "D", "loss": "loss", "C": "C"}
     total = read_points(finished, {"N": "N_total", "C": "C_layers"})
     assert (total.values["N"] > points.values["N"]).all()
     assert (total.values["C"] < points.values["C"]).all()
-    assert "L(N)" in fit_points(points, bootstrap=0).fits
+    assert "L(D)" in fit_points(points, bootstrap=0).fits
 
 
 def test_only_logs_results_and_the_table_stay(finished):
@@ -185,6 +182,7 @@ def kill_at(plan: StudyPlan, folder: Path, kind: str, moment: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_time_loses_at_most_one_checkpoint_interval(finished, plan, tmp_path):
     """The next call goes on from the newest checkpoint, and the losses are as without kills."""
     draw = random.Random(3)
