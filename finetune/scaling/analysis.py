@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 MIN_RATIO_RANGE = 4.0
 """D/N should vary by more than this factor between points."""
 MAX_CONDITION = 100.0
+_NO_LIMIT = 1e-3
+"""An E below this part of the lowest loss is none."""
 OUTLIER = 5.0
 """Residuals beyond this many robust standard deviations are outliers."""
 _MIN_POINTS_FOR_OUTLIERS = 10
@@ -136,6 +138,8 @@ def _find_doubts(fit: Fit, law: Law, points: Points) -> Iterator[str]:
             f"{law.name}: condition number {fit.condition:.3g}; the points hardly determine all "
             "constants, however small the residuals are"
         )
+    if law is HOFFMANN and fit.values["E"] < _NO_LIMIT * points.loss.min():
+        yield f"{law.name}: E is 0; these points show no loss below which it does not fall"
     if len(law.constants) == fit.points:
         yield f"{law.name}: as many constants as points, so there are no intervals"
 

@@ -95,6 +95,14 @@ def test_a_constant_ratio_of_tokens_and_parameters_is_a_warning():
     assert not any("D/N" in note for note in notes_of([[1e7], [1e8], [1e9]], [1e9, 1e10, 1e11]))
 
 
+def test_losses_without_a_limit_are_noted():
+    n, d = np.meshgrid(np.geomspace(1e5, 1e7, 5), np.geomspace(1e6, 1e8, 5))
+    loss = 20 / n**0.1 + 30 / d**0.15
+    points = Points({"N": n.ravel(), "D": d.ravel()}, loss.ravel(), {}, 0)
+    assert any("hoffmann: E is 0" in note for note in fit_points(points, bootstrap=0).notes)
+    assert not any("E is 0" in note for note in notes_of(n, d))
+
+
 def notes_of(n, d):
     return fit_points(make_points(n, d, noise=0.003), bootstrap=0).notes
 
