@@ -97,6 +97,8 @@ def _plan_chain(
                 "seed": seed,
                 "updates": updates,
                 "evaluations": 1,
+                # That at the end of the constant rate is copied before it would be deleted.
+                "keep_checkpoints": max(study.train.keep_checkpoints, 3),
             }
         )
         corpus = study.corpus.model_copy(update={"shards": study.corpus.shards or CORPUS})

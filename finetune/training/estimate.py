@@ -135,7 +135,7 @@ def _count_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _optimizer_bytes(job: FinetuningJob) -> int:
+def _optimizer_bytes(job: TrainingJob) -> int:
     """Bytes of the moments, after at least one update."""
     states = job.optimizer.state.values()
     return _count_bytes(t for state in states for t in state.values() if t.dim())
