@@ -88,7 +88,8 @@ class _CellState:
 
 def _run_cells(plan: "StudyPlan", folder: Path, options: Mapping[str, Any]) -> None:
     """Shows a live table in a terminal, and in a file a line for each finished run."""
-    from finetune.cli.run_display import RunProgress, format_time
+    from finetune.cli.progress_display import format_time
+    from finetune.cli.run_display import RunProgress
     from finetune.scaling.study import (
         CellFailed,
         CellFinished,
