@@ -53,7 +53,9 @@ def circumstances(threads: int) -> str:
 
 def processor() -> str:
     """The processor's name."""
-    match = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    match = re.search(
+        r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return match[1] if match else platform.processor()
 
 

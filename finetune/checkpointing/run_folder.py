@@ -281,10 +281,14 @@ def lock_folder(folder: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        what = f"in use by {path.read_text(encoding='utf-8') or 'another process'}"
+        owner = ""
+        with suppress(PermissionError):
+            owner = path.read_text(encoding="utf-8")
+        what = f"in use by {owner or 'another process'}"
         cure = "Wait until it ends, or choose another directory."
         raise UsageError(what, where=str(folder), cure=cure) from None
-    path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    with suppress(PermissionError):  # Windows writes to a locked file by no other handle.
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
 
 

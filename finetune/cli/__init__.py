@@ -1,7 +1,13 @@
 """The command line: `gptft` and `python -m finetune`."""
 
+import os
 import signal
 from collections.abc import Sequence
+
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+"""Threads of torch that wait for others sleep. By default they spin, which takes the cores from
+the threads that they wait for where other programs use the machine too. OpenMP reads this when
+torch is loaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 after Ctrl-C and 143 after SIGTERM.
     """
     # A scheduler may ask for a checkpoint before the run listens, which would end the process.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not os.environ.keys() & _WAITING.keys():
+        os.environ.update(_WAITING)
     from finetune.cli.app import run_command
 
     return run_command(arguments)

@@ -135,11 +135,8 @@ def _exit_when_terminated() -> Iterator[None]:
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     # nohup ignores SIGHUP, and a program that calls gptft may have handlers of its own.
-    changed = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if in_main_thread and signal.getsignal(number) is signal.SIG_DFL
-    ]
+    stops = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    changed = [n for n in stops if in_main_thread and signal.getsignal(n) is signal.SIG_DFL]
     for number in changed:
         signal.signal(number, stop)
     try:

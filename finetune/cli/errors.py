@@ -66,7 +66,7 @@ def report_error(error: BaseException) -> int:
     message, cure, exit_code = _describe(error)
     trace = "" if exit_code == INTERRUPTED else "".join(traceback.format_exception(error))
     # Paths inside the current folder are relative to it.
-    here = re.compile(re.escape(str(Path.cwd())) + r"(/|(?![\w.-]))")
+    here = re.compile(re.escape(str(Path.cwd())) + r"([/\\]|(?![\w.-]))")
     message, cure = (here.sub(lambda m: "" if m[1] else ".", text) for text in (message, cure))
     rank = get_rank()
     if "WORLD_SIZE" in os.environ and exit_code == UNEXPECTED_ERROR:

@@ -20,7 +20,7 @@ import typer
 
 from finetune.cli.console import console
 from finetune.cli.errors import ERROR_FOLDER, USAGE_ERROR, ErrorReport, print_error
-from finetune.distributed.signals import STOP_SIGNALS
+from finetune.distributed.signals import SAVE_SIGNALS, STOP_SIGNALS
 
 _LAUNCHER = "GPTFT_LAUNCHER"
 """Environment variable: process id of the launcher."""
@@ -73,10 +73,11 @@ def run_processes(
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.update({number}.intersection(STOP_SIGNALS))
-        for child in children:
-            child.send_signal(number)
+        if os.name != "nt":  # On Windows Ctrl-C reaches all processes of a console.
+            for child in children:
+                child.send_signal(number)
 
-    handlers = {n: signal.signal(n, forward) for n in (*STOP_SIGNALS, signal.SIGUSR1)}
+    handlers = {n: signal.signal(n, forward) for n in (*STOP_SIGNALS, *SAVE_SIGNALS)}
     # Without -P modules of the current folder would come first, also a yaml.py in it.
     command = [sys.executable, "-P", "-m", "finetune", *arguments]
     with TemporaryDirectory(prefix="gptft-") as folder:
@@ -143,8 +144,9 @@ def _finish(
     for rank, code in failed.items():
         if code < 0 and not stops:
             cure = "Out of memory? Use fewer processes, or --set train.tokens_per_forward=1024."
-            what = f"process {rank} was killed by {signal.Signals(-code).name}"
-            print_error(ErrorReport(what, cure if code == -signal.SIGKILL else "", 1))
+            name = signal.Signals(-code).name
+            what = f"process {rank} was killed by {name}"
+            print_error(ErrorReport(what, cure if name == "SIGKILL" else "", 1))
             return 1
     if not errors:
         return next(iter(failed.values()))

@@ -27,7 +27,7 @@ class TaskSource(NamedTuple):
 def find_task(name: str, overrides: Overrides) -> TaskSource:
     """Loads the recipe of a task: a shipped recipe, a YAML file, or module:attribute."""
     module, colon, attribute = name.rpartition(":")
-    if colon and not Path(name).exists() and not Path(module).is_absolute():
+    if colon and not Path(name).exists() and not Path(name).is_absolute():
         task = _import_task(module, attribute)
         recipe = override_recipe(Recipe(task=TaskConfig.from_task(task)), overrides)
         return TaskSource(attribute, resolve_paths(recipe, Path.cwd()), task)

@@ -24,6 +24,9 @@ Request = Literal["save", "stop"]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop. The exit code after one is 128 + its number."""
 
+SAVE_SIGNALS = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+"""Signals that ask for a checkpoint. Windows has none."""
+
 ECHO_SECONDS = 0.5
 """A second SIGINT within this time repeats the first, which the terminal and the launcher send."""
 
@@ -48,7 +51,7 @@ class SignalListener:
 
     def __enter__(self) -> "SignalListener":
         if threading.current_thread() is threading.main_thread():
-            for number in (*STOP_SIGNALS, signal.SIGUSR1):
+            for number in (*STOP_SIGNALS, *SAVE_SIGNALS):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -61,7 +64,7 @@ class SignalListener:
             outer._handle(self._stop, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
+        if number in SAVE_SIGNALS:
             self._save = True
         elif number == signal.SIGINT and self._interrupted:
             if time.monotonic() - self._interrupted > ECHO_SECONDS:

@@ -173,7 +173,8 @@ class Predictor:
     def save(self, folder: Path) -> None:
         """Writes recipe and model, which `load` reads, without the history of the run."""
         files.write_atomically(folder / RECIPE, self.recipe.to_yaml())
-        save_model(folder / MODEL, self.model, self.base, self.task, self.recipe.train.max_tokens)
+        with files.replace_folder(folder / MODEL) as partial:
+            save_model(partial, self.model, self.base, self.task, self.recipe.train.max_tokens)
 
 
 def load(

@@ -149,7 +149,7 @@ def find_base(path: str) -> str:
     if path and (file := find_gguf_file(path)):
         return str(convert_gguf(file))
     folder = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.is_absolute()
     if not path or folder.is_file() or (looks_local and not folder.is_dir()):
         raise UsageError(
             f"no such folder: {path}",

@@ -110,7 +110,7 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            _flush_tree(partial)
+            _finish_tree(partial)
         except BaseException:
             remove(partial)
             raise
@@ -157,18 +157,24 @@ def free_space(folder: Path) -> int:
 
 
 def flush_folder(path: Path) -> None:
-    """Waits until the names in the folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    # Some network file systems cannot do that for folders.
+    """Waits until the names in the folder are on the disk, where the system can do that."""
+    # Windows cannot open folders, and some network file systems cannot flush them.
     with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _flush_tree(path: Path) -> None:
+def _finish_tree(path: Path) -> None:
+    """Flushes all files, and lets those read them whom the umask of the user allows it."""
+    mode = "r+b" if os.name == "nt" else "rb"  # Windows flushes only what it may write.
+    permissions = path.stat().st_mode & 0o666
     for folder, _, names in os.walk(path):
         for name in names:
-            with open(Path(folder, name), "rb") as file:
+            os.chmod(Path(folder, name), permissions)  # safetensors and others give 0600.
+            with open(Path(folder, name), mode) as file:
                 os.fsync(file.fileno())
                 if hasattr(os, "posix_fadvise"):
                     # The next large file reuses this memory; to find fresh memory is slower.
@@ -188,8 +194,12 @@ def open_regular_file(
 
     def opener(name: str, flags: int) -> int:
         # Without O_NONBLOCK opening a named pipe would wait forever.
-        more_flags = os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
-        return os.open(name, flags | more_flags, 0o666)
+        flags |= getattr(os, "O_NONBLOCK", 0)
+        if not follow_links:
+            flags |= getattr(os, "O_NOFOLLOW", 0)
+            if not hasattr(os, "O_NOFOLLOW") and os.path.islink(name):  # Windows.
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+        return os.open(name, flags, 0o666)
 
     file = open(path, mode, buffering, opener=opener)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -146,7 +146,7 @@ def start_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_PEAK.exists():
-        _CLEAR_PEAK.write_text("5")
+        _CLEAR_PEAK.write_text("5", encoding="utf-8")
 
 
 def used_memory(device: torch.device | str) -> int | None:
@@ -170,5 +170,9 @@ def _process_memory(name: str) -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():  # Not Linux.
         return None
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    lines = dict(
+        line.split(":", 1)
+        for line in status.read_text(encoding="utf-8").splitlines()
+        if ":" in line
+    )
     return int(lines[name].split()[0]) * 1024 if name in lines else None

@@ -32,3 +32,8 @@ def _run(*words: str | Path) -> int:
 def names(folder: Path) -> list[str]:
     """The names in the folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def mode_of_files(path: Path) -> set[int]:
+    """The permissions of a file, or of a folder and all that is in it."""
+    return {one.stat().st_mode & 0o777 for one in (path, *path.rglob("*"))}

@@ -1,0 +1,112 @@
+"""Windows and macOS: system calls, encodings, file names; files for others; waiting threads."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.project.test_imports import MODULES, imports_of
+from tests.support import windows
+from tests.support.disks import mode_of_files
+
+COMMANDS = """
+import os, sys, warnings
+from tests.support import windows
+windows.imitate()
+os.umask(0o022)
+warnings.filterwarnings("error", category=EncodingWarning, module="finetune|task_formats")
+from finetune.cli import main
+train = "train --task demo --base tiny --limit 12 --epochs 1 --batch-size 4 --max-tokens 32 -o run"
+assert main([*train.split(), "--device", "cpu"]) == 0
+assert main("predict run rows.csv -o predicted.csv".split()) == 0
+os.umask(0o077)
+assert main("export run --to transformers -o exported".split()) == 0
+assert main([*train.split(), "--device", "cpu", "--overwrite"]) == 0
+"""
+"""Commands on what looks like Windows to gptft; first for all, then for the user alone."""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_needs_what_windows_lacks(module):
+    """Names that Windows lacks are only used after hasattr or getattr with the name."""
+    assert not set(imports_of(module)) & windows.MODULES
+    nodes = list(ast.walk(MODULES[module]))
+    asked = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            missing = windows.NAMES.get(node.value.id, frozenset())
+            assert node.attr not in missing or node.attr in asked, f"line {node.lineno}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the commands write."""
+    folder = tmp_path_factory.mktemp("portable")
+    text = "premise,hypothesis\nGrüße aus Köln.,It is a greeting.\n"
+    (folder / "rows.csv").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-X", "warn_default_encoding", "-c", COMMANDS],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "GPTFT_CACHE": str(folder / "cache")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_training_prediction_and_export_work_without_them(folder):
+    assert (folder / "run" / "result.json").is_file()
+    assert "Grüße aus Köln." in (folder / "predicted.csv").read_text(encoding="utf-8")
+
+
+def test_file_names_are_legal_everywhere(folder):
+    written = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    source = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False
+    ).stdout.splitlines()
+    for names in (written, source):
+        assert len({name.lower() for name in names}) == len(names)
+        for part in {part for name in names for part in name.split("/")}:
+            assert not re.search(r'[<>:"\\|?*\x00-\x1f]|[ .]$', part), part
+            assert not re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part), part
+
+
+def test_files_can_be_read_by_those_whom_the_umask_allows(folder):
+    """The export, and the run that was made last, are for the user alone."""
+    assert mode_of_files(folder / "cache") == {0o644, 0o755}
+    assert mode_of_files(folder / "predicted.csv") == {0o644}
+    assert mode_of_files(folder / "exported") == {0o600, 0o700}
+    assert mode_of_files(folder / "run" / "model") == {0o600, 0o700}
+    assert mode_of_files(folder / "run" / "checkpoints") == {0o600, 0o700}
+
+
+LOAD_TORCH = "from finetune.cli import main; main(['version']); import torch"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp shows its settings")
+@pytest.mark.parametrize(
+    ("given", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "0"),
+        ({"OMP_WAIT_POLICY": "active"}, "ACTIVE", "30000000000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_wants_another_way(given, policy, spins):
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_TORCH],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=kept | given | {"OMP_DISPLAY_ENV": "verbose"},
+        check=True,
+    )
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
