@@ -21,6 +21,8 @@ from finetune.recipe.schema import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {"README.md": "start", "CHANGELOG.md": "changes", "SECURITY.md": "security"}
 """Pages outside docs/, and their names in the site."""
+DESCRIBED = OUTSIDE | {"finetune/cli/commands": "commands", "finetune/recipe/schema.py": "recipes"}
+"""Files and folders that a page of the site shows or describes."""
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -34,6 +36,7 @@ def write_pages(folder: Path) -> None:
     pages = {"commands": describe_commands(), "recipes": describe_recipes()}
     for path, name in OUTSIDE.items():
         pages[name] = adapt_links((ROOT / path).read_text(encoding="utf-8"), ROOT / path, folder)
+    pages["start"] = pages["start"].replace("# gptft\n", "# Start\n", 1)
     for name, text in pages.items():
         page = folder / f"{name}.md"
         if not page.exists() or page.read_text(encoding="utf-8") != text:
@@ -58,8 +61,8 @@ def adapt_links(text: str, page: Path, folder: Path | None = None) -> str:
         if not target.exists():
             raise ValueError(f"{page}: the link to {path} leads nowhere")
         inside = target.relative_to(ROOT).as_posix()
-        if inside in OUTSIDE:
-            target = ROOT / "docs" / "generated" / f"{OUTSIDE[inside]}.md"
+        if inside in DESCRIBED:
+            target = ROOT / "docs" / "generated" / f"{DESCRIBED[inside]}.md"
         elif target.suffix != ".md" or target.parent != ROOT / "docs":
             return shown if "`" in shown else f"`{shown}`"
         return f"[{shown}]({Path(relpath(target, here)).as_posix()}{anchor})"
@@ -76,7 +79,7 @@ def describe_commands() -> str:
     """A section for each command of `gptft`, by the panels of its help."""
     group = typing.cast(TyperGroup, get_command(app))
     lines = ["# Commands", "", "`gptft COMMAND --help` prints the same in a terminal.", ""]
-    names = {command.function.__name__: command.panel for command in COMMANDS}
+    names = {one.function.__name__.replace("_", "-"): one.panel for one in COMMANDS}
     for name, command in group.commands.items():
         if not command.hidden:
             names.setdefault(name, str(getattr(command, "rich_help_panel", "") or "Other"))
@@ -99,11 +102,12 @@ def _describe_command(path: str, command: Any, level: int) -> Iterator[str]:
     panels: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.params:
         if record := parameter.get_help_record(context):
-            title = "Argument" if parameter.param_type_name == "argument" else "Option"
-            panel = getattr(parameter, "rich_help_panel", None)
-            panels.setdefault(f"{panel}: option" if panel else title, []).append(record)
+            title = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panel = getattr(parameter, "rich_help_panel", None) or title
+            panels.setdefault(panel, []).append(record)
     for panel, records in panels.items():
-        yield from _table((panel, "meaning"), records)
+        yield from (f"**{panel}**", "")
+        yield from _table(("name", "meaning"), records)
 
 
 def _format_help(text: str) -> Iterator[str]:
@@ -114,7 +118,7 @@ def _format_help(text: str) -> Iterator[str]:
             commands = [line.strip() for line in match[2].splitlines() if line.strip()]
             yield from ("```bash", *commands, "```", "")
         else:
-            yield from (_escape(paragraph), "")
+            yield from (escape(paragraph), "")
 
 
 # Recipes
@@ -150,7 +154,9 @@ _INTRODUCTION = [
 
 def _describe_model(model: type[BaseModel], prefix: str, level: int) -> Iterator[str]:
     """A table of the keys of a model, and a section for each of the models in it."""
-    inner = {name: list(_models(field.annotation)) for name, field in model.model_fields.items()}
+    inner = {
+        name: list(find_models(field.annotation)) for name, field in model.model_fields.items()
+    }
     rows = [
         _describe_field(f"{prefix}{name}", field)
         for name, field in model.model_fields.items()
@@ -163,15 +169,16 @@ def _describe_model(model: type[BaseModel], prefix: str, level: int) -> Iterator
         key = f"{prefix}{name}{'.NAME' if mapped else ''}"
         for one in models:
             about = " ".join((one.__doc__ or "").split())
-            yield from (f"{'#' * level} {key}", "", _escape(about), "")
+            yield from (f"{'#' * level} {key}", "", escape(about), "")
             yield from _describe_model(one, f"{key}.", min(level + 1, 6))
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def find_models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yields the models in the type of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in typing.get_args(annotation):
-        yield from _models(inner)
+        yield from find_models(inner)
 
 
 def _describe_field(key: str, field: FieldInfo) -> tuple[str, str, str]:
@@ -181,10 +188,10 @@ def _describe_field(key: str, field: FieldInfo) -> tuple[str, str, str]:
     if choices := _choices(field.annotation):
         meaning += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
     if field.is_required():
-        return f"`{key}`{mark}", "required", _escape(meaning)
+        return f"`{key}`{mark}", "required", escape(meaning)
     default = field.get_default(call_default_factory=True)
     shown = "see below" if isinstance(default, BaseModel) else f"`{_format_default(default)}`"
-    return f"`{key}`{mark}", shown, _escape(meaning)
+    return f"`{key}`{mark}", shown, escape(meaning)
 
 
 def _format_default(value: Any) -> str:
@@ -209,12 +216,12 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]], code: bool = Tr
     names = list(header)
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for first, *others in rows:
-        cells = [f"`{first}`", *map(_escape, others)] if code else [first, *others]
+        cells = [f"`{first}`", *map(escape, others)] if code else [first, *others]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return [*lines, ""]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Plain text as Markdown; code between backticks stays as it is."""
     pieces = re.split(r"(`[^`]*`)", text)
     return "".join(

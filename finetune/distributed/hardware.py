@@ -40,6 +40,6 @@ def count_cores() -> int:
 
 def total_memory() -> int | None:
     """Bytes of memory of the machine; None where the system does not tell."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,16 @@
 """README and pages: links, commands, recipes, tables and the tests they name exist."""
 
+import itertools
 import re
+import shlex
 from importlib import import_module
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from finetune.cli import errors
-from finetune.cli.app import COMMANDS
+from finetune.cli.app import COMMANDS, app
 from finetune.cli.options import RECIPE_FLAGS
 from finetune.evaluation.metrics import METRICS
 from finetune.pretraining.plan import Plan
@@ -33,6 +37,71 @@ def test_links_and_named_tests_exist(page):
         assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    entries = re.findall(r"^[\w/]+$", PAGES["docs/index.md"], re.MULTILINE)
+    pages = {page.removeprefix("docs/").removesuffix(".md") for page in PAGES if "/" in page}
+    assert pages == {entry for entry in entries if "/" not in entry} | {"index"}
+
+
+def test_the_site_describes_all_commands_and_keys(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    reference = import_module("reference")
+    commands, recipes = reference.describe_commands(), reference.describe_recipes()
+    for command in COMMANDS:
+        name = command.function.__name__.replace("_", "-")
+        assert f"### gptft {name}\n" in commands
+    assert "#### gptft scale fit\n" in commands
+    for key, field in [*walk_fields(Recipe), *walk_fields(Plan)]:
+        assert key.rpartition(".")[2] in recipes
+        if not list(reference.find_models(field.annotation)):
+            assert reference.escape(" ".join((field.description or "").split())) in recipes, key
+
+
+def test_the_site_leads_to_its_own_pages(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    adapt = import_module("reference").adapt_links
+    page = ROOT / "docs" / "labels.md"
+    assert adapt("[a](../README.md#train) [b](bases.md)", page) == (
+        "[a](generated/start.md#train) [b](bases.md)"
+    )
+    assert adapt("[losses](../finetune/models/losses.py), `[c](x)`", page) == "`losses`, `[c](x)`"
+    assert adapt("[d](docs/bases.md)", ROOT / "README.md", ROOT / "docs" / "generated") == (
+        "[d](../bases.md)"
+    )
+    with pytest.raises(ValueError, match="leads nowhere"):
+        adapt("[e](missing.md)", page)
+
+
+def printed_commands():
+    """Every command of gptft in the pages, as words, with its page."""
+    for page, text in PAGES.items():
+        for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+                lexer.whitespace_split = True
+                for is_end, words in itertools.groupby(
+                    lexer, lambda word: set(word) <= {*"|&;<>()"}
+                ):
+                    found = [*words]
+                    starts = [
+                        n
+                        for n, word in enumerate(found)
+                        if re.fullmatch(r"(.*/)?gptft|finetune", word)
+                    ]
+                    if not is_end and starts and found[0] not in ("pip", "cd", "git"):
+                        yield page, found[starts[0] + 1 :]
+
+
+@pytest.mark.parametrize(("page", "words"), [*printed_commands()])
+def test_a_printed_command_can_be_typed(page, words):
+    """Commands and options exist, and values are of their kind."""
+    group = get_command(app)
+    context = group.make_context("gptft", [word for word in words if word != "..."])
+    while isinstance(group, TyperGroup) and context._protected_args + context.args:
+        name, group, rest = group.resolve_command(context, context._protected_args + context.args)
+        context = group.make_context(name, rest, parent=context)
+
+
 def test_commands_of_the_tour_exist():
     blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGES["README.md"], re.DOTALL))
     commands = set(re.findall(r"^gptft (\w[\w-]*)", blocks, re.MULTILINE))
@@ -55,6 +124,12 @@ def test_the_page_of_labels_has_every_metric_and_recipes_that_load():
         Recipe.model_validate(parts)
     table = re.findall(r"^\| (`.*?) \|", page.partition("## Metrics")[2], re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", " ".join(table))) == set(METRICS)
+
+
+def test_the_recipes_of_the_page_of_tasks_load():
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGES["docs/tasks.md"], re.DOTALL)
+    tasks = [Recipe.model_validate(parse_document(text, "").data).task.build() for text in blocks]
+    assert [len(task.format.views) for task in tasks] == [1, 1, 1]
 
 
 def test_the_package_table_is_complete():
