@@ -88,7 +88,8 @@ def run_check(folder: Path, format: str, rows: list[Any]) -> dict[str, Any]:
             cwd=work,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode != 0:
