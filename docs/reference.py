@@ -23,7 +23,12 @@ OUTSIDE = {"README.md": "start", "CHANGELOG.md": "changes", "SECURITY.md": "secu
 """Pages outside docs/, and their names in the site."""
 DESCRIBED = OUTSIDE | {"finetune/cli/commands": "commands", "finetune/recipe/schema.py": "recipes"}
 """Files and folders that a page of the site shows or describes."""
-_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]*)(#[^)\s]*)?\)")
+_LINK = re.compile(
+    # Code comes first, in which nothing is a link; but the text of a link may be code.
+    r"```.*?```|(?<!\[)`(?:[^`\n]|\n(?!\s*\n))*`|"
+    r"\[(?P<shown>[^\]]*)\]\((?!https?:|mailto:|#)(?P<path>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)",
+    re.DOTALL,
+)
 
 
 def write_pages(folder: Path) -> None:
@@ -56,7 +61,9 @@ def adapt_links(text: str, page: Path, folder: Path | None = None) -> str:
     here = folder or page.parent
 
     def adapt(match: re.Match[str]) -> str:
-        shown, path, anchor = match[1], match[2], match[3] or ""
+        shown, path, anchor = match["shown"], match["path"], match["anchor"] or ""
+        if path is None:
+            return match[0]
         target = (page.parent / path).resolve()
         if not target.exists():
             raise ValueError(f"{page}: the link to {path} leads nowhere")
@@ -67,9 +74,7 @@ def adapt_links(text: str, page: Path, folder: Path | None = None) -> str:
             return shown if "`" in shown else f"`{shown}`"
         return f"[{shown}]({Path(relpath(target, here)).as_posix()}{anchor})"
 
-    # Code blocks and code in a line stay as they are.
-    pieces = re.split(r"(```.*?```|`[^`\n]*`(?!\]))", text, flags=re.DOTALL)
-    return "".join(piece if piece.startswith("`") else _LINK.sub(adapt, piece) for piece in pieces)
+    return _LINK.sub(adapt, text)
 
 
 # Commands

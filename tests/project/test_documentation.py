@@ -68,6 +68,8 @@ def test_the_site_leads_to_its_own_pages(monkeypatch):
     assert adapt("[d](docs/bases.md)", ROOT / "README.md", ROOT / "docs" / "generated") == (
         "[d](../bases.md)"
     )
+    code = "[`labels`](labels.md), `x\nz` and [`y`](../README.md)"
+    assert adapt(code, page) == "[`labels`](labels.md), `x\nz` and [`y`](generated/start.md)"
     with pytest.raises(ValueError, match="leads nowhere"):
         adapt("[e](missing.md)", page)
 
