@@ -39,7 +39,8 @@ def open_inputs(
         task: Says which columns are needed.
         sources: Files, folders, patterns such as `parts/*.csv`, or `-` for standard input; without
             them the split is read from the recipe's data.
-        split: A split of the only folder, or of the recipe's data. [default: data.predict]
+        split: A split of the only folder or file of splits, or of the recipe's data. [default:
+            data.predict]
         format: The format of the files, which their names tell otherwise.
 
     Returns:
@@ -55,9 +56,12 @@ def open_inputs(
             raise UsageError("the recipe has no data.predict", where="data.predict", cure=cure)
         return [open_split(data, task, name)]
     folders = [source for source in sources if Path(source).expanduser().is_dir()]
+    if split is not None:
+        # A file may hold splits too.
+        folders += [name for name in sources if FORMATS.get(find_ending(name)) in ("json", "xlsx")]
     if split is not None and (len(sources) > 1 or not folders):
         cure = "Give one folder, or leave --split out."
-        raise UsageError("--split is a part of a folder, not of a file", cure=cure)
+        raise UsageError("--split is a part of a folder, not of such a file", cure=cure)
     inputs: list[Rows] = []
     for source in sources:
         if source == "-":

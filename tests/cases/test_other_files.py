@@ -13,8 +13,9 @@ from pyarrow import ipc, parquet
 
 from finetune.cli import main
 from finetune.data import open_file, open_rows, read_rows, write_rows
+from finetune.data.inputs import open_inputs
 from finetune.recipe.loading import load_recipe
-from finetune.recipe.schema import DataConfig
+from finetune.recipe.schema import DataConfig, TaskConfig
 from task_formats import UsageError
 from tests.support.workbooks import write_workbook
 
@@ -210,6 +211,19 @@ def test_splits_in_one_json_file(tmp_path, kind, name, capsys):
     assert recipe.task.columns == {"text": names[0], "label": names[1]}
     data = recipe.data
     assert (data.path, data.train, data.evaluate) == (str(path), "train", name)
+
+
+def test_a_split_of_a_file_is_predicted(tmp_path):
+    task = TaskConfig(
+        format="classification", columns={"text": "text", "label": "label"}, labels=("0", "1")
+    ).build()
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"train": ROWS, "test": ROWS[:3]}))
+    [rows] = open_inputs(DataConfig(), task, [str(path)], split="test")
+    assert [row for _, row in rows] == ROWS[:3]
+    write_workbook(tmp_path / "a.xlsx", {"train": TABLE, "test": TABLE[:4]})
+    [rows] = open_inputs(DataConfig(), task, [str(tmp_path / "a.xlsx")], split="test")
+    assert [row for _, row in rows] == ROWS[:3]
 
 
 def test_fingerprints_of_splits_differ(tmp_path):

@@ -18,7 +18,7 @@ _MAX_TABLE = 2**26
 _ROWS_KEYS = ("data", "rows", "examples", "records", "items", "instances", "samples", "questions")
 """Keys of an object whose values are its rows."""
 _SPLIT_NAME = re.compile(r"(^|[_.-])(train|test|dev|val|eval|valid|validation)([_.-]|$)", re.I)
-_SPLITS_CURE = "Choose one: --data FILE --split NAME, or data: {path: FILE, train: NAME}."
+_SPLITS_CURE = "Choose one: --split NAME with --data FILE, or data: {path: FILE, train: NAME}."
 
 # What comes before the next object, and what ends the file.
 _START = re.compile(r"\s*(?:(\[)\s*(?=[{[])|(?=\{))"), re.compile(r"\s*\[\s*\]\s*")
