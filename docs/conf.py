@@ -11,6 +11,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 project = "gptft"
 author = "the authors of gptft"
 html_title = "gptft"
+highlight_language = "text"
 html_theme = "furo"
 html_show_sphinx = False
 html_show_copyright = False
