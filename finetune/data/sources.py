@@ -18,6 +18,7 @@ from finetune.data.known_datasets import (
     normalize_name,
     split_words,
 )
+from finetune.data.readers.excel import list_sheets
 from finetune.data.readers.files import FORMATS, FileRows, detect_format, open_file
 from finetune.data.readers.json import find_json_splits
 from finetune.data.readers.text import as_utf8, check_is_data, describe_folder, open_stream
@@ -71,7 +72,10 @@ def open_rows(data: DataConfig, split: str) -> Rows:
 
 
 def list_splits(path: Path, format: str | None = None) -> list[str] | None:
-    """Names of the splits in a folder, or in a JSON file of splits; None for a file of rows."""
+    """Names of the splits in a folder, a JSON file or a workbook; None for a file of rows.
+
+    The sheets of a workbook are splits if one is called train.
+    """
     if path.is_dir():
         if is_saved(path):
             return list_saved(path)
@@ -81,9 +85,13 @@ def list_splits(path: Path, format: str | None = None) -> list[str] | None:
                 open_rows(DataConfig(path=str(path), format=format), split)
                 found.append(split)
         return found
-    if detect_format(path, format) != "json":
+    kind = detect_format(path, format)
+    if kind not in ("json", "xlsx"):
         return None
     with open_stream(path) as stream:
+        if kind == "xlsx":
+            names = list_sheets(stream, str(path))
+            return None if set(names).isdisjoint(split_words("train")) else names
         check_is_data(stream, str(path))
         return find_json_splits(as_utf8(stream, str(path)), str(path)) or None
 

@@ -56,6 +56,10 @@ def test_sheets_are_splits(tmp_path):
     assert read_split(path, "Tabelle2") == ROWS[:3]
     with pytest.raises(UsageError, match="no sheet 'test'"):
         read_split(path, "test")
+    write_workbook(path, {"notes": [["x"]], "train": TABLE, "dev": TABLE[:4]})
+    assert main(["new", str(path), "-o", str(tmp_path / "a.yaml")]) == 0
+    data = load_recipe(tmp_path / "a.yaml").data
+    assert (data.path, data.train, data.evaluate) == (str(path), "train", "dev")
 
 
 def test_what_is_no_workbook_is_named(tmp_path, monkeypatch):

@@ -40,9 +40,14 @@ def read_workbook(stream: BinaryIO, file: str, options: ReadOptions) -> Iterator
         raise UsageError("the sheet is empty", where=file, cure="It needs a header and rows.")
 
 
+def list_sheets(stream: BinaryIO, file: str) -> list[str]:
+    """Names of the sheets of a workbook."""
+    return list(_open(stream, file).sheet_names)
+
+
 def describe_workbook(stream: BinaryIO, file: str, options: ReadOptions) -> str:
     """Says which of several sheets is read; empty if there is one."""
-    names = _open(stream, file).sheet_names
+    names = list_sheets(stream, file)
     if len(names) < 2 or options.split is not None:
         return ""
     return f"sheet {names[0]!r} of {len(names)}, the first"
