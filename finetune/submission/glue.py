@@ -6,7 +6,7 @@ Every file has the header `index<TAB>prediction` and one line per test row, numb
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -14,6 +14,7 @@ from finetune.data.examples import ReadReport, build_examples
 from finetune.data.known_datasets import normalize_name
 from finetune.data.sources import open_rows
 from finetune.evaluation.predictor import Predictor
+from finetune.progress import Progress
 from finetune.recipe.schema import DataConfig, Recipe
 from finetune.storage import files
 from task_formats import Classes, Prediction, Task, UsageError
@@ -126,7 +127,6 @@ def predict_file(
     predictor: Predictor,
     file: GlueFile,
     data: DataConfig,
-    watch: Callable[[int], None] = lambda rows: None,
 ) -> FilePredictions:
     """Predicts the test rows of one file.
 
@@ -137,7 +137,6 @@ def predict_file(
         predictor: The run.
         file: One of GLUE_FILES.
         data: Where the test rows are.
-        watch: Is called with the number of predicted rows, after each.
 
     Raises:
         UsageError: The run has other labels, or many rows cannot be used.
@@ -153,9 +152,9 @@ def predict_file(
         report=report,
     )
     found: dict[int, str] = {}
-    for prediction in predictor.stream(item.example for item in items):
-        found[int(prediction.id.rpartition("/")[2])] = _write_prediction(prediction, words)
-        watch(len(found))
+    with Progress(f"predicting {file.name}", file.rows) as progress:
+        for prediction in predictor.stream((item.example for item in items), progress):
+            found[int(prediction.id.rpartition("/")[2])] = _write_prediction(prediction, words)
     if not found or len(report.skipped) > max(_FEW_ROWS, _MAX_SKIPPED * file.rows):
         bad = report.skipped[0]
         what = f"{len(report.skipped):,} rows cannot be used; the first: {bad.reason}"

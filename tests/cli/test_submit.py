@@ -128,7 +128,7 @@ def test_scores_are_clipped(folder, tmp_path, monkeypatch):
 
     values = [-1.5, 0.0004, 7.25, 4.9996, 3.14159]
 
-    def stream(self, examples):
+    def stream(self, examples, progress):
         for example, value in zip(examples, values, strict=False):
             yield Prediction(example.id, value, (value,))
 

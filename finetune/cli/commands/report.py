@@ -63,6 +63,7 @@ def evaluate_with_status(
     predictor: "Predictor", run: Path, split: str, data: str | None, limit: int | None
 ) -> "EvaluatedRun":
     """Evaluates a run on a split, with a status line; `data` replaces its `data.path`."""
+    from finetune.cli.progress_display import show_progress
     from finetune.cli.task_sources import find_split
     from finetune.recipe.loading import override_recipe, resolve_paths
     from finetune.reports.evaluated_run import evaluate_run
@@ -71,5 +72,5 @@ def evaluate_with_status(
     if data is not None:
         recipe = resolve_paths(override_recipe(recipe, {"data.path": data}), Path.cwd())
     name = find_split(recipe.data, split)
-    with show_status(f" evaluating {run} on {name}"):
+    with show_progress(f"evaluating {run} on {name}"):
         return evaluate_run(predictor, run, name, recipe.data, limit)

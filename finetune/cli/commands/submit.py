@@ -4,19 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 from typer import Argument, Option
 
 from finetune.cli.commands.evaluate import load_predictor
-from finetune.cli.console import console, format_count, make_table, print_line, show_status
+from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.options import Data, Device, Trust, refuse_options
 from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
-    from finetune.submission.glue import FilePredictions, GlueFile
-
-_WATCHED_ROWS = 500
+    from finetune.submission.glue import FilePredictions
 
 
 def submit(
@@ -72,6 +69,7 @@ def _load_recipe(run: Path, data: str | None, trust: bool) -> "Recipe":
 def _submit_glue(
     recipes: "Mapping[Path, Recipe]", output: Path, fill: bool, device: str | None, trust: bool
 ) -> None:
+    from finetune.cli.progress_display import show_progress
     from finetune.submission.glue import GLUE_FILES, fill_file, predict_file, write_submission
 
     if not output.absolute().parent.is_dir():
@@ -84,15 +82,9 @@ def _submit_glue(
         if not files:
             continue
         predictor = load_predictor(run, None, device, trust)
-        with show_status("") as status:
+        with show_progress():
             for file in files:
-
-                def watch(rows: int, file: "GlueFile" = file) -> None:
-                    if rows % _WATCHED_ROWS == 0:
-                        status.update(Text(f" {file.name}: {rows:,} of {file.rows:,} rows"))
-
-                status.update(Text(f" {file.name}"))
-                done[file.name] = predict_file(predictor, file, recipe.data, watch)
+                done[file.name] = predict_file(predictor, file, recipe.data)
     submission = [done[file.name] for file in GLUE_FILES]
     write_submission(output, submission)
     _print_submission(submission)
@@ -140,10 +132,11 @@ def _print_submission(submission: "Sequence[FilePredictions]") -> None:
 
 
 def _summarize_race(run: Path, recipe: "Recipe", device: str | None, trust: bool) -> None:
+    from finetune.cli.progress_display import show_progress
     from finetune.submission.race import summarize_race
 
     predictor = load_predictor(run, None, device, trust)
-    with show_status(f" evaluating {run} on RACE"):
+    with show_progress(f"evaluating {run} on RACE"):
         scores = summarize_race(predictor, recipe.data)
     rows = ([score.level, f"{score.rows:,}", f"{score.accuracy:.4f}"] for score in scores)
     console().print(make_table(["RACE", "questions", "accuracy"], rows))
