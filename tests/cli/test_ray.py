@@ -16,7 +16,8 @@ from tests.support import jobs
 pytest.importorskip("ray")
 
 PAGE = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
-START = "import ray\nray.init(num_cpus=2, object_store_memory=2**27, include_dashboard=False)\n"
+# The workers take one CPU each; reading and writing need others.
+START = "import ray\nray.init(num_cpus=4, object_store_memory=2**27, include_dashboard=False)\n"
 
 
 @pytest.mark.slow
@@ -42,6 +43,7 @@ def test_two_workers_label_what_one_process_labels(bases, tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(tmp_path / "labelled").to_pylist()
