@@ -39,7 +39,9 @@ class ExportSource(NamedTuple):
         """
         head = self.predictor.model.head
         if type(head) is not LinearHead:
-            what = f"this format holds a linear head, and the run has a {type(head).__name__}"
+            what = (
+                f"this format holds a linear head, and this run has another, {type(head).__name__}"
+            )
             raise UsageError(what, where=str(self.run), cure="Use --to onnx.")
         return head
 

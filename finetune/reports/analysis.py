@@ -30,7 +30,7 @@ from finetune.evaluation.statistics import (
     threshold_curve,
 )
 from finetune.reports.evaluated_run import EvaluatedRun, Predictions, score_rows
-from task_formats import Classes, MultiLabel, UsageError
+from task_formats import Classes, MultiLabel, Task, UsageError
 
 MAX_SLICED_CLASSES = 20
 _SCORE_BINS = 5
@@ -153,7 +153,7 @@ def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:
     """
     first = runs[0]
     for run in runs[1:]:
-        _check_same_labels(first, run)
+        check_same_labels(first.name, first.task, run.name, run.task)
     common = set.intersection(*(set(run.predictions.ids) for run in runs))
     ids = [name for name in first.predictions.ids if name in common]
     if not ids:
@@ -171,10 +171,11 @@ def match_rows(runs: Sequence[EvaluatedRun]) -> list[Predictions]:
     return matched
 
 
-def _check_same_labels(first: EvaluatedRun, other: EvaluatedRun) -> None:
-    one, two = first.task.labels, other.task.labels
-    if (one.kind, one.names) != (two.kind, two.names) or first.task.metrics != other.task.metrics:
-        what = f"{first.name} and {other.name} have different labels or metrics"
+def check_same_labels(name: str, task: Task, other_name: str, other: Task) -> None:
+    """Raises UsageError if the tasks of two runs have other labels or metrics."""
+    one, two = task.labels, other.labels
+    if (one.kind, one.names, task.metrics) != (two.kind, two.names, other.metrics):
+        what = f"{name} and {other_name} have different labels or metrics"
         raise UsageError(what, cure="Compare runs of the same task.")
 
 

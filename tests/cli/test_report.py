@@ -50,6 +50,19 @@ def test_a_run_is_compared_with_its_copy(trained, tmp_path, capsys):
     assert f"copy {metric} 0.0000 0.0000 to 0.0000 1.000" in text
 
 
+def test_runs_of_different_tasks_are_refused_before_they_are_evaluated(
+    trained, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(trained.run, tmp_path / "other", ignore=shutil.ignore_patterns("model"))
+    recipe = tmp_path / "other" / "recipe.yaml"
+    metric = {"similarity": "pearson"}.get(trained.kind, "accuracy")
+    other = {"similarity": "spearman"}.get(trained.kind, "macro_f1")
+    recipe.write_text(recipe.read_text().replace(metric, other))
+    monkeypatch.setattr("finetune.cli.commands.report.load_predictor", None)
+    assert main(["report", str(trained.run), "other"]) == 2
+    assert "have different labels or metrics" in capsys.readouterr().err
+
+
 def test_a_missing_library_is_found_before_the_model_is_loaded(trained, monkeypatch, capsys):
     monkeypatch.setattr("finetune.reports.figures.find_spec", lambda name: None)
     assert main(["report", "no-such-run"]) == 2

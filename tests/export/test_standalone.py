@@ -80,7 +80,7 @@ def test_labels_in_order_are_exported_to_onnx(make_run, tmp_path):
     pytest.importorskip("onnxruntime")
     run = make_run("classification", task={"ordinal": True})
     export_run(run, "onnx", tmp_path / "out")
-    with pytest.raises(UsageError, match="a linear head, and the run has a OrdinalHead"):
+    with pytest.raises(UsageError, match="a linear head, and this run has another, OrdinalHead"):
         export_run(run, "standalone", tmp_path / "other")
 
 
@@ -173,6 +173,8 @@ def test_other_heads_than_a_linear_layer_are_for_onnx(make_run, tmp_path, monkey
     build = functools.partial(OtherHead, is_multiple_choice=False)
     monkeypatch.setattr(task_model, "build_head", lambda _, width, *__: build(width, 3))
     for name in ("standalone", "sequence-classification"):
-        with pytest.raises(UsageError, match="linear head, and the run has a OtherHead") as caught:
+        with pytest.raises(
+            UsageError, match="linear head, and this run has another, OtherHead"
+        ) as caught:
             export_run(run, name, tmp_path / "out")
         assert "onnx" in caught.value.cure

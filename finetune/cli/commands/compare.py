@@ -11,7 +11,7 @@ from rich.text import Text
 from typer import Argument, Context, Option
 
 from finetune.cli.commands.evaluate import load_predictor
-from finetune.cli.commands.report import evaluate_with_status
+from finetune.cli.commands.report import check_tasks, evaluate_with_status
 from finetune.cli.console import (
     console,
     format_count,
@@ -157,6 +157,7 @@ def compare_finished(runs: Sequence[Path], split: str | None, overrides: Overrid
     refuse_options(others, problem, "Leave it out: each run has its own recipe.")
     data, limit = overrides.get("data.path"), overrides.get("data.limit")
     trust = bool(overrides.get("base.trust_remote_code"))
+    check_tasks(runs, None, trust)
     evaluated = []
     for run in runs:
         predictor = load_predictor(run, None, None, trust)

@@ -74,12 +74,17 @@ def evaluate(
     console().print(make_score_table(scores, counts))
 
 
+def check_run_exists(run: Path) -> None:
+    """Raises UsageError if there is no such folder."""
+    if not run.exists():
+        raise UsageError("no such run directory", where=str(run), cure="Check the path.")
+
+
 def load_predictor(
     run: Path, task: str | None, device: str | None, trust: bool, *, calibrated: bool = False
 ) -> "Predictor":
     """Loads the model of a run, with a status line; `task` is a module:attribute."""
-    if not run.exists():  # Before torch is imported, which takes seconds.
-        raise UsageError("no such run directory", where=str(run), cure="Check the path.")
+    check_run_exists(run)  # Before torch is imported, which takes seconds.
     silence_libraries()
     with show_status(f" loading {run}"):
         from finetune.cli.task_sources import find_python_task

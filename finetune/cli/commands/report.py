@@ -1,12 +1,13 @@
 """`gptft report`."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from typer import Argument, Context, Option
 
-from finetune.cli.commands.evaluate import load_predictor
+from finetune.cli.commands.evaluate import check_run_exists, load_predictor
 from finetune.cli.console import print_line, show_status
 from finetune.cli.options import Data, Device, PythonTask, Trust
 from task_formats import UsageError
@@ -45,6 +46,7 @@ def report(
     check_matplotlib()
     if output.is_dir():
         raise UsageError("this is a folder", where=str(output), cure="Name a file with -o.")
+    check_tasks(runs, task, trust_remote_code)
     evaluated, view_tokens = [], None
     for run in runs:
         predictor = load_predictor(run, task, device, trust_remote_code)
@@ -57,6 +59,20 @@ def report(
         page = make_report(evaluated, view_tokens, command, rows).encode("utf-8", "replace")
     files.write_atomically(output, page)
     print_line("Wrote ", (str(output), "bold"), f" ({len(page) / 1000:,.0f} kB).")
+
+
+def check_tasks(runs: Sequence[Path], task: str | None, trust: bool) -> None:
+    """Raises UsageError for runs of different tasks, before any of them is evaluated."""
+    from finetune.checkpointing.run_folder import load_run_recipe
+    from finetune.cli.task_sources import find_python_task
+    from finetune.reports.analysis import check_same_labels
+
+    for run in runs:
+        check_run_exists(run)
+    own = find_python_task(task)
+    tasks = [load_run_recipe(run, trust).task.resolve(own) for run in runs]
+    for run, other in zip(runs[1:], tasks[1:], strict=True):
+        check_same_labels(str(runs[0]), tasks[0], str(run), other)
 
 
 def evaluate_with_status(
