@@ -49,7 +49,7 @@ def restore_weights(job: TrainingJob, path: Path) -> int:
 
 
 def measure_batches(
-    job: TrainingJob, batches: int, batch_size: int, seed: int = 0
+    job: TrainingJob, batches: int, batch_size: int | None = None, seed: int = 0
 ) -> Iterator[MeasuredBatch]:
     """Yields the gradient moments of batches of training examples; the weights do not change.
 
@@ -59,13 +59,14 @@ def measure_batches(
     Args:
         job: A prepared run of one process, with the weights to be measured.
         batches: Number of batches.
-        batch_size: Examples in a batch, at least 2.
+        batch_size: Examples in a batch, at least 2; by default as many as in the run's updates.
         seed: Of the examples and of dropout.
 
     Raises:
         UsageError: There are fewer training examples than in one batch.
     """
     rows = len(job.examples)
+    batch_size = batch_size or max(2, min(job.sampler.batch_size, rows))
     if batch_size > rows:
         what = f"a batch of {batch_size} is larger than the {rows} training examples"
         raise UsageError(what, cure="Lower --batch-size.")

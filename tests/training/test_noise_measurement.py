@@ -57,6 +57,13 @@ def test_measuring_repeats_and_leaves_the_weights(recipe):
     assert jobs.distance(before, job.model.state_dict()) == 0
 
 
+@pytest.mark.parametrize(("batch_size", "measured"), [(1, 2), (16, 16), (100, 60)])
+def test_batches_are_as_large_as_those_of_the_run(batch_size, measured, recipe):
+    """But no smaller than two examples, and no larger than the data."""
+    job = jobs.prepare(jobs.change(recipe, "train", batch_size=batch_size))
+    assert [*measure_batches(job, 2)] == [*measure_batches(job, 2, measured)]
+
+
 def test_a_batch_larger_than_the_data_is_refused(recipe):
     with pytest.raises(UsageError, match="a batch of 61 is larger than the 60 training examples"):
         next(measure_batches(jobs.prepare(recipe), 2, 61))

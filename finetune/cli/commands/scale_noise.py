@@ -46,11 +46,7 @@ def noise(
 
     Example: gptft scale noise runs/rte --batches 100
     """
-    from finetune.scaling.critical_batch import (
-        advise,
-        check_points,
-        fit_critical_batch,
-    )
+    from finetune.scaling.critical_batch import advise, check_points, fit_critical_batch
     from finetune.scaling.figures import check_matplotlib
     from finetune.scaling.noise_figures import draw_noise_figures
     from finetune.storage import files, json_files
@@ -81,12 +77,7 @@ def noise(
     if fit is not None:
         _print_fit(fit)
     if output is not None:
-        content = {
-            "unit": unit,
-            "points": points,
-            "advice": advice,
-            "fit": fit,
-        }
+        content = {"unit": unit, "points": points, "advice": advice, "fit": fit}
         files.write_atomically(output, json_files.encode(content, indent=2) + b"\n")
         print_line("everything is in ", (str(output), "bold"))
     if plots is not None:
@@ -114,8 +105,7 @@ def _collect_points(
     if logged:
         return points
     job = _prepare(run, is_pretraining, task, device, trust)
-    size = batch_size or job.sampler.batch_size
-    return points + list(_measure(job, run, is_pretraining, batches, size, seed))
+    return points + list(_measure(job, run, is_pretraining, batches, batch_size, seed))
 
 
 def _prepare(
@@ -139,7 +129,12 @@ def _prepare(
 
 
 def _measure(
-    job: "TrainingJob", run: Path, is_pretraining: bool, batches: int, batch_size: int, seed: int
+    job: "TrainingJob",
+    run: Path,
+    is_pretraining: bool,
+    batches: int,
+    batch_size: int | None,
+    seed: int,
 ) -> "Iterable[NoisePoint]":
     """A point for each checkpoint of the run, or for its model if there is none."""
     from finetune.checkpointing.run_folder import MODEL
@@ -160,7 +155,7 @@ def _measure(
             for batch in measure_batches(job, batches, batch_size, seed):
                 averages.add(batch.moments)
                 losses.append(batch.loss)
-                done = f"{len(losses)} of {batches} batches of {batch_size}"
+                done = f"{len(losses)} of {batches} batches"
                 status.update(f" {run.name}, update {update:,}: {done}")
             yield NoisePoint(
                 str(run),
