@@ -63,8 +63,11 @@ def measure_batches(
         seed: Of the examples and of dropout.
 
     Raises:
-        UsageError: There are fewer training examples than in one batch.
+        UsageError: There are fewer training examples than in one batch, or several processes.
     """
+    if job.accelerator.num_processes > 1:
+        what = "saved weights are measured by one process"
+        raise UsageError(what, cure="Start the command without a launcher.")
     rows = len(job.examples)
     batch_size = batch_size or max(2, min(job.sampler.batch_size, rows))
     if batch_size > rows:
