@@ -84,7 +84,9 @@ def test_predict_and_report_use_it(run, tmp_path):
         command = ["predict", str(run), recipe.data.evaluate, "-o", str(output), *options]
         assert main(command) == 0
         with open(output, newline="") as file:
-            outputs.append([list(row.values())[-1] for row in csv.DictReader(file)])
+            rows = [*csv.DictReader(file)]
+        names = [name for name in rows[0] if name.startswith("probability_")]
+        outputs.append([[row[name] for name in names] for row in rows])
     assert outputs[0] != outputs[1]
     page = tmp_path / "report.html"
     assert main(["report", str(run), "-o", str(page)]) == 0
