@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from finetune.data import ReadReport, RowLocation, Rows, name_columns
+from finetune.data.chunks import memory_size, split_into_chunks
 from finetune.data.examples import BadRow, RowToPredict, build_rows_to_predict
 from finetune.data.partial_output import changed_since, name_part, open_partial_output
 from finetune.data.readers.files import detect_output_format
-from finetune.data.windows import memory_size, split_into_windows
 from finetune.data.writers import check_output
 from finetune.progress import Progress
 from task_formats import Prediction, Row, RowError, UsageError, suggest
@@ -62,7 +62,7 @@ def find_columns(items: Iterable[Located]) -> tuple[list[str], Iterator[Located]
 def _peek_columns(items: Iterable[Located]) -> tuple[dict[str, Any], int, Iterator[Located]]:
     """The columns of the first rows with a value of each, the number of these rows, all rows."""
     remaining = iter(items)
-    first = next(split_into_windows(remaining, _LOOK_AHEAD, memory_size), [])
+    first = next(split_into_chunks(remaining, _LOOK_AHEAD, memory_size), [])
     values: dict[str, Any] = {}
     for item in first:
         values |= {k: value for k, value in item[1].items() if values.get(k) is None}
@@ -97,7 +97,7 @@ def label_rows(
         UsageError: There are no rows, or none of the first ones has a column of the task.
         RowError: A row cannot be predicted, or has a column that none of the first ones has.
     """
-    from finetune.evaluation.evaluate import WINDOW
+    from finetune.evaluation.evaluate import CHUNK_ROWS
 
     report = ReadReport()
     located = itertools.islice(rows.read(), limit)
@@ -127,9 +127,9 @@ def label_rows(
         if done and counter.hexdigest() != sink.digest:
             raise changed_since(name_part(output), ["the input"])
         with Progress("predicting", total, done=done) as progress:
-            for items_read in split_into_windows(items, WINDOW, memory_size):
-                window = items_read if error_column else _until_error(items_read)
-                for item, prediction in _predict(predictor, window, progress):
+            for items_read in split_into_chunks(items, CHUNK_ROWS, memory_size):
+                chunk = items_read if error_column else _until_error(items_read)
+                for item, prediction in _predict(predictor, chunk, progress):
                     values: dict[str, Any] = dict.fromkeys(added)
                     if prediction is not None:
                         values |= _prediction_values(prediction, prediction_columns)
@@ -139,18 +139,18 @@ def label_rows(
                         values[error_column] = _describe_error(item)
                     sink.write({**{n: item.row[n] for n in columns if n in item.row}, **values})
                     counter.update(_digest_text(item))
-                done += len(window)
+                done += len(chunk)
                 sink.commit(done, counter.hexdigest())
     return report
 
 
 def _predict(
-    predictor: "Predictor", window: Sequence[RowToPredict], progress: Progress
+    predictor: "Predictor", chunk: Sequence[RowToPredict], progress: Progress
 ) -> Iterator[tuple[RowToPredict, Prediction | None]]:
     """Yields every row with its prediction, or with None if it has an error."""
-    examples = [item.example for item in window if item.example is not None]
+    examples = [item.example for item in chunk if item.example is not None]
     predictions = predictor.stream(examples, progress)
-    for item in window:
+    for item in chunk:
         if item.example is None:
             progress.advance()
         yield item, None if item.example is None else next(predictions)

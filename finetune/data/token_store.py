@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, NamedTuple, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.chunks import example_size, split_into_chunks
 from finetune.data.examples import BadRow, ReadReport
 from finetune.data.rows import RowLocation
-from finetune.data.windows import example_size, split_into_windows
 from finetune.storage.cache import enforce_limit, mark_used
 from finetune.storage.manifest import (
     Manifest,
@@ -203,7 +203,7 @@ def _encode_ahead(examples: Iterable[Example], encoder: ViewEncoder) -> Iterator
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    return split_into_windows(examples, _BATCH, example_size, _BATCH_BYTES)
+    return split_into_chunks(examples, _BATCH, example_size, _BATCH_BYTES)
 
 
 def _store(batches: Iterable[Sequence[Encoded]]) -> TokenStore:

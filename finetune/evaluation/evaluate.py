@@ -22,7 +22,7 @@ from finetune.models.losses import TaskLossOptions, task_loss
 from finetune.progress import Progress
 from task_formats import Encoded, Prediction, Task
 
-WINDOW = 1024
+CHUNK_ROWS = 1024
 """Rows that are sorted by length together, and whose predictions are written together."""
 
 RowLogits = list[tuple[int, np.ndarray]]
@@ -53,7 +53,7 @@ def compute_logits(
 ) -> Iterator[RowLogits]:
     """Yields the logits of this process's share of all rows, one forward pass at a time.
 
-    Rows are sorted by length within windows, the same windows in which a stream of rows is
+    Rows are sorted by length within chunks, the same chunks in which a stream of rows is
     predicted: evaluating a file and predicting on it give the same numbers. Every process yields
     equally often, so that processes can communicate between two passes. If memory runs out, the
     tokens per forward pass halve.
@@ -65,9 +65,9 @@ def compute_logits(
     forward = partial(_forward, model, examples, batch_config, accelerator)
     passes = [
         rows
-        for start in range(0, len(examples), WINDOW)
+        for start in range(0, len(examples), CHUNK_ROWS)
         for rows in batch_by_tokens(
-            np.arange(start, min(start + WINDOW, len(examples))),
+            np.arange(start, min(start + CHUNK_ROWS, len(examples))),
             lengths,
             batch_config.layout,
             batch_config.max_tokens_per_forward,

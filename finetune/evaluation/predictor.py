@@ -15,14 +15,14 @@ from finetune.checkpointing.model_folder import (
     save_model,
 )
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, is_run, load_run_recipe
+from finetune.data.chunks import example_size, split_into_chunks
 from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
 from finetune.data.splits import Split, encode_split
 from finetune.data.token_store import encode_examples
-from finetune.data.windows import example_size, split_into_windows
 from finetune.distributed.setup import choose_batch_config, choose_precision, create_accelerator
 from finetune.evaluation.evaluate import (
-    WINDOW,
+    CHUNK_ROWS,
     EvaluationResult,
     compute_logits,
     decode_logits,
@@ -91,16 +91,16 @@ class Predictor:
     def stream(
         self, examples: Iterable[Example], progress: Progress | None = None
     ) -> Iterator[Prediction]:
-        """Yields a prediction per example, in order; holds one window of examples at a time.
+        """Yields a prediction per example, in order; holds one chunk of examples at a time.
 
         `progress` counts the examples of every forward pass.
 
         Raises:
             UsageError: The model's output for an example is not finite.
         """
-        rows = max(1, min(WINDOW, _MAX_LOGITS // self.task.labels.num_outputs))
-        for window in split_into_windows(examples, rows, example_size):
-            encoded = encode_examples(window, self.encoder)
+        rows = max(1, min(CHUNK_ROWS, _MAX_LOGITS // self.task.labels.num_outputs))
+        for chunk in split_into_chunks(examples, rows, example_size):
+            encoded = encode_examples(chunk, self.encoder)
             yield from decode_logits(self.compute_logits(encoded, progress), encoded, self.task)
 
     def compute_logits(

@@ -15,7 +15,7 @@ from finetune.evaluation.predictor import Predictor
 from finetune.recipe.loading import load_recipe
 from tests.support import jobs, processes
 
-WINDOW = 8
+CHUNK_ROWS = 8
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(bases, tmp_path_factory) -> Path:
 def small_windows(tmp_path, monkeypatch):
     """Few rows are written at once, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "WINDOW", WINDOW)
+    monkeypatch.setattr(evaluate, "CHUNK_ROWS", CHUNK_ROWS)
 
 
 def write(path: str, count: int, seed: int = 3) -> str:
@@ -74,7 +74,7 @@ def test_a_resumed_file_has_the_same_bytes(run, ending, interrupt, capsys):
     assert predict(run, "rows.jsonl", "-o", f"cut.{ending}") == 2
     assert "holds 16 rows" in capsys.readouterr().err
     assert predict(run, "rows.jsonl", "-o", f"cut.{ending}", "--resume") == 0
-    assert counted["rows"] == 30 - 2 * WINDOW
+    assert counted["rows"] == 30 - 2 * CHUNK_ROWS
     assert Path(f"cut.{ending}").read_bytes() == Path(f"whole.{ending}").read_bytes()
     assert sorted(os.listdir()) == [f"cut.{ending}", "rows.jsonl", f"whole.{ending}"]
     assert predict(run, "rows.jsonl", "-o", f"cut.{ending}", "--resume") == 0
@@ -120,7 +120,7 @@ def test_a_folder_of_files_is_labelled_file_by_file_and_resumed(run, interrupt, 
     assert Path("out/a-2.jsonl.part").is_file()
     counted = interrupt(0)
     assert predict(run, "parts", "-o", "out/", "--resume") == 0
-    assert counted["rows"] == 60 - 20 - WINDOW
+    assert counted["rows"] == 60 - 20 - CHUNK_ROWS
     shutil.copytree(run, "other")
     Path("other/recipe.yaml").write_text(Path("other/recipe.yaml").read_text() + "# other\n")
     capsys.readouterr()
@@ -213,7 +213,7 @@ def test_wrong_use(run, words, message, capsys):
 
 def predict_on_one_of(run: Path, folder: Path, words: list[str]) -> int:
     os.chdir(folder)
-    evaluate.WINDOW = WINDOW
+    evaluate.CHUNK_ROWS = CHUNK_ROWS
     return predict(run, *words)
 
 

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import ipc, parquet
 
+from finetune.data.chunks import CHUNK_BYTES, memory_size
 from finetune.data.readers.text import find_invalid_character, first_line, peek, row_too_long
 from finetune.data.rows import MAX_COLUMNS, MAX_ROW_BYTES, LocatedRow, RowLocation
-from finetune.data.windows import WINDOW_BYTES, memory_size
 from task_formats import RowError, UsageError
 
 _READ_BATCH = 100
@@ -246,7 +246,7 @@ class _Batches:
         """Adds a row and returns whether the batch is full."""
         self._rows.append(row)
         self._bytes += memory_size(row)
-        return len(self._rows) == _WRITE_BATCH or self._bytes >= WINDOW_BYTES
+        return len(self._rows) == _WRITE_BATCH or self._bytes >= CHUNK_BYTES
 
     def take(self) -> Any:
         """Returns the table of the collected rows."""

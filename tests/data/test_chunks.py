@@ -1,15 +1,15 @@
-"""Windows over a stream are bounded by number and by memory, and nothing is read too early."""
+"""Chunks of a stream are bounded by number and by memory, and nothing is read too early."""
 
 from itertools import chain
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.windows import memory_size, split_into_windows
+from finetune.data.chunks import memory_size, split_into_chunks
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 5), st.integers(1, 20))
-def test_windows_hold_all_items_and_are_bounded(sizes, max_items, max_bytes):
+def test_chunks_hold_all_items_and_are_bounded(sizes, max_items, max_bytes):
     read = []
 
     def items():
@@ -18,11 +18,11 @@ def test_windows_hold_all_items_and_are_bounded(sizes, max_items, max_bytes):
             yield size
 
     seen = []
-    for window in split_into_windows(items(), max_items, int, max_bytes):
-        seen.append(window)
-        assert 0 < len(window) <= max_items
-        assert sum(window[:-1]) < max_bytes
-        assert len(read) == len(list(chain(*seen))), "an item of the next window was read"
+    for chunk in split_into_chunks(items(), max_items, int, max_bytes):
+        seen.append(chunk)
+        assert 0 < len(chunk) <= max_items
+        assert sum(chunk[:-1]) < max_bytes
+        assert len(read) == len(list(chain(*seen))), "an item of the next chunk was read"
     assert list(chain(*seen)) == sizes
 
 

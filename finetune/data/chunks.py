@@ -1,4 +1,4 @@
-"""Windows over a stream of rows, bounded by their number and by their memory."""
+"""Chunks of a stream of rows, bounded by their number and by their memory."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -6,32 +6,32 @@ from typing import Any, TypeVar
 
 from task_formats import Example
 
-WINDOW_BYTES = 2**26
+CHUNK_BYTES = 2**26
 """Bytes of rows that are held at once (64 MiB), and one row more."""
 
 Item = TypeVar("Item")
 
 
-def split_into_windows(
+def split_into_chunks(
     items: Iterable[Item],
     max_items: int,
     size: Callable[[Item], int],
-    max_bytes: int = WINDOW_BYTES,
+    max_bytes: int = CHUNK_BYTES,
 ) -> Iterator[list[Item]]:
     """Yields items in lists of at most `max_items`; reads no item beyond the list that it yields.
 
     A list ends with the item that makes it as large as `max_bytes`.
     """
-    window: list[Item] = []
+    chunk: list[Item] = []
     total = 0
     for item in items:
-        window.append(item)
+        chunk.append(item)
         total += size(item)
-        if len(window) >= max_items or total >= max_bytes:
-            yield window
-            window, total = [], 0
-    if window:
-        yield window
+        if len(chunk) >= max_items or total >= max_bytes:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
 
 
 def memory_size(value: Any) -> int:
