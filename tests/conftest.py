@@ -23,6 +23,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
 )
+os.environ.setdefault("GPTFT_CACHE", f"{_HUB.name}/gptft")
 
 # No deadline: the machine may be busy. On CI the examples are the same every time.
 settings.register_profile("here", deadline=None)

@@ -190,10 +190,10 @@ class RunRecorder:
         needed, free = job.required_disk_bytes() - present, files.free_space(self.folder)
         if needed <= free:
             return
-        gib = [f"{number / 2**30:,.1f} GiB" for number in (needed, free)]
+        sizes = [f"{number / 2**20:,.0f} MiB" for number in (needed, free)]
         raise UsageError(
-            f"the run needs {gib[0]} of disk space for its model and checkpoints, "
-            f"and {gib[1]} are free",
+            f"the run needs {sizes[0]} of disk space for its model and checkpoints, "
+            f"and {sizes[1]} are free",
             where=str(self.folder),
             cure="Free some space, or choose a folder on another disk with -o. Without regular "
             "checkpoints less is needed: --set train.checkpoint_minutes=null.",

@@ -57,7 +57,8 @@ def test_only_the_log_is_read_with_logged(text_run, tmp_path, capsys):
     assert "checkpoint" not in capsys.readouterr().out
 
 
-def test_fine_tuning_is_measured_in_examples(task_run, tmp_path, capsys):
+def test_fine_tuning_is_measured_in_examples(task_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "noise.json"
     words = ["scale", "noise", str(task_run), "--batches", "4", "--batch-size", "10"]
     assert main([*words, "-o", str(out)]) == 0

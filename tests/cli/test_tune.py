@@ -21,7 +21,8 @@ def words(bases, tmp_path_factory) -> list[str]:
     return [*words, "-o", str(home / "search")]
 
 
-def test_trials_are_listed_and_the_best_recipe_trains(words, tmp_path, capsys):
+def test_trials_are_listed_and_the_best_recipe_trains(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(words) == 0
     out = capsys.readouterr().out
     trials = [line for line in out.splitlines() if line.startswith(("1/2", "2/2"))]

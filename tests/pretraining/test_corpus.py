@@ -204,11 +204,9 @@ def test_archives_are_refused(tmp_path, kind):
     assert "Unpack" in caught.value.cure
 
 
-def test_compressed_rows_are_read_as_rows_or_refused(tmp_path):
+def test_compressed_rows_are_read_as_rows(tmp_path):
     content = b'{"text": "It rained."}\n{"text": "a\\r\\nb"}\n'
     for name, compress in (("A.JSONL.GZ", gzip.compress), ("a.jsonl.xz", lzma.compress)):
         (tmp_path / name).write_bytes(compress(content))
-    corpus = open_corpus(CorpusConfig(train="x"), (str(tmp_path / "A.JSONL.GZ"),))
-    assert ["".join(document) for document in corpus.read()] == ["It rained.", "a\nb"]
-    with pytest.raises(UsageError, match=r"a\.jsonl\.xz: unknown kind of file '\.xz'"):
-        open_corpus(CorpusConfig(train="x"), (str(tmp_path / "a.jsonl.xz"),))
+        corpus = open_corpus(CorpusConfig(train="x"), (str(tmp_path / name),))
+        assert ["".join(document) for document in corpus.read()] == ["It rained.", "a\nb"]

@@ -17,6 +17,7 @@ def bench(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_flush")
+@pytest.mark.slow
 def test_a_rehearsal_writes_rows_for_every_arm(bench, tmp_path):
     parts = ("card", "update", "llama", "attention", "deterministic", "copies", "checkpoint")
     bench.main(["-o", str(tmp_path), "--rehearse", "--only", *parts])

@@ -5,7 +5,13 @@ import os
 import pytest
 
 from finetune.cli import main
-from finetune.storage.cache import clear, enforce_limit, list_entries, mark_used
+from finetune.storage.cache import (
+    clear,
+    enforce_limit,
+    enforce_limit_hourly,
+    list_entries,
+    mark_used,
+)
 from task_formats import UsageError
 
 
@@ -81,3 +87,16 @@ def test_the_command_shows_and_clears(cache, capsys):
     assert main(["cache", "--clear"]) == 0
     assert capsys.readouterr().out == "Deleted 1 entry, 3 MiB.\n"
     assert names(cache) == []
+
+
+def test_the_limit_is_enforced_once_an_hour(cache):
+    for number in range(5):
+        add(cache, number, used=number)
+    enforce_limit_hourly(cache, keep=cache / "none")
+    assert len(list_entries(cache)) == 3
+    add(cache, 9, used=9)
+    enforce_limit_hourly(cache, keep=cache / "none")
+    assert len(list_entries(cache)) == 4
+    os.utime(cache / "checked", (0, 0))
+    enforce_limit_hourly(cache, keep=cache / "none")
+    assert len(list_entries(cache)) == 3

@@ -265,8 +265,12 @@ def test_other_errors_are_not_taken_for_it(bases, tmp_path, monkeypatch) -> None
 
 
 @pytest.mark.parametrize("size", ["30k", "150k"])
-def test_a_full_disk_is_reported_when_the_best_model_is_saved(size, bases, tmp_path) -> None:
+def test_a_full_disk_is_reported_when_the_best_model_is_saved(
+    size, bases, tmp_path, monkeypatch
+) -> None:
     """Evaluated before the first state is due: the model is what does not fit."""
+    # As if another program filled the disk after the first update.
+    monkeypatch.setattr("finetune.storage.files.free_space", lambda folder: 2**40)
     job = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", evaluations=3)
     with small_disk(tmp_path / "disk", size) as disk:
         with pytest.raises(UsageError, match="No space left") as caught:

@@ -211,7 +211,7 @@ def test_a_disk_that_will_be_full_is_reported_before_the_first_update(
     run = tmp_path / "run"
     needed = jobs.prepare(recipe).required_disk_bytes()
     monkeypatch.setattr(files, "free_space", lambda folder: needed - 1)
-    with pytest.raises(UsageError, match=r"the run needs .* GiB of disk space .* are free"):
+    with pytest.raises(UsageError, match=r"the run needs .* MiB of disk space .* are free"):
         jobs.train(recipe, run)
     assert not (run / "metrics.jsonl").exists() or not jobs.log(run)
     monkeypatch.setattr(files, "free_space", lambda folder: needed)

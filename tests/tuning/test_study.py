@@ -207,10 +207,15 @@ def test_changed_data_end_the_search(recipe, training, tmp_path):
 def test_trials_train_and_leave_no_model_on_disk_or_in_memory(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1, batch_size=10)
     space = build_space(recipe, ["learning_rate=1e-4..1e-2:log"])
+    before = count_models()
     seen = list(events(recipe, tmp_path / "search", Search(space, (3, 4)), trials=2))
     assert sum(isinstance(event, TrialFinished) for event in seen) == 2
     folders = sorted((tmp_path / "search" / "trials").glob("*/*"))
     assert [folder.name for folder in folders] == ["seed-3", "seed-4"] * 2
     assert not any((folder / name).exists() for folder in folders for name in ("model",))
-    models = [item for item in gc.get_objects() if type(item) is TaskModel]
-    assert not models
+    assert count_models() <= before
+
+
+def count_models() -> int:
+    gc.collect()
+    return sum(type(item) is TaskModel for item in gc.get_objects())
