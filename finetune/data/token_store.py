@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finetune.data.chunks import example_size, split_into_chunks
 from finetune.data.examples import BadRow, ReadReport
 from finetune.data.rows import RowLocation
-from finetune.storage.cache import enforce_limit_hourly, mark_used
+from finetune.storage.cache import enforce_limit_once, mark_used
 from finetune.storage.manifest import (
     Manifest,
     read_manifest,
@@ -294,7 +294,7 @@ def load_or_encode(
         shutil.rmtree(folder, ignore_errors=True)  # It is damaged, or does not exist.
         try:
             _encode_into(folder, read, encoder)
-            enforce_limit_hourly(cache, keep=folder)
+            enforce_limit_once(cache, keep=folder)
         except OSError as error:
             reason = error.strerror or str(error)
             break

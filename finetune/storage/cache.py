@@ -1,7 +1,6 @@
 """The entries of the user's cache: their sizes, their limit, and how to clear it.
 
 CACHE/0123...cdef/    encoded rows (finetune.data.token_store); the least recently used go first
-CACHE/checked         its time says when the limit was last enforced
 CACHE/bases/NAME/     GGUF files as transformers folders (finetune.models.gguf_files)
 """
 
@@ -22,9 +21,10 @@ DEFAULT_LIMIT = 20.0
 MANIFEST = "manifest.json"
 """Its time of modification says when encoded rows were used."""
 _ENCODED, _PARTIAL = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.partial-.*")
-_CHECK_SECONDS = 3600
 _PARTIAL_SECONDS = 86_400
 """After this time an entry that is not complete was left by a kill."""
+_ENFORCED: set[Path] = set()
+"""The caches whose limit this process has enforced."""
 
 
 class CacheEntry(NamedTuple):
@@ -94,14 +94,11 @@ def enforce_limit(cache: Path, keep: Path) -> None:
                 shutil.rmtree(path)
 
 
-def enforce_limit_hourly(cache: Path, keep: Path) -> None:
-    """Enforces the limit once an hour, because it looks at every file."""
-    checked = cache / "checked"
-    with suppress(OSError):
-        if time.time() - checked.stat().st_mtime < _CHECK_SECONDS:
-            return
-    checked.touch()
-    enforce_limit(cache, keep)
+def enforce_limit_once(cache: Path, keep: Path) -> None:
+    """Enforces the limit once per process, because it looks at every file."""
+    if cache not in _ENFORCED:
+        _ENFORCED.add(cache)
+        enforce_limit(cache, keep)
 
 
 def clear(cache: Path) -> list[CacheEntry]:

@@ -51,6 +51,7 @@ def test_scores_differences_and_mcnemars_test_are_printed(runs, capsys, monkeypa
     assert re.search(r"accuracy.*\+0\.0000.*1\.000", output)
 
 
+@pytest.mark.slow
 def test_runs_on_other_rows_need_a_split(runs, bases, tmp_path, capsys):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
     other = jobs.write_rows(tmp_path / "data" / "other.jsonl", jobs.rows("entailment", 8, seed=5))

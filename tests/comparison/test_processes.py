@@ -33,6 +33,7 @@ def compare_here(recipe: Recipe, folder: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_table_of_one(bases, tmp_path):
     recipe = make_recipe(bases("gpt2"), tmp_path / "data", batch_size=7, epsilon=1e-3)
     run_processes(2, compare_here, recipe, tmp_path / "two", output=tmp_path / "two")

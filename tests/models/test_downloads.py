@@ -71,6 +71,7 @@ def endpoint(bases) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_download_of_weights_is_counted(endpoint, bases, tmp_path):
     environment = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     for expected in (True, False):  # The second time everything is in the cache.

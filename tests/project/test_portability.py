@@ -59,11 +59,13 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_training_prediction_and_export_work_without_them(folder):
     assert (folder / "run" / "result.json").is_file()
     assert "Grüße aus Köln." in (folder / "predicted.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_file_names_are_legal_everywhere(folder):
     written = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
     source = subprocess.run(

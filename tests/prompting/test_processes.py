@@ -38,6 +38,7 @@ def prompt_results(recipe: Recipe) -> list:
     return json.loads(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_two_processes_predict_what_one_predicts(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path, held_out=11)
     answers = {"no": " no", "yes": " yes, it is so"}

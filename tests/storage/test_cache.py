@@ -8,7 +8,7 @@ from finetune.cli import main
 from finetune.storage.cache import (
     clear,
     enforce_limit,
-    enforce_limit_hourly,
+    enforce_limit_once,
     list_entries,
     mark_used,
 )
@@ -89,14 +89,11 @@ def test_the_command_shows_and_clears(cache, capsys):
     assert names(cache) == []
 
 
-def test_the_limit_is_enforced_once_an_hour(cache):
+def test_a_process_enforces_the_limit_once(cache):
     for number in range(5):
         add(cache, number, used=number)
-    enforce_limit_hourly(cache, keep=cache / "none")
+    enforce_limit_once(cache, keep=cache / "none")
     assert len(list_entries(cache)) == 3
     add(cache, 9, used=9)
-    enforce_limit_hourly(cache, keep=cache / "none")
+    enforce_limit_once(cache, keep=cache / "none")
     assert len(list_entries(cache)) == 4
-    os.utime(cache / "checked", (0, 0))
-    enforce_limit_hourly(cache, keep=cache / "none")
-    assert len(list_entries(cache)) == 3

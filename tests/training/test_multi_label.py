@@ -101,6 +101,7 @@ def test_a_part_of_the_training_rows_is_stratified_by_their_labels(bases, tmp_pa
     assert len(jobs.prepare(recipe).examples) == 20
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_evaluate_prints(run, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["report", str(run), "-o", str(tmp_path / "page.html"), "--rows", "2"]) == 0

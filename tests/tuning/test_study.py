@@ -204,6 +204,7 @@ def test_changed_data_end_the_search(recipe, training, tmp_path):
             tune(recipe, tmp_path, SEARCH, trials=2)
 
 
+@pytest.mark.slow
 def test_trials_train_and_leave_no_model_on_disk_or_in_memory(bases, tmp_path):
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1, batch_size=10)
     space = build_space(recipe, ["learning_rate=1e-4..1e-2:log"])
