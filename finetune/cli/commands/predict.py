@@ -101,10 +101,9 @@ def predict(
         raise UsageError("--num-processes cannot share standard input", cure="Give a file.")
     goes_on = into_folder and on_bad_row == "skip"
     launch_processes(context, num_processes, independent=goes_on)
-    if into_folder:
-        outputs, device = _deal(outputs, shard, device)
     made_from = {"the run": fingerprint_run(run), "--calibrated": calibrated}
     if into_folder:
+        outputs, device = _deal(outputs, shard, device)
         check_folder(Path(output), made_from, resume=resume)
     if resume:
         # A folder of outputs has a record of its run.

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,12 +145,11 @@ def _seekable(stream: BinaryIO, file: str, magic: bytes, kind: str) -> BinaryIO:
     return io.BytesIO(content)
 
 
-class ParquetSink:
-    """Writes rows to a binary stream in batches; the first batch decides the types."""
+class _BatchSink(ABC):
+    """Writes rows to a binary stream in batches."""
 
     def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str) -> None:
         self._stream, self._batches = stream, _Batches(columns, where)
-        self._writer: Any = None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""
@@ -160,6 +160,18 @@ class ParquetSink:
         """Writes the rows that wait for a batch."""
         if self._batches.count:
             self._write(self._batches.take())
+
+    @abstractmethod
+    def _write(self, table: Any) -> None:
+        """Writes a batch."""
+
+
+class ParquetSink(_BatchSink):
+    """Writes rows to a binary stream in batches; the first batch decides the types."""
+
+    def __init__(self, stream: BinaryIO, columns: Sequence[str], where: str) -> None:
+        super().__init__(stream, columns, where)
+        self._writer: Any = None
 
     def _write(self, table: Any) -> None:
         if self._writer is None:
@@ -177,7 +189,7 @@ class ParquetSink:
                 self._writer.close()
 
 
-class ArrowSink:
+class ArrowSink(_BatchSink):
     """Writes rows as an Arrow stream, which can be gone on with, unlike a Parquet file.
 
     Args:
@@ -190,21 +202,11 @@ class ArrowSink:
     def __init__(
         self, stream: BinaryIO, columns: Sequence[str], where: str, begun: Path | None = None
     ) -> None:
-        self._stream, self._batches = stream, _Batches(columns, where)
+        super().__init__(stream, columns, where)
         if begun:
             with pyarrow.OSFile(str(begun)) as file:
                 self._batches.schema = pyarrow.ipc.open_stream(file).schema
         self._has_types = begun is not None
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Adds one row."""
-        if self._batches.add(row):
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the rows that wait for a batch."""
-        if self._batches.count:
-            self._write(self._batches.take())
 
     def _write(self, table: Any) -> None:
         if not self._has_types:
