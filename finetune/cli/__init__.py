@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 """Threads of torch that wait for others sleep. By default they spin, which takes the cores from
 the threads that they wait for where other programs use the machine too. OpenMP reads this when
 torch is loaded."""

@@ -1,9 +1,14 @@
 """What this machine has: devices, cores, threads and memory."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where Linux says how much memory a container may use."""
 
 
 class Device(NamedTuple):
@@ -39,7 +44,10 @@ def count_cores() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory of the machine; None where the system does not tell."""
+    """Bytes of memory of the machine or container; None where the system does not tell."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
         return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # No container, or one without a limit ("max").
+        total = min(total, int(_CGROUP_LIMIT.read_text(encoding="ascii")))
+    return total

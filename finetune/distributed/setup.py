@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from finetune.batching.collate import Layout
 from finetune.batching.sampler import BatchConfig
 from finetune.distributed.fsdp import fsdp_requested
+from finetune.distributed.hardware import total_memory
 from finetune.models.attention.interface import ATTENTION_NAME
 from task_formats import UsageError
 
@@ -21,6 +22,12 @@ Precision = Literal["fp32", "bf16"]
 
 TOKENS_PER_FORWARD = {"cpu": 2048, "cuda": 16384}
 """Default limit of tokens per forward pass for gpt2-small, by type of device."""
+_TRAINING_FACTOR = 4
+"""Training on a CPU, a pass may have this many times as many tokens, if memory allows it."""
+_ACTIVATION_BYTES = 80
+"""About what a layer keeps for the backward pass, in bytes per token and unit of its width."""
+_ACTIVATION_SHARE = 4
+"""Activations of a pass may fill one part in this many of the memory."""
 
 
 class RunAccelerator(Accelerator):
@@ -155,8 +162,12 @@ def choose_batch_config(
     *,
     layout: Layout | Literal["auto"] = "auto",
     max_tokens: int | None = None,
+    training: bool = False,
 ) -> BatchConfig:
     """Decides how a decoder's batches are made.
+
+    Training on a CPU, an update is one pass where its activations fit into a quarter of the memory:
+    in each further pass all weights would be cast to bfloat16 and gradients added once more.
 
     Args:
         decoder: Packed and shared layouts need gptft's own attention in it.
@@ -164,6 +175,7 @@ def choose_batch_config(
         pad_id: Token id of padding.
         layout: "auto" is packed where the decoder can take it, else separate.
         max_tokens: Limit of tokens per forward pass; by default more for smaller decoders.
+        training: Whether passes are followed by backward passes.
 
     Raises:
         UsageError: The decoder cannot take the layout.
@@ -182,4 +194,8 @@ def choose_batch_config(
         scale = 12 * 768 / (config.num_hidden_layers * config.hidden_size)  # of gpt2-small
         limit = TOKENS_PER_FORWARD.get(device.type, TOKENS_PER_FORWARD["cpu"])
         max_tokens = int(limit * min(max(scale, 0.5), 4.0))
+        if training and device.type == "cpu":
+            token = config.num_hidden_layers * config.hidden_size * _ACTIVATION_BYTES
+            fitting = (total_memory() or 0) // (_ACTIVATION_SHARE * token)
+            max_tokens = max(max_tokens, min(fitting, _TRAINING_FACTOR * max_tokens))
     return BatchConfig(layout, pad_id, max_tokens)

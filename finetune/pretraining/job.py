@@ -249,6 +249,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
             pad_id=0,
             layout="separate" if equal_lengths else "auto",
             max_tokens=config.tokens_per_forward,
+            training=True,
         ),
         examples=blocks,
         sampler=sampler,

@@ -314,6 +314,7 @@ def prepare_finetuning(
         base.task_tokens.pad_id,
         layout=config.layout,
         max_tokens=config.tokens_per_forward,
+        training=True,
     )
     splits = {**extra, "train": train_split}
     splits |= {"evaluate": evaluation_split} if evaluation_split else {}

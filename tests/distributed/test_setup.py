@@ -8,8 +8,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 import finetune
-from finetune.distributed.setup import choose_precision, create_accelerator
+from finetune.distributed import hardware, setup
+from finetune.distributed.setup import choose_batch_config, choose_precision, create_accelerator
 from finetune.models.heads import LinearHead
+from finetune.models.pretrained import load_decoder
+from finetune.recipe.schema import BaseConfig
 from finetune.training.events import Started
 from finetune.training.finetuning import events
 from task_formats import UsageError
@@ -138,3 +141,35 @@ def test_a_deterministic_run_is_the_same_twice(device: str, bases, tmp_path, mon
 def test_the_precision_of_a_recipe_is_used() -> None:
     assert [choose_precision(asked) for asked in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert choose_precision("auto") in ("fp32", "bf16")
+
+
+def test_a_training_pass_is_larger_where_memory_allows_it(bases, monkeypatch) -> None:
+    decoder = load_decoder(BaseConfig(path=str(bases("gpt2")))).decoder
+
+    def limit(device: str = "cpu", **options) -> int:
+        return choose_batch_config(
+            decoder, torch.device(device), 0, **options
+        ).max_tokens_per_forward
+
+    predicted, limits = limit(), []
+    for memory in (None, 2**10, 2**30, 2**35, 2**50):
+        monkeypatch.setattr(setup, "total_memory", lambda memory=memory: memory)
+        assert limit() == predicted
+        assert limit("cuda", training=True) == limit("cuda")
+        assert limit(training=True, max_tokens=7) == 7
+        limits.append(limit(training=True))
+    assert limits == sorted(limits)
+    assert limits[:2] == [predicted, predicted]
+    assert limits[-1] == 4 * predicted
+
+
+@pytest.mark.parametrize(("content", "expected"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_the_limit_of_a_container_counts_as_the_memory(
+    content, expected, tmp_path, monkeypatch
+) -> None:
+    path = tmp_path / "memory.max"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(hardware, "_CGROUP_LIMIT", path)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert hardware.total_memory() == (expected or machine)
