@@ -11,15 +11,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from task_formats import UsageError
 
-_UNSUPPORTED = (
-    "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM",
-    "FSDP_OFFLOAD_PARAMS",
-)  # fmt: skip
+_UNSUPPORTED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 
 def fsdp_requested() -> bool:
@@ -47,15 +49,28 @@ def _is_true(name: str) -> bool:
 
 
 def prepare_model(model: nn.Module, accelerator: Accelerator) -> None:
-    """Moves a model to this process's device, in shards if accelerate is configured for FSDP."""
+    """Moves a model to this process's device, in shards if accelerate is configured for FSDP.
+
+    With accelerate's offload option the shards and their moments stay in the memory of the CPU.
+
+    Raises:
+        UsageError: The weights are to be sharded and are in 4 bits.
+    """
     if accelerator.num_processes == 1 or not fsdp_requested():
         model.to(accelerator.device)
         return
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    if not all(weight.is_floating_point() for weight in model.parameters()):
+        cure = "Leave the option --use_fsdp out: 4-bit weights are not sharded."
+        raise UsageError("FSDP cannot shard 4-bit weights", where="base.quantization", cure=cure)
+    device = accelerator.device.type
+    mesh = init_device_mesh(device, (accelerator.num_processes,))
     reshard_early = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    offload = OffloadPolicy()
+    if _is_true("FSDP_OFFLOAD_PARAMS"):
+        offload = CPUOffloadPolicy(pin_memory=device != "cpu")
     for block in _blocks(model):
-        fully_shard(block, mesh=mesh, reshard_after_forward=reshard_early)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard_early, offload_policy=offload)
+    fully_shard(model, mesh=mesh, offload_policy=offload)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

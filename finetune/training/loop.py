@@ -119,7 +119,9 @@ def run_updates(
             model, parameters, number, make_microbatches, max_tokens, settings, accelerator
         )
         grad_norm = clip_gradients(parameters, settings.max_grad_norm)
-        nonfinite = (~(grad_norm.isfinite() & losses.total.isfinite())).float()
+        # With offloaded weights the norm is on the CPU, where the optimizer runs.
+        is_finite = grad_norm.isfinite() & losses.total.isfinite().to(grad_norm.device)
+        nonfinite = (~is_finite).float()
         learning_rate = settings.learning_rate(number)
         name, epsilon = settings.optimizer, settings.epsilon
         take_step(optimizer, name, number, learning_rate, epsilon, nonfinite)

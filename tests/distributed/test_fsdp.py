@@ -5,7 +5,9 @@ import os
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
+import finetune.distributed.fsdp
 import finetune.training.finetuning
 from finetune.checkpointing import checkpoint
 from finetune.distributed.fsdp import fsdp_requested
@@ -37,6 +39,32 @@ def test_shards_train_as_whole_weights(kind, family, part, settings, bases, tmp_
     one = jobs.train(recipe, tmp_path / "one")
     shards = train_sharded(2, recipe, tmp_path / "shards")
     assert_same(one, shards)
+
+
+def test_offloaded_shards_train_as_whole_weights(bases, tmp_path):
+    """On a CPU they stay where they are; the policy and its way through a run are the same."""
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
+    one = jobs.train(recipe, tmp_path / "one")
+    run, environment = tmp_path / "run", {**SHARDS, "FSDP_OFFLOAD_PARAMS": "true"}
+    options = {"environment": environment, "function": train_offloaded}
+    train_in_processes(2, recipe, run, stop=3, **options)
+    train_in_processes(2, recipe, run, **options)
+    assert_same(one, run)
+
+
+def train_offloaded(recipe, run, stop=None):
+    """As `train`; fails unless every unit has the policy."""
+    with pytest.MonkeyPatch.context() as patch:
+        policies = []
+
+        def record(module, **options):
+            policies.append(options["offload_policy"])
+            return fully_shard(module, **options)
+
+        patch.setattr(finetune.distributed.fsdp, "fully_shard", record)
+        code = train(recipe, run, stop)
+    assert {type(policy) for policy in policies} == {CPUOffloadPolicy}
+    return code
 
 
 def test_a_checkpoint_of_shards_resumes_with_and_without_shards(bases, tmp_path):
@@ -125,7 +153,6 @@ def test_one_process_needs_no_shards(bases, tmp_path, monkeypatch):
     ("options", "what"),
     [
         ({"FSDP_VERSION": "1"}, "version 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
     ],
 )
