@@ -13,7 +13,7 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ KEEP = 2
 _NAMES = "update-" + 8 * "[0-9]"
 _STATE = ("exp_avg", "exp_avg_sq", "row_var", "col_var", "variance", "step")
 """What AdamW and Adafactor keep for a parameter."""
+_PARTS_OF_8_BITS = ("codes", "scale")
+"""The tensors of a moment in 8 bits, as torchao calls them."""
 
 
 class Checkpoint(NamedTuple):
@@ -187,7 +189,8 @@ def capture_state(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> 
 
     Returns:
         "weight.NAME" for each parameter, and for AdamW "exp_avg.NAME", "exp_avg_sq.NAME" and
-        "step.NAME"; Adafactor's state has other names.
+        "step.NAME"; Adafactor's state has other names, and moments in 8 bits are two tensors each,
+        such as "exp_avg_codes.NAME" and "exp_avg_scale.NAME".
     """
     reshard(model)
     tensors = {}
@@ -195,8 +198,16 @@ def capture_state(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> 
         state = {"weight": parameter.detach(), **optimizer.state.get(parameter, {})}
         for kind in ("weight", *_STATE):
             if kind in state:
-                tensors[f"{kind}.{name}"] = gather_tensor(state[kind], keep)
+                for part, tensor in split_moment(state[kind]).items():
+                    tensors[f"{kind}{part}.{name}"] = gather_tensor(tensor, keep)
     return tensors
+
+
+def split_moment(moment: Tensor) -> dict[str, Tensor]:
+    """Returns the plain tensors of an optimizer's tensor: "" to itself, unless it is in 8 bits."""
+    if not hasattr(moment, "codes"):
+        return {"": moment}
+    return {f"_{part}": getattr(moment, part) for part in _PARTS_OF_8_BITS}
 
 
 @torch.no_grad()
@@ -209,6 +220,17 @@ def restore_state(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, 
     for name, tensor in tensors.items():
         kind, _, parameter_name = name.partition(".")
         parameter = parameters[parameter_name]
+        if kind.endswith(_PARTS_OF_8_BITS):
+            moment, _, part = kind.rpartition("_")
+            state = optimizer.state[parameter]
+            if moment not in state:
+                # The first moment has a sign, the second has none.
+                state[moment] = cast(Any, optimizer)._new_buffer(parameter, moment == "exp_avg")
+            target = split_moment(state[moment])[f"_{part}"]
+            if tensor.shape != target.shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(target.shape)}")
+            target.copy_(tensor)
+            continue
         expected = _expected_shape(kind, parameter.shape)
         # `copy_` would broadcast a smaller tensor, and optimizers do not check their state.
         if tensor.shape != expected or not tensor.is_floating_point():

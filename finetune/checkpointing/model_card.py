@@ -22,7 +22,12 @@ gptft predict RUN rows.csv -o labelled.csv
 gptft export RUN --to {format} -o FOLDER   # for use without gptft
 ```
 
-It is also the base of further fine-tuning: `gptft train --task TASK --base RUN`."""
+{further}"""
+_FURTHER = "It is also the base of further fine-tuning: `gptft train --task TASK --base RUN`."
+_IN_4_BITS = """\
+The weights of the decoder are in 4 bits (bitsandbytes), and the adapters that were trained are in
+`adapter/`. What `gptft export` writes is in full precision and can be the base of further
+fine-tuning."""
 _METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 """Our names of metrics to those of the Hub, where they differ."""
 _SHOWN_LABELS = 50
@@ -54,7 +59,10 @@ def build_model_card(
     task, recipe = content.task, content.recipe
     if usage is None:
         has_views = task.format.is_multiple_choice or len(task.format.views) > 1
-        usage = RUN_USAGE.format(format="standalone" if has_views else "sequence-classification")
+        usage = RUN_USAGE.format(
+            format="standalone" if has_views else "sequence-classification",
+            further=_IN_4_BITS if recipe.base.quantization else _FURTHER,
+        )
     sections = {
         f"# {content.name}": _summarize(recipe),
         "## Use": usage,

@@ -10,8 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.models.decoder import find_body
-from finetune.models.lora import merge_adapters, save_adapters
+from finetune.models.lora import (
+    load_adapters,
+    merge_adapters,
+    remove_adapters,
+    save_adapters,
+)
 from finetune.models.pretrained import Base, load_decoder, without_progress_bar
+from finetune.models.quantization import dequantize_layers, is_quantized, restore_conv1d
 from finetune.models.task_model import TaskModel, build_task_model
 from finetune.recipe.schema import BaseConfig
 from finetune.storage import files, json_files
@@ -20,7 +26,7 @@ from task_formats import MultiLabel, Range, Task, UsageError
 
 HEAD_FILE = "head.safetensors"
 ADAPTER = "adapter"
-"""Folder of the adapters that are merged into the weights."""
+"""Folder of the adapters. They are also merged into the weights, unless these are in 4 bits."""
 THRESHOLDS = "thresholds.json"
 """Label to threshold, for several labels at once."""
 CALIBRATION = "calibration.json"
@@ -33,15 +39,17 @@ def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_token
     """Writes decoder, tokenizer and head; the model that is read back computes equal numbers.
 
     Adapters are merged into the weights, so the folder can be the base of another run; they are
-    also kept unmerged, in a folder of their own. Labels, format and `max_tokens` are stored with
-    the head, and thresholds of several labels at once in a file of their own.
+    also kept unmerged, in a folder of their own. Weights in 4 bits stay as they are: merging would
+    round them. Labels, format and `max_tokens` are stored with the head, and thresholds of several
+    labels at once in a file of their own.
     """
     task_model = cast(TaskModel, model)
-    decoder = merge_adapters(task_model.backbone.decoder)
+    trained = task_model.backbone.decoder
+    decoder = remove_adapters(trained) if is_quantized(trained) else merge_adapters(trained)
     if base.output == "missing":  # An output layer drawn at random is not saved.
         decoder = cast(PreTrainedModel, find_body(decoder))
     save_decoder(folder, decoder, base.task_tokens.tokenizer)
-    save_adapters(folder / ADAPTER, task_model.backbone.decoder)
+    save_adapters(folder / ADAPTER, trained)
     metadata = {_TASK: json_files.encode(_describe_task(task, max_tokens)).decode()}
     save_tensors(folder / HEAD_FILE, task_model.head.state_dict(), metadata)
     labels = task.labels
@@ -72,8 +80,11 @@ def load_model(
     *,
     head_bias: bool = True,
     trust_remote_code: bool = False,
+    dequantize: bool = False,
 ) -> tuple[TaskModel, Base]:
     """Reads decoder and head, as `save_model` wrote them, for evaluation (no dropout).
+
+    With `dequantize` weights in 4 bits become float32, and their adapters are merged into them.
 
     Raises:
         UsageError: There is no head, it was trained with other labels, another format or another
@@ -87,7 +98,10 @@ def load_model(
         )
     _check_task(folder / HEAD_FILE, task, max_tokens)
     path = str(folder.absolute())
-    base = load_decoder(BaseConfig(path=path, dropout=None, trust_remote_code=trust_remote_code))
+    config = BaseConfig(path=path, dropout=None, trust_remote_code=trust_remote_code)
+    base = load_decoder(config, allow_quantized=True)
+    if is_quantized(base.decoder):
+        base = replace(base, decoder=_add_adapters(base.decoder, folder / ADAPTER, dequantize))
     tensors = read_tensors(folder / HEAD_FILE)
     model = build_task_model(base, task, head_bias=head_bias)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -100,6 +114,16 @@ def load_model(
         )
     model.head.load_state_dict(tensors)
     return model.eval(), base
+
+
+def _add_adapters(decoder: PreTrainedModel, folder: Path, dequantize: bool) -> PreTrainedModel:
+    """The decoder of a run in 4 bits with its adapters, or in float32 with them merged."""
+    if not dequantize:
+        return load_adapters(decoder, folder)
+    dequantize_layers(decoder)
+    merged = load_adapters(decoder, folder, merge=True)
+    restore_conv1d(merged)
+    return merged
 
 
 def load_thresholds(folder: Path, task: Task) -> Task:

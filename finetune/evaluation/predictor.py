@@ -184,6 +184,7 @@ def load(
     task: Task | None = None,
     trust_remote_code: bool = False,
     calibrated: bool = False,
+    dequantize: bool = False,
     **changes: Any,
 ) -> Predictor:
     """Loads the best model of a run for prediction.
@@ -195,6 +196,8 @@ def load(
         trust_remote_code: Allows Python code that comes with the base to run.
         calibrated: Divides the logits by the temperature that was fitted on the evaluation split,
             so that probabilities fit how often the model is right. The predicted labels stay.
+        dequantize: Reads a model in 4 bits in float32, with its adapters merged. Its `save` then
+            writes a plain model.
         **changes: Replace settings of the recipe's train section that do not change results
             (layout, tokens_per_forward, precision).
 
@@ -217,6 +220,7 @@ def load(
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     flags = {"head_bias": recipe.head.bias, "trust_remote_code": recipe.base.trust_remote_code}
+    flags["dequantize"] = dequantize
     model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
     model.to(accelerator.device)
     if calibrated:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from finetune.checkpointing.model_folder import ADAPTER
+from finetune.checkpointing.run_folder import MODEL
 from finetune.export.source import ExportSource
 from finetune.export.standalone import SCRIPT, write_head, write_prediction_script
 from finetune.models.pretrained import find_base
@@ -37,6 +38,11 @@ def write_adapter(source: ExportSource, folder: Path) -> None:
     if config.lora is None:
         cure = "Use another format, or train again with --set base.lora={}."
         raise UsageError("this run trained all weights, not adapters", where=where, cure=cure)
+    if config.quantization is not None:
+        what = (
+            f"these adapters are for the base in 4 bits, and are in {source.run / MODEL / ADAPTER}"
+        )
+        raise UsageError(what, where=where, cure="Use --to standalone, in which they are merged.")
     if config.from_scratch:
         what = "adapters on random weights need these weights"
         raise UsageError(what, where=where, cure="Use --to standalone.")

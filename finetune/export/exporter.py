@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_model_card
-from finetune.checkpointing.run_folder import read_result
+from finetune.checkpointing.run_folder import MODEL, read_result
 from finetune.data.examples import build_examples
 from finetune.data.held_out import open_split
 from finetune.data.sources import open_rows
@@ -80,13 +81,22 @@ def export_run(
         cure = "Choose a folder that does not exist yet."
         raise UsageError("already exists", where=str(folder), cure=cure)
     result = read_result(run)
-    predictor = load(run, "cpu", task=task, trust_remote_code=trust_remote_code, precision="fp32")
+    trust: dict[str, Any] = {"task": task, "trust_remote_code": trust_remote_code}
+    predictor = load(run, "cpu", **trust, dequantize=True, precision="fp32")
     if predictor.task.windows is not None:
         what = "a run that reads long texts in windows cannot be exported"
         raise UsageError(what, where=str(run), cure="Use it with gptft predict or gptft serve.")
     examples = _read_examples(predictor, check)
-    source = ExportSource(run, predictor, precision)
-    with replace_folder(folder) as partial, without_progress_bar():
+    with (
+        TemporaryDirectory(prefix="gptft-") as scratch,
+        replace_folder(folder) as partial,
+        without_progress_bar(),
+    ):
+        model = run / MODEL
+        if predictor.recipe.base.quantization is not None:
+            predictor.save(Path(scratch))
+            model = Path(scratch, MODEL)
+        source = ExportSource(run, model, predictor, precision)
         FORMATS[format].write(source, partial)
         verification = verify(source, format, partial, examples)
         usage, library = describe_usage(source, format)

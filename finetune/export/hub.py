@@ -1,5 +1,6 @@
 """Uploads models to the Hugging Face Hub."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from finetune.checkpointing.model_card import (
     MODEL_CARD,
     CardContent,
     build_model_card,
+    hub_id,
     without_local_paths,
 )
 from finetune.checkpointing.model_folder import ADAPTER
 from finetune.checkpointing.run_folder import MODEL, RECIPE, load_run_recipe, read_result
 from finetune.data.hub import is_hub_reachable
+from finetune.models.lora import ADAPTER_CONFIG
 from task_formats import UsageError
 
 
@@ -72,6 +75,14 @@ def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
         yield CommitOperationAdd(MODEL_CARD, str(build_model_card(content)).encode())
     yield CommitOperationAdd(RECIPE, without_local_paths(recipe).to_yaml().encode())
     for file in _exported_files(model):
-        # Adapters are merged into the weights; their folder names the base as this machine has it.
         if not file.path_in_repo.startswith(f"{ADAPTER}/"):
             yield file
+        elif recipe.base.quantization is None:
+            continue  # They are merged into the weights.
+        elif file.path_in_repo != f"{ADAPTER}/{ADAPTER_CONFIG}":
+            yield file
+        else:
+            # It names the base as this machine has it.
+            content = json.loads((model / ADAPTER / ADAPTER_CONFIG).read_bytes())
+            content["base_model_name_or_path"] = hub_id(recipe.base.path)
+            yield CommitOperationAdd(file.path_in_repo, json.dumps(content, indent=2).encode())

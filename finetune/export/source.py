@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from finetune.checkpointing.run_folder import MODEL
 from finetune.evaluation.predictor import Predictor
 from finetune.models.heads import LinearHead
 from task_formats import UsageError
@@ -17,14 +16,11 @@ class ExportSource(NamedTuple):
     """A finished run and its model, in float32 on the CPU."""
 
     run: Path
+    model_folder: Path
+    """The saved model: a transformers folder, with the head beside it."""
     predictor: Predictor
     precision: str
     """Of the exported weights: fp32 or bf16."""
-
-    @property
-    def model_folder(self) -> Path:
-        """The saved model: a transformers folder, with the head beside it."""
-        return self.run / MODEL
 
     @property
     def dtype(self) -> torch.dtype:

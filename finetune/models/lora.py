@@ -1,7 +1,10 @@
 """Low-rank adapters (LoRA) through the optional package peft."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +13,21 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.recipe.schema import LoraConfig
 from task_formats import UsageError
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def _require_peft() -> None:
+    if find_spec("peft") is None:
+        raise UsageError("base.lora needs the package peft", cure="pip install 'gptft[lora]'")
+
+
+@contextmanager
+def _without_future_warnings() -> Iterator[None]:
+    """Peft uses a name that transformers has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield
 
 
 def add_adapters(
@@ -20,12 +38,9 @@ def add_adapters(
     Raises:
         UsageError: peft is not installed, or no layer has a name of `targets`.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UsageError(
-            "base.lora needs the package peft", cure="pip install 'gptft[lora]'"
-        ) from error
+    _require_peft()
+    from peft import LoraConfig, get_peft_model
+
     peft_config = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # A float works too.
@@ -35,9 +50,7 @@ def add_adapters(
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in decoder.modules()),
     )
     try:
-        with warnings.catch_warnings():
-            # peft uses a name that transformers has deprecated.
-            warnings.filterwarnings("ignore", category=FutureWarning)
+        with _without_future_warnings():
             return cast(PreTrainedModel, get_peft_model(decoder, peft_config))
     except ValueError as error:
         raise UsageError(
@@ -52,12 +65,34 @@ def merge_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, cast(Any, deepcopy(decoder)).merge_and_unload())
 
 
+def remove_adapters(decoder: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of a decoder without its adapters: the base, with the new tokens."""
+    return cast(PreTrainedModel, cast(Any, deepcopy(decoder)).unload())
+
+
+def load_adapters(
+    decoder: PreTrainedModel, folder: Path, *, merge: bool = False
+) -> PreTrainedModel:
+    """Wraps a decoder with the adapters that `save_adapters` wrote, or merges them into it.
+
+    Raises:
+        UsageError: peft is not installed, or there are no adapters.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UsageError("the adapters are missing", where=str(folder), cure="Restore the folder.")
+    _require_peft()
+    from peft import PeftModel
+
+    with _without_future_warnings():
+        wrapped = PeftModel.from_pretrained(decoder, str(folder))
+    return cast(PreTrainedModel, wrapped.merge_and_unload() if merge else wrapped)
+
+
 def save_adapters(folder: Path, decoder: PreTrainedModel) -> None:
     """Writes the adapters and the trained embedding rows of a decoder as peft reads them."""
     if not hasattr(decoder, "merge_and_unload"):
         return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # As in `add_adapters`.
+    with _without_future_warnings():
         # The trained rows are saved with the adapters; the whole table is the base's.
         cast(Any, decoder).save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

@@ -28,6 +28,11 @@ from finetune.models.attention.check import has_linear_output
 from finetune.models.decoder import find_body
 from finetune.models.gguf_files import convert_gguf, find_gguf_file
 from finetune.models.lora import add_adapters
+from finetune.models.quantization import (
+    is_saved_quantized,
+    prepare_layers,
+    quantization_options,
+)
 from finetune.models.speedups.optimize import optimize_decoder
 from finetune.models.task_tokens import TaskTokens, add_embedding_rows
 from finetune.recipe.schema import BaseConfig, Recipe
@@ -80,18 +85,22 @@ def count_positions(decoder: PreTrainedModel) -> int | None:
     return int(value) if value else None
 
 
-def load_decoder(config: BaseConfig, seed: int = 0) -> Base:
+def load_decoder(config: BaseConfig, seed: int = 0, *, allow_quantized: bool = False) -> Base:
     """Loads a base in float32 and adds the start, delimiter, extract and pad tokens.
 
     New embedding rows start as `config.new_tokens` says; for GPT-1's own base and with
     `from_scratch` they are drawn from N(0, 0.02), as in the paper. Only safetensors are read.
+    With `config.quantization` the linear layers are in 4 bits.
 
-    The seed decides new rows, weights drawn `from_scratch`, and adapters.
+    Args:
+        config: The base.
+        seed: Decides new rows, weights drawn `from_scratch`, and adapters.
+        allow_quantized: Whether the base may be one that was saved in 4 bits.
 
     Raises:
         UsageError: The base does not exist, is no causal decoder, or cannot be read safely.
     """
-    source = _Source(config)
+    source = _Source(config, allow_quantized)
     architecture = source.architecture()
     task_tokens, new_tokens = TaskTokens.add_to(source.tokenizer())
     torch.manual_seed(seed)
@@ -193,8 +202,9 @@ def set_dropout(config: PreTrainedConfig, probability: float) -> None:
 class _Source:
     """A base on disk or on the hub. Whatever fails to load is a UsageError."""
 
-    def __init__(self, config: BaseConfig) -> None:
+    def __init__(self, config: BaseConfig, allow_quantized: bool = False) -> None:
         self.config, self.path = config, find_base(config.path)
+        self.allow_quantized = allow_quantized
         self.is_folder = Path(self.path).is_dir()
         self.options = {
             "revision": config.revision,
@@ -225,6 +235,12 @@ class _Source:
                 f"{config.model_type} has an encoder, it is no causal decoder",
                 "Use a decoder such as gpt2.",
             )
+        if is_saved_quantized(config) and not self.allow_quantized:
+            raise self._error(
+                "its weights are quantized",
+                "Give the base that was quantized, with base.quantization. A run in 4 bits is made "
+                "whole by gptft export --to standalone.",
+            )
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         if isinstance(layers, int) and layers < 1:
             raise self._error(f"it has {layers} layers", "Correct its config.json.")
@@ -233,7 +249,7 @@ class _Source:
         return config
 
     def decoder(self, architecture: PreTrainedConfig) -> tuple[PreTrainedModel, OutputLayer]:
-        """Weights in float32, loaded or drawn from scratch."""
+        """Weights in float32 or, where the recipe says so, in 4 bits; or drawn from scratch."""
         if self.config.from_scratch:
             trust = self.config.trust_remote_code
             draw = partial(AutoModelForCausalLM.from_config, trust_remote_code=trust)
@@ -247,7 +263,9 @@ class _Source:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            **quantization_options(self.config, architecture),
         )
+        prepare_layers(decoder)
         # transformers only warns of missing weights, which it draws at random, and of unused ones.
         missing = sorted(info["missing_keys"])
         body = {id(weight) for weight in find_body(decoder).state_dict(keep_vars=True).values()}

@@ -99,7 +99,8 @@ class PretrainConfig(CommonTrainConfig):
     learning_rate: PositiveFloat = 2.5e-4
     """Peak learning rate, reached after the warm-up."""
     optimizer: OptimizerName = "adam"
-    """adam is that of GPT-1's code; adamw is PyTorch's; adafactor needs less memory."""
+    """adam is that of GPT-1's code; adamw is PyTorch's; adafactor and adamw_8bit need
+    less memory."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: cosine decay to 0; or wsd, constant and then linear decay (warm-up,
     stable, decay)."""

@@ -39,7 +39,7 @@ RawLabel = bool | str | int | float
 """A value of a column, as the data has it."""
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*METRICS]})]
 Schedule = Literal["linear", "cosine", "constant", "gpt1"]
-OptimizerName = Literal["adamw", "adam", "adafactor"]
+OptimizerName = Literal["adamw", "adam", "adafactor", "adamw_8bit"]
 FileFormat = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx"]
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
 """Words for characters that are awkward to type."""
@@ -309,6 +309,20 @@ class BaseConfig(StrictModel):
     them, as in the paper."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of the decoder's weights; null trains all weights."""
+    quantization: Literal["nf4"] | None = None
+    """Keep the frozen weights of the linear layers in 4 bits (QLoRA), for `lora`; nf4 is its data
+    type NormalFloat. Adapters, head, embeddings and norms stay in fp32."""
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> "BaseConfig":
+        if self.quantization is not None:
+            if self.lora is None:
+                what, cure = "weights in 4 bits cannot be trained", "Set base.lora={} too."
+                raise UsageError(what, where="base.quantization", cure=cure)
+            if self.from_scratch:
+                what, cure = "from_scratch has no weights to quantize", "Leave one of them out."
+                raise UsageError(what, where="base.quantization", cure=cure)
+        return self
 
 
 HELD_OUT = "held_out"
@@ -436,7 +450,8 @@ class CommonTrainConfig(StrictModel):
     optimizer: OptimizerName = "adamw"
     """adamw is PyTorch's; adam is that of GPT-1's code, with its place of epsilon and decay;
     adafactor (Shazeer and Stern) needs half the memory of these or less, and its learning rate is
-    relative to the size of the weights. It cannot be sharded (FSDP)."""
+    relative to the size of the weights; adamw_8bit is AdamW whose moments take a quarter of the
+    memory (Dettmers et al.). These two cannot be sharded (FSDP)."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay, on every tensor with more than one dimension."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import Adafactor, Optimizer
+from torch.optim import Optimizer
 
 from finetune.batching.collate import (
     Batch,
@@ -304,11 +304,12 @@ class TrainingJob(ABC):
         weights = list(self.model.parameters())
         model = sum(weight.numel() * weight.element_size() for weight in weights)
         trained = sum(w.numel() * w.element_size() for w in weights if w.requires_grad)
-        moments = 0 if isinstance(self.optimizer, Adafactor) else 2
+        # In copies of the trained weights.
+        moments = {"adafactor": 0.0, "adamw_8bit": 0.5}.get(self.settings.optimizer, 2.0)
         checkpoints = max(self.schedule.keep_checkpoints, KEEP) + 1
         if not self.schedule.saves_checkpoints:
             checkpoints = 1  # After a signal.
-        return 2 * model + checkpoints * (1 + moments) * trained
+        return 2 * model + int(checkpoints * (1 + moments) * trained)
 
     def started(self, done: int) -> Started:
         """Describes the run before its first update; `done` updates came before a resume."""

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from typing import cast
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -10,13 +12,18 @@ from torch.optim import Adafactor, AdamW, Optimizer
 from finetune.recipe.schema import CommonTrainConfig, OptimizerName, Schedule
 from task_formats import UsageError
 
+_UNFUSED = ("adafactor", "adamw_8bit")
+"""Optimizers that cannot skip a step by themselves, and cannot be sharded."""
+
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter],
     config: CommonTrainConfig,
     rate_factors: Mapping[nn.Parameter, float] = {},
 ) -> Optimizer:
-    """Builds PyTorch's fused AdamW or its Adafactor over all trainable parameters.
+    """Builds the optimizer of the recipe over all trainable parameters.
+
+    It is PyTorch's fused AdamW or its Adafactor, or AdamW with moments in 8 bits from torchao.
 
     Only tensors with more than one dimension decay: matrices and embeddings, but no biases and
     gains (GPT-1, section 4.1, and the original code).
@@ -27,7 +34,7 @@ def build_optimizer(
         rate_factors: Parameters whose learning rate is multiplied by a factor.
 
     Raises:
-        UsageError: Adafactor is to train weights that are sharded.
+        UsageError: Weights that are sharded need another optimizer; torchao is not installed.
     """
     split: dict[tuple[float, float], list[nn.Parameter]] = {}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -38,12 +45,20 @@ def build_optimizer(
         {"params": params, "weight_decay": decay, "decay": decay, "rate_factor": factor}
         for (decay, factor), params in split.items()
     ]
-    if config.optimizer == "adafactor":
-        if any(isinstance(parameter, DTensor) for parameter in trained):
-            what, cure = "adafactor cannot train sharded weights (FSDP)", "Use adamw or adam."
-            raise UsageError(what, where="train.optimizer", cure=cure)
+    name = config.optimizer
+    if name in _UNFUSED and any(isinstance(parameter, DTensor) for parameter in trained):
+        what, cure = f"{name} cannot train sharded weights (FSDP)", "Use adamw or adam."
+        raise UsageError(what, where="train.optimizer", cure=cure)
+    if name == "adafactor":
         return Adafactor(groups, lr=config.learning_rate)
     rate, betas, epsilon = config.learning_rate, config.betas, config.epsilon
+    if name == "adamw_8bit":
+        if find_spec("torchao") is None:
+            what, cure = "adamw_8bit needs the package torchao", "pip install 'gptft[quantization]'"
+            raise UsageError(what, where="train.optimizer", cure=cure)
+        from torchao.optim import AdamW8bit
+
+        return cast(Optimizer, AdamW8bit(groups, lr=rate, betas=betas, eps=epsilon))
     return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
 
 
@@ -57,8 +72,12 @@ def take_step(
 ) -> None:
     """Makes the step of update 1, 2, ...; where `nonfinite` is 1 the weights stay as they are."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["rate_factor"]
-    if name == "adafactor":
+        rate = learning_rate * group["rate_factor"]
+        if isinstance(group["lr"], Tensor):  # torchao compiles its step.
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    if name in _UNFUSED:
         if not nonfinite:  # Waits for the device.
             optimizer.step()
         return

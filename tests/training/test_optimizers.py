@@ -1,8 +1,11 @@
 """The optimizers by name: PyTorch's own steps, skipped updates, and resuming."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
+from finetune.checkpointing.checkpoint import split_moment
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import TrainConfig
 from finetune.training import optimizer
@@ -12,7 +15,15 @@ from tests.support import jobs
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+EIGHT_BIT = pytest.param("adamw_8bit", marks=needs_torchao)
 SHAPES = [(4, 3), (5,), (2, 3, 2)]
+
+
+@pytest.fixture(autouse=True)
+def no_compilation(monkeypatch) -> None:
+    """The step of torchao is compiled, which takes seconds for every shape of a weight."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
 
 def make_weights() -> list[torch.nn.Parameter]:
@@ -56,7 +67,7 @@ def test_a_step_is_that_of_pytorch(name) -> None:
             torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "adafactor", EIGHT_BIT])
 def test_an_update_that_is_not_finite_changes_nothing(name) -> None:
     weights = make_weights()
     built = build_optimizer(weights, TrainConfig(optimizer=name))
@@ -68,7 +79,30 @@ def test_an_update_that_is_not_finite_changes_nothing(name) -> None:
     assert not any(map(torch.equal, weights, before))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@needs_torchao
+def test_moments_in_8_bits_are_small_and_nearly_those_of_adamw() -> None:
+    """Each moment is a byte per weight, and a scale for every 256 weights."""
+    ours, theirs = ([torch.nn.Parameter(torch.ones(64, 128))] for _ in range(2))
+    names = ("adamw_8bit", "adamw")
+    optimizers = {
+        name: build_optimizer(weights, TrainConfig(optimizer=name))
+        for name, weights in zip(names, (ours, theirs), strict=True)
+    }
+    for step in range(1, 9):
+        for name, weights in zip(names, (ours, theirs), strict=True):
+            set_gradients(weights, step)
+            take_step(optimizers[name], name, step, 0.01 / step, 1e-8, torch.zeros(()))
+    moved = [weights[0].detach() - 1 for weights in (ours, theirs)]
+    assert (moved[0] - moved[1]).norm() < 0.05 * moved[1].norm()
+    assert not torch.equal(*moved)
+    (state,) = optimizers["adamw_8bit"].state.values()
+    parts = [
+        part for name in ("exp_avg", "exp_avg_sq") for part in split_moment(state[name]).values()
+    ]
+    assert sum(part.nbytes for part in parts) == 2 * 64 * 128 * (1 + 4 / 256)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", EIGHT_BIT])
 def test_a_run_resumes_bit_equal(name, bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path, optimizer=name, **jobs.NOISY)
     whole = jobs.train(recipe, tmp_path / "whole")
@@ -82,10 +116,18 @@ def test_a_run_resumes_bit_equal(name, bases, tmp_path) -> None:
         jobs.train(other, tmp_path / "other", resume=True)
 
 
-def test_adafactor_refuses_shards(monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["adafactor", "adamw_8bit"])
+def test_shards_are_refused(name, monkeypatch) -> None:
     monkeypatch.setattr(optimizer, "DTensor", torch.nn.Parameter)
-    with pytest.raises(UsageError, match=r"train.optimizer: adafactor .*\nUse adamw"):
-        build_optimizer(make_weights(), TrainConfig(optimizer="adafactor"))
+    with pytest.raises(UsageError, match=rf"train.optimizer: {name} .*\nUse adamw"):
+        build_optimizer(make_weights(), TrainConfig(optimizer=name))
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(optimizer, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="torchao") as caught:
+        build_optimizer(make_weights(), TrainConfig(optimizer="adamw_8bit"))
+    assert caught.value.cure == "pip install 'gptft[quantization]'"
 
 
 def test_defaults_follow_the_profile_and_the_optimizer() -> None:
