@@ -2,8 +2,10 @@
 
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,21 +15,31 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
 
+# The first process makes a folder for all temporary files but those of `tmp_path`. The workers of
+# xdist and the processes of tests inherit it. It is deleted last, after multiprocessing's own.
+if "GPTFT_TESTS_FOLDER" not in os.environ:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = tempfile.mkdtemp(prefix="gptft-tests-")
+    os.environ["GPTFT_TESTS_FOLDER"] = os.environ["TMPDIR"] = tempfile.tempdir
+    Finalize(None, shutil.rmtree, (tempfile.tempdir, True), exitpriority=-200)
+_HERE = Path(os.environ["GPTFT_TESTS_FOLDER"], os.environ.get("PYTEST_XDIST_WORKER", "main"))
+
 # Set before torch and the libraries of the Hub are imported, and for the processes of tests.
 # The user's own cache is neither read nor written.
-_HUB = tempfile.TemporaryDirectory(prefix="gptft-tests-hub-", ignore_cleanup_errors=True)
 os.environ.update(
-    HF_HOME=_HUB.name,
+    HF_HOME=f"{_HERE}/hub",
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
 )
-os.environ.setdefault("GPTFT_CACHE", f"{_HUB.name}/gptft")
+os.environ.setdefault("GPTFT_CACHE", f"{_HERE}/cache")
 
 # No deadline: the machine may be busy. On CI the examples are the same every time.
-settings.register_profile("here", deadline=None)
+# More examples: --hypothesis-profile=thorough
+settings.register_profile("here", deadline=None, max_examples=40)
 settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 ROOT = Path(__file__).resolve().parents[1]

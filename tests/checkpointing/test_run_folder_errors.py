@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import time
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from finetune.checkpointing.run_folder import LOG, MARKER, RunFolder, read_recipe, read_result
 from finetune.storage import files
 from task_formats import UsageError
+from tests.support import processes
 from tests.support.disks import names
 
 pytestmark = pytest.mark.usefixtures("no_flush")
@@ -200,32 +199,33 @@ def test_what_a_kill_left_is_cleaned_up(tmp_path: Path) -> None:
         assert names(tmp_path / "model") == ["new"]
 
 
-HOLDER = """
-    import os, sys, time
-    from finetune.checkpointing.run_folder import RunFolder
-    run = RunFolder.open(sys.argv[1])
-    if os.fork() == 0:
-        print(os.getpid(), flush=True)
-    time.sleep(600)
-"""
+def hold(folder: Path, worker: Path) -> int:
+    """Opens a run, and writes the id of a forked worker to a file."""
+    with RunFolder.open(folder):
+        if os.fork() == 0:
+            worker.with_suffix(".new").write_text(str(os.getpid()))
+            worker.with_suffix(".new").rename(worker)
+        time.sleep(600)
+    return 0
 
 
-def test_a_killed_process_unlocks_the_folder(root: Path, tmp_path: Path) -> None:
+def test_a_killed_process_unlocks_the_folder(tmp_path: Path) -> None:
     """Even if a worker that it has forked is still alive."""
-    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        worker = int(holder.stdout.readline())
-        try:
-            with pytest.raises(UsageError, match=f"in use by process {holder.pid} on ") as caught:
-                RunFolder.open(tmp_path, resume=True)
-            assert "Wait until it ends" in caught.value.cure
-            holder.kill()
-            holder.wait()
-            RunFolder.open(tmp_path, resume=True).close()
-        finally:
-            holder.kill()
-            os.kill(worker, signal.SIGKILL)
+    run, worker = tmp_path / "run", tmp_path / "worker"
+    holder = processes.start(hold, run, worker, output=tmp_path / "log")
+    while not worker.exists():
+        assert holder.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    try:
+        with pytest.raises(UsageError, match=f"in use by process {holder.pid} on ") as caught:
+            RunFolder.open(run, resume=True)
+        assert "Wait until it ends" in caught.value.cure
+        holder.kill()
+        holder.join()
+        RunFolder.open(run, resume=True).close()
+    finally:
+        holder.kill()
+        os.kill(int(worker.read_text()), signal.SIGKILL)
 
 
 def test_a_path_that_is_not_utf_8_is_refused_before_training(tmp_path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 import finetune
 from finetune.cli import main
-from finetune.evaluation.statistics import mcnemar_test
+from finetune.evaluation.statistics import mcnemar_test, paired_bootstrap
+from finetune.reports import analysis
 from tests.support import jobs
 
 pytestmark = pytest.mark.usefixtures("no_flush")
@@ -26,6 +27,9 @@ def runs(bases, tmp_path_factory):
 
 def test_scores_differences_and_mcnemars_test_are_printed(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
+    # The metrics of a thousand draws take seconds.
+    few = lambda first, second, rows, _: paired_bootstrap(first, second, rows, 50)  # noqa: E731
+    monkeypatch.setattr(analysis, "paired_bootstrap", few)
     assert main(["compare", *map(str, runs)]) == 0
     output = capsys.readouterr().out
     predictors = [finetune.load(run) for run in runs]

@@ -211,23 +211,24 @@ def test_wrong_use(run, words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def predict_on_one_of(run: Path, folder: Path, words: list[str]) -> int:
+def predict_twice(run: Path, folder: Path, name: str) -> int:
+    """Labels a folder and a file."""
     os.chdir(folder)
     evaluate.CHUNK_ROWS = CHUNK_ROWS
-    return predict(run, *words)
+    codes = predict(run, "parts", "-o", f"{name}/"), predict(run, "rows.jsonl", "-o", f"{name}.csv")
+    return max(codes)
 
 
-@pytest.mark.parametrize("words", [["parts", "-o", "out/"], ["rows.jsonl", "-o", "out.csv"]])
-def test_several_processes_write_the_same(words, run, tmp_path):
+def test_several_processes_write_the_same(run, tmp_path):
     for number in range(1, 4):
         write(f"parts/{number}.jsonl", 10, number)
     write("rows.jsonl", 30)
-    whole = [*words[:2], words[2].replace("out", "whole")]
-    assert predict(run, *whole) == 0
-    processes.run_processes(
-        2, predict_on_one_of, run, tmp_path, words, output=tmp_path.with_suffix(".log")
-    )
-    for file in [*Path("whole").rglob("*.jsonl"), *Path().glob("whole.csv")]:
+    assert predict_twice(run, tmp_path, "whole") == 0
+    log = tmp_path.with_suffix(".log")
+    processes.run_processes(2, predict_twice, run, tmp_path, "out", output=log)
+    files = [*Path("whole").rglob("*.jsonl"), Path("whole.csv")]
+    assert len(files) == 4
+    for file in files:
         other = Path(str(file).replace("whole", "out"))
         assert other.read_bytes() == file.read_bytes()
 

@@ -27,12 +27,12 @@ from tests.support.processes import ODD, assert_same, consume, train, train_in_p
 @pytest.mark.parametrize(
     ("count", "kind", "family", "settings"),
     [
-        (2, "score", "gpt2", {}),
         (3, "multiple_choice", "gpt2", {}),
         # Weights that no loss reads: an output matrix without an LM loss, and adapters.
-        (2, "entailment", "llama", {"lm_coefficient": 0}),
-        (2, "entailment", "opt_narrow", {"lm_coefficient": 0}),
+        (2, "score", "llama", {"lm_coefficient": 0}),
         (2, "entailment", "gpt2", {"lm_coefficient": 0, "base_part": {"lora": {"rank": 2}}}),
+        pytest.param(2, "score", "gpt2", {}, marks=pytest.mark.slow),
+        pytest.param(2, "entailment", "opt_narrow", {"lm_coefficient": 0}, marks=pytest.mark.slow),
     ],
 )
 def test_processes_train_what_one_trains(count, kind, family, settings, bases, tmp_path) -> None:
@@ -74,11 +74,16 @@ def test_a_checkpoint_of_two_processes_resumes_with_three_or_one(bases, tmp_path
     assert jobs.numbers(one) == pytest.approx(jobs.numbers(run), rel=1e-4)
 
 
-def test_two_processes_resume_bit_equal(bases, tmp_path) -> None:
-    """With dropout, whose random numbers differ between processes."""
-    noisy = {**ODD, "head_dropout": 0.1, "base_part": {"dropout": 0.1}}
-    recipe = jobs.recipe("similarity", bases("gpt2"), tmp_path / "data", **noisy)
-    whole = train_in_processes(2, recipe, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def noisy(bases, tmp_path_factory) -> tuple[Recipe, Path]:
+    """A job with dropout, whose random numbers differ between processes, and its run in two."""
+    folder = tmp_path_factory.mktemp("noisy")
+    recipe = jobs.recipe("similarity", bases("gpt2"), folder / "data", **ODD, **jobs.NOISY)
+    return recipe, train_in_processes(2, recipe, folder / "whole")
+
+
+def test_two_processes_resume_bit_equal(noisy, tmp_path) -> None:
+    recipe, whole = noisy
     run = train_in_processes(2, recipe, tmp_path / "run", stop=3)
     train_in_processes(2, recipe, run)
     jobs.assert_same(whole, run)
@@ -111,9 +116,8 @@ def train_with_a_signal(recipe: Recipe, run: Path, stop: int | None = None) -> i
         return train(recipe, run)
 
 
-def test_a_signal_to_one_ends_the_evaluation_of_all(bases, tmp_path) -> None:
-    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD, evaluations=2)
-    whole = train_in_processes(2, recipe, tmp_path / "whole")
+def test_a_signal_to_one_ends_the_evaluation_of_all(noisy, tmp_path) -> None:
+    recipe, whole = noisy
     run = train_in_processes(2, recipe, tmp_path / "run", stop=4, function=train_with_a_signal)
     state, warnings = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert (state.metadata["progress"]["update"], warnings) == (4, [])

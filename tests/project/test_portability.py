@@ -8,25 +8,25 @@ import sys
 
 import pytest
 
+from finetune.cli import main
+from finetune.export.exporter import export_run
 from tests.conftest import ROOT
 from tests.project.test_imports import MODULES, imports_of
-from tests.support import windows
+from tests.support import jobs, windows
 from tests.support.disks import mode_of_files
 
 COMMANDS = """
-import os, sys, warnings
+import warnings
 from tests.support import windows
 windows.imitate()
-os.umask(0o022)
 warnings.filterwarnings("error", category=EncodingWarning, module="finetune|task_formats")
 from finetune.cli import main
 train = "train --task demo --base tiny --limit 12 --epochs 1 --batch-size 4 --max-tokens 32 -o run"
 assert main(train.split()) == 0
 assert main("predict run rows.csv -o predicted.csv".split()) == 0
-os.umask(0o077)
 assert main("export run --to standalone -o exported".split()) == 0
 """
-"""Commands on what looks like Windows to gptft; first for all, then for the user alone."""
+"""Commands on what looks like Windows to gptft."""
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -78,15 +78,38 @@ def test_file_names_are_legal_everywhere(folder):
             assert not re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part), part
 
 
-def test_files_can_be_read_by_those_whom_the_umask_allows(folder):
-    """The export was made for the user alone."""
+def test_files_can_be_read_by_those_whom_the_umask_allows(bases, tmp_path, monkeypatch):
+    """First by all, then by the user alone."""
+    monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=1)
+    before = os.umask(0o022)
+    try:
+        run = jobs.train(recipe, tmp_path / "run")
+        words = ["predict", run, recipe.data.evaluate, "-o", tmp_path / "predicted.csv"]
+        assert main([*map(str, words), "--device", "cpu"]) == 0
+        os.umask(0o077)
+        export_run(run, "standalone", tmp_path / "exported")
+    finally:
+        os.umask(before)
     for name in ("run", "cache"):
-        assert mode_of_files(folder / name) == {0o644, 0o755}
-    assert mode_of_files(folder / "predicted.csv") == {0o644}
-    assert mode_of_files(folder / "exported") == {0o600, 0o700}
+        assert mode_of_files(tmp_path / name) == {0o644, 0o755}
+    assert mode_of_files(tmp_path / "predicted.csv") == {0o644}
+    assert mode_of_files(tmp_path / "exported") == {0o600, 0o700}
 
 
-LOAD_TORCH = "from finetune.cli import main; main(['version']); import torch"
+LOAD_OPENMP = """
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
+from finetune.cli import main
+main(['version'])
+bundled = [*Path(find_spec("torch").origin).parent.glob("lib/libgomp*")]
+if bundled:
+    ctypes.CDLL(str(bundled[0]))
+else:
+    import torch
+"""
+"""Torch's own OpenMP is loaded in a moment, torch itself in seconds."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp shows its settings")
@@ -101,7 +124,7 @@ LOAD_TORCH = "from finetune.cli import main; main(['version']); import torch"
 def test_waiting_threads_spin_briefly_unless_the_user_wants_another_way(given, policy, spins):
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD_TORCH],
+        [sys.executable, "-c", LOAD_OPENMP],
         capture_output=True,
         text=True,
         cwd=ROOT,

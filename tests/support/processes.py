@@ -20,9 +20,9 @@ from finetune.training.finetuning import events
 from finetune.training.loop import Step
 from tests.support import jobs
 
-# Processes fork from a server that has imported torch already, and so start at once.
+# Processes fork from a server that has imported everything already, and so start at once.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["finetune.comparison", "tests.support.processes"])
+_SERVER.set_forkserver_preload(["tests.support.preloaded"])
 
 ODD = {"train": 22, "held_out": 10, "batch_size": 7, "epsilon": 1e-3}
 """Updates of 7, 7, 7 and 1 rows: neither they nor the evaluation's 10 can be shared evenly."""

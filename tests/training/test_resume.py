@@ -83,10 +83,10 @@ def test_a_result_of_an_older_version_has_no_baseline(job, undisturbed, tmp_path
 
 
 def test_a_killed_run_ends_in_the_same_bits(job, undisturbed, tmp_path) -> None:
-    """20 kills; benchmarks/interruptions.py makes it 200."""
+    """6 kills; benchmarks/interruptions.py makes hundreds."""
     draw, kills, begun = random.Random(0), 0, itertools.count()
     often = jobs.change(job, "train", checkpoint_updates=1)
-    while kills < 20:
+    while kills < 6:
         run = tmp_path / f"{next(begun)}"
         while code := interruptions.run_interrupted(
             often, run, interruptions.draw_moment(draw, UPDATES), signal.SIGKILL

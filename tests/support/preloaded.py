@@ -1,0 +1,18 @@
+"""What most processes of tests need, imported by the server from which they fork."""
+
+import importlib
+
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+for name in (
+    "finetune.comparison",
+    "scipy.stats",
+    "sklearn.metrics",
+    "tests.support.processes",
+    "torch.profiler",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+):
+    importlib.import_module(name)
+# transformers compiles a thousand patterns, and keeps them.
+get_checkpoint_conversion_mapping("gpt2")
