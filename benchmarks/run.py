@@ -1,4 +1,4 @@
-"""Runs benchmarks and writes their tables into docs/performance.md.
+"""Runs benchmarks and writes their tables into docs/benchmarks.md.
 
 python -m benchmarks.run --all, or python -m benchmarks.run trainer tiny; --quick only prints.
 """
@@ -18,7 +18,7 @@ NAMES = (
     "trainer", "language_loss", "token_loss", "choices", "prediction", "tiny", "products",
     "preparation", "growth", "serving",
 )  # fmt: skip
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 

@@ -149,7 +149,7 @@ def test_a_benchmark_can_be_imported_and_has_a_place_for_its_table(name, monkeyp
     if name in import_module("benchmarks.run").NAMES:
         assert module.BENCHMARK.name == name
         for mark in (f"<!-- begin {name} -->", f"<!-- end {name} -->"):
-            assert PAGES["docs/performance.md"].count(mark) == 1
+            assert PAGES["docs/benchmarks.md"].count(mark) == 1
 
 
 EQUALITY = re.compile(
