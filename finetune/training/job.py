@@ -31,7 +31,8 @@ from finetune.models.losses import objective
 from finetune.recipe.schema import CommonTrainConfig, StrictModel
 from finetune.recipe.yaml_documents import parse_document
 from finetune.training.events import Notice, Started
-from finetune.training.loop import GradientGroups, LoopSettings, MicroBatches
+from finetune.training.group_norms import GradientGroups
+from finetune.training.loop import LoopSettings, MicroBatches
 from finetune.training.noise_scale import measure_groups
 from task_formats import Encoded
 

@@ -12,31 +12,13 @@ from torch.optim import Optimizer
 
 from finetune.batching.collate import Batch, to_device
 from finetune.distributed.collectives import all_reduce_gradients, all_reduce_max
-from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard, total_norm
+from finetune.distributed.fsdp import clip_gradients, is_sharded, reshard
 from finetune.distributed.memory import is_out_of_memory
 from finetune.models.losses import Losses, TaskLossOptions, objective
 from finetune.recipe.schema import OptimizerName
-from finetune.training.noise_scale import GroupSizes, NoiseScale
+from finetune.training.group_norms import GradientGroups, GroupNorms, GroupNormSum
+from finetune.training.noise_scale import NoiseScale
 from finetune.training.optimizer import take_step
-
-
-class GradientGroups(NamedTuple):
-    """Groups of an update's examples whose gradient norms are measured, for the noise scale."""
-
-    ends: tuple[int, ...]
-    """For each group of this process, the number of passes up to its end."""
-    shares: tuple[float, ...]
-    """The loss weights of these groups: their parts of the whole update's."""
-    sizes: GroupSizes
-    """Of all groups, on all processes."""
-
-
-class GroupNorms(NamedTuple):
-    """What an update measured for the noise scale, besides the norm of its gradient."""
-
-    square: Tensor
-    """(): the mean squared norm of the groups' gradients: `small` of `estimate_moments`."""
-    sizes: GroupSizes
 
 
 class MicroBatches(NamedTuple):
@@ -192,7 +174,7 @@ def _accumulate_gradients(
     With groups it returns (4,) numbers, of which the last is the mean squared norm of the groups.
     """
     losses = [torch.zeros(3, device=accelerator.device)]
-    groups, norms = microbatches.groups, _GroupNormSum(parameters)
+    groups, norms = microbatches.groups, GroupNormSum(parameters)
     # FSDP averages gradients over processes; ours are parts of one sum.
     scale = accelerator.num_processes if is_sharded(model) else 1
     try:
@@ -223,36 +205,6 @@ def _accumulate_gradients(
         square = norms.square.to(sums) / scale
         sums = torch.cat([sums, square.reshape(1)])
     return sums, NO_LIMIT
-
-
-class _GroupNormSum:
-    """Sums the squared gradient norms of groups; after the last one the gradients are whole."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.square = torch.zeros(())
-        """Σ_m |p_m|² / W_m: p_m is the gradient of group m, and W_m its share."""
-        self._parameters = parameters
-        self._earlier: list[Tensor | None] = [None] * len(parameters)
-
-    def end_group(self, share: float, is_last: bool) -> None:
-        """Measures the gradients, and puts them aside so that the next group starts from none."""
-        gradients = [parameter.grad for parameter in self._parameters]
-        norm = total_norm([gradient for gradient in gradients if gradient is not None])
-        self.square = self.square.to(norm.device) + norm.square() / share
-        pairs = [
-            (gradient, earlier)
-            for gradient, earlier in zip(gradients, self._earlier, strict=True)
-            if gradient is not None and earlier is not None
-        ]
-        if pairs:
-            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
-        whole = [
-            earlier if gradient is None else gradient
-            for gradient, earlier in zip(gradients, self._earlier, strict=True)
-        ]
-        self._earlier = whole
-        for parameter, gradient in zip(self._parameters, whole, strict=True):
-            parameter.grad = gradient if is_last else None
 
 
 def seed_update(seed: int, update: int, process: int) -> None:

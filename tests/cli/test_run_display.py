@@ -21,7 +21,8 @@ from finetune.cli.run_display import (
 )
 from finetune.models.losses import Losses
 from finetune.training.events import Evaluated, Finished, Notice, Result, Started
-from finetune.training.loop import GroupNorms, Step
+from finetune.training.group_norms import GroupNorms
+from finetune.training.loop import Step
 from finetune.training.noise_scale import GroupSizes, NoiseScale
 
 
