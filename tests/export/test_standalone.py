@@ -3,11 +3,14 @@
 import ast
 import functools
 import json
+import math
 import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -63,16 +66,44 @@ def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
         assert len(row["probabilities"]) == len(prediction.scores)
 
 
-def test_both_scripts_read_rows_and_give_answers_alike():
-    texts = [
-        SCRIPTS.joinpath(name).read_text("utf-8") for name in ("predict.py", "predict_onnx.py")
-    ]
-    for name in ("encode", "predict"):
-        one, other = (
-            [ast.dump(node) for node in ast.parse(text).body if getattr(node, "name", "") == name]
-            for text in texts
-        )
-        assert one == other != []
+def functions_of(script):
+    """The functions of one of the two scripts, as trees by name."""
+    tree = ast.parse(SCRIPTS.joinpath(script).read_text("utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_both_scripts_read_rows_alike():
+    one, other = (functions_of(name)["encode"] for name in ("predict.py", "predict_onnx.py"))
+    assert ast.dump(one) == ast.dump(other)
+
+
+@pytest.mark.parametrize(
+    ("labels", "thresholds", "logits", "answer"),
+    [
+        ([], {}, [2.5], {"score": 2.5}),
+        (["no", "yes"], {}, [0.0, math.log(3)], {"no": 0.25, "yes": 0.75}),
+        (["A", "B", "C"], {}, [math.log(4), 0.0], {"A": 0.8, "B": 0.2}),
+        (
+            ["sun", "rain"],
+            {"sun": 0.4, "rain": 0.9},
+            [0.0, math.log(3)],
+            {"sun": 0.5, "rain": 0.75},
+        ),
+    ],
+)
+def test_both_scripts_give_answers_alike(labels, thresholds, logits, answer):
+    arrays = {"predict.py": torch.tensor(logits), "predict_onnx.py": np.float32(logits)}
+    for script, array in arrays.items():
+        module = ast.Module([functions_of(script)["predict"]], [])
+        names = {"np": np, "TASK": {"labels": labels, "thresholds": thresholds}}
+        names["compute_logits"] = lambda row, array=array: array
+        exec(compile(module, script, "exec"), names)
+        found = names["predict"]({})
+        if labels:
+            label = ["a"] if thresholds else max(answer, key=answer.get)
+            assert found.pop("label") == label
+            found = found.pop("probabilities")
+        assert found == pytest.approx(answer)
 
 
 @pytest.mark.slow

@@ -6,9 +6,7 @@ A row is a JSON object with the fields in task.json, and "choices" where the tas
 import fileinput
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
@@ -20,15 +18,13 @@ DECODER = AutoModel.from_pretrained(FOLDER, dtype="auto").eval()
 HEAD = load_file(FOLDER / "head.safetensors")
 
 
-def encode(row: dict[str, Any]) -> list[list[int]]:
+def encode(row: dict) -> list[list[int]]:
     """Returns the token ids of each view: its texts, with a special token after each."""
-    choices = row["choices"] if TASK["choices"] else [""]
-    rows = [{**row, "": "", "choice": choice} for choice in choices]
-    views = [
-        [(words + str(row[name]).strip(), mark) for words, name, mark in view]
-        for row in rows
-        for view in TASK["views"]
-    ]
+    views = []
+    for choice in row["choices"] if TASK["choices"] else [""]:
+        fields = {**row, "": "", "choice": choice}
+        for view in TASK["views"]:
+            views.append([(words + str(fields[name]).strip(), mark) for words, name, mark in view])
     texts = {text for view in views for text, _ in view}
     ids = {text: TOKENIZER(text, **TASK["tokenize"])["input_ids"] for text in texts}
 
@@ -43,25 +39,22 @@ def encode(row: dict[str, Any]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def compute_logits(row: dict[str, Any]) -> np.ndarray:
+def compute_logits(row: dict) -> torch.Tensor:
     """Returns a logit for each class or choice, or the score."""
     states = torch.stack([DECODER(torch.tensor([view]))[0][0, -1] for view in encode(row)])
     outputs = states.float() @ HEAD["weight"].T
-    logits = (outputs[:, 0] if TASK["choices"] else outputs.sum(0)) + HEAD.get("bias", 0)
-    return logits.double().numpy()
+    return (outputs[:, 0] if TASK["choices"] else outputs.sum(0)) + HEAD.get("bias", 0)
 
 
-def predict(row: dict[str, Any]) -> dict[str, Any]:
+def predict(row: dict) -> dict:
     """Returns the label or labels of a row and the probability of every label, or its score."""
-    logits = compute_logits(row)
+    logits = compute_logits(row).double()
     if not TASK["labels"]:
-        return {"score": float(logits[0])}
-    odds = np.exp(logits - logits.max())
-    probabilities = 1 / (1 + np.exp(-logits)) if TASK["thresholds"] else odds / odds.sum()
+        return {"score": logits.item()}
+    probabilities = logits.sigmoid() if TASK["thresholds"] else logits.softmax(0)
     named = dict(zip(TASK["labels"], probabilities.tolist(), strict=False))
-    label: Any = max(named, key=named.__getitem__)
-    if TASK["thresholds"]:
-        label = [name for name in named if named[name] >= TASK["thresholds"][name]]
+    above = [name for name, threshold in TASK["thresholds"].items() if named[name] >= threshold]
+    label = above if TASK["thresholds"] else max(named, key=lambda name: named[name])
     return {"label": label, "probabilities": named}
 
 

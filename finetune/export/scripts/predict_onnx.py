@@ -6,7 +6,6 @@ A row is a JSON object with the fields in task.json, and "choices" where the tas
 import fileinput
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnxruntime import InferenceSession
@@ -18,15 +17,13 @@ TOKENIZER = AutoTokenizer.from_pretrained(FOLDER)
 SESSION = InferenceSession(FOLDER / "model.onnx")
 
 
-def encode(row: dict[str, Any]) -> list[list[int]]:
+def encode(row: dict) -> list[list[int]]:
     """Returns the token ids of each view: its texts, with a special token after each."""
-    choices = row["choices"] if TASK["choices"] else [""]
-    rows = [{**row, "": "", "choice": choice} for choice in choices]
-    views = [
-        [(words + str(row[name]).strip(), mark) for words, name, mark in view]
-        for row in rows
-        for view in TASK["views"]
-    ]
+    views = []
+    for choice in row["choices"] if TASK["choices"] else [""]:
+        fields = {**row, "": "", "choice": choice}
+        for view in TASK["views"]:
+            views.append([(words + str(fields[name]).strip(), mark) for words, name, mark in view])
     texts = {text for view in views for text, _ in view}
     ids = {text: TOKENIZER(text, **TASK["tokenize"])["input_ids"] for text in texts}
 
@@ -40,27 +37,25 @@ def encode(row: dict[str, Any]) -> list[list[int]]:
     return [[token for text, mark in view for token in ids[text] + mark] for view in views]
 
 
-def compute_logits(row: dict[str, Any]) -> np.ndarray:
+def compute_logits(row: dict) -> np.ndarray:
     """Returns a logit for each class or choice, or the score."""
     views = encode(row)
     length = max(map(len, views))
     ids = np.array([[view + [TASK["pad"]] * (length - len(view)) for view in views]])
     mask = np.array([[[1] * len(view) + [0] * (length - len(view)) for view in views]])
-    logits = SESSION.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
-    return logits[0].astype(float)
+    return SESSION.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0][0]
 
 
-def predict(row: dict[str, Any]) -> dict[str, Any]:
+def predict(row: dict) -> dict:
     """Returns the label or labels of a row and the probability of every label, or its score."""
-    logits = compute_logits(row)
+    logits = compute_logits(row).astype(float)
     if not TASK["labels"]:
-        return {"score": float(logits[0])}
+        return {"score": logits.item()}
     odds = np.exp(logits - logits.max())
     probabilities = 1 / (1 + np.exp(-logits)) if TASK["thresholds"] else odds / odds.sum()
     named = dict(zip(TASK["labels"], probabilities.tolist(), strict=False))
-    label: Any = max(named, key=named.__getitem__)
-    if TASK["thresholds"]:
-        label = [name for name in named if named[name] >= TASK["thresholds"][name]]
+    above = [name for name, threshold in TASK["thresholds"].items() if named[name] >= threshold]
+    label = above if TASK["thresholds"] else max(named, key=lambda name: named[name])
     return {"label": label, "probabilities": named}
 
 
