@@ -4,20 +4,12 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
-from unicodedata import normalize
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from task_formats import Row, UsageError, suggest
-from task_formats.labels import (
-    as_text,
-    clean_answer,
-    decimal_point,
-    find_typing_errors,
-    normalize_label,
-    parse_list,
-    split_labels,
-)
+from finetune.cli.columns import CHOICE_WORDS, LETTERS, NUMBER_IN_NAME, Column, group_choices
+from task_formats import UsageError, suggest
+from task_formats.labels import clean_answer, find_typing_errors
 
 _MAX_CLASSES = 200
 """More classes than this are believed only in a column with a usual name or one that is given."""
@@ -43,24 +35,10 @@ _FIELDS = {
     "entailment": ("premise", "hypothesis"),
     "similarity": ("first", "second"),
 }
-_NOT_TEXT = re.compile(
-    r"(^|[_ .])((ids?|idx|index|guid|uid|key|no|row)$|(date|time|url|author|source|split)([_ .]|$))"
-    r"|^unnamed",
-    re.IGNORECASE,
-)
-_LETTERS = re.compile("ABCD?E?")
 _NO_NAME = re.compile(r"column_\d+$")
 """The name of a column in a file without a header."""
-_CHOICES = re.compile(r"choice|option|ending|candidate|answer|quiz|sol", re.IGNORECASE)
-_LETTER = re.compile(r"(op)?[A-E]", re.IGNORECASE)
 _EMBEDDED = re.compile(r"(^|\s)\(?[Aa1][.):].*\s\(?[Bb2][.):]", re.DOTALL)
 """Choices inside a text: (A) ... (B) ..."""
-_NUMBER_IN_NAME = re.compile(r"\d+|(?<=[_ .-])[A-Ea-e]$|(?<=[a-z])[A-E]$")
-_SEPARATORS = (",", ";", "|")
-_MAX_LABEL_WORDS = 4
-"""Words of one of several labels in a text, on average; longer ones are text with commas."""
-_MAX_WORDS = 8
-"""Words of a row with several labels, on average; more are a text."""
 _LISTED = 20
 """Columns that are listed."""
 _MIN_FLAGS = 3
@@ -72,168 +50,6 @@ class LabelNotFoundError(UsageError):
     """No column is taken for the label, and none is given."""
 
 
-class Column(NamedTuple):
-    """A column over all rows; a nested one has a dotted name (`question.stem`)."""
-
-    name: str
-    counts: Counter[str]
-    """Number of rows of each value; without empty values and lists."""
-    numbers: list[float]
-    """The distinct values, if all are numbers."""
-    mean_words: float
-    longest_list: int
-    """0 if the values are not lists, nor texts of lists."""
-    items: Counter[str]
-    """Number of rows of each item, if the values are lists or texts with several labels."""
-    separator: str
-    """Text between two labels; empty if the values are lists."""
-    missing: tuple[str, ...] = ()
-    """Values that mean "no label", if this is the label: SNLI's "-", nan among numbers, and ""."""
-    answers: tuple[tuple[str, ...], Counter[int]] | None = None
-    """The columns of choices that hold this column's values, and how often each position does."""
-    is_part: bool = False
-    """Whether every value is contained in that of another column in the same row."""
-
-    @property
-    def is_score(self) -> bool:
-        """True for numbers with fractions; whole numbers are classes."""
-        return not all(map(float.is_integer, self.numbers))
-
-    @property
-    def repeats(self) -> bool:
-        """True if there are few distinct values, as in a column of classes."""
-        return len(self.counts) <= 3 or 2 * len(self.counts) <= self.counts.total()
-
-    @property
-    def is_flag(self) -> bool:
-        """True for zeros and ones, as in the column of one of several labels."""
-        values = {text.lower() for text in self.counts}
-        return values in ({"0", "1"}, {"false", "true"}) and not _NOT_TEXT.search(self.name)
-
-    @property
-    def is_text(self) -> bool:
-        """True if the column can be read as a text."""
-        if self.numbers or not self.counts or _NOT_TEXT.search(self.name):
-            return False
-        return self.mean_words >= 1.5 or self.name.lower() in ("text", "sentence", "word")
-
-
-def summarize_columns(rows: Iterable[Row]) -> dict[str, Column]:
-    """The columns of a file by name."""
-    flat = [dict(_flatten(row)) for row in rows]
-    names = dict.fromkeys(name for row in flat for name in row)
-    columns = {name: _summarize(name, [row.get(name) for row in flat]) for name in names}
-    groups: list[tuple[str, ...]] = [(c.name,) for c in columns.values() if c.longest_list]
-    groups += [tuple(group) for group in _group_choices(columns) if len(group) > 1]
-    texts = [column.name for column in columns.values() if column.is_text]
-    for name, column in columns.items():
-        for choices in groups if column.counts else ():
-            if name not in choices and (positions := _find_positions(flat, name, choices)):
-                columns[name] = columns[name]._replace(answers=(choices, positions))
-        others = [other for other in texts if other != name] if name in texts else []
-        if any(_is_part(flat, name, other) for other in others):
-            columns[name] = columns[name]._replace(is_part=True)
-    return columns
-
-
-def _is_part(rows: Sequence[Mapping[str, Any]], name: str, other: str) -> bool:
-    """Whether every value of a column is contained in that of another one, and one is shorter."""
-    differs = False
-    for row in rows:
-        part, whole = as_text(row.get(name)), as_text(row.get(other))
-        if part not in whole:
-            return False
-        differs = differs or part != whole
-    return differs
-
-
-def _find_positions(
-    rows: Sequence[Mapping[str, Any]], name: str, choices: Sequence[str]
-) -> Counter[int]:
-    """How often a value is each of its row's choices; empty if one of the values is none."""
-    positions: Counter[int] = Counter()
-    for row in rows:
-        if answer := as_text(row.get(name)):
-            items = [row.get(column) for column in choices]
-            items = parse_list(items[0]) if len(items) == 1 else items
-            texts = [as_text(item) for item in items] if isinstance(items, list) else []
-            if texts.count(answer) != 1:
-                return Counter()
-            positions[texts.index(answer)] += 1
-    return positions
-
-
-def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in row.items():
-        is_list = isinstance(value, list) and value
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif is_list and all(isinstance(item, Mapping) for item in value):
-            # A list of choices, each with a text and a label.
-            for name in value[0]:
-                if all(name in item for item in value):
-                    yield f"{prefix}{key}.{name}", [item[name] for item in value]
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _summarize(name: str, values: Sequence[Any]) -> Column:
-    if lists := [value for value in values if isinstance(value, list)]:
-        items = Counter(item for value in lists for item in {*map(as_text, value)})
-        return Column(name, Counter(), [], 0.0, max(map(len, lists)), items, "")
-    has_gaps = "" in map(as_text, values)
-    texts = [normalize("NFC", text) for text in map(as_text, values) if text]
-    if texts and "," in texts[0]:
-        points = list(map(decimal_point, texts))
-        texts = texts if any("," in text for text in points) else points
-    numbers = {text: _parse_number(text) for text in set(texts)}
-    finite = [number for number in numbers.values() if number is not None and math.isfinite(number)]
-    missing = tuple(sorted(text for text in numbers if text == "-"))
-    if None not in numbers.values() and len(finite) > 1:
-        missing = tuple(sorted(text for text in numbers if not math.isfinite(float(text))))
-    if len(numbers) - len(missing) < 2:
-        missing = ()
-    texts = [text for text in texts if text not in missing]
-    are_numbers = bool(finite) and len(finite) + len(missing) == len(numbers)
-    if are_numbers and all(map(float.is_integer, finite)):
-        texts = [str(int(float(text))) for text in texts]
-    mean_words = sum(len(text.split()) for text in texts) / max(len(texts), 1)
-    counts = Counter(texts)
-    separator, items = _find_separator(counts if mean_words <= _MAX_WORDS else Counter())
-    finite = sorted(set(finite)) if are_numbers else []
-    lists = [parse_list(text) for text in counts] if counts and not finite else []
-    longest = max(map(len, lists)) if all(isinstance(v, list) for v in lists) and lists else 0
-    missing = ("", *missing) if has_gaps else missing
-    return Column(name, counts, finite, mean_words, longest, items, separator, missing)
-
-
-def _parse_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _find_separator(counts: Counter[str]) -> tuple[str, Counter[str]]:
-    """What separates several labels in texts, and the rows of each label; empty if nothing does.
-
-    Some texts are one label, others several, and the labels are fewer than the distinct texts.
-    """
-    for separator in _SEPARATORS:
-        items: Counter[str] = Counter()
-        sizes = set()
-        for text, rows in counts.items():
-            labels = {*map(as_text, split_labels(text, separator))}
-            sizes.add(len(labels))
-            for label in labels:
-                items[label] += rows
-        words = sum(len(label.split()) for label in items) / max(len(items), 1)
-        varies = min(sizes, default=0) <= 1 < max(sizes, default=0)
-        if varies and 2 <= len(items) < len(counts) and words <= _MAX_LABEL_WORDS:
-            return separator, items
-    return "", Counter()
-
-
 class TaskGuess(NamedTuple):
     """The task section of a recipe."""
 
@@ -241,10 +57,10 @@ class TaskGuess(NamedTuple):
     columns: dict[str, str | Sequence[str]]
     unused: list[str]
     """Columns that are not read."""
-    labels: dict[str, int]
+    labels: Mapping[str, int] = {}
     """Label to its number of rows; empty for scores."""
-    range: tuple[int, int] | None
-    metrics: tuple[str, ...]
+    range: tuple[int, int] | None = None
+    metrics: tuple[str, ...] = ("accuracy",)
     separator: str | None = None
     """Text between several labels of a row; empty for lists of them or a column for each, and None
     if a row has one label."""
@@ -280,22 +96,15 @@ def guess_task(
             make a task.
     """
     given = [*texts, *choices, *([label] if label else [])]
-    for name in columns if not given else ():
-        if len(name.split()) > 6 or name.strip().replace(".", "").isdigit():
-            what = f"the first line looks like data, not like column names: {name.strip()[:60]!r}"
-            cure = "If it is data, add --no-header; else name the columns with --text and --label."
-            raise UsageError(what, cure=cure)
-    for name in given:
-        if name not in columns:
-            raise UsageError(f"no column {name!r}", cure=suggest(name, columns))
+    _check_names(columns, given)
     flags = [] if label else _find_flags(columns)
     target = columns[label] if label else _join_flags(flags) or _find_label(columns)
     others = [c for c in columns.values() if c not in (target, *flags) and c.name not in given]
     if not choices and format in (None, "multiple_choice") and not target.items:
         choices = _find_choices(others, target)
-    looks = [] if choices or format else _find_choices(others, None)
-    candidates = [c for c in others if c.name not in choices and c.is_text]
+    unread_choices = [] if choices or format else _find_choices(others, None)
     if not texts:
+        candidates = [c for c in others if c.name not in choices and c.is_text]
         contexts = [c.name for c in candidates if not c.is_part]
         texts = contexts if choices else _find_texts(candidates, format)
     if not texts:
@@ -305,60 +114,83 @@ def guess_task(
         raise UsageError(what, cure="Name the column of the scores with --label.")
     scores = (scores or target.is_score) and not choices
     chosen = format or _choose_format(texts, choices, target, scores)
-    names = _FIELDS.get(chosen, ("context", "choices"))
-    values: list[str | Sequence[str]] = [*texts, *choices]
-    if choices:
-        context = texts[0] if len(texts) == 1 else " ".join(f"{{{name}}}" for name in texts)
-        values = [context, choices[0] if columns[choices[0]].longest_list else choices]
-    if len(names) != len(values) or bool(choices) != (chosen == "multiple_choice"):
-        what = f"the columns do not fit the format {chosen}"
-        cure = "It reads one text (classification), two texts, or a context and choices."
-        raise UsageError(what, cure=cure)
-    label_column = [column.name for column in flags] or target.name
-    fields = {**dict(zip(names, values, strict=True)), "label": label_column}
+    fields = _assign_fields(chosen, texts, choices, columns)
+    fields["label"] = [column.name for column in flags] or target.name
     read = {*texts, *choices, target.name, *(column.name for column in flags)}
-    unused = [name for name in columns if name not in read]
-    known = () if choices else class_names.get(target.name, ())
-    class_labels = {str(k): name for k, name in enumerate(known)}
-    if target.items and not choices:
-        labels = _complete(_sort_labels(target.name, target.items), class_labels)
-        metrics = ("micro_f1", "macro_f1")
-        return TaskGuess(
-            chosen,
-            fields,
-            unused,
-            labels,
-            None,
-            metrics,
-            target.separator,
-            class_names=class_labels,
-        )
-    missing = target.missing
+    guess = TaskGuess(chosen, fields, [name for name in columns if name not in read])
+    if choices:
+        return _add_answers(guess, target, choices, columns[choices[0]].longest_list)
+    names = {str(k): name for k, name in enumerate(class_names.get(target.name, ()))}
+    if target.items:
+        return _add_several_labels(guess, target, names)
     if scores:
         bounds = math.floor(min(target.numbers)), math.ceil(max(target.numbers))
         metrics = ("pearson", "spearman")
-        return TaskGuess(chosen, fields, unused, {}, bounds, metrics, unlabelled=missing)
-    count = columns[choices[0]].longest_list or len(choices) if choices else 0
-    labels = _count_labels(target, choices, count)
-    if count and {"A", "1"} <= labels.keys():
-        class_labels = {str(k): chr(ord("@") + k) for k in range(1, count + 1)}
-    errors = {}
-    if not choices:
-        labels = _complete(labels, class_labels)
-        errors = {} if target.numbers else find_typing_errors(labels)
-        labels = {text: rows for text, rows in labels.items() if text not in errors}
-    return TaskGuess(
-        chosen,
-        fields,
-        unused,
-        labels,
-        None,
-        ("accuracy",),
-        unlabelled=(*missing, *errors),
+        return guess._replace(range=bounds, metrics=metrics, unlabelled=target.missing)
+    guess = _add_classes(guess, target, names)
+    embedded = _find_embedded_choices(texts, columns, guess.labels)
+    return guess._replace(embedded_choices=embedded, unread_choices=unread_choices)
+
+
+def _check_names(columns: Mapping[str, Column], given: Sequence[str]) -> None:
+    """Raises UsageError if a given column is missing, or names of columns look like data."""
+    for name in columns if not given else ():
+        if len(name.split()) > 6 or name.strip().replace(".", "").isdigit():
+            what = f"the first line looks like data, not like column names: {name.strip()[:60]!r}"
+            cure = "If it is data, add --no-header; else name the columns with --text and --label."
+            raise UsageError(what, cure=cure)
+    for name in given:
+        if name not in columns:
+            raise UsageError(f"no column {name!r}", cure=suggest(name, columns))
+
+
+def _assign_fields(
+    format: str, texts: Sequence[str], choices: Sequence[str], columns: Mapping[str, Column]
+) -> dict[str, str | Sequence[str]]:
+    """The fields of the format and their columns, without the label."""
+    names = _FIELDS.get(format, ("context", "choices"))
+    values: list[str | Sequence[str]] = [*texts]
+    if choices:
+        context = texts[0] if len(texts) == 1 else " ".join(f"{{{name}}}" for name in texts)
+        values = [context, choices[0] if columns[choices[0]].longest_list else choices]
+    if len(names) != len(values) or bool(choices) != (format == "multiple_choice"):
+        what = f"the columns do not fit the format {format}"
+        cure = "It reads one text (classification), two texts, or a context and choices."
+        raise UsageError(what, cure=cure)
+    return dict(zip(names, values, strict=True))
+
+
+def _add_answers(
+    guess: TaskGuess, label: Column, choices: Sequence[str], longest_list: int
+) -> TaskGuess:
+    """The labels of a multiple-choice task."""
+    count = longest_list or len(choices)
+    labels = _count_answers(label, choices, count)
+    names = {}
+    if {"A", "1"} <= labels.keys():
+        names = {str(k): chr(ord("@") + k) for k in range(1, count + 1)}
+    return guess._replace(labels=labels, unlabelled=label.missing, class_names=names)
+
+
+def _add_several_labels(guess: TaskGuess, label: Column, names: Mapping[str, str]) -> TaskGuess:
+    """The labels of which a row can have several."""
+    return guess._replace(
+        labels=_complete(_sort_labels(label.name, label.items), names),
+        metrics=("micro_f1", "macro_f1"),
+        separator=label.separator,
+        class_names=names,
+    )
+
+
+def _add_classes(guess: TaskGuess, label: Column, names: Mapping[str, str]) -> TaskGuess:
+    """The classes, and the values that are taken for typing errors."""
+    labels = _complete(_count_classes(label), names)
+    errors = {} if label.numbers else find_typing_errors(labels)
+    return guess._replace(
+        labels={text: rows for text, rows in labels.items() if text not in errors},
+        unlabelled=(*label.missing, *errors),
         typing_errors=errors,
-        embedded_choices="" if choices else _find_embedded_choices(texts, columns, labels),
-        class_names=class_labels,
-        unread_choices=[] if target.items else looks,
+        class_names=names,
     )
 
 
@@ -367,18 +199,6 @@ def _complete(labels: dict[str, int], names: Mapping[str, str]) -> dict[str, int
     if not names or not labels.keys() <= {*names, "-1"}:
         return labels
     return {text: labels.get(text, 0) for text in names}
-
-
-def lacks_header(columns: Mapping[str, Column]) -> bool:
-    """Whether the names of some columns are values that repeat in them: the first row is data.
-
-    If all are, the header is repeated, as in files that were joined.
-    """
-    repeated = [
-        column.repeats and column.counts[normalize_label(name)] > 1
-        for name, column in columns.items()
-    ]
-    return any(repeated) and not all(repeated)
 
 
 def _find_named_label(columns: Mapping[str, Column]) -> Column | None:
@@ -430,7 +250,7 @@ def _find_label(columns: Mapping[str, Column]) -> Column:
         if column.repeats
         and 2 <= len(column.counts) <= _MAX_CLASSES
         and column.mean_words <= 3
-        and (_has_label_word(column.name) or not _NOT_TEXT.search(column.name))
+        and (_has_label_word(column.name) or not column.is_metadata)
     ]
     if not candidates:
         names = ", ".join(list(columns)[:_LISTED]) + (", ..." if len(columns) > _LISTED else "")
@@ -466,32 +286,16 @@ def _find_choices(columns: Sequence[Column], label: Column | None) -> list[str]:
 
     for column in columns:
         name, count = column.name, column.longest_list
-        is_text = _CHOICES.search(name) and not name.endswith((".label", ".labels"))
+        is_text = CHOICE_WORDS.search(name) and not name.endswith((".label", ".labels"))
         if is_text and count > 1 and fits([name], count):
             return [name]
     names = [column.name for column in columns]
-    choices = max(_group_choices(names), key=len, default=[])
-    if label and _NO_NAME.match(label.name) and _LETTERS.fullmatch("".join(sorted(label.counts))):
+    choices = max(group_choices(names), key=len, default=[])
+    if label and _NO_NAME.match(label.name) and LETTERS.fullmatch("".join(sorted(label.counts))):
         # Without a header: the columns before the letter of the answer.
         before = names[: sum(int(name[7:]) < int(label.name[7:]) for name in names)]
         choices = before[-len(label.counts) :]
     return choices if len(choices) > 1 and fits(choices, len(choices)) else []
-
-
-def _group_choices(names: Iterable[str]) -> list[list[str]]:
-    """Columns called A, B, ..., or like choices with numbers or letters at their ends."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        stem, number = _NUMBER_IN_NAME.subn("", name)
-        if _LETTER.fullmatch(name):
-            groups.setdefault(name[:-1].lower(), []).append(name)
-        elif number:
-            groups.setdefault(stem, []).append(name)
-    return [
-        group
-        for stem, group in groups.items()
-        if _CHOICES.search(stem) or _LETTERS.fullmatch("".join(name[-1].upper() for name in group))
-    ]
 
 
 def _find_embedded_choices(
@@ -529,7 +333,7 @@ def _find_texts(columns: Sequence[Column], format: str | None) -> list[str]:
     stems: dict[str, list[str]] = {}
     for name in names:
         if not _NO_NAME.match(name):
-            stems.setdefault(_NUMBER_IN_NAME.sub("#", name), []).append(name)
+            stems.setdefault(NUMBER_IN_NAME.sub("#", name), []).append(name)
     pairs = [[by_name[n] for n in pair] for pair in _PAIR_NAMES if set(pair) <= by_name.keys()]
     pairs += [group for group in stems.values() if len(group) == 2]
     if format != "classification" and pairs:
@@ -550,21 +354,24 @@ def _choose_format(
     return "similarity" if symmetric else "entailment"
 
 
-def _count_labels(label: Column, choices: Sequence[str], count: int) -> dict[str, int]:
-    """Rows of each label, in the order of the recipe; `count` is the number of choices, or 0."""
-    labels = _name_choices(label, choices, count) if count else []
-    counts = Counter(dict.fromkeys(labels, 0))
-    if labels and (numbers := _mixed_numbers(label, labels)):
-        return {**{name: label.counts[name] for name in labels}, **numbers}
-    for text, rows in label.counts.items() if labels else ():
-        counts[text if text in labels else clean_answer(text).upper()] += rows
-    if not labels and label.answers and count:
-        labels = list(string.ascii_uppercase[:count])
-        counts = Counter({name: label.answers[1][k] for k, name in enumerate(labels)})
-    if labels:
-        return _sort_labels(label.name, counts, labels)
+def _count_classes(label: Column) -> dict[str, int]:
+    """Rows of each class, in the order of numbers or names."""
     labels = sorted(label.counts, key=float if label.numbers else str)
     return _sort_labels(label.name, label.counts, labels)
+
+
+def _count_answers(label: Column, choices: Sequence[str], count: int) -> dict[str, int]:
+    """Rows of each answer, in the order of the choices if the answers name them."""
+    labels = _name_choices(label, choices, count)
+    if labels and (numbers := _mixed_numbers(label, labels)):
+        return {**{name: label.counts[name] for name in labels}, **numbers}
+    counts = Counter(dict.fromkeys(labels, 0))
+    for text, rows in label.counts.items() if labels else ():
+        counts[text if text in labels else clean_answer(text).upper()] += rows
+    if not labels and label.answers:
+        labels = list(string.ascii_uppercase[:count])
+        counts = Counter({name: label.answers[1][k] for k, name in enumerate(labels)})
+    return _sort_labels(label.name, counts, labels) if labels else _count_classes(label)
 
 
 def _mixed_numbers(label: Column, letters: Sequence[str]) -> dict[str, int]:

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.cli import main
-from finetune.cli.commands.new import find_evaluation_file, quote
-from finetune.cli.task_guess import guess_task, summarize_columns
+from finetune.cli.columns import summarize_columns
+from finetune.cli.commands.new import find_evaluation_file
+from finetune.cli.recipe_text import quote
+from finetune.cli.task_guess import guess_task
 from finetune.recipe.loading import load_recipe, parse_recipe
 from finetune.recipe.schema import Recipe
 from task_formats import UsageError

@@ -1,27 +1,20 @@
 """`gptft new`."""
 
-import os
-import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from errno import EEXIST
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from typer import Argument, Option
 
+from finetune.cli.columns import Column, lacks_header, summarize_columns
 from finetune.cli.console import format_count, print_line
 from finetune.cli.options import FILE_FLAGS, Overrides, with_recipe_flags
-from finetune.cli.task_guess import (
-    LabelNotFoundError,
-    TaskGuess,
-    guess_task,
-    lacks_header,
-    summarize_columns,
-)
-from finetune.evaluation.metrics import METRICS
+from finetune.cli.recipe_text import format_column, format_recipe, one_line
+from finetune.cli.task_guess import LabelNotFoundError, TaskGuess, guess_task
 from task_formats import Row, RowError, UsageError
 from task_formats.labels import as_text, normalize_label
 from task_formats.templates import look_up
@@ -33,12 +26,9 @@ if TYPE_CHECKING:
 _EVALUATION_NAMES = ("dev", "valid", "validation", "val", "eval", "evaluate")
 _MAX_LABELS = 2**24
 """Bytes of a file that may hold the labels of another one."""
-_MAX_ANSWERS = 20
-"""Labels up to which a prompt is written."""
 _LISTED = 5
 """Labels that are named one by one."""
 _Formats = Literal["classification", "entailment", "similarity", "multiple_choice"]
-_PLAIN = re.compile(r"(?!(yes|no|on|off|true|false|null|y|n)$)[a-z_][\w./+-]*( [\w./+-]+)*", re.I)
 
 
 @partial(with_recipe_flags, flags=FILE_FLAGS, with_set=False)
@@ -71,7 +61,6 @@ def new(
     What is not given is guessed from the names and types of the columns. A folder, or a JSON file
     of splits, holds training and evaluation rows.
     """
-    from finetune.data import open_rows
     from finetune.data.held_out import draw_held_out
     from finetune.recipe.loading import override_data, parse_recipe, resolve_paths
     from finetune.recipe.schema import DataConfig
@@ -82,63 +71,38 @@ def new(
     if data.path is not None and evaluate is not None:
         cure = "Leave --evaluate out, or name a file of training rows."
         raise UsageError("it holds its own evaluation rows", where=str(file), cure=cure)
-    source = open_rows(data, str(data.train))
-    located = _read(source)
-    columns = summarize_columns(row for _, row in located)
-    if data.header is None and lacks_header(columns):
-        data = override_data(data, {"header": False})
-        source = open_rows(data, str(data.train))
-        located = _read(source)
-        columns = summarize_columns(row for _, row in located)
-    rows = [row for _, row in located]
+    training = _read_training_rows(data)
     try:
         guess = guess_task(
-            columns,
+            training.columns,
             format=format,
             label=label,
             texts=text,
             choices=choices,
             scores=scores,
-            class_names=source.class_names(),
+            class_names=training.source.class_names(),
         )
     except LabelNotFoundError as error:
-        cure = error.cure + _hint_at_label_file(file, len(rows))
+        cure = error.cure + _hint_at_label_file(file, len(training.rows))
         raise UsageError(error.what, where=str(file), cure=cure) from None
     except UsageError as error:
         raise error.located(str(file)) from None
-    stem = file.absolute().name.partition(".")[0]
-    target = output or Path(f"{file.absolute().parent.name if stem == 'train' else stem}.yaml")
+    target = output or _name_recipe(file)
     if target.exists():
         raise FileExistsError(EEXIST, "", str(target))
+    data = training.data
     if hold_out is not None:
         data = override_data(data, {"evaluate": None, "hold_out": hold_out})
     elif data.path is None and (evaluate := evaluate or find_evaluation_file(file)):
         data = override_data(data, {"evaluate": str(evaluate)})
-    title = f"{one_line(file.absolute().name)}, {format_count(len(rows), 'row')}"
-    recipe = _format_recipe(guess, title, target.parent, data)
-    parsed = resolve_paths(parse_recipe(recipe, str(target)), target.absolute().parent)
+    title = f"{one_line(file.absolute().name)}, {format_count(len(training.rows), 'row')}"
+    content = format_recipe(guess, title, target.parent, data)
+    recipe = resolve_paths(parse_recipe(content, str(target)), target.absolute().parent)
     held_out = 0
     if hold_out is not None:
-        held_out = int(draw_held_out(source, parsed.data, parsed.task.build()).sum())
-    target.write_text(recipe, encoding="utf-8")
-    print_line(f"{format_count(len(rows), 'row')}. Detected format: ", (guess.format, "bold"))
-    for name, column in guess.columns.items():
-        print_line(f"  {name:<10} ", (_format_column(column), "cyan"))
-    if guess.unread_choices:
-        names = ", ".join(guess.unread_choices)
-        note = f"{names} may be choices, but they are not used: {guess.columns['label']} is taken"
-        why = "for the label, and its values are not their numbers, letters or texts."
-        print_line((f"{note} {why}", "yellow"))
-    if guess.embedded_choices:
-        note = f"The texts of {guess.embedded_choices} seem to hold choices, such as (A) and (B)."
-        how = "For multiple choice, put the choices in a list or in a column for each."
-        print_line((f"{note} {how}", "yellow"))
-    for note in chain(_describe_labels(located, guess), _describe_bad_rows(parsed)):
-        print_line((note, "yellow"))
-    if found := source.describe():
-        print_line(f"Found {found}.")
-    if any(name.startswith("Unnamed: ") for name in guess.unused):
-        print_line("Columns without a name are not used.")
+        held_out = int(draw_held_out(training.source, recipe.data, recipe.task.build()).sum())
+    target.write_text(content, encoding="utf-8")
+    _print_guess(guess, training, recipe)
     if held_out:
         print_line(f"{format_count(held_out, 'row')} are held out for evaluation.")
     elif data.evaluate is None:
@@ -167,13 +131,41 @@ def _find_splits(file: Path, data: "DataConfig") -> "DataConfig":
     return override_data(data, values)
 
 
-def _read(source: "Rows") -> "list[tuple[RowLocation, Row]]":
-    """The rows that can be read; RowError if none can."""
-    found = [item for item in source.read() if not isinstance(item[1], RowError)]
-    if not found and not list(source):  # Raises RowError if there are rows.
+class _TrainingRows(NamedTuple):
+    """The rows of a file that can be read, and how they are read."""
+
+    data: "DataConfig"
+    source: "Rows"
+    rows: "list[tuple[RowLocation, Row]]"
+    columns: dict[str, Column]
+
+
+def _read_training_rows(data: "DataConfig") -> _TrainingRows:
+    """Reads the training rows, without a header if the first row is one of data."""
+    from finetune.recipe.loading import override_data
+
+    found = _read(data)
+    if data.header is None and lacks_header(found.columns):
+        found = _read(override_data(data, {"header": False}))
+    return found
+
+
+def _read(data: "DataConfig") -> _TrainingRows:
+    """Reads the training rows; RowError if none can be read."""
+    from finetune.data import open_rows
+
+    source = open_rows(data, str(data.train))
+    rows = [(location, row) for location, row in source.read() if not isinstance(row, RowError)]
+    if not rows and not list(source):  # Raises RowError if there are rows.
         cure = "The file has at most a header."
         raise UsageError("no rows", where=source.origin, cure=cure)
-    return found  # type: ignore[return-value]
+    return _TrainingRows(data, source, rows, summarize_columns(row for _, row in rows))
+
+
+def _name_recipe(file: Path) -> Path:
+    """The recipe of FILE.csv is FILE.yaml; that of FOLDER/train.csv is FOLDER.yaml."""
+    stem = file.absolute().name.partition(".")[0]
+    return Path(f"{file.absolute().parent.name if stem == 'train' else stem}.yaml")
 
 
 def _hint_at_label_file(file: Path, count: int) -> str:
@@ -207,6 +199,41 @@ def _label(row: Row, guess: TaskGuess) -> str:
         return ""
     text = normalize_label(value)
     return text if text in guess.labels or text in guess.unlabelled else ""
+
+
+def _print_guess(guess: TaskGuess, training: _TrainingRows, recipe: "Recipe") -> None:
+    """Prints the format and the columns, and what should be looked at."""
+    print_line(
+        f"{format_count(len(training.rows), 'row')}. Detected format: ", (guess.format, "bold")
+    )
+    for name, column in guess.columns.items():
+        print_line(f"  {name:<10} ", (format_column(column), "cyan"))
+    notes = (
+        _describe_choices(guess),
+        _describe_labels(training.rows, guess),
+        _describe_bad_rows(recipe),
+    )
+    for note in chain.from_iterable(notes):
+        print_line((note, "yellow"))
+    if found := training.source.describe():
+        print_line(f"Found {found}.")
+    if any(name.startswith("Unnamed: ") for name in guess.unused):
+        print_line("Columns without a name are not used.")
+
+
+def _describe_choices(guess: TaskGuess) -> Iterator[str]:
+    """Says which choices the recipe does not read."""
+    if guess.unread_choices:
+        names, label = ", ".join(guess.unread_choices), guess.columns["label"]
+        yield (
+            f"{names} may be choices, but they are not used: {label} is taken for the label, and "
+            "its values are not their numbers, letters or texts."
+        )
+    if guess.embedded_choices:
+        yield (
+            f"The texts of {guess.embedded_choices} seem to hold choices, such as (A) and (B). For "
+            "multiple choice, put the choices in a list or in a column for each."
+        )
 
 
 def _describe_labels(located: "list[tuple[RowLocation, Row]]", guess: TaskGuess) -> Iterator[str]:
@@ -257,134 +284,3 @@ def _describe_bad_rows(recipe: "Recipe") -> Iterator[str]:
             count = format_count(report.num_skipped, "row")
             yield f"{count} cannot be used, the first: {first.location}: {first.reason}."
             yield "Correct them, or train with --on-bad-row skip."
-
-
-_RECIPE = """\
-# Written by `gptft new` for {title}.
-# Other values have their defaults; `gptft show` prints them all.
-about: {about}
-task:
-  # classification: one text. entailment: two texts in this order. similarity: two texts
-  # in either order. multiple_choice: a context and its choices.
-  format: {format}
-  columns:
-    {columns}
-  # Unused columns: {unused}.
-  {labels}
-  # The first metric selects the best checkpoint. Available:
-  # {available}.
-  metrics: [{metrics}]
-{prompt}data:
-{path}  train: {train}
-{evaluation}
-{options}train:
-  epochs: 3
-  batch_size: 32
-  learning_rate: 1e-4
-  max_tokens: 512  # Longer texts are truncated.
-"""
-
-
-def _format_recipe(guess: TaskGuess, title: str, folder: Path, data: "DataConfig") -> str:
-    """A recipe in `folder`, with comments on the alternatives."""
-    kind = "scores" if guess.range else "classes" if guess.separator is None else "multi_label"
-    if guess.range:
-        labels = ["# Lowest and highest score.", f"range: [{guess.range[0]}, {guess.range[1]}]"]
-    else:
-        labels = ["# Value in the file: name of the label. The names can be changed.", "labels:"]
-        for text, rows in guess.labels.items():
-            name = guess.class_names.get(text, text)
-            labels.append(f"  {quote(text)}: {quote(name)}  # {rows:,} rows")
-    could_be_ordered = kind == "classes" and guess.format != "multiple_choice"
-    if could_be_ordered and len(guess.labels) > 2 and all(map(_is_number, guess.labels)):
-        labels.append(
-            "# ordinal: true  # For labels in order, such as ratings; metrics also mae, spearman."
-        )
-    if guess.unlabelled:
-        labels.append("# Rows with these labels are left out.")
-        labels.append(f"unlabelled: [{', '.join(map(quote, guess.unlabelled))}]")
-    if guess.separator is not None:
-        labels += ["# A row can have several labels.", "multi_label: true"]
-        if guess.separator not in ("", ","):
-            labels.append(f"separator: {quote(guess.separator)}")
-
-    def name_split(split: str) -> str:
-        return os.path.relpath(split, folder) if data.path is None else split
-
-    evaluated = quote(name_split(data.evaluate)) if data.evaluate else "null"
-    evaluation = f"""\
-  # Evaluated after every epoch, and the best checkpoint is kept; null: no evaluation.
-  evaluate: {evaluated}"""
-    if data.hold_out is not None:
-        evaluation = f"""\
-  # This part of the rows is evaluated after every epoch, and the best checkpoint is kept. Every
-  # label has its share, and equal texts stay together. group_by: COLUMN keeps others together.
-  hold_out: {data.hold_out:g}"""
-    return _RECIPE.format(
-        title=title,
-        about=quote(title),
-        format=guess.format,
-        columns="\n    ".join(f"{n}: {_format_column(c)}" for n, c in guess.columns.items()),
-        unused=one_line(", ".join(guess.unused) or "none"),
-        labels="\n  ".join(labels),
-        available=", ".join(name for name, metric in METRICS.items() if kind in metric.labels),
-        metrics=", ".join(guess.metrics),
-        prompt=_format_prompt(guess),
-        path="" if data.path is None else f"  path: {quote(os.path.relpath(data.path, folder))}\n",
-        train=quote(name_split(str(data.train))),
-        evaluation=evaluation,
-        options=_format_options(data),
-    )
-
-
-def _format_prompt(guess: TaskGuess) -> str:
-    """A plain prompt for choices, or for few classes."""
-    fields = [f"{{{name}}}" for name in guess.columns if name not in ("choices", "label")]
-    names = [guess.class_names.get(text, text) for text in guess.labels]
-    if guess.format == "multiple_choice":
-        words, answers = "Answer", [f"    answers: {quote(' {choice}')}"]
-    elif guess.range is None and guess.separator is None and len(names) <= _MAX_ANSWERS:
-        words = "Label"
-        answers = ["    answers:", *(f"      {quote(n)}: {quote(f' {n}')}" for n in names)]
-    else:
-        return ""
-    text = r"\n".join([*fields, f"{words}:"])
-    about = "  # What `gptft prompt` asks a base that is not trained on the task."
-    return "\n".join([about, "  prompt:", f'    text: "{text}"', *answers, ""])
-
-
-def _format_options(data: "DataConfig") -> str:
-    """How the files are written, as far as it is given."""
-    given = {name: getattr(data, name) for name in ("format", "delimiter", "encoding", "header")}
-    texts = {
-        name: str(value).lower() if isinstance(value, bool) else quote(value)
-        for name, value in given.items()
-        if value is not None
-    }
-    return "".join(f"  {name}: {text}\n" for name, text in texts.items())
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
-
-
-def _format_column(column: str | Sequence[str]) -> str:
-    """A column, a template or a list of columns as YAML."""
-    return quote(column) if isinstance(column, str) else f"[{', '.join(map(quote, column))}]"
-
-
-def quote(text: str) -> str:
-    """A text as a YAML scalar.
-
-    >>> quote("no"), quote("not_entailment"), quote("1")
-    ('"no"', 'not_entailment', '"1"')
-    """
-    if text.isascii() and _PLAIN.fullmatch(text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
-
-
-def one_line(text: str) -> str:
-    """A text without line ends and control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
