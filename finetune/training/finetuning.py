@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
 from finetune.training.trackers import check_trackers, track
-from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError
+from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError, ViewEncoder
 from task_formats.labels import as_text
 
 MANY_TRUNCATED = 0.05
@@ -284,24 +284,9 @@ def prepare_finetuning(
         compile_blocks(base.decoder)
     if config.activation_checkpointing or activation_checkpointing_requested():
         checkpoint_activations(base.decoder)
-    # The main process fills the cache of encoded rows; the others then read it.
-    with accelerator.main_process_first():
-        tokenizer = base.task_tokens.fingerprint
-        train_split = encode_training_split(
-            recipe, task, encoder, examples=examples, tokenizer_hash=tokenizer
-        )
-        encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer)
-        evaluation_split = encode(data.evaluation_split) if data.evaluation_split else None
-        extra = {name: encode(split, labelled=False) for name, split in data.extra.items()}
-    rows = len(train_split.examples)
-    drop = config.incomplete_batch == "drop"
-    sampler = EpochSampler(rows, config.batch_size, config.epochs, config.seed, drop)
-    if sampler.updates < 1:
-        raise UsageError(
-            f"{rows} rows are too few for an update of {config.batch_size}",
-            where="train.batch_size",
-            cure="Lower --batch-size, or set train.incomplete_batch to keep.",
-        )
+    splits = _encode_splits(recipe, task, base, encoder, accelerator, examples)
+    train_split = splits.train
+    sampler = _build_sampler(config, len(train_split.examples))
     torch.manual_seed(config.seed)
     model = build_task_model(base, task, config.head_dropout, recipe.head.bias)
     freeze_layers(base.decoder, config.freeze_layers)
@@ -316,18 +301,9 @@ def prepare_finetuning(
         max_tokens=config.tokens_per_forward,
         training=True,
     )
-    splits = {**extra, "train": train_split}
-    splits |= {"evaluate": evaluation_split} if evaluation_split else {}
     fingerprints = fingerprint_base(recipe.base.path, base.decoder)
     if recipe.base.from_scratch:
         fingerprints.pop(WEIGHTS, None)
-    notices = [text for split in splits.values() for text in split.describe()]
-    notices += _describe_labels(task, train_split, evaluation_split, config.fraction)
-    if is_sharded(model):
-        count = accelerator.num_processes
-        notices.append(f"FSDP2: model and optimizer state are sharded over {count} processes")
-    if notice := describe_own_attention(base.decoder):
-        notices.append(notice)
     return FinetuningJob(
         config=recipe,
         fixed_sections=("task", "base", "head", "train"),
@@ -352,18 +328,68 @@ def prepare_finetuning(
         ),
         sources={
             name: SplitSource(split.fingerprint, len(split.examples))
-            for name, split in splits.items()
+            for name, split in splits.by_name().items()
         },
         base_fingerprints=fingerprints,
-        notices=tuple(notices),
+        notices=(
+            *_describe_data(task, splits, config.fraction),
+            *_describe_model(model, accelerator),
+        ),
         truncated_tokens=int(train_split.examples.arrays.truncated_tokens.sum()),
         truncation_warning=_describe_lost_tokens(task, train_split.examples, config.max_tokens),
         skipped_rows=train_split.report.num_skipped + train_split.report.unlabelled,
         task=task,
         base=base,
-        evaluation_split=evaluation_split,
-        extra_splits=extra,
+        evaluation_split=splits.evaluation,
+        extra_splits=splits.extra,
     )
+
+
+class _Splits(NamedTuple):
+    """The encoded rows of a run."""
+
+    train: Split
+    evaluation: Split | None
+    extra: dict[str, Split]
+
+    def by_name(self) -> dict[str, Split]:
+        evaluation = {"evaluate": self.evaluation} if self.evaluation else {}
+        return {**self.extra, "train": self.train, **evaluation}
+
+
+def _encode_splits(
+    recipe: Recipe,
+    task: Task,
+    base: Base,
+    encoder: ViewEncoder,
+    accelerator: Accelerator,
+    examples: Sequence[Example] | None,
+) -> _Splits:
+    """Encodes all rows, or reads them from the cache."""
+    data, tokenizer = recipe.data, base.task_tokens.fingerprint
+    encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer)
+    # The main process fills the cache; the others then read it.
+    with accelerator.main_process_first():
+        return _Splits(
+            encode_training_split(
+                recipe, task, encoder, examples=examples, tokenizer_hash=tokenizer
+            ),
+            encode(data.evaluation_split) if data.evaluation_split else None,
+            {name: encode(split, labelled=False) for name, split in data.extra.items()},
+        )
+
+
+def _build_sampler(config: TrainConfig, rows: int) -> EpochSampler:
+    """The order of the training rows; UsageError if there are too few for an update."""
+    drop = config.incomplete_batch == "drop"
+    sampler = EpochSampler(rows, config.batch_size, config.epochs, config.seed, drop)
+    if sampler.updates < 1:
+        raise UsageError(
+            f"{rows} rows are too few for an update of {config.batch_size}",
+            where="train.batch_size",
+            cure="Lower --batch-size, or set train.incomplete_batch to keep.",
+        )
+    return sampler
 
 
 def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> TaskLossOptions:
@@ -394,13 +420,14 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
     return TaskLossOptions(weights, config.label_smoothing, is_distribution)
 
 
-def _describe_labels(
-    task: Task, train: Split, evaluation: Split | None, fraction: float
-) -> Iterator[str]:
-    """Warnings about splits from which little can be learned or concluded.
+def _describe_data(task: Task, splits: _Splits, fraction: float) -> Iterator[str]:
+    """Notes about the splits, with warnings if little can be learned or concluded from them.
 
     Training rows of one class are an error, unless they are a drawn fraction of others.
     """
+    train, evaluation = splits.train, splits.evaluation
+    for split in splits.by_name().values():
+        yield from split.describe()
     for split in filter(None, (train, evaluation)):
         labels = split.examples.labels
         if isinstance(task.labels, Classes):
@@ -413,6 +440,15 @@ def _describe_labels(
     if evaluation and (shared := count_shared(evaluation.examples, train.examples)):
         rows = f"{shared} of {len(evaluation.examples)} evaluation rows"
         yield f"warning: {rows} also occur in the training rows, so scores are too high"
+
+
+def _describe_model(model: TaskModel, accelerator: Accelerator) -> Iterator[str]:
+    """Notes about how the model is computed."""
+    if is_sharded(model):
+        count = accelerator.num_processes
+        yield f"FSDP2: model and optimizer state are sharded over {count} processes"
+    if notice := describe_own_attention(model.backbone.decoder):
+        yield notice
 
 
 def _describe_lost_tokens(task: Task, examples: TokenStore, max_tokens: int) -> str:

@@ -78,7 +78,6 @@ def predict(
     A folder is a copy of the data set (see --split), or holds files that are all labelled.
     """
     from finetune.checkpointing.fingerprint import fingerprint_run
-    from finetune.cli.output_files import is_done
     from finetune.data.partial_output import check_folder
 
     if resume and overwrite:
@@ -99,19 +98,16 @@ def predict(
         raise UsageError(what, cure="Give a folder or a pattern of files, and -o FOLDER/.")
     if num_processes > 1 and "-" in files:
         raise UsageError("--num-processes cannot share standard input", cure="Give a file.")
-    goes_on = into_folder and on_bad_row == "skip"
-    launch_processes(context, num_processes, independent=goes_on)
+    # In a folder, one bad file does not cost the others.
+    independent = into_folder and on_bad_row == "skip"
+    launch_processes(context, num_processes, independent=independent)
     made_from = {"the run": fingerprint_run(run), "--calibrated": calibrated}
     if into_folder:
         outputs, device = _deal(outputs, shard, device)
         check_folder(Path(output), made_from, resume=resume)
     if resume:
         # A folder of outputs has a record of its run.
-        model = [] if into_folder else [run / "model" / "head.safetensors", run / "recipe.yaml"]
-        pending = [file for file in outputs if not is_done(file, model)]
-        if done := len(outputs) - len(pending):
-            print_line(f"{format_count(done, 'output')} complete already.", stderr=True)
-        outputs = pending
+        outputs = _skip_done(outputs, None if into_folder else run)
     if not outputs:
         return
     predictor = load_predictor(run, task, device, trust_remote_code, calibrated=calibrated)
@@ -123,14 +119,31 @@ def predict(
         "made_from": {**made_from, "the precision": predictor.precision},
         "is_writer": into_folder or get_rank() == 0,
     }
+    _label_files(predictor, outputs, independent=independent, **options)
+
+
+def _skip_done(outputs: "Sequence[OutputFile]", run: Path | None) -> "list[OutputFile]":
+    """Returns the outputs that are not complete; UsageError if the input or the run is newer."""
+    from finetune.cli.output_files import is_done
+
+    model = [run / "model" / "head.safetensors", run / "recipe.yaml"] if run else []
+    pending = [file for file in outputs if not is_done(file, model)]
+    if done := len(outputs) - len(pending):
+        print_line(f"{format_count(done, 'output')} complete already.", stderr=True)
+    return pending
+
+
+def _label_files(
+    predictor: "Predictor", outputs: "Sequence[OutputFile]", *, independent: bool, **options: Any
+) -> None:
+    """Labels the rows of outputs; raises UsageError at the first error, or in the end."""
     failed: list[UsageError] = []
     for file in outputs:
         try:
             _label_file(predictor, file, **options)
         except UsageError as error:
-            if not goes_on:
+            if not independent:
                 raise
-            # One bad file does not cost the others.
             failed.append(error)
             print_line(("failed: ", "red"), error.headline, stderr=True)
     if failed:
