@@ -1,7 +1,7 @@
 """The HTTP interface of a predictor."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +11,19 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel
 
 from finetune.evaluation.predictor import Predictor
 from finetune.serving.batcher import Batcher, QueueFullError
 from finetune.serving.body_limit import BodyLimit
-from finetune.serving.models import describe, make_prediction_model, make_row_model
-from task_formats import Example, RowError
+from finetune.serving.models import (
+    ViewModel,
+    describe,
+    make_body_type,
+    make_prediction_model,
+    make_row_model,
+)
+from task_formats import Example, RowError, Task
 
 _MAX_ERRORS = 20
 """Errors that are listed for one request."""
@@ -44,25 +50,6 @@ class ServingLimits(NamedTuple):
 
 
 DEFAULT_LIMITS = ServingLimits()
-
-
-class TokenModel(BaseModel):
-    """One token of a view."""
-
-    text: str
-    """The text that it stands for; S, D or E for a special token."""
-    template: int | None
-    """Which text of the format it belongs to, from 0; null for a special token."""
-    unknown: bool = False
-    """Whether the tokenizer does not know it."""
-
-
-class ViewModel(BaseModel):
-    """One token sequence that the model reads; the head reads at its last token."""
-
-    tokens: list[TokenModel]
-    removed_tokens: int
-    """Tokens that truncation removed."""
 
 
 def create_app(
@@ -107,23 +94,7 @@ def create_app(
     app.add_exception_handler(QueueFullError, _explain_full_queue)
     protected = [Depends(_check_token(token))] if token else []
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-
-    def build_example(row: BaseModel, place: Sequence[str | int]) -> Example:
-        """The example of a row; RequestValidationError names the row's place in the request."""
-        try:
-            return task.example(row.model_dump(by_alias=True), "row", labelled=False)
-        except RowError as error:
-            details = {"type": "row", "loc": ("body", *place), "msg": str(error)}
-            raise RequestValidationError([details]) from None
-
-    def tag(body: Any) -> str:
-        return "rows" if isinstance(body, list) else "row"
-
-    rows_type = Annotated[list[row_model], Field(min_length=1, max_length=limits.max_rows)]  # type: ignore[valid-type]
-    body_type = Annotated[
-        Annotated[row_model, Tag("row")] | Annotated[rows_type, Tag("rows")],  # type: ignore[valid-type]
-        Discriminator(tag),
-    ]
+    body_type = make_body_type(row_model, limits.max_rows)
 
     @app.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
@@ -148,30 +119,28 @@ def create_app(
         """Predicts one row, or a list of rows in order."""
         rows: Any = body
         if not isinstance(rows, list):
-            [prediction] = await batcher.predict([build_example(rows, ())])
+            [prediction] = await batcher.predict([_build_example(task, rows)])
             return describe(prediction, task)
-        examples = [build_example(row, (n,)) for n, row in enumerate(rows)]
+        examples = [_build_example(task, row, n) for n, row in enumerate(rows)]
         return [describe(prediction, task) for prediction in await batcher.predict(examples)]
 
     @app.post("/tokens", dependencies=protected)
     async def tokens(row: row_model) -> list[ViewModel]:  # type: ignore[valid-type]
         """Shows one row as the model reads it, token by token."""
-        example = build_example(row, ())
+        example = _build_example(task, row)
         views = await batcher.call(lambda: predictor.view_tokens(example))
-        return [
-            ViewModel(
-                tokens=[
-                    TokenModel(
-                        text=token.text, template=token.template_index, unknown=token.is_unknown
-                    )
-                    for token in view.tokens
-                ],
-                removed_tokens=sum(number for number, _ in view.removed.values()),
-            )
-            for view in views
-        ]
+        return [ViewModel.of(view) for view in views]
 
     return app
+
+
+def _build_example(task: Task, row: BaseModel, *place: int) -> Example:
+    """The example of a row; RequestValidationError names the row's place in the request."""
+    try:
+        return task.example(row.model_dump(by_alias=True), "row", labelled=False)
+    except RowError as error:
+        details = {"type": "row", "loc": ("body", *place), "msg": str(error)}
+        raise RequestValidationError([details]) from None
 
 
 def _check_token(token: str) -> Callable[..., None]:

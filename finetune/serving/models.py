@@ -3,9 +3,19 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from finetune.models.token_views import TokenView
 from task_formats import MultiLabel, Prediction, Range, Task
 from task_formats.task import CHOICES
 from task_formats.templates import field_names, is_template, look_up
@@ -75,6 +85,15 @@ def make_row_model(task: Task) -> type[BaseModel]:
     return create_model("Row", __base__=RowModel, **fields)
 
 
+def make_body_type(row_model: type[BaseModel], max_rows: int) -> Any:
+    """Builds the type of a request: one row, or a list of at most `max_rows`."""
+    rows_type = Annotated[list[row_model], Field(min_length=1, max_length=max_rows)]  # type: ignore[valid-type]
+    return Annotated[
+        Annotated[row_model, Tag("row")] | Annotated[rows_type, Tag("rows")],
+        Discriminator(lambda body: "rows" if isinstance(body, list) else "row"),
+    ]
+
+
 def make_prediction_model(task: Task) -> type[BaseModel]:
     """Builds the model of a prediction: a label or labels and probabilities, or a score."""
     if isinstance(task.labels, Range):
@@ -97,3 +116,31 @@ def describe(prediction: Prediction, task: Task) -> dict[str, Any]:
     if isinstance(prediction.label, tuple):
         return {"labels": list(prediction.label), "probabilities": probabilities}
     return {"label": prediction.label, "probabilities": probabilities}
+
+
+class TokenModel(BaseModel):
+    """One token of a view."""
+
+    text: str
+    """The text that it stands for; S, D or E for a special token."""
+    template: int | None
+    """Which text of the format it belongs to, from 0; null for a special token."""
+    unknown: bool = False
+    """Whether the tokenizer does not know it."""
+
+
+class ViewModel(BaseModel):
+    """One token sequence that the model reads; the head reads at its last token."""
+
+    tokens: list[TokenModel]
+    removed_tokens: int
+    """Tokens that truncation removed."""
+
+    @classmethod
+    def of(cls, view: TokenView) -> "ViewModel":
+        """Returns the model of a view."""
+        tokens = [
+            TokenModel(text=token.text, template=token.template_index, unknown=token.is_unknown)
+            for token in view.tokens
+        ]
+        return cls(tokens=tokens, removed_tokens=sum(number for number, _ in view.removed.values()))
