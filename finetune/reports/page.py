@@ -3,22 +3,19 @@
 import base64
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune.checkpointing.run_folder import read_recipe
-from finetune.data.examples import LocatedExample
 from finetune.data.splits import find_rows
 from finetune.evaluation.majority import score_majority
 from finetune.evaluation.metrics import METRICS
 from finetune.evaluation.statistics import ThresholdCurve
-from finetune.models.token_views import TokenView, list_templates
+from finetune.models.token_views import list_templates
 from finetune.reports import figures
 from finetune.reports.analysis import (
     RunAnalysis,
@@ -30,8 +27,9 @@ from finetune.reports.analysis import (
     match_rows,
     slice_rows,
 )
-from finetune.reports.evaluated_run import EvaluatedRun, LabelCounts, Predictions, count_labels
-from task_formats import Classes, Example, MultiLabel, Range, Task, UsageError
+from finetune.reports.evaluated_run import EvaluatedRun, LabelCounts, count_labels
+from finetune.reports.shown_rows import ViewTokens, format_number, show_row
+from task_formats import Classes, MultiLabel, Range, UsageError
 
 MAX_RUNS = 6
 """Runs in one report: as many as the figures have colours."""
@@ -41,34 +39,6 @@ MAX_CLASSES = 100
 """Classes that tables list."""
 MAX_SUSPICIOUS = 30
 """Suspicious labels that are listed."""
-MAX_TEXT, MAX_REMOVED = 2000, 200
-"""Characters shown of a text, and of a text that truncation removed."""
-_NUM_FIELD_COLORS = 4
-
-ViewTokens = Callable[[Example], list[TokenView]]
-
-
-class Span(NamedTuple):
-    """A part of a view with one meaning."""
-
-    kind: str
-    """special, removed, or field-N for the Nth template."""
-    text: str
-    title: str = ""
-
-
-class ShownRow(NamedTuple):
-    """A row as the page shows it."""
-
-    id: str
-    place: str
-    """File and line."""
-    label: str
-    answers: list[dict[str, Any]]
-    """For each run: its name, its answer, whether that is right, and a remark with numbers."""
-    views: list[list[Span]]
-    choices: list[dict[str, Any]]
-    """The choices of a row of multiple choice."""
 
 
 class Confusion(NamedTuple):
@@ -142,7 +112,7 @@ def make_report(
         curves=figures.draw_learning_curves(runs),
         differences=_list_differences(runs),
         draws=draws,
-        errors=[_show_row(runs, matched, n, rows[matched[0].ids[n]], view_tokens) for n in shown],
+        errors=[show_row(runs, matched, n, rows[matched[0].ids[n]], view_tokens) for n in shown],
         fields=list_templates(first.task.format),
         first=first,
         is_multi_label=isinstance(first.task.labels, MultiLabel),
@@ -183,17 +153,12 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _format_number, "p_value": _format_p_value}
+    environment.filters |= {"number": format_number, "p_value": _format_p_value}
     return environment
 
 
 def _read(name: str) -> str:
     return Path(__file__).with_name("templates").joinpath(name).read_text(encoding="utf-8")
-
-
-def _format_number(value: float, digits: int = 4) -> str:
-    """Digits after the point as in `gptft evaluate`, with a proper minus sign."""
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def _format_p_value(value: float) -> str:
@@ -288,118 +253,3 @@ def _list_commands(runs: Sequence[EvaluatedRun]) -> list[str]:
         commands.append(shlex.join(["gptft", "train", *again]))
         commands.append(shlex.join(["gptft", "evaluate", folder, "--split", run.split, *data]))
     return commands
-
-
-def _show_row(
-    runs: Sequence[EvaluatedRun],
-    matched: Sequence[Predictions],
-    row: int,
-    item: LocatedExample,
-    view_tokens: ViewTokens,
-) -> ShownRow:
-    task, gold = runs[0].task, matched[0].gold[row]
-    answers = []
-    for run, rows in zip(runs, matched, strict=True):
-        answer, table = rows.predicted[row], rows.probabilities
-        right = bool(rows.correct[row])
-        if table is None:
-            sign = "+" if answer > gold else ""
-            remark = f"{sign}{_format_number(answer - gold, 3)}"
-        elif isinstance(task.labels, MultiLabel):
-            remark = _describe_wrong_labels(answer, gold, table[row], task.labels.names)
-        else:
-            remark = f"probability {table[row, answer]:.3f}"
-            remark += "" if right else f", of the label {table[row, gold]:.3f}"
-        answers.append(
-            {"run": run.name, "right": right, "answer": _show_label(task, answer), "remark": remark}
-        )
-    views = view_tokens(item.example)
-    choices = []
-    for k, text in enumerate(item.example.choices):
-        chosen_by = [
-            run.name for run, rows in zip(runs, matched, strict=True) if rows.predicted[row] == k
-        ]
-        first = matched[0].probabilities
-        probability = float(first[row, k]) if first is not None else None
-        choices.append(
-            {"name": task.labels.name(k), "text": clip(text, MAX_TEXT), "right": k == gold,
-             "chosen_by": chosen_by, "probability": probability}
-        )  # fmt: skip
-    label, shown = _show_label(task, gold), shown_views(views, task)
-    return ShownRow(item.example.id, str(item.location), label, answers, shown, choices)
-
-
-def _show_label(task: Task, label: Any) -> str:
-    """A label, the names of several, or a score."""
-    if isinstance(task.labels, Range):
-        return f"{label:.3f}".rstrip("0").rstrip(".")
-    name = task.labels.name(label)
-    return name if isinstance(name, str) else ", ".join(name) or "no label"
-
-
-def _describe_wrong_labels(
-    answer: NDArray[Any], gold: NDArray[Any], probability: NDArray[Any], names: Sequence[str]
-) -> str:
-    """The labels that are missing or too many, with their probabilities."""
-    parts = []
-    for word, wrong in (("missing", gold > answer), ("too many", answer > gold)):
-        listed = [f"{names[k]} {probability[k]:.3f}" for k in np.flatnonzero(wrong).tolist()]
-        parts += [f"{word}: {', '.join(listed)}"] if listed else []
-    return "; ".join(parts)
-
-
-def shown_views(views: Sequence[TokenView], task: Task) -> list[list[Span]]:
-    """Returns the views as spans: each text once, and without choices, which are listed apart."""
-    templates = list_templates(task.format)
-    hidden = {n for n, template in enumerate(templates) if "{choice}" in template}
-    shown, seen = [], set(hidden)
-    for view in views[:1] if task.format.is_multiple_choice else views:
-        fields = {token.template_index for token in view.tokens} - {None}
-        if fields <= seen:
-            continue
-        seen |= {index for index in fields if index is not None}
-        shown.append(_make_spans(view, hidden))
-    return shown
-
-
-def _make_spans(view: TokenView, hidden: set[int]) -> list[Span]:
-    spans: list[Span] = []
-
-    def add(kind: str, text: str, title: str = "") -> None:
-        if spans and spans[-1].kind == kind and kind.startswith("field"):
-            text = spans.pop().text + text
-        spans.append(Span(kind, text, title))
-
-    for n, token in enumerate(view.tokens):
-        index = token.template_index
-        if n in view.removed and not _is_hidden(view, n, hidden):
-            number, text = view.removed[n]
-            add("removed", clip(text, MAX_REMOVED), f"{number:,} tokens removed by truncation")
-        if index is None:
-            add("special", token.text)
-        elif index not in hidden:
-            add(f"field-{index % _NUM_FIELD_COLORS}", token.text)
-    # A delimiter before a hidden choice has nothing after it.
-    kept = [
-        span
-        for span, following in pairwise([*spans, None])
-        if span
-        and not (span.text == "D" and span.kind == "special" and following == Span("special", "E"))
-    ]
-    return [span._replace(text=clip(span.text, MAX_TEXT)) for span in kept]
-
-
-def _is_hidden(view: TokenView, place: int, hidden: set[int]) -> bool:
-    before = view.tokens[place - 1].template_index if place else None
-    return before in hidden
-
-
-def clip(text: str, limit: int) -> str:
-    """Shortens a long text, and says by how much.
-
-    >>> clip("abcdef", 4)
-    'abcd … (2 more characters)'
-    """
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]} … ({len(text) - limit:,} more characters)"

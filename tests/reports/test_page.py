@@ -12,7 +12,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.models.token_views import PreviewToken, TokenView
 from finetune.recipe.schema import TaskConfig
-from finetune.reports.page import Span, clip, make_report, shown_views
+from finetune.reports.page import make_report
+from finetune.reports.shown_rows import Span, clip, shown_views
 from task_formats import FORMATS, Classes, Task, UsageError
 from tests.support.evaluated_runs import make_run, view_tokens
 from tests.support.jobs import rows
