@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from finetune.comparison.cells import Cell as Cell
     from finetune.comparison.cells import Design as Design
     from finetune.comparison.cells import plan_cells as plan_cells
-    from finetune.comparison.study import CellFinished as CellFinished
-    from finetune.comparison.study import CellStarted as CellStarted
     from finetune.comparison.study import compare as compare
     from finetune.comparison.study import events as events
     from finetune.comparison.study import list_cells as list_cells
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from finetune.comparison.table import Row as Row
     from finetune.comparison.table import ScoreSummary as ScoreSummary
     from finetune.comparison.table import Table as Table
+    from finetune.training.events import CellFinished as CellFinished
+    from finetune.training.events import CellStarted as CellStarted
 
 
 def __getattr__(name: str) -> Any:

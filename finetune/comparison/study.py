@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,29 +36,17 @@ from finetune.prompting import PromptEvaluator, PromptOptions
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
-from finetune.training.events import Event, Finished, Interrupted, Notice
+from finetune.training.events import (
+    CellFinished,
+    CellStarted,
+    Event,
+    Finished,
+    Interrupted,
+    Notice,
+)
 from finetune.training.finetuning import events as train_events
 from finetune.training.runner import stop_at_once
 from task_formats import Demonstrations, Task, UsageError
-
-
-class CellStarted(NamedTuple):
-    """A cell starts to run."""
-
-    cell: Cell
-    number: int
-    """1, 2, ... among the selected cells."""
-    cells: int
-
-
-class CellFinished(NamedTuple):
-    """The result of a cell is available."""
-
-    result: CellResult
-    number: int
-    cells: int
-    reused: bool
-    """The cell had been finished by an earlier call."""
 
 
 def compare(recipe: Recipe, folder: Path | str, design: Design, **options: Any) -> Table:
@@ -78,7 +66,7 @@ def events(
     keep_models: bool = False,
     overwrite: bool = False,
     device: str | None = None,
-) -> Iterator[CellStarted | CellFinished | Event]:
+) -> Iterator[CellStarted[Cell] | CellFinished[CellResult] | Event]:
     """Runs the cells of a study; yields the start and end of each, and the events of training runs.
 
     Finished cells are read, and interrupted ones resume from their latest checkpoint.

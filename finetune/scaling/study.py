@@ -39,7 +39,7 @@ from finetune.scaling.cells import Cell, plan_cells, select_cells
 from finetune.scaling.study_plan import StudyPlan
 from finetune.storage import files, json_files
 from finetune.training.estimate import run_trial
-from finetune.training.events import Event, Finished, Interrupted
+from finetune.training.events import CellFinished, CellStarted, Event, Finished, Interrupted
 from finetune.training.runner import stop_at_once
 from task_formats import UsageError
 
@@ -69,25 +69,6 @@ class TimeEstimate(NamedTuple):
     cells: int
 
 
-class CellStarted(NamedTuple):
-    """A cell starts to run, or goes on."""
-
-    cell: Cell
-    number: int
-    """1, 2, ... among the selected cells."""
-    cells: int
-
-
-class CellFinished(NamedTuple):
-    """The result of a cell is available."""
-
-    result: CellResult
-    number: int
-    cells: int
-    reused: bool
-    """The cell had been finished before."""
-
-
 class CellFailed(NamedTuple):
     """A cell ended with an error; the others go on."""
 
@@ -105,7 +86,7 @@ class TextSizes(NamedTuple):
     evaluation_tokens: int
 
 
-StudyEvent = TimeEstimate | CellStarted | CellFinished | CellFailed | Event
+StudyEvent = TimeEstimate | CellStarted[Cell] | CellFinished[CellResult] | CellFailed | Event
 
 
 def events(

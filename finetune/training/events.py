@@ -1,8 +1,8 @@
-"""Events that a training run yields."""
+"""Events that training runs and studies of several runs yield."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from finetune.training.loop import Step
 from finetune.training.noise_scale import NoiseScale
@@ -70,6 +70,29 @@ class Finished(NamedTuple):
     """The run is finished."""
 
     result: Result
+
+
+CellT = TypeVar("CellT")
+CellResultT = TypeVar("CellResultT")
+
+
+class CellStarted(NamedTuple, Generic[CellT]):
+    """A cell of a study starts to run, or goes on."""
+
+    cell: CellT
+    number: int
+    """1, 2, ... among the selected cells."""
+    cells: int
+
+
+class CellFinished(NamedTuple, Generic[CellResultT]):
+    """The result of a cell is available."""
+
+    result: CellResultT
+    number: int
+    cells: int
+    reused: bool
+    """The cell had been finished by an earlier call."""
 
 
 class Diverged(UsageError):

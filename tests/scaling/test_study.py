@@ -14,8 +14,6 @@ from finetune.scaling.analysis import fit_points
 from finetune.scaling.points import read_points
 from finetune.scaling.study import (
     CellFailed,
-    CellFinished,
-    CellStarted,
     Study,
     TimeEstimate,
     choose_best,
@@ -23,7 +21,7 @@ from finetune.scaling.study import (
     list_cells,
 )
 from finetune.scaling.study_plan import StudyPlan
-from finetune.training.events import Started
+from finetune.training.events import CellFinished, CellStarted, Started
 from finetune.training.loop import Step
 from task_formats import UsageError
 from tests.pretraining.test_pretraining import BOOK

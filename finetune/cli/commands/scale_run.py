@@ -90,15 +90,8 @@ def _run_cells(plan: "StudyPlan", folder: Path, options: Mapping[str, Any]) -> N
     """Shows a live table in a terminal, and in a file a line for each finished run."""
     from finetune.cli.progress_display import format_time
     from finetune.cli.run_display import RunProgress
-    from finetune.scaling.study import (
-        CellFailed,
-        CellFinished,
-        CellStarted,
-        TimeEstimate,
-        events,
-        list_cells,
-    )
-    from finetune.training.events import Interrupted, Notice
+    from finetune.scaling.study import CellFailed, TimeEstimate, events, list_cells
+    from finetune.training.events import CellFinished, CellStarted, Interrupted, Notice
     from finetune.training.loop import Step
 
     cells = [cell for cell, _, _ in list_cells(plan, folder, options["only"], options["shard"])]
