@@ -107,9 +107,8 @@ def compare(
         cure = "gptft compare RUN RUN, or gptft compare --task TASK."
         raise UsageError("nothing to compare", cure=cure)
     refuse_options({"--split": split}, "is for finished runs", "Set data.evaluate with --set.")
-    from finetune import comparison
     from finetune.cli.task_sources import find_task
-    from finetune.comparison.curve import check_figure_path, check_matplotlib
+    from finetune.comparison import Design
 
     if no_shots:
         refuse_options({"--shots": shots}, "and --no-shots exclude each other", "Give one.")
@@ -119,7 +118,7 @@ def compare(
     seed = overrides.get("train.seed")
     problem = "has no effect: the runs have several seeds"
     refuse_options({"train.seed": seed}, problem, f"Use --seeds {seed}.")
-    design = comparison.Design(
+    design = Design(
         tuple(parse_seeds(seeds)),
         () if no_shots else None if shots is None else tuple(shots),
         tuple(fractions),
@@ -128,12 +127,29 @@ def compare(
     source = find_task(task, overrides)
     target = folder or Path("studies", source.name)
     if list_cells:
-        from finetune.cli.run_display import format_scores
-
-        for cell, result in comparison.list_cells(source.recipe, target, design, only):
-            state = format_scores(result.scores) if result else "to do"
-            print_line(f"{cell.name:<28} ", (state, "green" if result else "dim"))
+        _print_cells(source, target, design, only)
         return
+    _check_figure(design, figure, plot)
+    launch_processes(context, num_processes)
+    options = {"only": only, "keep_models": keep_models, "overwrite": overwrite}
+    _run_cells(source, target, design, options)
+    _print_table(source, target, design, (figure or target / "curve.png") if plot else None)
+
+
+def _print_cells(source: "TaskSource", folder: Path, design: "Design", only: Sequence[str]) -> None:
+    """Prints a line for each cell: its scores, or that it is to do."""
+    from finetune.cli.run_display import format_scores
+    from finetune.comparison import list_cells
+
+    for cell, result in list_cells(source.recipe, folder, design, only):
+        state = format_scores(result.scores) if result else "to do"
+        print_line(f"{cell.name:<28} ", (state, "green" if result else "dim"))
+
+
+def _check_figure(design: "Design", figure: Path | None, plot: bool) -> None:
+    """Raises UsageError if the learning curve cannot be drawn, before anything runs."""
+    from finetune.comparison.curve import check_figure_path, check_matplotlib
+
     if figure is not None:
         if not plot or not design.fractions:
             problem = "is the learning curve of --fractions"
@@ -141,10 +157,6 @@ def compare(
         check_figure_path(figure)
     if design.fractions and plot:
         check_matplotlib()
-    launch_processes(context, num_processes)
-    options = {"only": only, "keep_models": keep_models, "overwrite": overwrite}
-    _run_cells(source, target, design, options)
-    _print_table(source, target, design, (figure or target / "curve.png") if plot else None)
 
 
 def compare_finished(runs: Sequence[Path], split: str | None, overrides: Overrides) -> None:
