@@ -200,38 +200,21 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
             split: open_corpus(plan.corpus, paths) for split, paths in names.items() if paths
         }
         decoder, tokenizer = _load(plan, corpora["train"], corpus_folder)
-        context, end_id, texts = _context(plan, decoder), _document_separator(tokenizer), {}
-        for split, corpus in corpora.items():
-            content = corpus.fingerprint()
-            encoded = encode_corpus(
-                corpus.read(),
-                partial(tokenize, tokenizer),
-                corpus_folder / split,
-                key=json.dumps([content, fingerprint_tokenizer(tokenizer), len(tokenizer), end_id]),
-                vocabulary_size=len(tokenizer),
-                end_id=end_id,
-                total_bytes=corpus.estimate_bytes(),
-            )
-            blocks = TokenBlocks(encoded, context, split, config.mix_documents)
-            texts[split] = TextSplit(blocks, encoded.text_bytes, content)
+        texts = {
+            split: _encode_text(plan, corpus, decoder, tokenizer, corpus_folder / split)
+            for split, corpus in corpora.items()
+        }
     blocks = texts["train"].blocks
     if config.activation_checkpointing:
         checkpoint_activations(decoder)
     model = LanguageModel(decoder.to(accelerator.device))
-    batch_size = min(config.batch_size, len(blocks))
-    updates_per_epoch = len(blocks) // batch_size
-    epochs = config.updates / updates_per_epoch if config.updates else config.epochs
-    sampler = EpochSampler(len(blocks), batch_size, epochs, config.seed, drop_incomplete=True)
+    sampler = _build_sampler(config, len(blocks))
     updates = sampler.updates
     factor, warmup_is_shorter = _choose_schedule(config, updates)
     tokens = blocks.compute_lengths().tokens
     # Blocks of one length are fastest as separate rows; short documents are packed.
     equal_lengths = tokens.mean() > 0.9 * tokens.max()
-    notices = [
-        f"{name}: {text.blocks.targets:,} tokens in {len(text.blocks):,} blocks, "
-        f"{text.text_bytes / max(text.blocks.targets, 1):.2f} bytes per token"
-        for name, text in texts.items()
-    ]
+    notices = [_describe_text(name, text) for name, text in texts.items()]
     if not equal_lengths and (notice := describe_own_attention(decoder)):
         notices.append(notice)
     if warmup_is_shorter:
@@ -270,6 +253,44 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         tokenizer=tokenizer,
         evaluation_text=texts.get("evaluate"),
     )
+
+
+def _encode_text(
+    plan: Plan,
+    corpus: Corpus,
+    decoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> TextSplit:
+    """Encodes the text of a split in a folder named after it, unless that was done before."""
+    context, end_id = _context(plan, decoder), _document_separator(tokenizer)
+    content = corpus.fingerprint()
+    encoded = encode_corpus(
+        corpus.read(),
+        partial(tokenize, tokenizer),
+        folder,
+        key=json.dumps([content, fingerprint_tokenizer(tokenizer), len(tokenizer), end_id]),
+        vocabulary_size=len(tokenizer),
+        end_id=end_id,
+        total_bytes=corpus.estimate_bytes(),
+    )
+    blocks = TokenBlocks(encoded, context, folder.name, plan.train.mix_documents)
+    return TextSplit(blocks, encoded.text_bytes, content)
+
+
+def _describe_text(split: str, text: TextSplit) -> str:
+    targets = text.blocks.targets
+    return (
+        f"{split}: {targets:,} tokens in {len(text.blocks):,} blocks, "
+        f"{text.text_bytes / max(targets, 1):.2f} bytes per token"
+    )
+
+
+def _build_sampler(config: PretrainConfig, blocks: int) -> EpochSampler:
+    batch_size = min(config.batch_size, blocks)
+    updates_per_epoch = blocks // batch_size
+    epochs = config.updates / updates_per_epoch if config.updates else config.epochs
+    return EpochSampler(blocks, batch_size, epochs, config.seed, drop_incomplete=True)
 
 
 def _choose_schedule(config: PretrainConfig, updates: int) -> tuple[Callable[[int], float], bool]:
