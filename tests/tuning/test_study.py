@@ -14,15 +14,10 @@ from finetune.recipe.loading import load_recipe
 from finetune.storage import json_files
 from finetune.training.events import Diverged, Evaluated, Event, Finished, Result, Started
 from finetune.tuning import study
+from finetune.tuning import trial as trial_module
 from finetune.tuning.ranges import Choices, Interval, build_space
-from finetune.tuning.study import (
-    Search,
-    TrialFinished,
-    TrialStarted,
-    events,
-    read_trials,
-    tune,
-)
+from finetune.tuning.study import TrialFinished, TrialStarted, events, read_trials, tune
+from finetune.tuning.trial import Search
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -64,8 +59,8 @@ def training(monkeypatch) -> SimpleNamespace:
         noted.runs[-1] += ("finished",)
         yield Finished(Result(scores, 3, 3, 1, 2.0, folder))
 
-    monkeypatch.setattr(study, "train_events", train)
-    monkeypatch.setattr(study, "gc", SimpleNamespace(collect=lambda: None))  # It takes long.
+    monkeypatch.setattr(trial_module, "train_events", train)
+    monkeypatch.setattr(trial_module, "gc", SimpleNamespace(collect=lambda: None))  # It takes long.
     return noted
 
 
@@ -196,10 +191,10 @@ def test_changed_data_end_the_search(recipe, training, tmp_path):
     tune(recipe, tmp_path, SEARCH, trials=1)
     result = tmp_path / "trials" / "0001" / "seed-0" / "result.json"
     assert json.loads(result.read_text())["made_with"]["data"] == {"evaluate": "the same"}
-    original = study.read_result
+    original = trial_module.read_result
     with pytest.MonkeyPatch.context() as patch:
         other = {"made_with": {"data": {"evaluate": "others"}}}
-        patch.setattr(study, "read_result", lambda folder: {**original(folder), **other})
+        patch.setattr(trial_module, "read_result", lambda folder: {**original(folder), **other})
         with pytest.raises(UsageError, match="the data have changed"):
             tune(recipe, tmp_path, SEARCH, trials=2)
 

@@ -32,7 +32,9 @@ from finetune.storage.terminal import escape_controls
 if TYPE_CHECKING:
     from finetune.cli.run_display import RunProgress
     from finetune.cli.task_sources import TaskSource
-    from finetune.tuning.study import Search, TrialFinished, TrialResult
+    from finetune.tuning.optuna_study import TrialResult
+    from finetune.tuning.study import TrialFinished
+    from finetune.tuning.trial import Search
 
 _FLAGS = {key: flag for key, flag in RECIPE_FLAGS.items() if key != "train.seed"}
 _LIVE_ROWS, _ROWS = 8, 20
@@ -67,7 +69,8 @@ def tune(
     """
     from finetune.cli.task_sources import find_task
     from finetune.tuning.ranges import build_space
-    from finetune.tuning.study import Search, check_optuna
+    from finetune.tuning.study import check_optuna
+    from finetune.tuning.trial import Search
 
     check_optuna()
     seed = overrides.get("train.seed")
@@ -89,7 +92,8 @@ def _run(source: "TaskSource", folder: Path, search: "Search", options: dict[str
     silence_libraries()
     from finetune.cli.run_display import RunProgress
     from finetune.training.events import Interrupted, Notice
-    from finetune.tuning.study import TrialFinished, TrialStarted, events, sort_trials
+    from finetune.tuning.optuna_study import sort_trials
+    from finetune.tuning.study import TrialFinished, TrialStarted, events
 
     seeds = f"seed{'' if len(search.seeds) == 1 else 's'} {', '.join(map(str, search.seeds))}"
     out, seen, finished = console(progress=True), set(), []
@@ -191,7 +195,8 @@ def _as_text(value: Any) -> str:
 def _print_result(source: "TaskSource", folder: Path, task: str) -> None:
     """Prints the best trials, and how to train with the values of the best one."""
     from finetune.cli.run_display import format_scores
-    from finetune.tuning.study import BEST, TABLE, read_trials
+    from finetune.tuning.optuna_study import BEST, TABLE
+    from finetune.tuning.study import read_trials
 
     trials = read_trials(source.recipe, folder)
     for table in _tables(trials[:_ROWS]):
