@@ -232,6 +232,19 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Parses I/N: the I-th of N parts, from 1.
+
+    >>> parse_shard("2/4")
+    (2, 4)
+    """
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    cure = "Write it as 1/4 for the first of four parts, up to 4/4."
+    raise UsageError(f"invalid shard {text!r}", where="--shard", cure=cure)
+
+
 def refuse_options(options: Mapping[str, object], problem: str, cure: str) -> None:
     """Raises UsageError if one of these options, which would have no effect, was given."""
     for option, value in options.items():

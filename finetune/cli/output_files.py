@@ -134,19 +134,6 @@ def is_done(file: OutputFile, made_from: Sequence[Path] = ()) -> bool:
     return True
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """The index, from 0, and the number of shards.
-
-    >>> parse_shard("1/4")
-    (0, 4)
-    """
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index) - 1, int(count)
-    cure = "Write it as 1/4 for the first of four parts, up to 4/4."
-    raise UsageError(f"invalid shard {text!r}", where="--shard", cure=cure)
-
-
 def describe_part(path: str) -> str:
     """A hint at what an interrupted command leaves; empty if that is nothing."""
     part = name_part(path)

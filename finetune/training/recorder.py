@@ -147,27 +147,8 @@ class RunRecorder:
         if self._run:
             self._run.delete_overwritten()
         self._accelerator.wait_for_everyone()
-        if self._run:
-            checkpoint = self._run.resume()
-            notices += self._run.warnings
-        else:
-            checkpoint, _ = load_latest_checkpoint(self.folder / CHECKPOINTS)
-        progress = TrainingProgress()
-        is_finished = (self.folder / RESULT).exists()
-        if checkpoint is None and is_finished:
-            what = "the run has no checkpoint from which it could be trained longer"
-            cure = "Train anew with all the epochs, in another directory or with --overwrite."
-            raise UsageError(what, where=str(self.folder), cure=cure)
-        if checkpoint is not None:
-            metadata = checkpoint.metadata
-            with _mismatches_explained(checkpoint.path):
-                notices += self._check_settings(job, metadata["config"])
-                check_same_content(metadata["provenance"], self._provenance)
-                restore_state(job.model, job.optimizer, checkpoint.tensors)
-                notices += list_changes(metadata["provenance"], self._provenance)
-                saved = metadata["progress"]
-                moments = MomentAverages(**saved.get("gradient_moments", {}))
-                progress = TrainingProgress(**{**saved, "gradient_moments": moments})
+        progress, restored = self._restore_latest(job)
+        notices += restored
         self.consecutive_nonfinite = progress.consecutive_nonfinite
         self.gradient_moments = progress.gradient_moments
         if progress.best_update and not has_model(self.model_folder):
@@ -181,6 +162,31 @@ class RunRecorder:
             files.remove(self.folder / RESULT)
             self._run.write_recipe(job.config.to_yaml())
         self._accelerator.wait_for_everyone()
+        return progress, notices
+
+    def _restore_latest(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:
+        """Restores model and optimizer from the latest checkpoint, if there is one."""
+        notices: list[str] = []
+        if self._run:
+            checkpoint = self._run.resume()
+            notices += self._run.warnings
+        else:
+            checkpoint, _ = load_latest_checkpoint(self.folder / CHECKPOINTS)
+        if checkpoint is None:
+            if (self.folder / RESULT).exists():
+                what = "the run has no checkpoint from which it could be trained longer"
+                cure = "Train anew with all the epochs, in another directory or with --overwrite."
+                raise UsageError(what, where=str(self.folder), cure=cure)
+            return TrainingProgress(), notices
+        metadata = checkpoint.metadata
+        with _mismatches_explained(checkpoint.path):
+            notices += self._check_settings(job, metadata["config"])
+            check_same_content(metadata["provenance"], self._provenance)
+            restore_state(job.model, job.optimizer, checkpoint.tensors)
+            notices += list_changes(metadata["provenance"], self._provenance)
+            saved = metadata["progress"]
+            moments = MomentAverages(**saved.get("gradient_moments", {}))
+            progress = TrainingProgress(**{**saved, "gradient_moments": moments})
         return progress, notices
 
     def _check_disk_space(self, job: TrainingJob) -> None:

@@ -107,8 +107,8 @@ def test_run_then_list_then_run_again(study, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--shard", "2"], "'2' is not I/N"),
-        (["--shard", "3/2"], "there is no part 3 of 2"),
+        (["--shard", "2"], "invalid shard '2'"),
+        (["--shard", "3/2"], "invalid shard '3/2'"),
         (["--only", "1x17*"], "no cell '1x17*'"),
         (["--set", "train.decay=2"], "train.decay must be less than 1"),
     ],

@@ -23,6 +23,7 @@ from finetune.cli.options import (
     PythonTask,
     Run,
     Trust,
+    parse_shard,
     with_recipe_flags,
 )
 from task_formats import UsageError
@@ -219,10 +220,8 @@ def _deal(
     outputs: "list[OutputFile]", shard: str | None, device: str | None
 ) -> "tuple[list[OutputFile], str | None]":
     """The files and the device of this process, which then works without the others of its job."""
-    from finetune.cli.output_files import parse_shard
-
-    index, count = parse_shard(shard) if shard else (0, 1)
-    outputs = outputs[index::count]
+    number, count = parse_shard(shard) if shard else (1, 1)
+    outputs = outputs[number - 1 :: count]
     processes = int(os.environ.pop("WORLD_SIZE", "1"))
     local_rank = int(os.environ.pop("LOCAL_RANK", "0"))
     if processes > 1 and device is None:

@@ -14,8 +14,7 @@ from typer import Argument, Option
 from finetune.cli.commands.pretrain import find_corpus
 from finetune.cli.console import console, format_count, make_table, print_line, silence_libraries
 from finetune.cli.errors import exit_stopped
-from finetune.cli.options import collect_overrides
-from task_formats import UsageError
+from finetune.cli.options import collect_overrides, parse_shard
 
 if TYPE_CHECKING:
     from finetune.scaling.cells import Cell
@@ -61,19 +60,6 @@ def run(
     _run_cells(loaded, target, {**options, "keep_models": keep_models})
     print_line("losses.csv and a folder for each run are in ", (str(target), "bold"), ". Next:")
     print_line((f"  gptft scale fit {target}", "cyan"))
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Parses I/N.
-
-    >>> parse_shard("2/4")
-    (2, 4)
-    """
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        cure = "The first of four parts is 1/4."
-        raise UsageError(f"{text!r} is not I/N", where="--shard", cure=cure)
-    return int(number), int(count)
 
 
 @dataclass
