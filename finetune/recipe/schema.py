@@ -161,6 +161,15 @@ class TaskConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> "TaskConfig":
+        self._check_labels()
+        self._check_metrics()
+        self.build()
+        for name in self.prompts:
+            self.with_prompt(name).build()
+        return self
+
+    def _check_labels(self) -> None:
+        """Raises UsageError if the settings of the labels exclude each other."""
         if (self.labels is None) == (self.range is None):
             raise UsageError("give exactly one of labels and range")
         if self.multi_label and (self.labels is None or self.positive is not None):
@@ -173,27 +182,27 @@ class TaskConfig(StrictModel):
             raise UsageError(what, cure="Leave task.soft_labels out.")
         if self.ordinal and (self.labels is None or self.multi_label):
             raise UsageError("ordinal needs labels, one per row", cure="Leave task.ordinal out.")
+
+    def _check_metrics(self) -> None:
+        """Raises UsageError if a metric is not one for these labels."""
         kind = self._build_labels().kind
         kinds = {kind, "scores"} if self.ordinal else {kind}
         metrics = [name for name, metric in METRICS.items() if kinds & {*metric.labels}]
         for name in self.metrics:
             if name not in metrics:
-                what = (
-                    f"{name!r} is not a metric for {'several labels' if self.multi_label else kind}"
+                named = "several labels" if self.multi_label else kind
+                raise UsageError(
+                    f"{name!r} is not a metric for {named}", cure=suggest(name, metrics)
                 )
-                raise UsageError(what, cure=suggest(name, metrics))
-        if self.labels is not None:
-            names = Classes.of(self.labels).names
-            if self.positive is not None and self.positive not in names:
-                what = f"positive is not a label (got {self.positive!r})"
-                raise UsageError(what, cure=suggest(self.positive, names))
-            if "f1" in self.metrics and self.positive is None and len(names) > 2:
-                what = "f1 needs one positive label, and there are more than two labels"
-                raise UsageError(what, cure="Set task.positive, or use macro_f1.")
-        self.build()
-        for name in self.prompts:
-            self.with_prompt(name).build()
-        return self
+        if self.labels is None:
+            return
+        names = Classes.of(self.labels).names
+        if self.positive is not None and self.positive not in names:
+            what = f"positive is not a label (got {self.positive!r})"
+            raise UsageError(what, cure=suggest(self.positive, names))
+        if "f1" in self.metrics and self.positive is None and len(names) > 2:
+            what = "f1 needs one positive label, and there are more than two labels"
+            raise UsageError(what, cure="Set task.positive, or use macro_f1.")
 
     @classmethod
     def from_task(cls, task: Task) -> "TaskConfig":
