@@ -18,7 +18,7 @@ from finetune.cli.options import collect_overrides, parse_shard
 
 if TYPE_CHECKING:
     from finetune.scaling.cells import Cell
-    from finetune.scaling.study import CellResult
+    from finetune.scaling.study import CellResult, StudyEvent
     from finetune.scaling.study_plan import StudyPlan
 
 _TO_DO = "to do"
@@ -74,67 +74,87 @@ class _CellState:
 
 def _run_cells(plan: "StudyPlan", folder: Path, options: Mapping[str, Any]) -> None:
     """Shows a live table in a terminal, and in a file a line for each finished run."""
-    from finetune.cli.progress_display import format_time
-    from finetune.cli.run_display import RunProgress
-    from finetune.scaling.study import CellFailed, TimeEstimate, events, list_cells
-    from finetune.training.events import CellFinished, CellStarted, Interrupted, Notice
-    from finetune.training.loop import Step
+    from finetune.scaling.study import events, list_cells
+    from finetune.training.events import Interrupted
 
     cells = [cell for cell, _, _ in list_cells(plan, folder, options["only"], options["shard"])]
-    states = {cell.name: _CellState(cell) for cell in cells}
-    out, progress, current, notes = console(), RunProgress(), "", set()
     print_line(f"{format_count(len(cells), 'run')}; encoding the text and measuring the speed")
-    live = Live(_make_table(states.values()), console=out, refresh_per_second=4)
+    out, display = console(), _StudyDisplay(cells)
+    live = Live(display.make_table(), console=out, refresh_per_second=4)
     try:
         with live if out.is_terminal else nullcontext():
             for event in events(plan, folder, **options):
-                match event:
-                    case TimeEstimate():
-                        print_line(
-                            f"about {format_time(event.seconds)} for "
-                            f"{format_count(event.cells, 'run')}; "
-                            f"would end at {_clock_after(event.seconds)}"
-                        )
-                    case CellStarted():
-                        progress, current = RunProgress(), event.cell.name
-                        states[current].state = "preparing"
-                    case CellFinished():
-                        result = event.result
-                        state = states[result.cell.name]
-                        state.state, state.loss = "done", f"{result.loss:.4f}"
-                        state.seconds = format_time(result.seconds)
-                        if not out.is_terminal:
-                            duration = "already done" if event.reused else state.seconds
-                            print_line(
-                                (f"{event.number:>{len(str(event.cells))}}/{event.cells}  ", "dim"),
-                                f"{result.cell.name:<28} loss {state.loss}  {duration}",
-                            )
-                    case CellFailed():
-                        states[event.cell.name].state = "failed"
-                        print_line((f"{event.cell.name}: ", "red"), str(event.error))
-                    case Notice():
-                        if event.text not in notes:
-                            notes.add(event.text)
-                            print_line(("note: ", "yellow"), event.text)
-                    case _:
-                        progress.add(event)
-                        if isinstance(event, Step):
-                            states[current].state = f"{progress.percent} %"
-                            states[current].seconds = progress.time_left
-                live.update(_make_table(states.values()))
+                display.add(event, print_finished=not out.is_terminal)
+                live.update(display.make_table())
     except Interrupted as stop:
         after = "" if stop.update is None else f" after update {stop.update}"
         message = f"stopped in {stop.folder.name}{after}; run the same command to continue"
         exit_stopped(message, stop.exit_code)
 
 
+class _StudyDisplay:
+    """How far the runs of a study are, from its events."""
+
+    def __init__(self, cells: "Sequence[Cell]") -> None:
+        from finetune.cli.run_display import RunProgress
+
+        self._states = {cell.name: _CellState(cell) for cell in cells}
+        self._progress, self._current = RunProgress(), ""
+        self._notices: set[str] = set()
+
+    def make_table(self) -> Table:
+        """A row for each run."""
+        rows = (
+            [*_describe(item.cell), item.state, item.loss, item.seconds]
+            for item in self._states.values()
+        )
+        return make_table([*_HEADER, "state", "loss", "time"], rows)
+
+    def add(self, event: "StudyEvent", *, print_finished: bool) -> None:
+        """Takes an event into account, and prints what is not in the table."""
+        from finetune.cli.progress_display import format_time
+        from finetune.cli.run_display import RunProgress
+        from finetune.scaling.study import CellFailed, TimeEstimate
+        from finetune.training.events import CellFinished, CellStarted, Notice
+        from finetune.training.loop import Step
+
+        match event:
+            case TimeEstimate():
+                print_line(
+                    f"about {format_time(event.seconds)} for {format_count(event.cells, 'run')}; "
+                    f"would end at {_clock_after(event.seconds)}"
+                )
+            case CellStarted():
+                self._progress, self._current = RunProgress(), event.cell.name
+                self._states[self._current].state = "preparing"
+            case CellFinished():
+                result = event.result
+                state = self._states[result.cell.name]
+                state.state, state.loss = "done", f"{result.loss:.4f}"
+                state.seconds = format_time(result.seconds)
+                if print_finished:
+                    duration = "already done" if event.reused else state.seconds
+                    print_line(
+                        (f"{event.number:>{len(str(event.cells))}}/{event.cells}  ", "dim"),
+                        f"{result.cell.name:<28} loss {state.loss}  {duration}",
+                    )
+            case CellFailed():
+                self._states[event.cell.name].state = "failed"
+                print_line((f"{event.cell.name}: ", "red"), str(event.error))
+            case Notice():
+                if event.text not in self._notices:
+                    self._notices.add(event.text)
+                    print_line(("note: ", "yellow"), event.text)
+            case _:
+                self._progress.add(event)
+                if isinstance(event, Step):
+                    state = self._states[self._current]
+                    state.state = f"{self._progress.percent} %"
+                    state.seconds = self._progress.time_left
+
+
 def _clock_after(seconds: float) -> str:
     return time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
-
-
-def _make_table(states: Any) -> Table:
-    rows = ([*_describe(item.cell), item.state, item.loss, item.seconds] for item in states)
-    return make_table([*_HEADER, "state", "loss", "time"], rows)
 
 
 _HEADER = ("run", "N", "D", "C", "learning rate")
