@@ -13,7 +13,7 @@ from finetune.data.partial_output import changed_since, name_part, open_partial_
 from finetune.data.readers.files import detect_output_format
 from finetune.data.writers import check_output
 from finetune.progress import Progress
-from task_formats import Prediction, Row, RowError, UsageError, suggest
+from task_formats import Prediction, Row, RowError, Task, UsageError, suggest
 
 if TYPE_CHECKING:
     from finetune.evaluation.predictor import Predictor
@@ -107,11 +107,7 @@ def label_rows(
     columns = list(first_values)
     if not number:
         raise UsageError("no rows to label", where=rows.origin, cure="The file needs rows.")
-    if predictor.task.convert_row is None and (
-        missing := sorted(predictor.task.missing_columns(first_values))
-    ):
-        what = f"no column {', '.join(map(repr, missing))}"
-        raise UsageError(what, where=rows.origin, cure=suggest(missing[0], columns))
+    _check_task_columns(predictor.task, first_values, rows.origin)
     items = (_check_columns(item, columns, number, report) for item in items)
     classes = predictor.task.labels.names
     added = name_columns(columns, classes, errors=on_bad_row == "skip")
@@ -142,6 +138,13 @@ def label_rows(
                 done += len(chunk)
                 sink.commit(done, counter.hexdigest())
     return report
+
+
+def _check_task_columns(task: Task, row: Row, origin: str) -> None:
+    """Raises UsageError if a column of the task is missing."""
+    if task.convert_row is None and (missing := sorted(task.missing_columns(row))):
+        what = f"no column {', '.join(map(repr, missing))}"
+        raise UsageError(what, where=origin, cure=suggest(missing[0], row))
 
 
 def _predict(

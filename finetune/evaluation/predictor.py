@@ -208,15 +208,7 @@ def load(
     recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-    # `gptft push` puts the model beside the recipe.
-    model_folder = folder if (folder / HEAD_FILE).is_file() else folder / MODEL
-    if not model_folder.is_dir() and is_run(folder):
-        what, cure = "this run has no model yet", f"gptft resume {folder}"
-        if (folder / RESULT).exists():
-            what = "this run is finished and has no model"
-            options = f"--keep-models --overwrite --only {folder.absolute().name}"
-            cure = f"If gptft compare trained it, repeat that command with {options}"
-        raise UsageError(what, where=str(folder), cure=cure)
+    model_folder = _find_model_folder(folder)
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     flags = {"head_bias": recipe.head.bias, "trust_remote_code": recipe.base.trust_remote_code}
@@ -224,11 +216,30 @@ def load(
     model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
     model.to(accelerator.device)
     if calibrated:
-        calibration = read_calibration(model_folder)
-        if calibration is None:
-            what = "this run has no temperature, which is fitted on an evaluation split of classes"
-            cure = "Predict without --calibrated, or train with evaluation rows (--hold-out 0.1)."
-            raise UsageError(what, where=str(folder), cure=cure)
-        model.temperature = calibration.temperature
+        model.temperature = _read_temperature(model_folder, folder)
     task = load_thresholds(model_folder, task)
     return Predictor(recipe, task, model, base, accelerator)
+
+
+def _find_model_folder(run: Path) -> Path:
+    """The folder of a run's model; UsageError if the run has none."""
+    # `gptft push` puts the model beside the recipe.
+    model_folder = run if (run / HEAD_FILE).is_file() else run / MODEL
+    if not model_folder.is_dir() and is_run(run):
+        what, cure = "this run has no model yet", f"gptft resume {run}"
+        if (run / RESULT).exists():
+            what = "this run is finished and has no model"
+            options = f"--keep-models --overwrite --only {run.absolute().name}"
+            cure = f"If gptft compare trained it, repeat that command with {options}"
+        raise UsageError(what, where=str(run), cure=cure)
+    return model_folder
+
+
+def _read_temperature(model_folder: Path, run: Path) -> float:
+    """The temperature of a model; UsageError if none was fitted."""
+    calibration = read_calibration(model_folder)
+    if calibration is None:
+        what = "this run has no temperature, which is fitted on an evaluation split of classes"
+        cure = "Predict without --calibrated, or train with evaluation rows (--hold-out 0.1)."
+        raise UsageError(what, where=str(run), cure=cure)
+    return calibration.temperature
