@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from finetune.cli.task_sources import TaskSource
     from finetune.data.checks import Finding
     from finetune.data.examples import LocatedExample
+    from finetune.recipe.schema import DataConfig
+    from task_formats import Task
 
 _PACKAGES = (
     "torch", "transformers", "accelerate", "tokenizers", "safetensors", "datasets", "peft",
@@ -86,13 +88,7 @@ def check_environment() -> "Iterator[Finding]":
     system = f"{platform.system()} {platform.machine()}"
     own = importlib.metadata.version("gptft")
     yield Finding("versions", f"gptft {own}, Python {platform.python_version()}, {system}")
-    versions = []
-    for package in _PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"{package} is not installed")
-    yield Finding("packages", ", ".join(versions))
+    yield Finding("packages", ", ".join(map(_describe_package, _PACKAGES)))
     for device in list_devices():
         size = f", {format_bytes(device.memory)}" if device.memory else ""
         yield Finding("device", f"{device.name} {device.model}{size}".strip())
@@ -116,6 +112,13 @@ def check_environment() -> "Iterator[Finding]":
         yield Finding("hub", "not reachable: only local bases and data sets, and cached ones")
 
 
+def _describe_package(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} is not installed"
+
+
 def _check_folder(subject: str, folder: Path) -> "Finding":
     """Free space of a folder that may not exist yet, and whether it can be written."""
     from finetune.data.checks import Finding
@@ -130,46 +133,56 @@ def _check_folder(subject: str, folder: Path) -> "Finding":
 
 def check_data(source: "TaskSource") -> "Iterator[Finding]":
     """Yields what is notable about the splits of a recipe."""
-    from finetune.data import ReadReport, build_examples
-    from finetune.data.checks import Finding, check_splits
-    from finetune.data.held_out import open_split
-    from finetune.data.limits import LimitedRows
+    from finetune.data.checks import check_splits
 
     recipe = source.recipe
     task, data = recipe.task.resolve(source.task), recipe.data
     named = {"train": data.train, "evaluate": data.evaluation_split, **data.extra}
     splits: dict[str, list[LocatedExample]] = {}
     for name, split in named.items():
-        if split is None:
-            continue
-        report = ReadReport()
-        rows = open_split(data, task, split)
-        if data.limit is not None:
-            rows = LimitedRows(rows, task, data.limit)
-        items = build_examples(
-            task,
-            rows.read(),
-            name,
-            labelled=name in ("train", "evaluate"),
-            on_bad_row="skip",
-            report=report,
-            indices=rows.indices(),
-        )
-        splits[name] = list(items)
-        text = f"{rows.origin}: {format_count(len(splits[name]), 'example')}"
-        if report.unlabelled:
-            text += f", {report.unlabelled:,} rows without a label left out"
-        if found := rows.describe():
-            text += f" ({found})"
-        yield Finding(name, text, not splits[name])
-        if report.skipped:
-            first = report.skipped[0]
-            count = format_count(len(report.skipped), "row")
-            what = f"{count} cannot be used; the first: {first.location}: {first.reason}"
-            yield Finding(name, what, True)
+        if split is not None:
+            splits[name], findings = _read_split(data, task, name, split)
+            yield from findings
     splits = {name: items for name, items in splits.items() if items}
     yield from check_splits(task, splits)
     yield from _check_truncation(source, splits)
+
+
+def _read_split(
+    data: "DataConfig", task: "Task", name: str, split: str
+) -> "tuple[list[LocatedExample], list[Finding]]":
+    """The examples of a split, and what there is to say of its rows."""
+    from finetune.data import ReadReport, build_examples
+    from finetune.data.checks import Finding
+    from finetune.data.held_out import open_split
+    from finetune.data.limits import LimitedRows
+
+    report = ReadReport()
+    rows = open_split(data, task, split)
+    if data.limit is not None:
+        rows = LimitedRows(rows, task, data.limit)
+    items = build_examples(
+        task,
+        rows.read(),
+        name,
+        labelled=name in ("train", "evaluate"),
+        on_bad_row="skip",
+        report=report,
+        indices=rows.indices(),
+    )
+    examples = list(items)
+    text = f"{rows.origin}: {format_count(len(examples), 'example')}"
+    if report.unlabelled:
+        text += f", {report.unlabelled:,} rows without a label left out"
+    if found := rows.describe():
+        text += f" ({found})"
+    findings = [Finding(name, text, not examples)]
+    if report.skipped:
+        first = report.skipped[0]
+        count = format_count(len(report.skipped), "row")
+        what = f"{count} cannot be used; the first: {first.location}: {first.reason}"
+        findings.append(Finding(name, what, True))
+    return examples, findings
 
 
 def _check_truncation(

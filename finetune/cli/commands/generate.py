@@ -1,8 +1,8 @@
 """`gptft generate`."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typer import Argument, Context, Option
 
@@ -13,6 +13,7 @@ from task_formats import Row, RowError, UsageError
 
 if TYPE_CHECKING:
     from finetune.data import RowLocation
+    from finetune.prompting.generation import DecodingOptions, TextGenerator
 
 _GENERATED = "generated"
 """The column that is added."""
@@ -42,8 +43,6 @@ def generate(
     Example: gptft generate "It was a dark night" --base tiny --temperature 0.8
     """
     silence_libraries()
-    from finetune.cli.output_rows import choose_format, find_columns
-    from finetune.data import RowLocation, open_file, write_rows
     from finetune.prompting.generation import DecodingOptions, TextGenerator
     from finetune.recipe.schema import BaseConfig
 
@@ -55,40 +54,69 @@ def generate(
         raise UsageError(what, cure="Give texts, or --file FILE.")
     if num_processes > 1 and file in (None, "-"):
         raise UsageError("--num-processes needs a file of prompts", cure="Give --file FILE.")
-    print_texts = file is None and output == "-"
-    if not print_texts:
-        default = "jsonl" if output == "-" else None
-        output_format = choose_format(output, default, source=file or "-")
-        located: Iterable[Any] = (
-            ((RowLocation("TEXT", n), {column: text}) for n, text in enumerate(texts, 1))
-            if file is None
-            else open_file(file, format="jsonl" if file == "-" else None)
-        )
-        columns, rows = find_columns(_check_rows(located, column))
-        if not columns:
-            raise UsageError("the file has no rows", where=file or "", cure="Add a row.")
-        if _GENERATED in columns:
-            what = f"the rows already have a column {_GENERATED!r}"
-            raise UsageError(what, where=file or "", cure="Rename it in the input.")
+    writes_rows = file is not None or output != "-"
+    prompts = _open_prompts(texts, file, column, output) if writes_rows else None
     launch_processes(context, num_processes)
     with show_status(f" loading {base}"):
         config = BaseConfig(path=base, trust_remote_code=trust_remote_code)
         generator = TextGenerator(config, device)
-    if print_texts:
-        out = console()
+    if prompts is None:
         for text in texts:
-            pieces = generator.stream(text, decoding)  # Checks the length before the text is shown.
-            out.out(text, end="", style="bold", highlight=False)
-            for piece in pieces:
-                out.out(piece, end="", highlight=False)
-            out.out("")
-        return
-    pairs = generator.generate_rows(rows, column, decoding, batch_size)
+            _print_text(generator, text, decoding)
+    else:
+        pairs = generator.generate_rows(prompts.rows, column, decoding, batch_size)
+        _write_rows(pairs, prompts, output)
+
+
+class _Prompts(NamedTuple):
+    """Rows with prompts, and how they are written."""
+
+    rows: "Iterator[tuple[RowLocation, Row]]"
+    columns: list[str]
+    output_format: str
+
+
+def _open_prompts(texts: Sequence[str], file: str | None, column: str, output: str) -> _Prompts:
+    """Opens the texts, or a file of prompts, and checks the columns and the output."""
+    from finetune.cli.output_rows import choose_format, find_columns
+    from finetune.data import RowLocation, open_file
+
+    default = "jsonl" if output == "-" else None
+    output_format = choose_format(output, default, source=file or "-")
+    located: Iterable[Any] = (
+        ((RowLocation("TEXT", n), {column: text}) for n, text in enumerate(texts, 1))
+        if file is None
+        else open_file(file, format="jsonl" if file == "-" else None)
+    )
+    columns, rows = find_columns(_check_rows(located, column))
+    if not columns:
+        raise UsageError("the file has no rows", where=file or "", cure="Add a row.")
+    if _GENERATED in columns:
+        what = f"the rows already have a column {_GENERATED!r}"
+        raise UsageError(what, where=file or "", cure="Rename it in the input.")
+    return _Prompts(rows, columns, output_format)
+
+
+def _print_text(generator: "TextGenerator", text: str, decoding: "DecodingOptions") -> None:
+    """Prints a text and its continuation while it is generated."""
+    out = console()
+    pieces = generator.stream(text, decoding)  # Checks the length before the text is shown.
+    out.out(text, end="", style="bold", highlight=False)
+    for piece in pieces:
+        out.out(piece, end="", highlight=False)
+    out.out("")
+
+
+def _write_rows(pairs: "Iterable[tuple[Row, str]]", prompts: _Prompts, output: str) -> None:
+    """Writes every row with its continuation."""
+    from finetune.data import write_rows
+
     if get_rank() > 0:
         # Takes part in every batch; the first process writes.
         deque(pairs, maxlen=0)
         return
-    with write_rows(output, [*columns, _GENERATED], format=output_format) as writer:
+    columns = [*prompts.columns, _GENERATED]
+    with write_rows(output, columns, format=prompts.output_format) as writer:
         for row, generated in pairs:
             writer.write({**row, _GENERATED: generated})
 
