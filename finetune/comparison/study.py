@@ -33,6 +33,7 @@ from finetune.distributed.signals import SignalListener
 from finetune.evaluation.majority import majority_prediction
 from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.prompting import PromptEvaluator, PromptOptions
+from finetune.recipe.differences import describe_difference
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
@@ -247,8 +248,6 @@ def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
         }
         for recipe in (old, new)
     )
-    for key in sorted(old_values.keys() | new_values.keys()):
-        if old_values.get(key) != new_values.get(key):
-            what = f"another {key}: {old_values.get(key)!r}, not {new_values.get(key)!r}"
-            cure = "Choose another folder for this study, or --overwrite the cell."
-            raise UsageError(f"this cell has {what}", where=str(folder), cure=cure)
+    if difference := describe_difference(old_values, new_values):
+        cure = "Choose another folder for this study, or --overwrite the cell."
+        raise UsageError(f"this cell has another {difference}", where=str(folder), cure=cure)

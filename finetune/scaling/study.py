@@ -35,6 +35,7 @@ from finetune.distributed.signals import SignalListener
 from finetune.pretraining.job import events as pretrain_events
 from finetune.pretraining.job import prepare_pretraining
 from finetune.pretraining.plan import Plan, find_stable_end, parse_plan
+from finetune.recipe.differences import describe_difference
 from finetune.scaling.cells import Cell, plan_cells, select_cells
 from finetune.scaling.study_plan import StudyPlan
 from finetune.storage import files, json_files
@@ -360,8 +361,6 @@ def _check_same_plan(old: Plan, new: Plan, folder: Path) -> None:
     """Raises UsageError if a cell was trained differently, so that losses are not comparable."""
     sections = ("tokenizer", "shape", "train")
     old_values, new_values = old.fixed_on_resume(sections), new.fixed_on_resume(sections)
-    for key in sorted(old_values.keys() | new_values.keys()):
-        if old_values.get(key) != new_values.get(key):
-            what = f"another {key}: {old_values.get(key)!r}, not {new_values.get(key)!r}"
-            cure = "Choose another folder for this study, or delete that of the cell."
-            raise UsageError(f"this cell has {what}", where=str(folder), cure=cure)
+    if difference := describe_difference(old_values, new_values):
+        cure = "Choose another folder for this study, or delete that of the cell."
+        raise UsageError(f"this cell has another {difference}", where=str(folder), cure=cure)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from finetune.checkpointing.run_folder import RECIPE, RESULT, load_run_recipe
 from finetune.evaluation.metrics import score_predictions
 from finetune.evaluation.predictor import load
+from finetune.recipe.differences import describe_difference
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import HELD_OUT, Fold, Recipe
 from finetune.training.events import Event
@@ -87,13 +88,9 @@ def _check_same_settings(run: Path, wanted: Recipe) -> None:
         {"base.path": recipe.base.path, **recipe.fixed_on_resume(_SECTIONS)}
         for recipe in (wanted, saved)
     )
-    for key, value in now.items():
-        if trained[key] != value:
-            raise UsageError(
-                f"this fold was trained with another {key}: {trained[key]!r}, not {value!r}",
-                where=str(run),
-                cure="Use --overwrite, or another folder with -o.",
-            )
+    if difference := describe_difference(trained, now):
+        what = f"this fold was trained with another {difference}"
+        raise UsageError(what, where=str(run), cure="Use --overwrite, or another folder with -o.")
 
 
 def summarize(scores: Sequence[dict[str, float]]) -> dict[str, Statistics]:

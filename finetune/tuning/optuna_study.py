@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.checkpointing.run_folder import lock_folder
+from finetune.recipe.differences import describe_difference
 from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import SEED_LIMIT, Recipe
 from finetune.recipe.yaml_documents import read_document, write_document
@@ -230,17 +231,18 @@ def _describe(recipe: Recipe, search: Search) -> dict[str, Any]:
 def _check_same_search(folder: Path, new: Mapping[str, Any]) -> None:
     """Raises UsageError if the search in a folder has another recipe, ranges or seeds."""
     old = read_document(folder / SEARCH).data
-    for key, value in new.items():
-        before = old.get(key)
-        name, pair = key, (before, value)
-        if isinstance(value, dict) and isinstance(before, dict):
-            names = sorted(value.keys() | before.keys())
-            name = next((n for n in names if before.get(n) != value.get(n)), key)
-            pair = (before.get(name), value.get(name)) if name != key else (None, None)
-        if pair[0] != pair[1]:
-            what = f"the search in this directory has another {name}: {pair[0]!r}, not {pair[1]!r}"
-            cure = "Choose another directory with -o, or use --overwrite to delete it."
-            raise UsageError(what, where=str(folder), cure=cure)
+    if difference := describe_difference(_flatten(old), _flatten(new)):
+        what = f"the search in this directory has another {difference}"
+        cure = "Choose another directory with -o, or use --overwrite to delete it."
+        raise UsageError(what, where=str(folder), cure=cure)
+
+
+def _flatten(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the recipe, the ranges and the other settings by name."""
+    flat: dict[str, Any] = {}
+    for key, value in description.items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def read_trial(recipe: Recipe, trial: Any) -> TrialResult:
