@@ -115,7 +115,7 @@ def create_app(
         response_model=prediction_model | list[prediction_model],  # type: ignore[valid-type]
         responses={503: {"description": "Too many rows wait; try again later."}},
     )
-    async def predict(body: body_type) -> Any:
+    async def predict(body: body_type) -> Any:  # type: ignore[valid-type]
         """Predicts one row, or a list of rows in order."""
         rows: Any = body
         if not isinstance(rows, list):
