@@ -103,6 +103,7 @@ def make_report(
     template = _environment().get_template("report.html.jinja")
     page: str = template.render(
         about=first.recipe.about,
+        bases=list(dict.fromkeys(_describe_base(run) for run in runs)),
         command=command,
         commands=_list_commands(runs),
         comparisons=[
@@ -163,6 +164,11 @@ def _read(name: str) -> str:
 
 def _format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _describe_base(run: EvaluatedRun) -> str:
+    base = run.recipe.base
+    return f"{base.path} from scratch" if base.from_scratch else base.path
 
 
 def _make_section(run: EvaluatedRun, draws: int) -> RunSection:

@@ -108,7 +108,7 @@ def _show_choices(
 def _show_label(task: Task, label: Any) -> str:
     """A label, the names of several, or a score."""
     if isinstance(task.labels, Range):
-        return f"{label:.3f}".rstrip("0").rstrip(".")
+        return format_number(label, 3).rstrip("0").rstrip(".")
     name = task.labels.name(label)
     return name if isinstance(name, str) else ", ".join(name) or "no label"
 
