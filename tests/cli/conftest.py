@@ -39,12 +39,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    """The recipe of an entailment task with a prompt."""
+    """The recipe of an entailment task with a prompt and a metric that is computed quickly."""
     for name, seed in (("train", 1), ("dev", 2)):
         write_rows(tmp_path / f"{name}.jsonl", rows("entailment", 12, seed))
     data = DataConfig(train="train.jsonl", evaluate="dev.jsonl")
     prompt = PromptConfig(text="{premise} {hypothesis}", answers={"yes": " yes", "no": " no"})
-    recipe = change(Recipe(task=TASKS["entailment"], data=data), "task", prompt=prompt)
+    values = {"prompt": prompt, "metrics": ("accuracy",), "positive": None}
+    recipe = change(Recipe(task=TASKS["entailment"], data=data), "task", **values)
     (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
     return str(tmp_path / "mine.yaml")
 

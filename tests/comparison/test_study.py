@@ -1,6 +1,7 @@
 """Studies: their cells, that each runs once, and the table."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from finetune.comparison import (
     plan_cells,
     read_table,
 )
+from finetune.comparison import study as study_module
 from finetune.comparison.study import predict_majority
 from finetune.comparison.table import NOTES, CellResult, build_table, format_row, write_markdown
-from finetune.evaluation.metrics import score_predictions
+from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.recipe.schema import PromptConfig, Recipe
 from finetune.training.loop import Step
 from task_formats import UsageError
@@ -30,10 +32,10 @@ pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 def make_recipe(base: Path, folder: Path, **settings) -> Recipe:
-    """A task with a prompt, and a job of two updates."""
+    """A task with a prompt and a metric that is computed quickly, and a job of two updates."""
     recipe = jobs.recipe("entailment", base, folder, **{"epochs": 1, "batch_size": 10, **settings})
     prompt = PromptConfig(text="{premise} {hypothesis}", answers={"no": " no", "yes": " yes"})
-    return jobs.change(recipe, "task", prompt=prompt)
+    return jobs.change(recipe, "task", prompt=prompt, metrics=("accuracy",))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,8 @@ def test_a_task_without_a_prompt_has_no_prompted_cells(bases, tmp_path):
 
 
 @pytest.mark.parametrize("kind", list(jobs.TASKS))
-def test_the_majority_class_is_the_most_frequent_training_label(bases, tmp_path, kind):
+def test_the_majority_class_is_the_most_frequent_training_label(bases, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(study_module, "bootstrap_interval", partial(bootstrap_interval, draws=20))
     recipe = jobs.recipe(kind, bases("gpt2"), tmp_path)
     task = recipe.task.build()
     result = predict_majority(recipe, task)

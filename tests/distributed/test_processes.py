@@ -17,11 +17,12 @@ import finetune
 import finetune.training.finetuning
 from finetune.batching.sampler import BatchConfig
 from finetune.checkpointing import checkpoint
+from finetune.cli import launcher, main
 from finetune.evaluation.evaluate import compute_logits
 from finetune.recipe.schema import Recipe
 from finetune.training.finetuning import events
 from tests.support import jobs, samples
-from tests.support.processes import ODD, assert_same, consume, train, train_in_processes
+from tests.support.processes import ODD, assert_same, consume, start, train, train_in_processes
 
 
 @pytest.mark.parametrize(
@@ -189,14 +190,35 @@ def test_the_command_runs_several(command, tmp_path) -> None:
     assert alone == pytest.approx(together, rel=1e-5)
 
 
-@pytest.mark.parametrize("fault", ["error", pytest.param("kill", marks=pytest.mark.slow)])
-def test_one_that_dies_ends_the_others(fault, command, tmp_path) -> None:
+class Forked:
+    """Stands for the `subprocess.Popen` of a command of gptft, and starts at once."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        words = command[command.index("finetune") + 1 :]
+        # A process that is not the launcher's own child would end itself.
+        env = {name: value for name, value in env.items() if name != launcher._LAUNCHER}
+        self._child = start(run_command, words, Path.cwd(), environment=env)
+        self.kill, self.wait = self._child.kill, self._child.join
+
+    def poll(self) -> int | None:
+        return self._child.exitcode
+
+
+def run_command(words: list[str], folder: Path) -> int:
+    os.chdir(folder)
+    return main(words)
+
+
+@pytest.mark.parametrize("fault", ["error", "kill"])
+def test_one_that_dies_ends_the_others(fault, command, tmp_path, monkeypatch, capfd) -> None:
     """Without that the other one would wait at a barrier for half an hour."""
-    words = ["-m", "finetune", *command, "--num-processes", "2", "-o", "run"]
-    done = call(tmp_path, *words, FAULT=fault)
-    assert done.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAULT", fault)
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher.subprocess, "Popen", Forked)
+        assert launcher.run_processes([*command, "-o", "run"], 2) == 1
     first = {"error": "error: process 1: ZeroDivisionError: the cause", "kill": "SIGKILL"}[fault]
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    (message,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert first in message
 
 

@@ -11,6 +11,7 @@ import pytest
 from finetune.cli import main
 from finetune.export.exporter import export_run
 from tests.conftest import ROOT
+from tests.export.conftest import in_process  # noqa: F401  (a fixture)
 from tests.project.test_imports import MODULES, imports_of
 from tests.support import jobs, windows
 from tests.support.disks import mode_of_files
@@ -78,6 +79,7 @@ def test_file_names_are_legal_everywhere(folder):
             assert not re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part), part
 
 
+@pytest.mark.usefixtures("in_process")
 def test_files_can_be_read_by_those_whom_the_umask_allows(bases, tmp_path, monkeypatch):
     """First by all, then by the user alone."""
     monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))

@@ -1,11 +1,13 @@
 """What most processes of tests need, imported by the server from which they fork."""
 
 import importlib
+from importlib.util import find_spec
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 for name in (
     "finetune.comparison",
+    *(["peft"] if find_spec("peft") else []),
     "scipy.stats",
     "sklearn.metrics",
     "tests.support.processes",

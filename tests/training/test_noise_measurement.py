@@ -36,7 +36,7 @@ def test_measured_moments_are_those_of_single_examples(recipe, run):
         < 1e-6
     )
     averages, losses = MomentAverages(decay=1), []
-    for batch in measure_batches(job, 150, 12):
+    for batch in measure_batches(job, 60, 12):
         averages.add(batch.moments)
         losses.append(batch.loss)
     assert all(p.grad is None for p in job.model.parameters())
