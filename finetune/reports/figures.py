@@ -104,7 +104,8 @@ def draw_lines(
         if best is not None:
             axes.axvline(best, color=_MUTED, linewidth=1, linestyle=":")
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.xaxis.get_major_locator().set_params(integer=xlabel == "update")
+        if xlabel == "update":
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
     legend = [_describe_line(line) for line in lines if line.name]
     if best is not None:

@@ -97,6 +97,7 @@ def make_report(
     ids = {matched[0].ids[n] for n in [*worst, *(item.row for item in listed)]}
     rows = find_rows(first.recipe.data, first.task, first.split, ids)
     label_counts = _count_labels(first)
+    majority = _score_majority(first, label_counts[0])
     shown = [n for n in worst if matched[0].ids[n] in rows]
     lower_is_better = {name for name, metric in METRICS.items() if not metric.higher_is_better}
     script = _read("threshold.js")
@@ -121,7 +122,7 @@ def make_report(
         label_counts=label_counts,
         limits={"classes": MAX_CLASSES, "matrix": MAX_MATRIX, "points": figures.MAX_POINTS},
         lower_is_better=lower_is_better | {"loss"},
-        majority=_score_majority(first, label_counts[0]),
+        majority=majority,
         matched=matched[0],
         num_suspicious=len(suspicious),
         num_wrong=int(np.any([~part.correct for part in matched], axis=0).sum()),
@@ -132,6 +133,7 @@ def make_report(
         style=_read("report.css"),
         suspicious=[(item, rows.get(matched[0].ids[item.row])) for item in listed],
         task=first.task,
+        weak=_find_weak_runs(runs, majority),
     )
     return page
 
@@ -229,6 +231,15 @@ def _score_majority(run: EvaluatedRun, training: LabelCounts | str) -> dict[str,
     if isinstance(training, str) or training.name != "training":
         return {}
     return score_majority(run.task, training.labels.tolist(), run.predictions.gold.tolist())
+
+
+def _find_weak_runs(runs: Sequence[EvaluatedRun], majority: Mapping[str, float]) -> list[str]:
+    """Names of the runs whose first metric is no better than that of the majority class."""
+    metric = runs[0].task.metrics[0]
+    if metric not in majority:
+        return []
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    return [run.name for run in runs if sign * (run.scores[metric] - majority[metric]) <= 0]
 
 
 def _list_differences(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:

@@ -104,6 +104,14 @@ def test_the_numbers_are_there(tmp_path):
     assert 'about: "run"' in page.text
 
 
+def test_a_run_no_better_than_the_majority_class_is_said_to_find_its_own_mistakes(tmp_path):
+    run = make_run(tmp_path, "entailment", 60)
+    note = "no better than the majority class, so most of these are mistakes of the model"
+    assert note not in render(run).text
+    weak = replace(run, scores={**run.scores, "accuracy": 0.1})
+    assert f"run is {note}." in render(weak).text
+
+
 def test_several_labels_are_listed_with_their_thresholds_and_mistakes(tmp_path):
     names = ("sun", "rain", "wind", "snow")
     run = make_run(tmp_path, "multi_label", 40)
