@@ -4,7 +4,7 @@ Standard library only; nothing here depends on tensors.
 """
 
 from task_formats.demonstrations import Demonstrations
-from task_formats.encoding import ViewEncoder, split_common_prefix
+from task_formats.encoding import RenderedBatch, ViewEncoder, split_common_prefix
 from task_formats.errors import RowError, UsageError, suggest
 from task_formats.example import Encoded, Example, Label, Prediction, Row, SpecialTokens
 from task_formats.formats import FORMATS, Format, named_format
@@ -30,6 +30,7 @@ __all__ = [
     "PromptEncoder",
     "Question",
     "Range",
+    "RenderedBatch",
     "Row",
     "RowError",
     "SpecialTokens",

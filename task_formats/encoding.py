@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from task_formats.errors import UsageError
 from task_formats.example import Encoded, Example, SpecialTokens
@@ -11,6 +12,16 @@ from task_formats.windows import Windows, choose_windowed_text
 
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 """Texts to their token ids, without special tokens."""
+
+
+class RenderedBatch(NamedTuple):
+    """N examples as text."""
+
+    examples: Sequence[Example]
+    views: list[list[ViewText]]
+    """The views of each example."""
+    texts: list[str]
+    """The distinct texts of all views."""
 
 
 class ViewEncoder:
@@ -39,23 +50,31 @@ class ViewEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encodes examples, tokenizing every distinct text once, all in one call."""
-        rendered = [self.format.render(example) for example in examples]
-        pieces = (piece for views in rendered for view in views for piece in chain(*view))
-        texts = list(dict.fromkeys(pieces))
-        ids = dict(zip(texts, self.tokenize(texts), strict=True)) if texts else {}
+        batch = self.render(examples)
+        return self.assemble(batch, self.tokenize(batch.texts) if batch.texts else [])
+
+    def render(self, examples: Sequence[Example]) -> RenderedBatch:
+        """Returns the texts of examples: the step of `encode` before tokenizing."""
+        views = [self.format.render(example) for example in examples]
+        pieces = (piece for layout in views for view in layout for piece in chain(*view))
+        return RenderedBatch(examples, views, list(dict.fromkeys(pieces)))
+
+    def assemble(self, batch: RenderedBatch, tokens: Sequence[Sequence[int]]) -> list[Encoded]:
+        """Encodes examples with the token ids of `batch.texts`: the last step of `encode`."""
+        ids = dict(zip(batch.texts, tokens, strict=True))
         return [
-            self._encode(example, views, ids)
-            for example, views in zip(examples, rendered, strict=True)
+            self._assemble(example, views, ids)
+            for example, views in zip(batch.examples, batch.views, strict=True)
         ]
 
-    def _encode(
+    def _assemble(
         self, example: Example, views: list[ViewText], ids: Mapping[str, Sequence[int]]
     ) -> Encoded:
         texts = [list(chain(*view)) for view in views]
         lengths = {text: len(ids[text]) for view in texts for text in view}
         limits = [self.max_tokens - len(view) - 1 for view in views]
         kept = truncate_longest_first(lengths, texts, limits)
-        truncated = sum(lengths[text] - kept[text] for text in lengths)
+        truncated = sum(lengths.values()) - sum(kept.values())
         starts, long = [0], None
         if self.windows and (long := choose_windowed_text(texts, lengths, kept)) is not None:
             starts = self.windows.starts(lengths[long], kept[long])
@@ -66,17 +85,19 @@ class ViewEncoder:
             return ids[text][start : start + kept[text]]
 
         sequences = [
-            self._join([[t for text in pieces for t in read(text, start)] for pieces in view])
+            self._join([[read(text, start) for text in pieces] for pieces in view])
             for start in starts
             for view in views
         ]
         prefix, endings = split_common_prefix(sequences)
         return Encoded(example.id, prefix, endings, example.label, truncated, len(starts))
 
-    def _join(self, segments: Sequence[Sequence[int]]) -> list[int]:
+    def _join(self, segments: Sequence[Sequence[Sequence[int]]]) -> list[int]:
         tokens = [self.specials.start]
-        for segment in segments:
-            tokens += [*segment, self.specials.delimiter]
+        for pieces in segments:
+            for piece in pieces:
+                tokens += piece
+            tokens.append(self.specials.delimiter)
         tokens[-1] = self.specials.extract
         return tokens
 

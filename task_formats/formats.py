@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from task_formats import templates
 from task_formats.errors import UsageError, suggest
@@ -15,7 +16,7 @@ RESERVED = frozenset({"choices", "label"})
 """Names that a view cannot use as fields."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Format:
     """The views of an example: each a sequence of segments, each segment a template over fields.
 
@@ -39,7 +40,7 @@ class Format:
         if self.is_multiple_choice and len(self.views) > 1:
             raise UsageError("a format with {choice} has exactly one view, repeated per choice")
 
-    @property
+    @cached_property
     def is_multiple_choice(self) -> bool:
         """True when the label is the index of a view."""
         return CHOICE in self._names

@@ -403,6 +403,8 @@ def normalize_label(text: str) -> str:
 
 def as_text(value: Any) -> str:
     """Returns a label as text: 1, 1.0 and "1" are equal; None and NaN are ""."""
+    if isinstance(value, str):
+        return value.strip()
     if not isinstance(value, int) and isinstance(value, Real):  # numpy's numbers are Real too
         number = float(value)
         if math.isnan(number):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from numbers import Real
 from typing import Any
@@ -158,14 +159,19 @@ class Task:
             RowError: A column is missing, empty or invalid, or a label is missing or unknown.
         """
         row = self.convert_row(row) if self.convert_row else row
-        names = sorted(set(self.columns) - {CHOICES, LABEL})
-        fields = {name: self._text(row, str(self.columns[name]), name) for name in names}
+        fields = {name: self._text(row, column, name) for name, column in self._field_columns}
         choices = self._choices(row) if self.format.is_multiple_choice else ()
         label = self._label(row, labelled, choices)
         if choices and isinstance(label, int) and label >= len(choices):
             name, number = self.labels.name(label), label + 1
             raise RowError(f"label {name!r} is choice {number} of {len(choices)}")
         return Example(id, fields, choices, label)
+
+    @cached_property
+    def _field_columns(self) -> list[tuple[str, str]]:
+        """Every field of an example, in alphabetical order, and its column."""
+        names = sorted(set(self.columns) - {CHOICES, LABEL})
+        return [(name, str(self.columns[name])) for name in names]
 
     def _choices(self, row: Row) -> tuple[str, ...]:
         column = self.columns[CHOICES]
@@ -272,11 +278,12 @@ def _look_up(row: Row, name: str) -> Any:
 
 
 def _to_text(value: Any, name: str) -> str:
-    # A missing value is None, or a NaN in tables from pandas; the words "nan" and "n/a" are text.
-    if value is None or (isinstance(value, Real) and math.isnan(value)):
-        raise RowError(f"column {name!r} is empty", cure="Fill it in.")
-    if isinstance(value, list | tuple | Mapping | bytes):
-        raise RowError(f"column {name!r} must hold text (got a {type(value).__name__})")
+    if not isinstance(value, str):
+        # A missing value is None, or a NaN in tables from pandas; words such as "nan" are text.
+        if value is None or (isinstance(value, Real) and math.isnan(value)):
+            raise RowError(f"column {name!r} is empty", cure="Fill it in.")
+        if isinstance(value, list | tuple | Mapping | bytes):
+            raise RowError(f"column {name!r} must hold text (got a {type(value).__name__})")
     text = str(value).strip()
     try:
         text.encode()

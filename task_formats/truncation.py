@@ -18,7 +18,7 @@ def truncate_longest_first(
     kept = dict(lengths)
 
     def excess(k: int) -> int:
-        return sum(kept[text] for text in views[k]) - limits[k]
+        return sum(map(kept.__getitem__, views[k])) - limits[k]
 
     if all(excess(k) <= 0 for k in range(len(views))):
         return kept

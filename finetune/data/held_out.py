@@ -25,6 +25,8 @@ _SCORE_BINS = 10
 """Bins of scores with equally many rows, by which scores are stratified."""
 _STREAM = 0x5B117
 """Keeps the draw independent of other draws with the same seed."""
+_last_draw: dict[tuple[str, ...], Array] = {}
+"""The last draw, by all that it depends on: a run reads both parts of a file, one by one."""
 
 
 def open_split(data: DataConfig, task: Task, name: str) -> Rows:
@@ -78,13 +80,23 @@ class _PartOfRows(Rows):
             labels = replace(labels, thresholds=())  # A saved model has them.
         read = (task.format, task.columns, task.values, labels, sorted(task.unlabelled))
         drawn = self.data.model_dump(include={"hold_out", "group_by", "split_seed"})
-        content = [self.rows.fingerprint(), repr(read), drawn, self.is_held_out]
+        content = [self._rows_fingerprint, repr(read), drawn, self.is_held_out]
         return hashlib.sha256(json.dumps(content).encode("utf-8", "backslashreplace")).hexdigest()
+
+    @cached_property
+    def _rows_fingerprint(self) -> str:
+        return self.rows.fingerprint()
 
     @cached_property
     def _held_out(self) -> NDArray[np.bool_]:
         """(N,) whether each row is held out; rows that cannot be used are training rows."""
-        return draw_held_out(self.rows, self.data, self.task)
+        key = (self._rows_fingerprint, repr(self.data), repr(self.task))
+        held_out = _last_draw.get(key)
+        if held_out is None:
+            held_out = draw_held_out(self.rows, self.data, self.task)
+            _last_draw.clear()
+            _last_draw[key] = held_out
+        return held_out
 
 
 def draw_held_out(rows: Rows, data: DataConfig, task: Task) -> NDArray[np.bool_]:

@@ -1,12 +1,13 @@
 """Encoded examples as a few flat arrays, in memory or mapped from files of a cache."""
 
+import gc
 import hashlib
 import io
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from finetune.storage.manifest import (
     verify_files,
     write_manifest,
 )
-from task_formats import Encoded, Example, Label, ViewEncoder
+from task_formats import Encoded, Example, Label, RenderedBatch, ViewEncoder
 
 FORMAT = "gptft encoded examples, version 5"
 """Its version is raised when the files of an entry change, or what the readers read."""
@@ -37,8 +38,10 @@ _COUNTS = ("rows", "unlabelled", "more_skipped", "is_drawn")
 """Fields of a read report that are saved as they are."""
 _ATTEMPTS = 3
 
-_BATCH, _BATCH_BYTES = 1000, 2**22
+_BATCH, _BATCH_BYTES = 2000, 2**22
 """Examples that are encoded at once, and bytes of their texts: tokenizing needs much more."""
+_TOKENIZED_AHEAD = 2
+"""Batches that are tokenized, or wait for it, while others are read and written."""
 
 
 class Arrays(NamedTuple):
@@ -191,19 +194,31 @@ def encode_examples(examples: Iterable[Example], encoder: ViewEncoder) -> TokenS
 
 
 def _encode_ahead(examples: Iterable[Example], encoder: ViewEncoder) -> Iterator[list[Encoded]]:
-    """Encodes batches in a thread; tokenizers run outside Python's lock while rows are read."""
-    with ThreadPoolExecutor(1) as thread:
-        encoding: deque[Future[list[Encoded]]] = deque()
-        for batch in _batches(examples):
-            encoding.append(thread.submit(encoder.encode, batch))
-            if len(encoding) > 1:
-                yield encoding.popleft().result()
-        for last in encoding:
-            yield last.result()
+    """Encodes batches. Only the tokenizer, which needs no lock of Python, has its own thread."""
+    waiting: deque[tuple[RenderedBatch, Future[Sequence[Sequence[int]]]]] = deque()
+
+    def assemble_first() -> list[Encoded]:
+        batch, tokens = waiting.popleft()
+        return encoder.assemble(batch, tokens.result())
+
+    with ThreadPoolExecutor(1) as thread, _frozen_heap():
+        for chunk in split_into_chunks(examples, _BATCH, example_size, _BATCH_BYTES):
+            batch = encoder.render(chunk)
+            waiting.append((batch, thread.submit(encoder.tokenize, batch.texts)))
+            if len(waiting) > _TOKENIZED_AHEAD:
+                yield assemble_first()
+        while waiting:
+            yield assemble_first()
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    return split_into_chunks(examples, _BATCH, example_size, _BATCH_BYTES)
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Hides what is in memory from the garbage collector, which would search it again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _store(batches: Iterable[Sequence[Encoded]]) -> TokenStore:

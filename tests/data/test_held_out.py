@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from finetune.data import held_out
 from finetune.data.examples import read_examples
 from finetune.data.held_out import assign_parts, connect_rows, draw_held_out, open_split
 from finetune.data.sources import open_rows
@@ -128,6 +129,27 @@ def test_the_two_parts_are_all_rows_with_the_ids_of_the_file(file):
     limited, _ = read(data, HELD_OUT, limit=3)
     assert {example.label for example in limited} == {0, 1, 2}
     assert all(example in held for example in limited)
+
+
+def test_both_parts_share_one_draw_until_the_file_or_the_task_changes(file, monkeypatch):
+    drawn = []
+
+    def draw(rows, data, task):
+        drawn.append(draw_held_out(rows, data, task))
+        return drawn[-1]
+
+    monkeypatch.setattr(held_out, "draw_held_out", draw)
+    data = DataConfig(train=file, hold_out=0.2)
+    (rest, _), (held, _) = read(data, file), read(data, HELD_OUT)
+    assert (len(rest), len(held), len(drawn)) == (72, 18, 1)
+    upper = replace(TASK, convert_row=lambda row: {**row, "text": row["text"].upper()})
+    assert {e.fields["text"] for e in read(data, HELD_OUT, upper)[0]} <= {
+        f"TEXT {n}" for n in range(90)
+    }
+    assert len(drawn) == 2
+    write(file, [{"text": f"t{n}", "label": "a", "author": n} for n in range(20)])
+    assert len(read(data, file)[0]) == 16
+    assert len(drawn) == 3
 
 
 def test_groups_are_never_divided(file):

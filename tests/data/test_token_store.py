@@ -132,7 +132,8 @@ def test_few_long_texts_are_tokenized_at_once() -> None:
     assert max(sizes) <= 5 * 2**20 + 100
 
 
-def test_it_is_a_sequence() -> None:
+def test_it_is_a_sequence(monkeypatch) -> None:
+    monkeypatch.setattr(token_store, "_BATCH", 400)
     rows = labelled(2500)
     store = encode_examples(rows, encoder())
     assert len(store) == 2500

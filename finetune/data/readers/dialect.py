@@ -120,7 +120,9 @@ def _is_quoted(stream: BinaryIO) -> bool:
             width = width or len(fields)
             if everything is None:
                 everything = text.startswith('"')
-            is_written = everything or text in (join_fields(fields, "\t"), _write(fields))
+            # A record without quotes is as a writer leaves it: the usual case, and quickly seen.
+            is_written = everything or '"' not in text
+            is_written = is_written or text in (join_fields(fields, "\t"), _write(fields))
             if fields and (len(fields) != width or not is_written):
                 return False
     except csv.Error:
