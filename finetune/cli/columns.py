@@ -87,7 +87,7 @@ class Column(NamedTuple):
 
 
 def summarize_columns(rows: Iterable[Row]) -> dict[str, Column]:
-    """The columns of a file by name."""
+    """Returns the columns of a file by name."""
     flat = [dict(_flatten(row)) for row in rows]
     names = dict.fromkeys(name for row in flat for name in row)
     columns = {name: _summarize(name, [row.get(name) for row in flat]) for name in names}
@@ -208,7 +208,7 @@ def _find_separator(counts: Counter[str]) -> tuple[str, Counter[str]]:
 
 
 def group_choices(names: Iterable[str]) -> list[list[str]]:
-    """Columns called A, B, ..., or like choices with numbers or letters at their ends."""
+    """Groups columns called A, B, ..., or like choices with numbers or letters at their ends."""
     groups: dict[str, list[str]] = {}
     for name in names:
         stem, number = NUMBER_IN_NAME.subn("", name)

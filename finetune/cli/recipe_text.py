@@ -135,12 +135,12 @@ def _is_number(text: str) -> bool:
 
 
 def format_column(column: str | Sequence[str]) -> str:
-    """A column, a template or a list of columns as YAML."""
+    """Returns a column, a template or a list of columns as YAML."""
     return quote(column) if isinstance(column, str) else f"[{', '.join(map(quote, column))}]"
 
 
 def quote(text: str) -> str:
-    """A text as a YAML scalar.
+    """Returns a text as a YAML scalar.
 
     >>> quote("no"), quote("not_entailment"), quote("1")
     ('"no"', 'not_entailment', '"1"')
@@ -152,5 +152,5 @@ def quote(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text without line ends and control characters."""
+    """Returns a text without line ends and control characters."""
     return "".join(c if c.isprintable() else " " for c in text)
