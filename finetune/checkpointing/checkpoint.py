@@ -10,10 +10,11 @@ newest two are kept while a run trains: should one be damaged, there is the one 
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,13 @@ FORMAT = "gptft checkpoint, version 2"
 KEEP = 2
 
 _NAMES = "update-" + 8 * "[0-9]"
-_STATE = ("exp_avg", "exp_avg_sq", "row_var", "col_var", "variance", "step")
-"""What AdamW and Adafactor keep for a parameter."""
-_PARTS_OF_8_BITS = ("codes", "scale")
-"""The tensors of a moment in 8 bits, as torchao calls them."""
+_STATE = (
+    "exp_avg", "exp_avg_sq", "row_var", "col_var", "variance", "step",
+    "state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2",
+)  # fmt: skip
+"""What AdamW, Adafactor and bitsandbytes' AdamW in 8 bits keep for a parameter."""
+_BLOCK = 256
+"""Weights that share a scale in 8 bits, and values of 8 bits."""
 
 
 class Checkpoint(NamedTuple):
@@ -189,8 +193,7 @@ def capture_state(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> 
 
     Returns:
         "weight.NAME" for each parameter, and for AdamW "exp_avg.NAME", "exp_avg_sq.NAME" and
-        "step.NAME"; Adafactor's state has other names, and moments in 8 bits are two tensors each,
-        such as "exp_avg_codes.NAME" and "exp_avg_scale.NAME".
+        "step.NAME"; the states of other optimizers have other names.
     """
     reshard(model)
     tensors = {}
@@ -198,16 +201,11 @@ def capture_state(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> 
         state = {"weight": parameter.detach(), **optimizer.state.get(parameter, {})}
         for kind in ("weight", *_STATE):
             if kind in state:
-                for part, tensor in split_moment(state[kind]).items():
-                    tensors[f"{kind}{part}.{name}"] = gather_tensor(tensor, keep)
+                value = state[kind]
+                if isinstance(value, int):  # bitsandbytes counts steps so.
+                    value = torch.tensor(float(value))
+                tensors[f"{kind}.{name}"] = gather_tensor(value, keep)
     return tensors
-
-
-def split_moment(moment: Tensor) -> dict[str, Tensor]:
-    """Returns the plain tensors of an optimizer's tensor: "" to itself, unless it is in 8 bits."""
-    if not hasattr(moment, "codes"):
-        return {"": moment}
-    return {f"_{part}": getattr(moment, part) for part in _PARTS_OF_8_BITS}
 
 
 @torch.no_grad()
@@ -220,23 +218,15 @@ def restore_state(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, 
     for name, tensor in tensors.items():
         kind, _, parameter_name = name.partition(".")
         parameter = parameters[parameter_name]
-        if kind.endswith(_PARTS_OF_8_BITS):
-            moment, _, part = kind.rpartition("_")
-            state = optimizer.state[parameter]
-            if moment not in state:
-                # The first moment has a sign, the second has none.
-                state[moment] = cast(Any, optimizer)._new_buffer(parameter, moment == "exp_avg")
-            target = split_moment(state[moment])[f"_{part}"]
-            if tensor.shape != target.shape:
-                raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(target.shape)}")
-            target.copy_(tensor)
-            continue
         expected = _expected_shape(kind, parameter.shape)
         # `copy_` would broadcast a smaller tensor, and optimizers do not check their state.
-        if tensor.shape != expected or not tensor.is_floating_point():
+        is_valid = tensor.is_floating_point() or kind in ("state1", "state2")
+        if tensor.shape != expected or not is_valid:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected)}")
         if kind == "weight":
             parameter.copy_(shard_tensor(tensor, parameter))
+        elif kind == "step" and f"state1.{parameter_name}" in tensors:
+            optimizer.state[parameter][kind] = int(tensor)
         else:
             is_whole = tensor.shape == parameter.shape
             value = shard_tensor(tensor, parameter) if is_whole and tensor.dim() else tensor
@@ -249,6 +239,10 @@ def _expected_shape(kind: str, shape: torch.Size) -> torch.Size:
     """The shape of an optimizer's tensor for a parameter of this shape."""
     if kind == "step":
         return torch.Size()
+    if kind.startswith("absmax"):
+        return torch.Size((math.ceil(shape.numel() / _BLOCK),))
+    if kind.startswith("qmap"):
+        return torch.Size((_BLOCK,))
     if kind == "row_var":
         return torch.Size((*shape[:-1], 1))
     return torch.Size((*shape[:-2], 1, shape[-1])) if kind == "col_var" else shape

@@ -18,8 +18,18 @@ from transformers.pytorch_utils import Conv1D
 from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 
+# When bitsandbytes is imported, by peft too, it reports that an optional kernel for CPUs is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 BLOCK = 64
 """Weights that share a scale."""
+
+
+def require_bitsandbytes(setting: str) -> None:
+    """Raises UsageError unless the package that a setting needs is installed."""
+    if find_spec("bitsandbytes") is None:
+        cure = "pip install 'gptft[quantization]'"
+        raise UsageError("this needs the package bitsandbytes", where=setting, cure=cure)
 
 
 def is_quantized(decoder: nn.Module) -> bool:
@@ -44,12 +54,7 @@ def quantization_options(config: BaseConfig, architecture: PreTrainedConfig) -> 
     is_saved = is_saved_quantized(architecture)
     if config.quantization is None and not is_saved:
         return {}
-    if find_spec("bitsandbytes") is None:
-        what = "weights in 4 bits need the package bitsandbytes"
-        cure = "pip install 'gptft[quantization]'"
-        raise UsageError(what, where="base.quantization", cure=cure)
-    # It reports at import that an optional kernel for a CPU is missing.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    require_bitsandbytes("base.quantization")
     # By default transformers would move a quantized model to the GPU, unlike all others.
     options: dict[str, Any] = {"device_map": {"": "cpu"}}
     if not is_saved:

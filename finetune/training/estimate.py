@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.checkpointing.checkpoint import split_moment
 from finetune.distributed.setup import choose_precision, create_accelerator, deterministic_kernels
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
@@ -139,8 +138,8 @@ def _count_bytes(tensors: Iterable[Tensor]) -> int:
 def _optimizer_bytes(job: TrainingJob) -> int:
     """Bytes of the moments, after at least one update."""
     states = job.optimizer.state.values()
-    moments = (t for state in states for t in state.values() if t.dim())
-    return sum(_count_bytes(split_moment(moment).values()) for moment in moments)
+    values = (value for state in states for value in state.values())
+    return _count_bytes(value for value in values if isinstance(value, Tensor) and value.dim())
 
 
 def start_peak(device: torch.device) -> None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from typing import cast
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Adafactor, AdamW, Optimizer
 
+from finetune.models.quantization import require_bitsandbytes
 from finetune.recipe.schema import CommonTrainConfig, OptimizerName, Schedule
 from task_formats import UsageError
 
@@ -23,7 +23,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Builds the optimizer of the recipe over all trainable parameters.
 
-    It is PyTorch's fused AdamW or its Adafactor, or AdamW with moments in 8 bits from torchao.
+    It is PyTorch's fused AdamW or its Adafactor, or bitsandbytes' AdamW with moments in 8 bits
+    (Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantization").
 
     Only tensors with more than one dimension decay: matrices and embeddings, but no biases and
     gains (GPT-1, section 4.1, and the original code).
@@ -34,7 +35,7 @@ def build_optimizer(
         rate_factors: Parameters whose learning rate is multiplied by a factor.
 
     Raises:
-        UsageError: Weights that are sharded need another optimizer; torchao is not installed.
+        UsageError: The optimizer does not fit sharded weights, or bitsandbytes is not installed.
     """
     split: dict[tuple[float, float], list[nn.Parameter]] = {}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -53,10 +54,8 @@ def build_optimizer(
         return Adafactor(groups, lr=config.learning_rate)
     rate, betas, epsilon = config.learning_rate, config.betas, config.epsilon
     if name == "adamw_8bit":
-        if find_spec("torchao") is None:
-            what, cure = "adamw_8bit needs the package torchao", "pip install 'gptft[quantization]'"
-            raise UsageError(what, where="train.optimizer", cure=cure)
-        from torchao.optim import AdamW8bit
+        require_bitsandbytes("train.optimizer")
+        from bitsandbytes.optim import AdamW8bit
 
         return cast(Optimizer, AdamW8bit(groups, lr=rate, betas=betas, eps=epsilon))
     return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
@@ -72,11 +71,7 @@ def take_step(
 ) -> None:
     """Makes the step of update 1, 2, ...; where `nonfinite` is 1 the weights stay as they are."""
     for group in optimizer.param_groups:
-        rate = learning_rate * group["rate_factor"]
-        if isinstance(group["lr"], Tensor):  # torchao compiles its step.
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = learning_rate * group["rate_factor"]
     if name in _UNFUSED:
         if not nonfinite:  # Waits for the device.
             optimizer.step()

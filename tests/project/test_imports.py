@@ -35,7 +35,7 @@ LAYERS = (
 
 DOORS = {
     "accelerate": "distributed evaluation training prompting pretraining checkpointing",
-    "bitsandbytes": "models.quantization",
+    "bitsandbytes": "models.quantization training.optimizer",
     "datasets": "data.hub",
     "fastapi": "serving",
     "filelock": "checkpointing.run_folder models.gguf_files",
@@ -59,7 +59,6 @@ DOORS = {
     "sklearn": "evaluation sklearn",
     "starlette": "serving",
     "tokenizers": "pretraining.tokenizer export.classification",
-    "torchao": "training.optimizer",
     "torch": "storage.tensors batching models distributed checkpointing evaluation training "
     "prompting pretraining export",
     "transformers": "models checkpointing distributed prompting pretraining export",
