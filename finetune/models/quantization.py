@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 
-# When bitsandbytes is imported, by peft too, it reports that an optional kernel for CPUs is missing.
+# When bitsandbytes is imported, by peft too, it reports that an optional CPU kernel is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 BLOCK = 64
