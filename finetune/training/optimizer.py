@@ -55,7 +55,7 @@ def build_optimizer(
     rate, betas, epsilon = config.learning_rate, config.betas, config.epsilon
     if name == "adamw_8bit":
         require_bitsandbytes("train.optimizer")
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
 
         return cast(Optimizer, AdamW8bit(groups, lr=rate, betas=betas, eps=epsilon))
     return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
