@@ -1,5 +1,6 @@
 """A token store holds what the encoder returns; its cache is exact, or encoded again."""
 
+import gc
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -213,14 +214,16 @@ def test_a_damaged_entry_is_replaced(tmp_path: Path, kind: str, seed: int) -> No
     assert [plain(item) for item in cached(unreadable(), tmp_path)] == expected
 
 
-def test_a_failure_leaves_no_entry(tmp_path: Path) -> None:
+def test_a_failure_leaves_no_entry_and_a_whole_heap(tmp_path: Path) -> None:
     def failing() -> Iterator[Example]:
+        assert gc.get_freeze_count() > 0
         yield Example("a", {"text": "abc"})
         raise UsageError("a bad row")
 
     with pytest.raises(UsageError, match="a bad row"):
         cached(failing(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert gc.get_freeze_count() == 0
 
 
 def test_two_processes_may_encode_the_same_examples(tmp_path: Path) -> None:
