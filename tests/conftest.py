@@ -1,6 +1,7 @@
 """Settings of all tests (no network, one thread) and their shared fixtures."""
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -51,7 +52,7 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def no_flush() -> Iterator[None]:
     """Makes fsync do nothing, which speeds up tests; only a power cut would show the difference."""
     with pytest.MonkeyPatch.context() as patch:
@@ -108,6 +109,16 @@ def undisturbed(job: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path
     from tests.support import jobs
 
     return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+# Imports make a million objects that stay: without this the garbage collector looks at all of them
+# again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

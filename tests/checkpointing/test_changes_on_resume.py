@@ -21,7 +21,6 @@ from finetune.training.finetuning import events
 from task_formats import UsageError
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
 JOB = ("classification", {"checkpoint_updates": 1, "seed": 1})
 
 

@@ -27,8 +27,6 @@ from tests.support.checkpoints import (
 )
 from tests.support.disks import names
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 def test_the_newest_checkpoint_comes_back(tmp_path: Path) -> None:
     save_checkpoints(tmp_path, 9, 10)

@@ -24,9 +24,6 @@ from task_formats import UsageError
 from tests.support.checkpoints import assert_checkpoint, save_checkpoints
 from tests.support.disks import names
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
-
 DAMAGES = (
     "bit", "bit", "bit", "cut", "longer", "zeros", "missing", "link", "folder", "of another",
     "swap", "manifest",

@@ -30,8 +30,6 @@ from tests.support.checkpoints import (
 )
 from tests.support.disks import make_read_only, names, small_disk
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 class Killed(BaseException):
     """Simulates a kill: nothing may catch it."""

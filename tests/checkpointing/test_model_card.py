@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 from huggingface_hub import ModelCard
 
 from finetune.checkpointing.model_card import (
@@ -14,7 +13,6 @@ from finetune.checkpointing.model_card import (
 from finetune.recipe.loading import load_recipe, parse_recipe
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
 RESULT = {
     "scores": {"validation": {"accuracy": 0.75, "loss": 0.5}, "extra": {"accuracy": math.nan}},
     "made_with": {"rows": {"train": 1200}, "versions": {"gptft": "1.0", "torch": None}},

@@ -15,8 +15,6 @@ from task_formats import UsageError
 from tests.support import jobs
 from tests.support.disks import names, small_disk
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 def test_a_run_keeps_what_it_is_given(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "rte"

@@ -15,8 +15,6 @@ from task_formats import UsageError
 from tests.support import processes
 from tests.support.disks import names
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 def start(folder: Path, *, finish: bool = False) -> None:
     """A run of one event and one checkpoint."""

@@ -10,8 +10,6 @@ from finetune.comparison import curve
 from finetune.recipe.schema import PromptConfig
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 @pytest.fixture(scope="module")
 def words(bases, tmp_path_factory) -> list[str]:

@@ -11,8 +11,6 @@ from finetune.evaluation.statistics import mcnemar_test, paired_bootstrap
 from finetune.reports import analysis
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 @pytest.fixture(scope="module")
 def runs(bases, tmp_path_factory):

@@ -13,7 +13,6 @@ from finetune.recipe.schema import HELD_OUT
 from task_formats import Prediction
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
 FOLDS = 3
 
 

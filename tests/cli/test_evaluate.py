@@ -1,11 +1,7 @@
 """`gptft evaluate` of runs that are not finished."""
 
-import pytest
-
 from finetune.cli import main
 from tests.support import jobs
-
-pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 def test_an_unfinished_run_is_evaluated_with_its_best_model(bases, tmp_path, capsys) -> None:

@@ -13,8 +13,6 @@ from finetune.data import write_rows
 from tests.conftest import ROOT
 from tests.support import jobs
 
-pytest.importorskip("ray")
-
 PAGE = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
 # The workers take one CPU each; reading and writing need others.
 START = "import ray\nray.init(num_cpus=4, object_store_memory=2**27, include_dashboard=False)\n"
@@ -22,6 +20,7 @@ START = "import ray\nray.init(num_cpus=4, object_store_memory=2**27, include_das
 
 @pytest.mark.slow
 def test_two_workers_label_what_one_process_labels(bases, tmp_path):
+    pytest.importorskip("ray")
     from pyarrow import parquet
 
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path, epochs=1)

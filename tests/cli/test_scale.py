@@ -79,7 +79,7 @@ train: {schedule: wsd, batch_size: 2, warmup_updates: 1, precision: fp32}
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, no_flush):
+def study(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.scaling.study.TRIAL_SECONDS", 0.01)
     (tmp_path / "train.txt").write_text("The rain came down on the river. " * 60)
     (tmp_path / "valid.txt").write_text("The river came down. " * 10)

@@ -4,16 +4,17 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
 from finetune.cli import main
-from tests.conftest import ROOT
+from tests.support import processes
 from tests.support.jobs import rows
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -21,24 +22,23 @@ httpx = pytest.importorskip("httpx")
 
 
 @contextmanager
-def serving(*words: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process `gptft serve` on a free port, and its address."""
-    command = [sys.executable, "-m", "finetune", "serve", *words, "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            line = process.stderr.readline()
-            address = re.search(r"http://127\.0\.0\.1:\d+", line)
-            assert address, line + process.stderr.read()
-            yield process, address[0]
-        finally:
-            process.kill()
+def serving(log: Path, *words: str, **variables: str) -> Iterator[tuple[BaseProcess, str]]:
+    """A process `gptft serve` on a free port, and its address; what it prints is in a file."""
+    command = ["serve", *words, "--port", "0"]
+    process = processes.start(main, command, environment=variables, output=log)
+    try:
+        while not log.exists() or not (
+            address := re.search(r"http://127\.0\.0\.1:\d+(?=\.)", log.read_text())
+        ):
+            assert process.is_alive(), log.read_text()
+            time.sleep(0.01)
+        yield process, address[0]
+    finally:
+        process.kill()
 
 
 ONE_KIND = pytest.mark.parametrize("trained", ["entailment"], indirect=True)
-"""A process takes seconds to start; tests/serving has all kinds."""
+"""tests/serving has all kinds."""
 
 
 @ONE_KIND
@@ -48,8 +48,9 @@ def test_it_answers_as_predict_does_and_a_signal_lets_requests_finish(trained, t
     out = tmp_path / "out.jsonl"
     assert main(["predict", str(trained.run), str(tmp_path / "new.jsonl"), "-o", str(out)]) == 0
     predicted = [json.loads(line) for line in out.read_text().splitlines()]
-    answers = []
-    with serving(str(trained.run), "--device", "cpu", GPTFT_SERVE_TOKEN="geheim") as (process, url):
+    answers, log = [], tmp_path / "log"
+    words = [str(trained.run), "--device", "cpu"]
+    with serving(log, *words, GPTFT_SERVE_TOKEN="geheim") as (process, url):
         assert httpx.post(f"{url}/predict", json=many[0]).status_code == 401
         content, sent, stopping = json.dumps(many).encode(), threading.Event(), threading.Event()
 
@@ -69,11 +70,12 @@ def test_it_answers_as_predict_does_and_a_signal_lets_requests_finish(trained, t
         sent.wait()
         # Once this is answered the server has also read the first half of the other request.
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
-        process.send_signal(signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
         stopping.set()
         thread.join()
-        printed = process.stdout.read() + process.stderr.read()
-        assert process.wait(60) == 0
+        process.join(60)
+        assert process.exitcode == 0
+    printed = log.read_text()
     assert "Stopped." in printed
     assert "geheim" not in printed
     assert "Traceback" not in printed

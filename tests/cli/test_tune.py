@@ -7,8 +7,6 @@ import pytest
 from finetune.cli import main
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 @pytest.fixture(scope="module")
 def words(bases, tmp_path_factory) -> list[str]:

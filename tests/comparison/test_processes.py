@@ -16,8 +16,6 @@ from tests.comparison.test_study import make_recipe
 from tests.support import jobs
 from tests.support.processes import run_processes
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 SMALL = Design(seeds=(0,), shots=(1,))
 ONLY = ("majority", "ask-*", "lambda-0.5-*")
 CELL = "lambda-0.5-seed-0"

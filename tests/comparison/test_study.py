@@ -28,8 +28,6 @@ from finetune.training.loop import Step
 from task_formats import UsageError
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 def make_recipe(base: Path, folder: Path, **settings) -> Recipe:
     """A task with a prompt and a metric that is computed quickly, and a job of two updates."""

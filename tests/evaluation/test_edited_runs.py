@@ -13,7 +13,6 @@ from finetune.cli import main
 from task_formats import UsageError
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
 JOB = ("entailment", {"epochs": 1})
 
 

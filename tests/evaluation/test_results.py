@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("no_flush")
 ARMS = ["majority", "lambda-0", "run_glue"]
 
 

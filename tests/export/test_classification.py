@@ -15,7 +15,7 @@ from task_formats import UsageError
 from tests.support import jobs
 from tests.support.families import SENTENCES
 
-pytestmark = pytest.mark.usefixtures("in_process", "no_flush")
+pytestmark = pytest.mark.usefixtures("in_process")
 
 LAYER_NORM = ("openai-gpt", "gpt2", "gpt_neo", "gpt_neox", "opt", "opt_narrow")
 RMS_NORM = ("llama", "mistral", "qwen3", "gemma3")

@@ -15,8 +15,6 @@ from finetune.data import hub as data_hub
 from tests.export.conftest import save_run
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 class StubHub(HTTPServer):
     """Answers what an upload asks, and keeps the uploaded files."""

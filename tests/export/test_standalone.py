@@ -5,8 +5,8 @@ import functools
 import json
 import math
 import runpy
-import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ from finetune.models import task_model
 from finetune.models.heads import LinearHead
 from finetune.recipe.schema import CustomFormatConfig
 from task_formats import Example, UsageError
-from tests.support import jobs
+from tests.support import jobs, processes
 from tests.support.families import FAMILIES
 from tests.support.samples import WORDS
 
-pytestmark = pytest.mark.usefixtures("in_process", "no_flush")
+pytestmark = pytest.mark.usefixtures("in_process")
 KINDS = sorted(jobs.TASKS)
 
 
@@ -44,6 +44,14 @@ def test_a_head_without_bias(make_run, tmp_path):
     export_run(make_run("similarity", bias=False), "standalone", tmp_path / "out")
 
 
+def run_script(script: Path, *words: str) -> int:
+    """Runs a program that cannot import gptft."""
+    sys.modules |= dict.fromkeys(["finetune", "task_formats"])
+    sys.argv = [str(script), *words]
+    runpy.run_path(str(script), run_name="__main__")
+    return 0
+
+
 def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
     run = make_run("multiple_choice")
     export_run(run, "standalone", tmp_path / "out")
@@ -53,13 +61,14 @@ def test_predictions_are_those_of_gptft_without_gptft(make_run, tmp_path):
         {"context": f"{row['story']} {row['question']}", "choices": row["choices"]} for row in rows
     ]
     file = jobs.write_rows(tmp_path / "rows.jsonl", given)
-    block = "import sys; sys.modules |= dict.fromkeys(['finetune', 'task_formats']); import runpy; "
-    command = f"{block} runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", command, str(tmp_path / "out" / "predict.py"), file],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    )  # fmt: skip
-    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    child = processes.start(
+        run_script, tmp_path / "out" / "predict.py", file, output=tmp_path / "log"
+    )
+    child.join()
+    output = (tmp_path / "log").read_text()
+    assert child.exitcode == 0, output
+    # Libraries may have warned.
+    printed = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [row["label"] for row in printed] == [prediction.label for prediction in predictions]
     for row, prediction in zip(printed, predictions, strict=True):
         assert [*row["probabilities"].values()] == pytest.approx(prediction.scores, abs=1e-5)

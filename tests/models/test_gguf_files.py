@@ -24,8 +24,6 @@ from tests.support.families import SENTENCES
 pytest.importorskip("gguf", reason="GGUF files need the extra gguf")
 from tests.support.gguf_writer import write_gguf
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -21,8 +21,6 @@ from task_formats import UsageError
 from tests.support import families, jobs, samples
 from tests.support.samples import KINDS
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 QLORA = {"lora": LoraConfig(rank=2), "quantization": "nf4"}
 
 

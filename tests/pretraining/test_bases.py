@@ -16,8 +16,6 @@ from task_formats import UsageError
 from tests.pretraining.test_pretraining import stop_after
 from tests.support import families
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 @pytest.fixture
 def texts(tmp_path) -> Path:

@@ -16,7 +16,6 @@ def bench(monkeypatch):
     return import_module("benchmarks.gpu")
 
 
-@pytest.mark.usefixtures("no_flush")
 @pytest.mark.slow
 def test_a_rehearsal_writes_rows_for_every_arm(bench, tmp_path):
     parts = ("card", "update", "llama", "attention", "deterministic", "copies", "checkpoint")

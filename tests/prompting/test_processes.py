@@ -14,8 +14,6 @@ from finetune.recipe.schema import BaseConfig, PromptConfig, Recipe
 from tests.support import jobs
 from tests.support.processes import run_processes
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 def run_in_two_processes(function, argument, folder: Path) -> list:
     """Calls `function` in two processes; returns what each of them got."""

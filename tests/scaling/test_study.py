@@ -28,7 +28,6 @@ from tests.pretraining.test_pretraining import BOOK
 from tests.support import processes
 from tests.support.jobs import log
 
-pytestmark = pytest.mark.usefixtures("no_flush")
 SIZES = [{"layers": 1, "width": 16, "heads": 2}, {"layers": 2, "width": 16, "heads": 2}]
 
 
@@ -67,7 +66,7 @@ def short_trials():
 
 
 @pytest.fixture(scope="module")
-def finished(plan, tmp_path_factory, no_flush) -> Path:
+def finished(plan, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "study"
     for _ in events(plan, folder):
         pass

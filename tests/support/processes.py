@@ -52,6 +52,7 @@ def _run(
     function: Callable[..., int], arguments: Sequence[Any], environment: dict[str, str], output: str
 ) -> None:
     os.environ.update(environment)
+    os.fsync = lambda descriptor: None  # As in the process of pytest.
     # The server ignores Ctrl-C; a process of its own does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

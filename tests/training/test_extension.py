@@ -10,8 +10,6 @@ from finetune.training.finetuning import events
 from task_formats import UsageError
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 JOB = ("entailment", {**jobs.NOISY, "schedule": "linear", "warmup": 0})
 LONGER = "trained longer: 4 epochs instead of 2. The remaining updates have the learning rates"
 

@@ -2,11 +2,7 @@
 
 import logging
 
-import pytest
-
 from tests.support import jobs
-
-pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 def test_a_run_logs_start_evaluations_warnings_and_result(bases, tmp_path, caplog, capsys) -> None:

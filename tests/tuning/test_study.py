@@ -21,8 +21,6 @@ from finetune.tuning.trial import Search
 from task_formats import UsageError
 from tests.support import jobs
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 RATE = Interval(1e-5, 1e-1, True, False)
 SPACE = {"train.learning_rate": RATE, "train.schedule": Choices(("linear", "cosine"))}
 SEARCH = Search(SPACE, (0, 1))
