@@ -2,13 +2,14 @@
 
 import functools
 import gc
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -109,6 +110,18 @@ def undisturbed(job: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path
     from tests.support import jobs
 
     return jobs.train(job, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported folders are checked in this process, which is faster."""
+    from finetune.export import verification
+    from finetune.export.scripts import check
+
+    def run_check(folder: Path, format: str, rows: list[Any]) -> dict[str, Any]:
+        return check.compute_logits(str(folder), format, json.loads(json.dumps(rows)))
+
+    monkeypatch.setattr(verification, "run_check", run_check)
 
 
 # Imports make a million objects that stay: without this the garbage collector looks at all of them

@@ -1,4 +1,4 @@
-"""Finished runs of every kind, made without training, and a check in this process."""
+"""Finished runs of every kind, made without training."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,6 @@ import torch
 
 from finetune.checkpointing.model_folder import save_model
 from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT
-from finetune.export import verification
-from finetune.export.scripts import check
 from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import build_task_model
 from finetune.recipe.schema import Recipe
@@ -61,13 +59,3 @@ def save_run(recipe: Recipe, run: Path) -> Path:
     made_with = {"versions": {"gptft": "0"}, "rows": {"train": 20, "evaluate": 13}}
     (run / RESULT).write_text(json.dumps({**result, "made_with": made_with}))
     return run
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Checks run in this process, which is faster."""
-
-    def run_check(folder: Path, format: str, rows: list[Any]) -> dict[str, Any]:
-        return check.compute_logits(str(folder), format, json.loads(json.dumps(rows)))
-
-    monkeypatch.setattr(verification, "run_check", run_check)

@@ -125,6 +125,7 @@ def test_a_run_resumes_bit_equal_and_is_evaluated_in_4_bits(run, recipe, tmp_pat
     assert predictor.evaluate() == pytest.approx(jobs.result(run)["scores"]["evaluate"])
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_export_is_whole_and_the_base_of_another_run(run, recipe, tmp_path):
     verification = export_run(run, "standalone", tmp_path / "whole")
     assert verification.rows == 9

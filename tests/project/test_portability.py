@@ -11,7 +11,6 @@ import pytest
 from finetune.cli import main
 from finetune.export.exporter import export_run
 from tests.conftest import ROOT
-from tests.export.conftest import in_process  # noqa: F401  (a fixture)
 from tests.project.test_imports import MODULES, imports_of
 from tests.support import jobs, windows
 from tests.support.disks import mode_of_files
