@@ -11,6 +11,7 @@ from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.checkpointing.run_folder import MODEL
 from finetune.distributed import fsdp
+from finetune.export import hub
 from finetune.export.exporter import export_run
 from finetune.models import quantization
 from finetune.models.pretrained import load_decoder
@@ -141,6 +142,12 @@ def test_an_export_is_whole_and_the_base_of_another_run(run, recipe, tmp_path):
     assert "--base RUN" not in card
     config = json.loads((run / MODEL / "config.json").read_bytes())
     assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+
+
+def test_an_upload_has_the_adapters_and_no_path_of_this_machine(run):
+    files = {file.path_in_repo: file.path_or_fileobj for file in hub._run_files(run)}
+    assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] is None
+    assert "adapter/adapter_model.safetensors" in files
 
 
 def test_weights_in_4_bits_are_not_sharded(wide_bases, bitsandbytes, monkeypatch):
