@@ -353,6 +353,7 @@ def write_page(options: argparse.Namespace, record: Record) -> str:
         "Scores": [*_score_table(record)],
         "Time and memory": [*_cost_table(record)],
         "Against run_glue": [*_differences(options, record)],
+        "Fewer labels": [*_curves()],
         "Why these defaults": [*_ablation_table(ablation_path(options.base))],
     }
     parts = [_HEAD.format(base=options.base, seed=SEARCH_SEED)]
@@ -371,11 +372,11 @@ transformers' Trainer the run_glue way on the same rows, epochs, batch size and 
     python -m benchmarks.results --data ../shared/data              # search rates, then all cells
     python -m benchmarks.results --data ../shared/data --write      # this page
 
-Cells that have not been run are missing below. Every trained arm chooses its learning rate from
-the same five values with seed {seed}, which the tables do not use. Without a search of its own,
-λ = 0.5 takes the rate of λ = 0, LoRA five times that rate, and training from scratch 5e-4.
-The search of 2026-11-26 took the first 1,500 rows of every split (--search-limit 1500), on one
-NVIDIA H200; only the rates of λ = 0 for four tasks were finished, and no cell of the table.
+**Cells that have not been run are missing below**, and so far that is most of them. Trained arms
+choose their learning rate from the same five values with seed {seed}, which the tables do not use.
+Without a search of its own, λ = 0.5 takes the rate of λ = 0, LoRA five times that rate, and
+training from scratch 5e-4. The search on the H200 (2026-11-26) took the first 1,500 rows of every
+split; the one of COPA (2026-11-27, two cores of an AMD EPYC) took all of them.
 
 The shipped base `tiny` has [a page of its own](results_tiny.md).
 """
@@ -418,14 +419,18 @@ def _score_table(record: Record) -> Iterator[str]:
 
 
 def _cost_table(record: Record) -> Iterator[str]:
-    yield "| task | arm | seconds | peak MiB |\n|---|---|---|---|"
+    yield "Medians. Several cells ran at once, one thread each on a CPU, partly beside other work:"
+    yield "seconds are comparable only within a task and a device, and only roughly."
+    yield ""
+    yield "| task | arm | device | at once | seconds | peak MiB |\n|---|---|---|---|---|---|"
     for task in TASKS:
         for arm in ARMS:
             outcomes = [record.outcomes[cell] for cell in _cells_of(record, task, arm)]
-            if outcomes:
-                seconds = np.median([outcome.seconds for outcome in outcomes])
-                peak = np.median([outcome.peak_mib for outcome in outcomes])
-                yield f"| {task} | {arm} | {seconds:.0f} | {peak:,.0f} |"
+            for device, jobs in sorted({(outcome.device, outcome.jobs) for outcome in outcomes}):
+                alike = [one for one in outcomes if (one.device, one.jobs) == (device, jobs)]
+                seconds = np.median([outcome.seconds for outcome in alike])
+                peak = np.median([outcome.peak_mib for outcome in alike])
+                yield f"| {task} | {arm} | {device} | {jobs} | {seconds:.0f} | {peak:,.0f} |"
 
 
 def _differences(options: argparse.Namespace, record: Record) -> Iterator[str]:
@@ -448,6 +453,17 @@ def _differences(options: argparse.Namespace, record: Record) -> Iterator[str]:
                 f"| {task} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {len(seeds)} "
                 f"| {time_ratio:.2f} | {memory:.2f} |"
             )
+
+
+def _curves() -> Iterator[str]:
+    """Figures and tables that `gptft compare --fractions` wrote."""
+    yield "Fine-tuning with a part of the labels, against prompting. A fraction f of the rows is"
+    yield "trained on for epochs / √f. Medians of three seeds, with the lowest and highest."
+    for task in TASKS:
+        table = FOLDER / f"curve-{task}.md"
+        if table.exists():
+            title, *lines = table.read_text(encoding="utf-8").splitlines()
+            yield "\n".join(["", f"#{title}", "", f"![{task}](results_curve_{task}.png)", *lines])
 
 
 def _ablation_table(path: Path) -> Iterator[str]:
