@@ -124,13 +124,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "run_check", run_check)
 
 
-# Imports make a million objects that stay: without this the garbage collector looks at all of them
-# again and again.
+# Imports make a million objects that stay, at which the garbage collector would look repeatedly.
 gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()
     gc.enable()
 
 
