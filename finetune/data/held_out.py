@@ -25,8 +25,8 @@ _SCORE_BINS = 10
 """Bins of scores with equally many rows, by which scores are stratified."""
 _STREAM = 0x5B117
 """Keeps the draw independent of other draws with the same seed."""
-_last_draw: dict[tuple[str, ...], Array] = {}
-"""The last draw, by all that it depends on: a run reads both parts of a file, one by one."""
+_last_draw: list[tuple[tuple[str, DataConfig, Task], Array]] = []
+"""The last draw, after all that it depends on: a run reads both parts of a file, one by one."""
 
 
 def open_split(data: DataConfig, task: Task, name: str) -> Rows:
@@ -90,13 +90,10 @@ class _PartOfRows(Rows):
     @cached_property
     def _held_out(self) -> NDArray[np.bool_]:
         """(N,) whether each row is held out; rows that cannot be used are training rows."""
-        key = (self._rows_fingerprint, repr(self.data), repr(self.task))
-        held_out = _last_draw.get(key)
-        if held_out is None:
-            held_out = draw_held_out(self.rows, self.data, self.task)
-            _last_draw.clear()
-            _last_draw[key] = held_out
-        return held_out
+        made_from = (self._rows_fingerprint, self.data, self.task)
+        if not _last_draw or _last_draw[0][0] != made_from:
+            _last_draw[:] = [(made_from, draw_held_out(self.rows, self.data, self.task))]
+        return _last_draw[0][1]
 
 
 def draw_held_out(rows: Rows, data: DataConfig, task: Task) -> NDArray[np.bool_]:

@@ -1,14 +1,15 @@
 """What this machine has: devices, cores, threads and memory."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""Where Linux says how much memory a container may use."""
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""The control groups of Linux, which limit containers and jobs, and those of this process."""
 
 
 class Device(NamedTuple):
@@ -44,10 +45,25 @@ def count_cores() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory of the machine or container; None where the system does not tell."""
+    """Bytes of memory of the machine, container or job; None where the system does not tell."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # No container, or one without a limit ("max").
-        total = min(total, int(_CGROUP_LIMIT.read_text(encoding="ascii")))
-    return total
+    return min([total, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """The limits of memory of this process's control groups and those above, of both versions."""
+    with suppress(OSError):  # Not on Linux.
+        for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            root = _CGROUPS / controllers
+            file = "memory.limit_in_bytes" if controllers else "memory.max"
+            # In a container the own group may be seen as the root.
+            group = root / name.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root):
+                    with suppress(OSError, ValueError):  # None, or "max".
+                        yield int((folder / file).read_text(encoding="ascii"))

@@ -166,8 +166,9 @@ def choose_batch_config(
 ) -> BatchConfig:
     """Decides how a decoder's batches are made.
 
-    Training on a CPU, an update is one pass where its activations fit into a quarter of the memory:
-    in each further pass all weights would be cast to bfloat16 and gradients added once more.
+    Training on a CPU, a pass may have up to four times as many tokens where its activations fit
+    into a quarter of the memory: in each pass all weights are cast to bfloat16, and gradients are
+    added once more.
 
     Args:
         decoder: Packed and shared layouts need gptft's own attention in it.
@@ -196,6 +197,8 @@ def choose_batch_config(
         max_tokens = int(limit * min(max(scale, 0.5), 4.0))
         if training and device.type == "cpu":
             token = config.num_hidden_layers * config.hidden_size * _ACTIVATION_BYTES
-            fitting = (total_memory() or 0) // (_ACTIVATION_SHARE * token)
+            # The processes of a run share the memory of their machine.
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            fitting = (total_memory() or 0) // (processes * _ACTIVATION_SHARE * token)
             max_tokens = max(max_tokens, min(fitting, _TRAINING_FACTOR * max_tokens))
     return BatchConfig(layout, pad_id, max_tokens)

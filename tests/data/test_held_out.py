@@ -147,9 +147,25 @@ def test_both_parts_share_one_draw_until_the_file_or_the_task_changes(file, monk
         f"TEXT {n}" for n in range(90)
     }
     assert len(drawn) == 2
+
+    class Relabel:
+        """Two of them cannot be told apart by their repr."""
+
+        def __init__(self, label: str) -> None:
+            self.label = label
+
+        def __repr__(self) -> str:
+            return "Relabel"
+
+        def __call__(self, row: dict) -> dict:
+            return {**row, "label": self.label}
+
+    for label in "ab":
+        read(data, HELD_OUT, replace(TASK, convert_row=Relabel(label)))
+    assert len(drawn) == 4
     write(file, [{"text": f"t{n}", "label": "a", "author": n} for n in range(20)])
     assert len(read(data, file)[0]) == 16
-    assert len(drawn) == 3
+    assert len(drawn) == 5
 
 
 def test_groups_are_never_divided(file):

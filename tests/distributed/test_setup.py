@@ -163,13 +163,44 @@ def test_a_training_pass_is_larger_where_memory_allows_it(bases, monkeypatch) ->
     assert limits[-1] == 4 * predicted
 
 
-@pytest.mark.parametrize(("content", "expected"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_processes_of_a_machine_share_its_memory(bases, monkeypatch) -> None:
+    decoder = load_decoder(BaseConfig(path=str(bases("gpt2")))).decoder
+
+    def limit(memory: int, processes: int) -> int:
+        monkeypatch.setattr(setup, "total_memory", lambda: memory)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        config = choose_batch_config(decoder, torch.device("cpu"), 0, training=True)
+        return config.max_tokens_per_forward
+
+    width = decoder.config.num_hidden_layers * decoder.config.hidden_size
+    memory = 4 * 80 * width * 10_000
+    assert limit(memory, 1) == 10_000
+    assert limit(4 * memory, 4) == 10_000
+    assert limit(memory, 4) == 8192, "as without training"
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/\n", {"memory.max": "4096\n"}, 4096),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("0::/slurm/job_7\n", {"slurm/job_7/memory.max": "max", "slurm/memory.max": "4096"}, 4096),
+        ("4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "4096\n"}, 4096),
+        ("4:memory:/a\n0::/\n", {"memory/memory.limit_in_bytes": "4096\n"}, 4096),
+        ("4:cpu:/a\n", {"memory.max": "4096\n", "cpu/memory.max": "4096\n"}, None),
+        (None, {}, None),
+    ],
+)
 def test_the_limit_of_a_container_counts_as_the_memory(
-    content, expected, tmp_path, monkeypatch
+    own, limits, expected, tmp_path, monkeypatch
 ) -> None:
-    path = tmp_path / "memory.max"
-    if content is not None:
-        path.write_text(content)
-    monkeypatch.setattr(hardware, "_CGROUP_LIMIT", path)
+    """Of control groups of version 2 and 1, of this one or of one above it."""
+    for name, content in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(hardware, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "_OWN_CGROUPS", tmp_path / "own")
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert hardware.total_memory() == (expected or machine)
