@@ -211,9 +211,14 @@ def load(
     model_folder = _find_model_folder(folder)
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
-    flags = {"head_bias": recipe.head.bias, "trust_remote_code": recipe.base.trust_remote_code}
-    flags["dequantize"] = dequantize
-    model, base = load_model(model_folder, task, recipe.train.max_tokens, **flags)
+    model, base = load_model(
+        model_folder,
+        task,
+        recipe.train.max_tokens,
+        head_bias=recipe.head.bias,
+        trust_remote_code=recipe.base.trust_remote_code,
+        dequantize=dequantize,
+    )
     model.to(accelerator.device)
     if calibrated:
         model.temperature = _read_temperature(model_folder, folder)

@@ -1,10 +1,11 @@
 """Exports a finished run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_model_card
 from finetune.checkpointing.run_folder import MODEL, read_result
@@ -81,21 +82,23 @@ def export_run(
         cure = "Choose a folder that does not exist yet."
         raise UsageError("already exists", where=str(folder), cure=cure)
     result = read_result(run)
-    trust: dict[str, Any] = {"task": task, "trust_remote_code": trust_remote_code}
-    predictor = load(run, "cpu", **trust, dequantize=True, precision="fp32")
+    predictor = load(
+        run,
+        "cpu",
+        task=task,
+        trust_remote_code=trust_remote_code,
+        dequantize=True,
+        precision="fp32",
+    )
     if predictor.task.windows is not None:
         what = "a run that reads long texts in windows cannot be exported"
         raise UsageError(what, where=str(run), cure="Use it with gptft predict or gptft serve.")
     examples = _read_examples(predictor, check)
     with (
-        TemporaryDirectory(prefix="gptft-") as scratch,
         replace_folder(folder) as partial,
         without_progress_bar(),
+        _plain_model(run, predictor, partial.parent) as model,
     ):
-        model = run / MODEL
-        if predictor.recipe.base.quantization is not None:
-            predictor.save(Path(scratch))
-            model = Path(scratch, MODEL)
         source = ExportSource(run, model, predictor, precision)
         FORMATS[format].write(source, partial)
         verification = verify(source, format, partial, examples)
@@ -103,6 +106,18 @@ def export_run(
         content = CardContent(run.absolute().name, predictor.recipe, predictor.task, result)
         write_atomically(partial / MODEL_CARD, str(build_model_card(content, usage, library)))
         return verification
+
+
+@contextmanager
+def _plain_model(run: Path, predictor: Predictor, parent: Path) -> Iterator[Path]:
+    """The run's saved model; of one in 4 bits a copy in full precision, deleted afterwards."""
+    if predictor.recipe.base.quantization is None:
+        yield run / MODEL
+        return
+    # On the disk of the export: the one of temporary files may be too small.
+    with TemporaryDirectory(prefix=".gptft-", dir=parent) as folder:
+        predictor.save(Path(folder))
+        yield Path(folder, MODEL)
 
 
 def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:

@@ -1,6 +1,7 @@
 """Bases in 4 bits: what is quantized, trained, saved, and turned into a plain model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
 from finetune.checkpointing.run_folder import MODEL
 from finetune.distributed import fsdp
-from finetune.export import hub
+from finetune.export import exporter, hub
 from finetune.export.exporter import export_run
 from finetune.models import quantization
 from finetune.models.pretrained import load_decoder
@@ -126,9 +127,32 @@ def test_a_run_resumes_bit_equal_and_is_evaluated_in_4_bits(run, recipe, tmp_pat
     assert predictor.evaluate() == pytest.approx(jobs.result(run)["scores"]["evaluate"])
 
 
+def test_a_pushed_run_has_its_adapters_and_no_local_path(run, recipe, tmp_path):
+    for file in hub._run_files(run):
+        content = file.path_or_fileobj
+        target = tmp_path / file.path_in_repo
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_bytes())
+    assert config["base_model_name_or_path"] is None
+    assert recipe.base.path not in str(config)
+    rows = jobs.rows("entailment", 3)
+    assert finetune.load(tmp_path, "cpu").predict(rows) == finetune.load(run, "cpu").predict(rows)
+
+
 @pytest.mark.usefixtures("in_process")
-def test_an_export_is_whole_and_the_base_of_another_run(run, recipe, tmp_path):
+def test_an_export_is_whole_and_the_base_of_another_run(run, recipe, tmp_path, monkeypatch):
+    """The model in between is on the disk of the export, and deleted."""
+    verify, sources = exporter.verify, []
+
+    def note(source, *rest):
+        sources.append(source)
+        return verify(source, *rest)
+
+    monkeypatch.setattr(exporter, "verify", note)
     verification = export_run(run, "standalone", tmp_path / "whole")
+    assert sources[0].model_folder.is_relative_to(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
     assert verification.rows == 9
     further = jobs.change(recipe, "train", lm_coefficient=0)
     further = further.model_copy(update={"base": BaseConfig(path=str(tmp_path / "whole"))})
@@ -142,12 +166,6 @@ def test_an_export_is_whole_and_the_base_of_another_run(run, recipe, tmp_path):
     assert "--base RUN" not in card
     config = json.loads((run / MODEL / "config.json").read_bytes())
     assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
-
-
-def test_an_upload_has_the_adapters_and_no_path_of_this_machine(run):
-    files = {file.path_in_repo: file.path_or_fileobj for file in hub._run_files(run)}
-    assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] is None
-    assert "adapter/adapter_model.safetensors" in files
 
 
 def test_weights_in_4_bits_are_not_sharded(wide_bases, bitsandbytes, monkeypatch):
