@@ -217,6 +217,9 @@ def _frozen_heap() -> Iterator[None]:
 
     It would search all of it every few thousand rows: a tenth of the time where torch is loaded.
     """
+    if gc.get_freeze_count():  # By the program, or another thread; unfreezing would undo it.
+        yield
+        return
     gc.freeze()
     try:
         yield

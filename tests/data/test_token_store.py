@@ -226,6 +226,16 @@ def test_a_failure_leaves_no_entry_and_a_whole_heap(tmp_path: Path) -> None:
     assert gc.get_freeze_count() == 0
 
 
+def test_a_heap_that_the_program_has_frozen_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        encode_examples(labelled(3), encoder())
+        assert gc.get_freeze_count() >= before > 0
+    finally:
+        gc.unfreeze()
+
+
 def test_two_processes_may_encode_the_same_examples(tmp_path: Path) -> None:
     def meanwhile() -> Iterator[Example]:
         cached(labelled(1), tmp_path)
