@@ -145,7 +145,7 @@ def render(benchmark: Benchmark, results: Results) -> str:
 
 def _render_claims(benchmark: Benchmark, results: Results) -> Iterator[str]:
     if benchmark.claims:
-        yield "| ratio | of medians | by rounds | CPU time | peak memory | asked for |"
+        yield "| ratio | of medians | by rounds | CPU time | peak memory | goal |"
         yield "|---|---|---|---|---|---|"
     for claim in benchmark.claims:
         ours, peer = results[claim.ours], results[claim.peer]

@@ -28,9 +28,9 @@ BENCHMARK = Benchmark(
     "example",
     CONTESTANTS,
     (
-        Claim("gptft, fp32", "Trainer, pad to 128, fp32", 3.3, 0.5),
-        Claim("gptft, fp32", "Trainer, dynamic padding, fp32", 3.3, 0.5),
-        Claim("gptft, bf16", "Trainer, pad to 128, bf16", 2.5, 0.5),
+        Claim("gptft, fp32", "Trainer, pad to 128, fp32", 3.0, 0.5),
+        Claim("gptft, fp32", "Trainer, dynamic padding, fp32", 3.0, 0.5),
+        Claim("gptft, bf16", "Trainer, pad to 128, bf16", 2.3, 0.5),
         Claim("gptft, bf16", "Trainer, pad to 128, fp32", 7, 0.5),
     ),
 )
