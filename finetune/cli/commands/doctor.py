@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "torch", "transformers", "accelerate", "tokenizers", "safetensors", "datasets", "peft",
-    "huggingface_hub",
+    "bitsandbytes", "huggingface_hub",
 )  # fmt: skip
 _MIN_FREE_BYTES = 5 * 2**30
 _MAX_ENCODED = 10_000
