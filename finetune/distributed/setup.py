@@ -198,7 +198,7 @@ def choose_batch_config(
         if training and device.type == "cpu":
             token = config.num_hidden_layers * config.hidden_size * _ACTIVATION_BYTES
             # The processes of a run share the memory of their machine.
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
             fitting = (total_memory() or 0) // (processes * _ACTIVATION_SHARE * token)
             max_tokens = max(max_tokens, min(fitting, _TRAINING_FACTOR * max_tokens))
     return BatchConfig(layout, pad_id, max_tokens)

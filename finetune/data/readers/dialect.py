@@ -121,8 +121,9 @@ def _is_quoted(stream: BinaryIO) -> bool:
             if everything is None:
                 everything = text.startswith('"')
             # A record without quotes is as a writer leaves it: the usual case, and quickly seen.
-            is_written = everything or '"' not in text
-            is_written = is_written or text in (join_fields(fields, "\t"), _write(fields))
+            is_written = (
+                everything or '"' not in text or text in (join_fields(fields, "\t"), _write(fields))
+            )
             if fields and (len(fields) != width or not is_written):
                 return False
     except csv.Error:
