@@ -131,6 +131,8 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("trian", "no such command 'trian'. Did you mean 'train'", "gptft --help"),
         ("train --task rte --epoch 3", "--epoch", "gptft train --help"),
         ("train --task rte --epochs x", "'--epochs'", "gptft train --help"),
+        ("train --task rte --set a.b=1 c.d=2", "c.d=2", "--set before every"),
+        ("train --task rte word", "extra argument", "gptft train --help"),
         ("train", "--task", "gptft train --help"),
         ("show", "TASK", "gptft show --help"),
         ("train --task rte --layout flat", "'--layout'", "gptft train --help"),
