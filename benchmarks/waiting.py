@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from finetune.cli import WAITING
+
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "spin": {},
     "sleep": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
-    "gptft": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "gptft": WAITING,
 }
 WARM_UP = 2
 """Updates before the clock starts."""
@@ -73,7 +75,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def run(options: argparse.Namespace, variables: dict[str, str]) -> float:
     """Tokens per second of one training in a process of its own."""
-    kept = {k: v for k, v in os.environ.items() if k not in SETTINGS["sleep"]}
+    kept = {k: v for k, v in os.environ.items() if k not in WAITING}
     words = ["--measure", "--base", options.base, "--updates", str(options.updates)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.waiting", *words],
