@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand
 from typer.main import get_command
 
 from finetune.cli.commands.cache import cache
@@ -47,15 +46,14 @@ class Command(NamedTuple):
 
     function: Callable[..., Any]
     panel: str
-    parser: type[TyperCommand] = TyperCommand
 
 
 COMMANDS = (
     Command(train, "Train"),
     Command(resume, "Train"),
     Command(cross_validate, "Train"),
-    Command(compare, "Train", MultiValueCommand),
-    Command(tune, "Train", MultiValueCommand),
+    Command(compare, "Train"),
+    Command(tune, "Train"),
     Command(estimate, "Train"),
     Command(evaluate, "Use a run"),
     Command(predict, "Use a run"),
@@ -65,7 +63,7 @@ COMMANDS = (
     Command(submit, "Use a run"),
     Command(serve, "Use a run"),
     Command(pretrain, "Language models"),
-    Command(prompt, "Language models", MultiValueCommand),
+    Command(prompt, "Language models"),
     Command(generate, "Language models"),
     Command(tasks, "Recipes"),
     Command(show, "Recipes"),
@@ -86,7 +84,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     function = with_output_options(command.function)
-    app.command(rich_help_panel=command.panel, cls=command.parser)(function)
+    app.command(rich_help_panel=command.panel, cls=MultiValueCommand)(function)
 for subcommand in scale.registered_commands:
     if subcommand.callback is not None:
         subcommand.callback = with_output_options(subcommand.callback)

@@ -114,8 +114,6 @@ def _describe(error: BaseException) -> tuple[str, str, int]:
             error.possibilities = [name]  # type: ignore[attr-defined]
         message = error.format_message().strip().partition(", unable to parse")[0]
         cure = f"See {context.command_path if context else 'gptft'} --help."
-        if "extra argument" in message and "=" in message:
-            cure = "Write --set before every KEY=VALUE."
         return message[:1].lower() + message[1:], cure, USAGE_ERROR
     if is_out_of_memory(error):
         cure = "\n".join(getattr(error, "__notes__", [_USE_LESS_MEMORY]))

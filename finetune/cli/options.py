@@ -64,18 +64,26 @@ Folder = Annotated[
 
 
 class MultiValueCommand(TyperCommand):
-    """A command whose repeatable options take several values: `--shots 0 4 32`."""
+    """A command whose options with a metavar such as `K ...` take several values.
+
+    `--shots 0 4 32` means `--shots 0 --shots 4 --shots 32`. A KEY=VALUE is followed by further ones
+    only: `--set train.epochs=5 train.seed=1 rte` ends with an argument.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeats the option's name before each further value."""
-        names = {name for item in self.params if getattr(item, "multiple", 0) for name in item.opts}
+        several = [item for item in self.params if str(item.metavar).endswith(" ...")]
+        names = {name for item in several for name in item.opts}
         words: list[str] = []
         option = ""
         for word in args:
             if word.startswith("-"):
                 option = word if word in names else ""
             elif option and words[-1] != option:
-                words.append(option)
+                if "=" in words[-1] and "=" not in word:
+                    option = ""
+                else:
+                    words.append(option)
             words.append(word)
         return super().parse_args(ctx, words)
 
@@ -124,8 +132,8 @@ _OTHER_NAMES = {
     "data.format": "--input-format",
     "data.header": "--header/--no-header",
 }
-_SET_HELP = "Set any other value, such as train.weight_decay=0.1. May be repeated."
-_SET = Option("--set", metavar="KEY=VALUE", help=_SET_HELP, rich_help_panel=_PANELS["train"])
+_SET_HELP = "Set any other value, such as train.weight_decay=0.1."
+_SET = Option("--set", metavar="KEY=VALUE ...", help=_SET_HELP, rich_help_panel=_PANELS["train"])
 
 
 def name_flag(key: str) -> str:

@@ -25,6 +25,22 @@ def test_show_prints_a_recipe_that_loads_back_with_its_overrides(capsys):
     assert recipe.task == load_recipe("rte").task
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "rte --set train.epochs=5 train.seed=7",
+        "--set train.epochs=5 train.seed=7 rte",
+        "--set train.epochs=5 rte --set train.seed=7",
+        "--set train.epochs=5 train.seed=7 --quiet rte",
+    ],
+)
+def test_several_values_are_set_before_and_after_the_task(words, capsys):
+    assert main(["show", *words.split()]) == 0
+    assert parse_recipe(capsys.readouterr().out) == load_recipe(
+        "rte", {"train.epochs": 5, "train.seed": 7}
+    )
+
+
 def test_schema_is_that_of_a_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["schema"]) == 0

@@ -131,7 +131,7 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("trian", "no such command 'trian'. Did you mean 'train'", "gptft --help"),
         ("train --task rte --epoch 3", "--epoch", "gptft train --help"),
         ("train --task rte --epochs x", "'--epochs'", "gptft train --help"),
-        ("train --task rte --set a.b=1 c.d=2", "c.d=2", "--set before every"),
+        ("train --task rte --set train.epochs=1 word", "argument(s) (word)", "gptft train"),
         ("train --task rte word", "extra argument", "gptft train --help"),
         ("train", "--task", "gptft train --help"),
         ("show", "TASK", "gptft show --help"),
@@ -184,7 +184,7 @@ def test_wrong_rows(refuses, folder, rows, what, cure, recipe):
         ("new rows.csv --evaluate dev.csv --hold-out 0.5", "exclude each other", "Give one"),
         ("schema -o mine.yaml", "mine.yaml already exists", "-o"),
         # Pre-training
-        ("pretrain tinny", "unknown plan 'tinny'", ""),
+        ("pretrain --track wandb tinny", "unknown plan 'tinny'", ""),
         ("pretrain tiny", "no text files", "--corpus FOLDER"),
         ("pretrain tiny --set train.lr=1", "unknown key 'train.lr'", ""),
         ("pretrain tiny --corpus ", "corpus.train is empty", ""),

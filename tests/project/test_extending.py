@@ -75,7 +75,7 @@ def test_command(recipe, tmp_path, capsys, monkeypatch):
     result = finetune.train(recipe, tmp_path / "run")
     command = Command(run_section("A command")["scores"], "Use a run")
     monkeypatch.setattr(app, "registered_commands", [*app.registered_commands])
-    app.command(rich_help_panel=command.panel, cls=command.parser)(command.function)
+    app.command(rich_help_panel=command.panel)(command.function)
     assert command.panel in {known.panel for known in COMMANDS}
     assert run_command(["scores", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out == "".join(

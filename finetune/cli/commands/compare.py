@@ -63,7 +63,7 @@ def compare(
         [], metavar="F ...", help="Fractions of the training rows, for a learning curve."
     ),
     scratch: list[str] = Option(
-        [], metavar="KEY=VALUE", help="Recipe value only for runs from scratch."
+        [], metavar="KEY=VALUE ...", help="Recipe value only for runs from scratch."
     ),
     only: list[str] = Option(
         [], metavar="CELL ...", help="Only these cells: names, or patterns such as 'scratch*'."

@@ -31,7 +31,7 @@ def run(
     ),
     corpus: str | None = Option(None, metavar="FOLDER", help="Texts, or folders train and valid."),
     settings: list[str] = Option(
-        [], "--set", metavar="KEY=VALUE", help="Set any value, such as train.batch_size=8."
+        [], "--set", metavar="KEY=VALUE ...", help="Set any value, such as train.batch_size=8."
     ),
     only: list[str] = Option(
         [], metavar="CELL ...", help="Only these runs: names, or patterns such as '2x64*'."
