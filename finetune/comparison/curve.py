@@ -1,11 +1,11 @@
 """The learning curve of a study: scores against the number of labels, as a figure."""
 
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from finetune.comparison.table import Row, Table
+from finetune.optional_packages import require_package
 from finetune.storage import files
 from task_formats import UsageError
 
@@ -17,11 +17,8 @@ FORMATS = (".png", ".svg", ".pdf")
 
 def check_matplotlib() -> None:
     """Raises UsageError if matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "figures need matplotlib, which is not installed",
-            cure="pip install 'gptft[plots]', or leave the figure out with --no-plot.",
-        )
+    otherwise = "leave the figure out with --no-plot."
+    require_package("matplotlib", "plots", "a figure", otherwise=otherwise)
 
 
 def check_figure_path(path: Path) -> None:

@@ -5,7 +5,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from transformers import AutoModel
 from finetune.export.source import ExportSource
 from finetune.export.standalone import SCRIPTS, write_prediction_script
 from finetune.models.heads import LinearHead
+from finetune.optional_packages import require_package
 from task_formats import UsageError
 
 MODEL_FILE = "model.onnx"
@@ -65,10 +65,8 @@ def write_onnx(source: ExportSource, folder: Path) -> None:
     Raises:
         UsageError: The packages of the extra `onnx` are missing, or torch cannot export the family.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        what = f"the format onnx needs the package {missing[0]}"
-        raise UsageError(what, cure="pip install 'gptft[onnx]'")
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        require_package(name, "onnx", "the format onnx")
     decoder = AutoModel.from_pretrained(
         source.model_folder,
         dtype=torch.float32,

@@ -13,6 +13,7 @@ import transformers
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from finetune.optional_packages import require_package
 from finetune.storage import files
 from task_formats import UsageError
 
@@ -148,11 +149,9 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _open(file: Path) -> Any:
     """A reader of a file whose whole structure has been read, so no part is missing."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        cure = "Run: pip install 'gptft[gguf]'"
-        raise _error(file, "the package gguf is not installed", cure) from error
+    require_package("gguf", "gguf", f"the GGUF file {file}", where="base.path")
+    from gguf import GGUFReader
+
     if not _is_gguf(file):
         what = "it is not a GGUF file" if file.stat().st_size else "it is empty"
         raise _error(file, what, "Check the path, or download the file again.")

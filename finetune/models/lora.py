@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune.optional_packages import require_package
 from finetune.recipe.schema import LoraConfig
 from task_formats import UsageError
 
@@ -18,8 +18,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def _require_peft() -> None:
-    if find_spec("peft") is None:
-        raise UsageError("base.lora needs the package peft", cure="pip install 'gptft[lora]'")
+    require_package("peft", "lora", "this setting", where="base.lora")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ output layer, norms and biases stay in float32, and so does everything that is t
 
 import logging
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune.optional_packages import require_package
 from finetune.recipe.schema import BaseConfig
 from task_formats import UsageError
 
@@ -27,9 +27,7 @@ BLOCK = 64
 
 def require_bitsandbytes(setting: str) -> None:
     """Raises UsageError unless the package that a setting needs is installed."""
-    if find_spec("bitsandbytes") is None:
-        cure = "pip install 'gptft[quantization]'"
-        raise UsageError("this needs the package bitsandbytes", where=setting, cure=cure)
+    require_package("bitsandbytes", "quantization", "this setting", where=setting)
 
 
 def is_quantized(decoder: nn.Module) -> bool:

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.util import find_spec
 from io import StringIO
 from typing import Any, Literal, NamedTuple
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from finetune.evaluation.metrics import METRICS
 from finetune.evaluation.statistics import Calibration, ThresholdCurve
+from finetune.optional_packages import require_package
 from finetune.reports.evaluated_run import EvaluatedRun, History, Predictions
-from task_formats import UsageError
 
 MAX_POINTS = 1000
 """Points of a scatter plot."""
@@ -83,9 +82,7 @@ class Line(NamedTuple):
 
 def check_matplotlib() -> None:
     """Raises UsageError if matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        what = "a report needs matplotlib, which is not installed"
-        raise UsageError(what, cure="pip install 'gptft[plots]'")
+    require_package("matplotlib", "plots", "a report")
 
 
 def draw_lines(

@@ -1,19 +1,18 @@
 """Figures of fits: log-log lines, IsoFLOP profiles, contours of the loss, residuals."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune.optional_packages import require_package
 from finetune.scaling.analysis import ScalingFits
 from finetune.scaling.fitting import Fit, Interval, get_law
 from finetune.scaling.laws import Array
 from finetune.scaling.points import Points
 from finetune.storage import files
-from task_formats import UsageError
 
 _UNITS = {"N": "N, parameters", "D": "D, tokens", "C": "C, FLOPs"}
 _LOSS = "loss, nats per token"
@@ -21,11 +20,7 @@ _LOSS = "loss, nats per token"
 
 def check_matplotlib() -> None:
     """Raises UsageError if matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "figures need matplotlib, which is not installed",
-            cure="pip install 'gptft[plots]', or leave out --plots.",
-        )
+    require_package("matplotlib", "plots", "a figure", otherwise="leave out --plots.")
 
 
 def draw_figures(points: Points, fits: ScalingFits, folder: Path) -> list[str]:

@@ -9,13 +9,13 @@ FOLDER/best.yaml                   the recipe with the best values so far
 
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.distributed.collectives import agree_on_request, broadcast
 from finetune.distributed.setup import choose_precision, create_accelerator
 from finetune.distributed.signals import SignalListener
+from finetune.optional_packages import require_package
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Event, Interrupted
@@ -52,8 +52,7 @@ class TrialFinished(NamedTuple):
 
 def check_optuna() -> None:
     """Raises UsageError if Optuna is not installed."""
-    if find_spec("optuna") is None:
-        raise UsageError("Optuna is not installed", cure="pip install 'gptft[tune]'")
+    require_package("optuna", "tune", "a search")
 
 
 def tune(recipe: Recipe, folder: Path | str, search: Search, **options: Any) -> list[TrialResult]:

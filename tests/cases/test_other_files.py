@@ -1,9 +1,9 @@
 """Excel workbooks, Arrow files, compressed files, and files that hold several splits."""
 
-import builtins
 import gzip
 import json
 import lzma
+import sys
 
 import datasets
 import pandas
@@ -67,14 +67,7 @@ def test_what_is_no_workbook_is_named(tmp_path, monkeypatch):
     path.write_text("text,label\n")
     with pytest.raises(UsageError, match=r"a\.xlsx: not a workbook.*\nSave the sheet as CSV"):
         read(path)
-    real = builtins.__import__
-
-    def refuse(name, *arguments, **options):
-        if name == "python_calamine":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "python_calamine", None)
     with pytest.raises(UsageError, match=r"pip install 'gptft\[excel\]', or save the sheet as CSV"):
         read(path)
 

@@ -1,12 +1,12 @@
 """`gptft compare`: cells, table and figure."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from finetune.cli import main
-from finetune.comparison import curve
 from finetune.recipe.schema import PromptConfig
 from tests.support import jobs
 
@@ -113,7 +113,7 @@ def test_wrong_use_is_refused_with_exit_code_2(words, done, capsys, more, messag
 def test_a_figure_without_matplotlib_is_refused_before_any_cell(
     monkeypatch, words, capsys, tmp_path
 ):
-    monkeypatch.setattr(curve, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*words[:-1], str(tmp_path / "study"), "--fractions", "0.5"]) == 2
     assert "pip install 'gptft[plots]'" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()

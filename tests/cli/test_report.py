@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from html import unescape
 
 import pytest
@@ -64,7 +65,7 @@ def test_runs_of_different_tasks_are_refused_before_they_are_evaluated(
 
 
 def test_a_missing_library_is_found_before_the_model_is_loaded(trained, monkeypatch, capsys):
-    monkeypatch.setattr("finetune.reports.figures.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", "no-such-run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: a report needs matplotlib, which is not installed")

@@ -1,6 +1,7 @@
 """Bases in 4 bits: what is quantized, trained, saved, and turned into a plain model."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from finetune.checkpointing.run_folder import MODEL
 from finetune.distributed import fsdp
 from finetune.export import exporter, hub
 from finetune.export.exporter import export_run
-from finetune.models import quantization
 from finetune.models.pretrained import load_decoder
 from finetune.models.quantization import dequantize_layers, is_quantized
 from finetune.recipe.loading import load_recipe
@@ -194,7 +194,7 @@ def test_a_width_that_is_no_multiple_of_a_block_is_refused(bases, bitsandbytes):
 
 
 def test_a_missing_package_is_named(wide_bases, monkeypatch):
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UsageError, match="bitsandbytes") as caught:
         samples.load(wide_bases("llama"), **QLORA)
     assert caught.value.cure == "pip install 'gptft[quantization]'"

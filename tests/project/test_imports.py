@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 LAYERS = (
     ("task_formats",),
-    ("progress",),
+    ("optional_packages", "progress"),
     ("storage",),
     # The table of metrics: recipes look it up, and it imports scikit-learn when it is used.
     ("evaluation.metrics",),

@@ -1,11 +1,11 @@
 """The optimizers by name: PyTorch's own steps, skipped updates, and resuming."""
 
+import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from finetune.models import quantization
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import TrainConfig
 from finetune.training import optimizer
@@ -116,7 +116,7 @@ def test_shards_are_refused(name, monkeypatch) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UsageError, match="bitsandbytes") as caught:
         build_optimizer(make_weights(), TrainConfig(optimizer="adamw_8bit"))
     assert caught.value.cure == "pip install 'gptft[quantization]'"

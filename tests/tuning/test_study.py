@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import math
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -13,7 +14,6 @@ from finetune.models.task_model import TaskModel
 from finetune.recipe.loading import load_recipe
 from finetune.storage import json_files
 from finetune.training.events import Diverged, Evaluated, Event, Finished, Result, Started
-from finetune.tuning import study
 from finetune.tuning import trial as trial_module
 from finetune.tuning.ranges import Choices, Interval, build_space
 from finetune.tuning.study import TrialFinished, TrialStarted, events, read_trials, tune
@@ -180,7 +180,7 @@ def test_folders_and_recipes_that_cannot_be_searched_are_refused(recipe, trainin
 
 
 def test_a_missing_optuna_is_said(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match=r"not installed\npip install 'gptft\[tune\]'"):
         tune(recipe, tmp_path, SEARCH)
 

@@ -7,6 +7,7 @@ from typer import Option
 from finetune.cli.commands.evaluate import load_predictor
 from finetune.cli.console import print_line
 from finetune.cli.options import Calibrated, Device, PythonTask, Run, Trust
+from finetune.optional_packages import require_package
 from task_formats import UsageError
 
 TOKEN_VARIABLE = "GPTFT_SERVE_TOKEN"
@@ -33,12 +34,11 @@ def serve(
 
     POST one row or a list of rows to /predict. GPTFT_SERVE_TOKEN sets a bearer token.
     """
-    try:
-        from finetune.serving.app import ServingLimits, create_app
-        from finetune.serving.server import open_socket, run_server
-    except ModuleNotFoundError as error:
-        what = f"gptft serve needs {error.name}"
-        raise UsageError(what, cure="Install it: pip install 'gptft[serve]'") from None
+    for name in ("fastapi", "uvicorn"):
+        require_package(name, "serve", "gptft serve")
+    from finetune.serving.app import ServingLimits, create_app
+    from finetune.serving.server import open_socket, run_server
+
     token = os.environ.get(TOKEN_VARIABLE)
     if token is not None and not token.strip():
         raise UsageError(f"{TOKEN_VARIABLE} is empty", cure="Give it a value, or unset it.")

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 from finetune.data.readers.csv import make_columns
 from finetune.data.readers.text import first_line
 from finetune.data.rows import LocatedRow, ReadOptions, RowLocation, number_columns
+from finetune.optional_packages import require_package
 from task_formats import UsageError, suggest
 
 
@@ -54,11 +55,10 @@ def describe_workbook(stream: BinaryIO, file: str, options: ReadOptions) -> str:
 
 
 def _open(stream: BinaryIO, file: str) -> Any:
-    try:
-        from python_calamine import CalamineError, CalamineWorkbook
-    except ImportError:
-        cure = "pip install 'gptft[excel]', or save the sheet as CSV."
-        raise UsageError("workbooks need python-calamine", where=file, cure=cure) from None
+    otherwise = "save the sheet as CSV."
+    require_package("python_calamine", "excel", "a workbook", where=file, otherwise=otherwise)
+    from python_calamine import CalamineError, CalamineWorkbook
+
     try:
         return CalamineWorkbook.from_filelike(stream)
     except CalamineError as error:
