@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from finetune.batching.collate import Layout
 from finetune.batching.sampler import BatchConfig
+from finetune.distributed.collectives import all_reduce_max
 from finetune.distributed.fsdp import fsdp_requested
 from finetune.distributed.hardware import total_memory
 from finetune.models.attention.interface import ATTENTION_NAME
@@ -157,7 +158,7 @@ def describe_own_attention(decoder: PreTrainedModel) -> str | None:
 
 def choose_batch_config(
     decoder: PreTrainedModel,
-    device: torch.device,
+    accelerator: Accelerator,
     pad_id: int,
     *,
     layout: Layout | Literal["auto"] = "auto",
@@ -168,15 +169,15 @@ def choose_batch_config(
 
     Training on a CPU, a pass may have up to four times as many tokens where its activations fit
     into a quarter of the memory: in each pass all weights are cast to bfloat16, and gradients are
-    added once more.
+    added once more. All processes take the smallest limit, so that they make equally many passes.
 
     Args:
         decoder: Packed and shared layouts need gptft's own attention in it.
-        device: Decides the default of `max_tokens`.
+        accelerator: Its device decides the default of `max_tokens`.
         pad_id: Token id of padding.
         layout: "auto" is packed where the decoder can take it, else separate.
         max_tokens: Limit of tokens per forward pass; by default more for smaller decoders.
-        training: Whether passes are followed by backward passes.
+        training: Whether passes are followed by backward passes; all processes call this together.
 
     Raises:
         UsageError: The decoder cannot take the layout.
@@ -193,12 +194,15 @@ def choose_batch_config(
     if max_tokens is None:
         config = decoder.config.get_text_config()
         scale = 12 * 768 / (config.num_hidden_layers * config.hidden_size)  # of gpt2-small
-        limit = TOKENS_PER_FORWARD.get(device.type, TOKENS_PER_FORWARD["cpu"])
+        device = accelerator.device.type
+        limit = TOKENS_PER_FORWARD.get(device, TOKENS_PER_FORWARD["cpu"])
         max_tokens = int(limit * min(max(scale, 0.5), 4.0))
-        if training and device.type == "cpu":
+        if training and device == "cpu":
             token = config.num_hidden_layers * config.hidden_size * _ACTIVATION_BYTES
             # The processes of a run share the memory of their machine.
             processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
             fitting = (total_memory() or 0) // (processes * _ACTIVATION_SHARE * token)
             max_tokens = max(max_tokens, min(fitting, _TRAINING_FACTOR * max_tokens))
+            # Another machine of the run may have less memory.
+            max_tokens = -all_reduce_max([-max_tokens], accelerator)[0]
     return BatchConfig(layout, pad_id, max_tokens)

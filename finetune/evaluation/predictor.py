@@ -59,7 +59,7 @@ class Predictor:
         self.base, self._accelerator = base, accelerator
         self._batch_config = choose_batch_config(
             base.decoder,
-            accelerator.device,
+            accelerator,
             base.task_tokens.pad_id,
             layout=recipe.train.layout,
             max_tokens=recipe.train.tokens_per_forward,

@@ -228,7 +228,7 @@ def prepare_pretraining(plan: Plan, folder: Path, accelerator: Accelerator) -> P
         accelerator=accelerator,
         batch_config=choose_batch_config(
             decoder,
-            accelerator.device,
+            accelerator,
             pad_id=0,
             layout="separate" if equal_lengths else "auto",
             max_tokens=config.tokens_per_forward,

@@ -103,7 +103,7 @@ class PromptEvaluator:
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         batch_config = choose_batch_config(
             decoder,
-            accelerator.device,
+            accelerator,
             tokenizer.pad_token_id or 0,
             layout=recipe.train.layout,
             max_tokens=recipe.train.tokens_per_forward,

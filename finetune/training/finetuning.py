@@ -295,7 +295,7 @@ def prepare_finetuning(
     prepare_model(model, accelerator)
     batch_config = choose_batch_config(
         base.decoder,
-        accelerator.device,
+        accelerator,
         base.task_tokens.pad_id,
         layout=config.layout,
         max_tokens=config.tokens_per_forward,

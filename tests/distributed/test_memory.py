@@ -1,18 +1,23 @@
-"""Out of memory: in training on several processes, and in evaluation."""
+"""Limits of memory: in training on several processes, and in evaluation."""
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import finetune
 from finetune.checkpointing import checkpoint
+from finetune.distributed import setup
+from finetune.distributed.setup import choose_batch_config, create_accelerator
+from finetune.models.pretrained import load_decoder
 from finetune.models.task_model import TaskModel
+from finetune.recipe.schema import BaseConfig
 from finetune.training.loop import count_tokens
 from tests.conftest import ROOT
 from tests.support import jobs
-from tests.support.processes import SHARDS, train, train_in_processes
+from tests.support.processes import SHARDS, run_processes, train, train_in_processes
 
 ODD = {"train": 22, "held_out": 10, "batch_size": 10, "epsilon": 1e-3}
 
@@ -94,6 +99,26 @@ def expect_advice(recipe, run, stop=None):
 def test_shards_without_memory_end_with_a_cure(bases, tmp_path) -> None:
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)
     train_in_processes(2, recipe, tmp_path / "run", environment=SHARDS, function=expect_advice)
+
+
+def choose_with_own_memory(base: str, folder: Path) -> int:
+    """Writes the limit of this process, whose machine has memory for 10,000 tokens or 9,000."""
+    decoder, rank = load_decoder(BaseConfig(path=base)).decoder, int(os.environ["RANK"])
+    width = decoder.config.num_hidden_layers * decoder.config.hidden_size
+    memory = 2 * 4 * 80 * width * (10_000 - 1_000 * rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "total_memory", lambda: memory)
+        accelerator = create_accelerator("fp32", "cpu")
+        config = choose_batch_config(decoder, accelerator, 0, training=True)
+    (folder / f"limit-{rank}").write_text(f"{config.max_tokens_per_forward}")
+    return 0
+
+
+def test_machines_with_different_memory_make_equal_passes(bases, tmp_path) -> None:
+    """Sharded processes would wait for each other for ever."""
+    base, output = str(bases("gpt2")), tmp_path / "out"
+    run_processes(2, choose_with_own_memory, base, tmp_path, output=output)
+    assert [(tmp_path / f"limit-{rank}").read_text() for rank in (0, 1)] == ["9000", "9000"]
 
 
 def test_an_evaluation_is_made_in_pieces(bases, tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """Precision and device belong to a run, not to the Python process."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,9 +148,8 @@ def test_a_training_pass_is_larger_where_memory_allows_it(bases, monkeypatch) ->
     decoder = load_decoder(BaseConfig(path=str(bases("gpt2")))).decoder
 
     def limit(device: str = "cpu", **options) -> int:
-        return choose_batch_config(
-            decoder, torch.device(device), 0, **options
-        ).max_tokens_per_forward
+        accelerator = SimpleNamespace(device=torch.device(device), num_processes=1)
+        return choose_batch_config(decoder, accelerator, 0, **options).max_tokens_per_forward
 
     predicted, limits = limit(), []
     for memory in (None, 2**10, 2**30, 2**35, 2**50):
@@ -169,8 +169,8 @@ def test_processes_of_a_machine_share_its_memory(bases, monkeypatch) -> None:
     def limit(memory: int, processes: int) -> int:
         monkeypatch.setattr(setup, "total_memory", lambda: memory)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        config = choose_batch_config(decoder, torch.device("cpu"), 0, training=True)
-        return config.max_tokens_per_forward
+        accelerator = create_accelerator("fp32", "cpu")
+        return choose_batch_config(decoder, accelerator, 0, training=True).max_tokens_per_forward
 
     width = decoder.config.num_hidden_layers * decoder.config.hidden_size
     memory = 4 * 80 * width * 10_000

@@ -7,7 +7,7 @@ import torch
 
 from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model, save_model
-from finetune.distributed.setup import choose_batch_config
+from finetune.distributed.setup import choose_batch_config, create_accelerator
 from finetune.models.attention.interface import ATTENTION_NAME
 from finetune.models.speedups.optimize import optimize_decoder
 from finetune.recipe.schema import LoraConfig
@@ -62,7 +62,8 @@ def test_a_base_of_any_family_gets_new_tokens_and_is_saved_and_loaded(family, tm
     make_tokenizer("gpt2").save_pretrained(tmp_path / "base")
     kind, base = KINDS["multiple_choice"], samples.load(tmp_path / "base")
     model, many = samples.task_model(kind, base).eval(), samples.examples(kind, base)
-    config = choose_batch_config(base.decoder, torch.device("cpu"), base.task_tokens.pad_id)
+    accelerator = create_accelerator("fp32", "cpu")
+    config = choose_batch_config(base.decoder, accelerator, base.task_tokens.pad_id)
     assert config.layout == ("separate" if read_table()[family].layouts == "separate" else "packed")
     batch = collate(many, config.layout, config.pad_id)
     save_model(tmp_path / "model", model, base, kind.task, 40)
