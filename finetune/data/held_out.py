@@ -101,7 +101,8 @@ def draw_held_out(rows: Rows, data: DataConfig, task: Task) -> NDArray[np.bool_]
 
     Every label has its share among them, within one row if no rows must stay together. Rows with
     equal texts, and rows with equal values in the column `data.group_by`, stay together. A label
-    that occurs once, or in one group only, is not held out, except by folds.
+    that occurs once, or in one group only, is not held out, except by folds. What only a prompt
+    reads does not count, so that prompting and fine-tuning hold out the same rows.
 
     Returns:
         (N,) booleans, False for rows without a label and for rows that cannot be used.
@@ -113,6 +114,7 @@ def draw_held_out(rows: Rows, data: DataConfig, task: Task) -> NDArray[np.bool_]
     texts: dict[int, int] = {}
     groups: dict[Hashable, int] = {}
     columns = []
+    task = task.without_prompt()
     items = build_examples(task, rows.read(), "", on_bad_row="skip", report=report)
     for _, row, example in items:
         # Numbered by first occurrence: hashes of texts differ from process to process.

@@ -18,7 +18,7 @@ from finetune.data.examples import read_examples
 from finetune.data.held_out import assign_parts, connect_rows, draw_held_out, open_split
 from finetune.data.sources import open_rows
 from finetune.recipe.schema import HELD_OUT, DataConfig, Fold
-from task_formats import FORMATS, Classes, MultiLabel, Range, Task, UsageError
+from task_formats import FORMATS, Classes, MultiLabel, Prompt, Range, Task, UsageError
 
 STRATA = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
 SEEDS = st.integers(0, 5)
@@ -166,6 +166,19 @@ def test_both_parts_share_one_draw_until_the_file_or_the_task_changes(file, monk
     write(file, [{"text": f"t{n}", "label": "a", "author": n} for n in range(20)])
     assert len(read(data, file)[0]) == 16
     assert len(drawn) == 5
+
+
+def test_a_prompt_changes_nothing(tmp_path):
+    """Also if it reads a column of its own, in which rows with equal texts differ."""
+    rows = [{"text": f"t{n // 2}", "author": n, "label": "abc"[n % 3]} for n in range(60)]
+    data = DataConfig(train=write(tmp_path / "t.csv", rows), hold_out=0.2)
+    columns = {**TASK.columns, "author": "author"}
+    prompted = replace(
+        TASK, columns=columns, prompt=Prompt("{author}: {text}", {name: name for name in "abc"})
+    )
+    one, other = (open_split(data, task, HELD_OUT) for task in (TASK, prompted))
+    assert [*one.indices()] == [*other.indices()]
+    assert one.fingerprint() == other.fingerprint()
 
 
 def test_groups_are_never_divided(file):
