@@ -103,7 +103,7 @@ def events(
     options = {"resume": resume, "overwrite": overwrite}
     check_trackers(plan.train)
     with deterministic_kernels(plan.train.deterministic):
-        events = run(prepare, Path(folder), accelerator, plan.to_yaml(), **options)
+        events = run(prepare, Path(folder), accelerator, plan, **options)
         events = log_events(events, Path(folder), accelerator.is_main_process)
         yield from track(events, plan, plan.train, Path(folder), accelerator)
 

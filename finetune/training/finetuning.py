@@ -146,7 +146,7 @@ def events(
     options = {"resume": resume, "overwrite": overwrite}
     check_trackers(recipe.train)
     with deterministic_kernels(recipe.train.deterministic):
-        events = run(prepare, Path(folder), accelerator, recipe.to_yaml(), **options)
+        events = run(prepare, Path(folder), accelerator, recipe, **options)
         events = log_events(events, Path(folder), accelerator.is_main_process)
         yield from track(events, recipe, recipe.train, Path(folder), accelerator)
 

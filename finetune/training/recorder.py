@@ -30,6 +30,7 @@ from finetune.checkpointing.run_folder import (
 )
 from finetune.distributed.collectives import barrier
 from finetune.distributed.fsdp import gather_state_dict
+from finetune.recipe.schema import StrictModel
 from finetune.recipe.yaml_documents import parse_document
 from finetune.storage import files, json_files
 from finetune.training.events import Interrupted, Result
@@ -121,12 +122,10 @@ class RunRecorder:
             values["noise_scale"] = read_noise_scale(values["noise_scale"])
         return Result(**{name: values[name] for name in _RESULT_FIELDS}, folder=self.folder)
 
-    def is_longer(self, config_yaml: str) -> bool:
+    def is_longer(self, config: StrictModel) -> bool:
         """Whether a configuration has more epochs or updates than the run in the folder."""
-        old, new = (
-            parse_document(text, "").data.get("train", {})
-            for text in (read_recipe(self.folder), config_yaml)
-        )
+        old = parse_document(read_recipe(self.folder), "").data.get("train", {})
+        new = config.model_dump()["train"]
         return any(_is_more(new.get(name), old.get(name)) for name in _LENGTHS)
 
     def begin(self, job: TrainingJob) -> tuple[TrainingProgress, list[str]]:

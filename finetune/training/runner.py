@@ -11,6 +11,7 @@ from finetune.checkpointing.run_folder import read_recipe
 from finetune.distributed.collectives import agree_on_request, barrier
 from finetune.distributed.signals import Request, SignalListener
 from finetune.evaluation.evaluate import RowLogits
+from finetune.recipe.schema import StrictModel
 from finetune.training.events import (
     Diverged,
     Evaluated,
@@ -37,7 +38,7 @@ def run(
     prepare: Callable[[Accelerator], TrainingJob],
     folder: Path,
     accelerator: Accelerator,
-    config_yaml: str,
+    config: StrictModel,
     *,
     resume: bool,
     overwrite: bool,
@@ -48,9 +49,9 @@ def run(
         prepare: Builds the job, once this process owns the folder.
         folder: The run folder.
         accelerator: The processes of the job.
-        config_yaml: The recipe or pre-training plan as YAML, every value written out.
+        config: The recipe or pre-training plan.
         resume: Continue from the latest checkpoint in the folder. A finished run goes on if
-            `config_yaml` has more epochs.
+            `config` has more epochs.
         overwrite: Delete the run in the folder first.
 
     Raises:
@@ -62,10 +63,10 @@ def run(
         RunRecorder.open(folder, accelerator, resume=resume, overwrite=overwrite) as recorder,
     ):
         result = recorder.finished_result()
-        if result and not recorder.is_longer(config_yaml):
+        if result and not recorder.is_longer(config):
             yield Notice(f"{folder} is already finished: nothing was trained")
-            saved = read_recipe(folder).splitlines()
-            if changes := [line.strip() for line in config_yaml.splitlines() if line not in saved]:
+            saved, lines = read_recipe(folder).splitlines(), config.to_yaml().splitlines()
+            if changes := [line.strip() for line in lines if line not in saved]:
                 yield Notice(f"ignored, because the run is finished: {'; '.join(changes)}")
             yield Finished(result)
             return
