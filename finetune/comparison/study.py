@@ -25,7 +25,7 @@ from finetune.checkpointing.run_folder import (
 )
 from finetune.comparison.cells import Cell, Design, plan_cells, select_cells
 from finetune.comparison.table import CellResult, Table, build_table, write_table
-from finetune.data.held_out import open_split
+from finetune.data.held_out import HeldOutDraw, open_split
 from finetune.data.splits import read_split
 from finetune.distributed.collectives import agree_on_request
 from finetune.distributed.setup import RunAccelerator, choose_precision, create_accelerator
@@ -214,9 +214,9 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
     Returns scores, 95 % bootstrap intervals over rows, the number of training labels and the
     answer.
     """
-    config = recipe.data
+    config, draw = recipe.data, HeldOutDraw(recipe.data, task)
     train, evaluate = (
-        [e.label for e in read_split(task, config, split, limit=config.limit)]
+        [e.label for e in read_split(task, config, split, limit=config.limit, draw=draw)]
         for split in ("train", "evaluate")
     )
     answer = majority_prediction(task, train)

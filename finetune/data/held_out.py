@@ -25,25 +25,43 @@ _SCORE_BINS = 10
 """Bins of scores with equally many rows, by which scores are stratified."""
 _STREAM = 0x5B117
 """Keeps the draw independent of other draws with the same seed."""
-_last_draw: list[tuple[tuple[str, DataConfig, Task], Array]] = []
-"""The last draw, after all that it depends on: a run reads both parts of a file, one by one."""
 
 
-def open_split(data: DataConfig, task: Task, name: str) -> Rows:
+@dataclass(frozen=True)
+class HeldOutDraw:
+    """The rows that `data.hold_out` takes from the training rows, drawn when they are needed."""
+
+    data: DataConfig
+    task: Task
+    """Gives labels, by which rows are stratified, and texts, of which equal ones stay together."""
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All training rows."""
+        return open_rows(self.data, str(self.data.train))
+
+    @cached_property
+    def is_held_out(self) -> NDArray[np.bool_]:
+        """(N,) whether each row is held out; rows that cannot be used are training rows."""
+        return draw_held_out(self.rows, self.data, self.task)
+
+
+def open_split(data: DataConfig, task: Task, name: str, draw: HeldOutDraw | None = None) -> Rows:
     """Opens the rows of a split; with `data.hold_out`, the held-out or the other training rows.
 
     Args:
         data: Where rows come from.
-        task: Gives labels, by which rows are stratified, and texts, of which equal ones stay
-            together.
+        task: Decides with `data` which rows are held out.
         name: The split or file as in the recipe; HELD_OUT is the held-out part of `data.train`.
+        draw: Of this data and task, if both parts are read: they share one draw.
 
     Raises:
         UsageError: There is no such split.
     """
     if data.hold_out is None or data.train is None or name not in (data.train, HELD_OUT):
         return open_rows(data, name)
-    return _PartOfRows(open_rows(data, data.train), data, task, name == HELD_OUT)
+    draw = draw or HeldOutDraw(data, task)
+    return _PartOfRows(draw.rows, draw, name == HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -51,8 +69,7 @@ class _PartOfRows(Rows):
     """The held-out rows of a file or data set, or the others; which they are is found when read."""
 
     rows: Rows
-    data: DataConfig
-    task: Task
+    draw: HeldOutDraw
     is_held_out: bool
 
     @property
@@ -61,11 +78,10 @@ class _PartOfRows(Rows):
         return f"{part} of {self.rows.origin}"
 
     def indices(self) -> Iterator[int]:
-        return iter(np.flatnonzero(self._held_out == self.is_held_out).tolist())
+        return iter(np.flatnonzero(self._members).tolist())
 
     def read(self) -> Iterator[LocatedRow]:
-        members = self._held_out == self.is_held_out
-        for is_member, located in zip(members.tolist(), self.rows.read(), strict=False):
+        for is_member, located in zip(self._members.tolist(), self.rows.read(), strict=False):
             if is_member:
                 yield located
 
@@ -74,26 +90,19 @@ class _PartOfRows(Rows):
 
     def fingerprint(self) -> str:
         # By what the draw depends on, so that known rows need not be read.
-        task = self.task.without_prompt()
+        task = self.draw.task.without_prompt()
         labels = task.labels
         if isinstance(labels, MultiLabel):
             labels = replace(labels, thresholds=())  # A saved model has them.
         read = (task.format, task.columns, task.values, labels, sorted(task.unlabelled))
-        drawn = self.data.model_dump(include={"hold_out", "group_by", "split_seed"})
-        content = [self._rows_fingerprint, repr(read), drawn, self.is_held_out]
+        drawn = self.draw.data.model_dump(include={"hold_out", "group_by", "split_seed"})
+        content = [self.rows.fingerprint(), repr(read), drawn, self.is_held_out]
         return hashlib.sha256(json.dumps(content).encode("utf-8", "backslashreplace")).hexdigest()
 
-    @cached_property
-    def _rows_fingerprint(self) -> str:
-        return self.rows.fingerprint()
-
-    @cached_property
-    def _held_out(self) -> NDArray[np.bool_]:
-        """(N,) whether each row is held out; rows that cannot be used are training rows."""
-        made_from = (self._rows_fingerprint, self.data, self.task)
-        if not _last_draw or _last_draw[0][0] != made_from:
-            _last_draw[:] = [(made_from, draw_held_out(self.rows, self.data, self.task))]
-        return _last_draw[0][1]
+    @property
+    def _members(self) -> NDArray[np.bool_]:
+        """(N,) whether each row of the file or data set is in this part."""
+        return self.draw.is_held_out == self.is_held_out
 
 
 def draw_held_out(rows: Rows, data: DataConfig, task: Task) -> NDArray[np.bool_]:

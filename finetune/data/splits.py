@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from finetune.data.draws import draw_fraction
 from finetune.data.examples import LocatedExample, ReadReport, build_examples, read_examples
-from finetune.data.held_out import open_split, stratify
+from finetune.data.held_out import HeldOutDraw, open_split, stratify
 from finetune.data.token_store import TokenStore, encode_examples, load_or_encode
 from finetune.recipe.schema import HELD_OUT, DataConfig, Recipe
 from finetune.storage.files import cache_folder
@@ -44,18 +44,20 @@ def encode_split(
     *,
     tokenizer_hash: str | None = None,
     labelled: bool = True,
+    draw: HeldOutDraw | None = None,
 ) -> Split:
     """Reads, checks and encodes a split; encoded rows are kept in the user's cache.
 
     The split is named as in the recipe (`data.train`). Without `tokenizer_hash`, which identifies
     the encoder's tokenizer, nothing is cached. `labelled` says whether every row needs a label.
+    `draw` is that of `open_split`.
 
     Raises:
         UsageError: There is no such split, or no usable row.
         RowError: A row cannot be used, and `data.on_bad_row` is "stop".
     """
     data = recipe.data
-    rows = open_split(data, task, name)
+    rows = open_split(data, task, name, draw)
     fingerprint = rows.fingerprint()
     read = partial(
         read_examples,
@@ -105,13 +107,17 @@ def read_split(
     *,
     labelled: bool = True,
     limit: int | None = None,
+    draw: HeldOutDraw | None = None,
 ) -> list[Example]:
-    """Returns the examples of a split that the recipe names; UsageError if it names none."""
+    """Returns the examples of a split that the recipe names; UsageError if it names none.
+
+    `draw` is that of `open_split`.
+    """
     split = data.train if role == "train" else data.evaluation_split
     if split is None:
         cure = "Name a split or a file."
         raise UsageError(f"data.{role} is not set", where=f"data.{role}", cure=cure)
-    rows, on_bad_row = open_split(data, task, split), data.on_bad_row
+    rows, on_bad_row = open_split(data, task, split, draw), data.on_bad_row
     examples, _ = read_examples(
         task, rows, split, labelled=labelled, on_bad_row=on_bad_row, limit=limit
     )
@@ -125,6 +131,7 @@ def encode_training_split(
     *,
     examples: Sequence[Example] | None = None,
     tokenizer_hash: str | None = None,
+    draw: HeldOutDraw | None = None,
 ) -> Split:
     """Encodes `train.fraction` of the split that `data.train` names.
 
@@ -138,8 +145,9 @@ def encode_training_split(
     elif recipe.data.train is None:
         raise UsageError("nothing to train on", where="data.train", cure="Name a split or a file.")
     else:
-        name = recipe.data.train
-        split = encode_split(recipe, task, encoder, name, tokenizer_hash=tokenizer_hash)
+        split = encode_split(
+            recipe, task, encoder, recipe.data.train, tokenizer_hash=tokenizer_hash, draw=draw
+        )
     config, store = recipe.train, split.examples
     if config.fraction == 1:
         return split

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.held_out import HeldOutDraw
 from finetune.data.splits import read_split
 from finetune.distributed.setup import (
     Precision,
@@ -98,7 +99,10 @@ class PromptEvaluator:
         accelerator = create_accelerator(self.precision)
         decoder, tokenizer = load_language_model(recipe.base.model_copy(update={"dropout": None}))
         limit = min(filter(None, (limit, recipe.data.limit)), default=None)
-        self.questions = read_split(self.task, recipe.data, "evaluate", labelled=False, limit=limit)
+        self._draw = HeldOutDraw(recipe.data, self.task)
+        self.questions = read_split(
+            self.task, recipe.data, "evaluate", labelled=False, limit=limit, draw=self._draw
+        )
         self.answer_tokenizer = build_answer_tokenizer(tokenizer)
         self._max_tokens = count_positions(decoder) or DEFAULT_CONTEXT
         batch_config = choose_batch_config(
@@ -113,7 +117,8 @@ class PromptEvaluator:
     @cached_property
     def demonstration_pool(self) -> list[Example]:
         """Labelled examples of the training split."""
-        return read_split(self.task, self.recipe.data, "train", limit=self.recipe.data.limit)
+        data = self.recipe.data
+        return read_split(self.task, data, "train", limit=data.limit, draw=self._draw)
 
     def evaluate(self, options: PromptOptions = PromptOptions()) -> PromptResult:
         """Predicts every question of the evaluation split and scores the predictions.

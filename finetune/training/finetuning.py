@@ -21,7 +21,7 @@ from finetune.checkpointing.model_folder import (
     save_model,
 )
 from finetune.checkpointing.provenance import WEIGHTS, fingerprint_base
-from finetune.data.held_out import open_split
+from finetune.data.held_out import HeldOutDraw, open_split
 from finetune.data.splits import Split, encode_split, encode_training_split
 from finetune.data.token_store import (
     TokenStore,
@@ -367,12 +367,13 @@ def _encode_splits(
 ) -> _Splits:
     """Encodes all rows, or reads them from the cache."""
     data, tokenizer = recipe.data, base.task_tokens.fingerprint
-    encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer)
+    draw = HeldOutDraw(data, task)
+    encode = partial(encode_split, recipe, task, encoder, tokenizer_hash=tokenizer, draw=draw)
     # The main process fills the cache; the others then read it.
     with accelerator.main_process_first():
         return _Splits(
             encode_training_split(
-                recipe, task, encoder, examples=examples, tokenizer_hash=tokenizer
+                recipe, task, encoder, examples=examples, tokenizer_hash=tokenizer, draw=draw
             ),
             encode(data.evaluation_split) if data.evaluation_split else None,
             {name: encode(split, labelled=False) for name, split in data.extra.items()},

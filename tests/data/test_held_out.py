@@ -15,7 +15,13 @@ from pydantic import ValidationError
 
 from finetune.data import held_out
 from finetune.data.examples import read_examples
-from finetune.data.held_out import assign_parts, connect_rows, draw_held_out, open_split
+from finetune.data.held_out import (
+    HeldOutDraw,
+    assign_parts,
+    connect_rows,
+    draw_held_out,
+    open_split,
+)
 from finetune.data.sources import open_rows
 from finetune.recipe.schema import HELD_OUT, DataConfig, Fold
 from task_formats import FORMATS, Classes, MultiLabel, Prompt, Range, Task, UsageError
@@ -131,7 +137,7 @@ def test_the_two_parts_are_all_rows_with_the_ids_of_the_file(file):
     assert all(example in held for example in limited)
 
 
-def test_both_parts_share_one_draw_until_the_file_or_the_task_changes(file, monkeypatch):
+def test_both_parts_share_one_draw_which_is_made_when_they_are_read(file, monkeypatch):
     drawn = []
 
     def draw(rows, data, task):
@@ -140,32 +146,14 @@ def test_both_parts_share_one_draw_until_the_file_or_the_task_changes(file, monk
 
     monkeypatch.setattr(held_out, "draw_held_out", draw)
     data = DataConfig(train=file, hold_out=0.2)
-    (rest, _), (held, _) = read(data, file), read(data, HELD_OUT)
-    assert (len(rest), len(held), len(drawn)) == (72, 18, 1)
-    upper = replace(TASK, convert_row=lambda row: {**row, "text": row["text"].upper()})
-    assert {e.fields["text"] for e in read(data, HELD_OUT, upper)[0]} <= {
-        f"TEXT {n}" for n in range(90)
-    }
-    assert len(drawn) == 2
-
-    class Relabel:
-        """Two of them cannot be told apart by their repr."""
-
-        def __init__(self, label: str) -> None:
-            self.label = label
-
-        def __repr__(self) -> str:
-            return "Relabel"
-
-        def __call__(self, row: dict) -> dict:
-            return {**row, "label": self.label}
-
-    for label in "ab":
-        read(data, HELD_OUT, replace(TASK, convert_row=Relabel(label)))
-    assert len(drawn) == 4
-    write(file, [{"text": f"t{n}", "label": "a", "author": n} for n in range(20)])
-    assert len(read(data, file)[0]) == 16
-    assert len(drawn) == 5
+    shared = HeldOutDraw(data, TASK)
+    rest, held = (open_split(data, TASK, name, shared) for name in (file, HELD_OUT))
+    assert rest.fingerprint() != held.fingerprint()
+    assert not drawn
+    assert ([*rest.indices()], [*held.indices()]) == tuple(
+        np.flatnonzero(drawn[0] == part).tolist() for part in (False, True)
+    )
+    assert (len([*rest]), len([*held]), len(drawn)) == (72, 18, 1)
 
 
 def test_a_prompt_changes_nothing(tmp_path):

@@ -6,8 +6,12 @@ import pytest
 
 import finetune
 from finetune.cli import main
+from finetune.data import held_out
+from finetune.data.held_out import draw_held_out
+from finetune.distributed.setup import create_accelerator
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import HELD_OUT, DataConfig
+from finetune.training.finetuning import prepare_finetuning
 from task_formats import UsageError
 from tests.support import jobs
 
@@ -48,6 +52,20 @@ def test_the_saved_recipe_holds_out_the_same_rows(run, recipe):
             finetune.train(recipe.model_copy(update={"data": changed}), run, resume=True)
     finally:
         (run / "kept.json").rename(run / "result.json")
+
+
+def test_both_parts_are_drawn_at_once(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTFT_CACHE", str(tmp_path))
+    drawn = []
+
+    def draw(*arguments):
+        drawn.append(draw_held_out(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(held_out, "draw_held_out", draw)
+    job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
+    rows = [job.sources[name].rows for name in ("train", "evaluate")]
+    assert (rows, len(drawn)) == ([32, 8], 1)
 
 
 def test_evaluate_doctor_preview_and_report_read_the_held_out_rows(run, tmp_path, capsys):

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from finetune.cli.task_sources import TaskSource
     from finetune.data.checks import Finding
     from finetune.data.examples import LocatedExample
-    from finetune.recipe.schema import DataConfig
-    from task_formats import Task
+    from finetune.data.held_out import HeldOutDraw
 
 _PACKAGES = (
     "torch", "transformers", "accelerate", "tokenizers", "safetensors", "datasets", "peft",
@@ -134,14 +133,16 @@ def _check_folder(subject: str, folder: Path) -> "Finding":
 def check_data(source: "TaskSource") -> "Iterator[Finding]":
     """Yields what is notable about the splits of a recipe."""
     from finetune.data.checks import check_splits
+    from finetune.data.held_out import HeldOutDraw
 
     recipe = source.recipe
     task, data = recipe.task.resolve(source.task), recipe.data
     named = {"train": data.train, "evaluate": data.evaluation_split, **data.extra}
+    draw = HeldOutDraw(data, task)
     splits: dict[str, list[LocatedExample]] = {}
     for name, split in named.items():
         if split is not None:
-            splits[name], findings = _read_split(data, task, name, split)
+            splits[name], findings = _read_split(draw, name, split)
             yield from findings
     splits = {name: items for name, items in splits.items() if items}
     yield from check_splits(task, splits)
@@ -149,7 +150,7 @@ def check_data(source: "TaskSource") -> "Iterator[Finding]":
 
 
 def _read_split(
-    data: "DataConfig", task: "Task", name: str, split: str
+    draw: "HeldOutDraw", name: str, split: str
 ) -> "tuple[list[LocatedExample], list[Finding]]":
     """The examples of a split, and what there is to say of its rows."""
     from finetune.data import ReadReport, build_examples
@@ -157,8 +158,8 @@ def _read_split(
     from finetune.data.held_out import open_split
     from finetune.data.limits import LimitedRows
 
-    report = ReadReport()
-    rows = open_split(data, task, split)
+    data, task, report = draw.data, draw.task, ReadReport()
+    rows = open_split(data, task, split, draw)
     if data.limit is not None:
         rows = LimitedRows(rows, task, data.limit)
     items = build_examples(
