@@ -196,33 +196,54 @@ def _accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None)
     return float((predicted == gold).reshape(len(gold), -1).all(1).mean())
 
 
-def _f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    from sklearn.metrics import f1_score
+def _count_classes(predicted: "np.ndarray", gold: "np.ndarray") -> "np.ndarray":
+    """(3, C) rows of each class or label: predicted and true, predicted, true.
 
+    scikit-learn checks its input for longer than it counts, and a bootstrap scores thousands of
+    small samples.
+    """
+    import numpy as np
+
+    if gold.ndim > 1:
+        both = (predicted & gold).sum(0)
+        return np.array([both, predicted.sum(0), gold.sum(0)], float)
+    # Of the classes that occur, in alphabetical order.
+    classes, indices = np.unique([predicted, gold], return_inverse=True)
+    first, second = indices.reshape(2, -1)
+    sides = first[first == second], first, second
+    return np.array([np.bincount(side, minlength=len(classes)) for side in sides], float)
+
+
+def _divide_f1(both: "np.ndarray", predicted: "np.ndarray", gold: "np.ndarray") -> "np.ndarray":
+    """(C,) F1 from counts of rows; 0 for a class that does not occur."""
+    import numpy as np
+
+    either = predicted + gold
+    return np.divide(2 * both, either, out=np.zeros_like(either), where=either > 0)
+
+
+def _f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
     if positive is None:
         raise UsageError("f1 needs a positive class", cure="Name it with task.positive.")
-    return float(f1_score(gold, predicted, labels=[positive], average="macro", zero_division=0.0))
+    return _micro_f1((predicted == positive)[:, None], (gold == positive)[:, None], None)
 
 
 def _macro_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
     """The mean F1 of all classes that occur in predictions or gold labels, or of several labels."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
+    return float(_divide_f1(*_count_classes(predicted, gold)).mean())
 
 
 def _micro_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
     """F1 of all pairs of a row and a label."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(gold, predicted, average="micro", zero_division=0.0))
+    return float(_divide_f1(*_count_classes(predicted, gold).sum(1, keepdims=True))[0])
 
 
 def _weighted_f1(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
     """The mean F1 of the classes, weighted by their number of gold labels."""
-    from sklearn.metrics import f1_score
+    import numpy as np
 
-    return float(f1_score(gold, predicted, average="weighted", zero_division=0.0))
+    counts = _count_classes(predicted, gold)
+    return float(np.average(_divide_f1(*counts), weights=counts[2])) if counts[2].any() else 0.0
 
 
 def _balanced_accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
@@ -233,11 +254,14 @@ def _balanced_accuracy(predicted: "np.ndarray", gold: "np.ndarray", positive: st
 
 
 def _matthews(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:
-    from sklearn.metrics import matthews_corrcoef
+    """The correlation of predicted and gold classes (Gorodkin 2004)."""
+    import numpy as np
 
-    if len({*gold.tolist(), *predicted.tolist()}) < 2:
-        return 0.0
-    return float(matthews_corrcoef(gold, predicted))
+    counts = _count_classes(predicted, gold)
+    rows, (both, first, second) = len(gold), counts
+    covariance = both.sum() * rows - first @ second
+    product = (rows**2 - first @ first) * (rows**2 - second @ second)
+    return float(covariance / np.sqrt(product)) if product else 0.0
 
 
 def _mse(predicted: "np.ndarray", gold: "np.ndarray", positive: str | None) -> float:

@@ -127,9 +127,9 @@ def score_rows(task: Task, predictions: Predictions, rows: NDArray[np.int64]) ->
             predicted, gold = names[predicted], names[gold]
         if any(METRICS[name].reads_probabilities for name in task.metrics):
             probabilities = Probabilities(labels.names, predictions.probabilities[rows])
-    answers = predicted.tolist(), gold.tolist()
     ordered = task.labels.names if isinstance(labels, Classes) and labels.ordered else ()
-    return compute_metrics(task.metrics, *answers, task.positive_class, probabilities, ordered)
+    positive = task.positive_class
+    return compute_metrics(task.metrics, predicted, gold, positive, probabilities, ordered)
 
 
 def evaluate_run(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from finetune.evaluation.metrics import (
     METRICS,
@@ -68,6 +69,35 @@ def test_accuracy_and_f1(drawn):
         "macro_f1": np.mean([f1_of(name, predicted, gold) for name in occurring]),
     }
     assert result == pytest.approx(expected, abs=1e-12)
+
+
+@given(classes())
+def test_counted_metrics_equal_those_of_scikit_learn(drawn):
+    """To the last bit, so that scores do not depend on how they are computed."""
+    predicted, gold = drawn
+    names = ["f1", "macro_f1", "weighted_f1", "matthews"]
+    several = len({*predicted, *gold}) > 1  # Else scikit-learn warns and returns 0.
+    assert compute_metrics(names, predicted, gold, "yes") == {
+        "f1": f1_score(gold, predicted, labels=["yes"], average="macro", zero_division=0.0),
+        "macro_f1": f1_score(gold, predicted, average="macro", zero_division=0.0),
+        "weighted_f1": f1_score(gold, predicted, average="weighted", zero_division=0.0),
+        "matthews": matthews_corrcoef(gold, predicted) if several else 0.0,
+    }
+
+
+@given(st.data())
+def test_counted_metrics_of_several_labels_equal_those_of_scikit_learn(data):
+    size, labels = data.draw(st.integers(1, 9)), data.draw(st.integers(2, 12))
+    flags = st.lists(
+        st.lists(st.booleans(), min_size=labels, max_size=labels), min_size=size, max_size=size
+    )
+    predicted, gold = np.array(data.draw(flags)), np.array(data.draw(flags))
+    for average in ("micro", "macro", "weighted"):
+        name = f"{average}_f1"
+        expected = f1_score(gold, predicted, average=average, zero_division=0.0)
+        assert compute_metrics([name], predicted, gold) == {name: expected}
+        whole = predicted.astype(np.int64), gold.astype(np.int64)
+        assert compute_metrics([name], *whole) == {name: expected}
 
 
 @given(classes(NAMES[::2]))
