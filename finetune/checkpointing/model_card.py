@@ -19,10 +19,12 @@ repository):
 
 ```bash
 gptft predict RUN rows.csv -o labelled.csv
-gptft export RUN --to {format} -o FOLDER   # for use without gptft
-```
+{export}```
 
 {further}"""
+_EXPORT = """\
+gptft export RUN --to {format} -o FOLDER   # for use without gptft; --help lists other formats
+"""
 _FURTHER = "It is also the base of further fine-tuning: `gptft train --task TASK --base RUN`."
 _IN_4_BITS = """\
 The weights of the decoder are in 4 bits (bitsandbytes), and the adapters that were trained are in
@@ -58,9 +60,11 @@ def build_model_card(
     """
     task, recipe = content.task, content.recipe
     if usage is None:
-        has_views = task.format.is_multiple_choice or len(task.format.views) > 1
+        # Whether a class of transformers holds the model depends on its norm and its bias.
+        has_order = isinstance(task.labels, Classes) and task.labels.ordered
+        export = _EXPORT.format(format="onnx" if has_order else "standalone")
         usage = RUN_USAGE.format(
-            format="standalone" if has_views else "sequence-classification",
+            export="" if task.windows else export,
             further=_IN_4_BITS if recipe.base.quantization else _FURTHER,
         )
     sections = {
@@ -215,10 +219,12 @@ def _describe_scores(content: CardContent) -> str:
 
 
 def _describe_limits(content: CardContent) -> str:
-    recipe = content.recipe
+    recipe, most = content.recipe, content.recipe.train.max_tokens
     limits = [
-        f"It reads at most {recipe.train.max_tokens} tokens at once. Of longer inputs the longest "
-        "texts are cut at their ends.",
+        f"Inputs of more than {most} tokens are read in overlapping windows."
+        if content.task.windows
+        else f"It reads at most {most} tokens at once. Of longer inputs the longest texts are cut "
+        "at their ends.",
         "Every input gets one of the labels above, also one that has nothing to do with the task."
         if isinstance(content.task.labels, Classes)
         else "Scores are not clipped to the range."

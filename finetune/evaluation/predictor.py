@@ -208,7 +208,7 @@ def load(
     recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-    model_folder = _find_model_folder(folder)
+    model_folder = find_model_folder(folder)
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)
     model, base = load_model(
@@ -226,8 +226,12 @@ def load(
     return Predictor(recipe, task, model, base, accelerator)
 
 
-def _find_model_folder(run: Path) -> Path:
-    """The folder of a run's model; UsageError if the run has none."""
+def find_model_folder(run: Path) -> Path:
+    """Returns the folder of a run's model, which of a download is the folder itself.
+
+    Raises:
+        UsageError: The run has none.
+    """
     # `gptft push` puts the model beside the recipe.
     model_folder = run if (run / HEAD_FILE).is_file() else run / MODEL
     if not model_folder.is_dir() and is_run(run):

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, normalizers, processors
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -48,8 +49,7 @@ def write_sequence_classification(source: ExportSource, folder: Path) -> None:
                 f"the head has a bias, which {source.family} cannot hold for sequence "
                 "classification: its final norm has none",
                 where=str(source.run),
-                cure="Use --to token-classification, standalone or onnx, or train again with "
-                "--set head.bias=false.",
+                cure=f"{_list_formats(model)} Or train again with --set head.bias=false.",
             )
     _save(source, model, folder)
 
@@ -125,6 +125,13 @@ def build_tokenizer(tokens: TaskTokens, max_tokens: int) -> PreTrainedTokenizerF
         clean_up_tokenization_spaces=False,
         **marks,
     )
+
+
+def _list_formats(model: PreTrainedModel) -> str:
+    """The formats for a head with a bias, as a cure."""
+    if type(model.config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        return "Use --to token-classification, standalone or onnx."
+    return _OTHERS
 
 
 def _has_bias(layer: nn.Module) -> bool:

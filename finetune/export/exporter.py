@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_model_card
-from finetune.checkpointing.run_folder import MODEL, read_result
+from finetune.checkpointing.run_folder import MODEL, RESULT, read_result
 from finetune.data.examples import build_examples
 from finetune.data.held_out import open_split
 from finetune.data.sources import open_rows
-from finetune.evaluation.predictor import Predictor, load
+from finetune.evaluation.predictor import Predictor, find_model_folder, load
 from finetune.export.adapter import write_adapter
 from finetune.export.classification import (
     write_sequence_classification,
@@ -62,7 +62,7 @@ def export_run(
     If anything fails, nothing is left in `folder`.
 
     Args:
-        run: The run folder.
+        run: The run folder, or a download of what `gptft push` uploaded.
         format: A key of `FORMATS`.
         folder: Is created; it must not exist, or be empty.
         precision: Of the exported weights: fp32 or bf16.
@@ -78,10 +78,16 @@ def export_run(
     if precision != "fp32" and not FORMATS[format].any_precision:
         what = f"the format {format} is written in fp32 only"
         raise UsageError(what, where="--precision", cure="Leave --precision out.")
+    if folder.resolve() == Path.cwd():
+        what = "this is the current folder"
+        raise UsageError(what, where=str(folder), cure="Name a folder that does not exist yet.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         cure = "Choose a folder that does not exist yet."
         raise UsageError("already exists", where=str(folder), cure=cure)
-    result = read_result(run)
+    model_folder = find_model_folder(run)
+    result: dict[str, Any] = {"scores": {}}
+    if model_folder != run or (run / RESULT).exists():  # Older downloads have none.
+        result = read_result(run)
     predictor = load(
         run,
         "cpu",
@@ -97,7 +103,7 @@ def export_run(
     with (
         replace_folder(folder) as partial,
         without_progress_bar(),
-        _plain_model(run, predictor, partial.parent) as model,
+        _plain_model(model_folder, predictor, partial.parent) as model,
     ):
         source = ExportSource(run, model, predictor, precision)
         FORMATS[format].write(source, partial)
@@ -109,10 +115,10 @@ def export_run(
 
 
 @contextmanager
-def _plain_model(run: Path, predictor: Predictor, parent: Path) -> Iterator[Path]:
+def _plain_model(saved: Path, predictor: Predictor, parent: Path) -> Iterator[Path]:
     """The run's saved model; of one in 4 bits a copy in full precision, deleted afterwards."""
     if predictor.recipe.base.quantization is None:
-        yield run / MODEL
+        yield saved
         return
     # On the disk of the export: the one of temporary files may be too small.
     with TemporaryDirectory(prefix=".gptft-", dir=parent) as folder:

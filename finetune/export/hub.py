@@ -15,17 +15,27 @@ from finetune.checkpointing.model_card import (
     without_local_paths,
 )
 from finetune.checkpointing.model_folder import ADAPTER
-from finetune.checkpointing.run_folder import MODEL, RECIPE, load_run_recipe, read_result
+from finetune.checkpointing.run_folder import (
+    MODEL,
+    RECIPE,
+    RESULT,
+    load_run_recipe,
+    read_result,
+)
 from finetune.data.hub import is_hub_reachable
+from finetune.export.onnx import MODEL_FILE
 from finetune.models.lora import ADAPTER_CONFIG
 from task_formats import UsageError
+
+_MODELS = ("config.json", ADAPTER_CONFIG, MODEL_FILE)
+"""Each exported folder has one of these."""
 
 
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Uploads a finished run, or a folder that `gptft export` wrote, in one commit.
 
-    Of a run the content of `model/` is uploaded, and the recipe without paths of this machine;
-    `finetune.load` reads a download of it.
+    Of a run the content of `model/` is uploaded, its result, and the recipe without paths of this
+    machine; `finetune.load` reads a download of it.
 
     Args:
         folder: The run folder or the exported folder.
@@ -36,7 +46,7 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         The address of the repository.
 
     Raises:
-        UsageError: The folder is neither, or the Hub is unreachable or refuses.
+        UsageError: The folder is neither, or the Hub is unreachable, refuses, or breaks off.
     """
     operations = list(_exported_files(folder) if _is_exported(folder) else _run_files(folder))
     if not is_hub_reachable():
@@ -50,17 +60,25 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         cure = "Check the name, and log in with `hf auth login` or HF_TOKEN (permission to write)."
         raise UsageError(f"the Hub refused: {reason}", where=name, cure=cure) from error
+    except Exception as error:  # The types depend on the HTTP library of huggingface_hub.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cure = "The Hub shows an upload only when it is complete. Run the command again."
+        raise UsageError(f"the upload broke off: {reason}", where=name, cure=cure) from error
     return str(repository)
 
 
 def _is_exported(folder: Path) -> bool:
-    return (folder / MODEL_CARD).is_file() and not (folder / RECIPE).exists()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # Any project has a README.md; this must not upload one.
+    is_model = "tokenizer_config.json" in names and not names.isdisjoint(_MODELS)
+    return is_model and MODEL_CARD in names and RECIPE not in names
 
 
 def _exported_files(folder: Path) -> Iterator[CommitOperationAdd]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            yield CommitOperationAdd(name.as_posix(), path)
 
 
 def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
@@ -74,6 +92,7 @@ def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
         content = CardContent(run.absolute().name, recipe, recipe.task.build(), result)
         yield CommitOperationAdd(MODEL_CARD, str(build_model_card(content)).encode())
     yield CommitOperationAdd(RECIPE, without_local_paths(recipe).to_yaml().encode())
+    yield CommitOperationAdd(RESULT, run / RESULT)
     for file in _exported_files(model):
         if not file.path_in_repo.startswith(f"{ADAPTER}/"):
             yield file

@@ -6,11 +6,12 @@ from finetune.export.source import ExportSource
 
 def describe_usage(source: ExportSource, format: str) -> tuple[str, str]:
     """Returns Markdown on loading a folder, and the library that loads it by its Hub name."""
+    task = source.predictor.task
     if format == "sequence-classification":
         return _PIPELINE.format(given=_example(source)), "transformers"
     if format == "token-classification":
-        return _TOKENS.format(given=_example(source)), "transformers"
-    task = source.predictor.task
+        apply = _FUNCTIONS[task.labels.kind]
+        return _TOKENS.format(given=_example(source), apply=apply), "transformers"
     names = [*task.format.fields, *["choices"] * task.format.is_multiple_choice]
     fields = ", ".join(f'"{name}"' for name in names)
     packages = {
@@ -48,8 +49,11 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForTokenClassification.from_pretrained("FOLDER")
 tokens = tokenizer({given}, truncation=True, return_tensors="pt")
-model(**tokens).logits[:, -1].softmax(-1)
+model(**tokens).logits[:, -1]{apply}
 ```"""
+
+_FUNCTIONS = {"classes": ".softmax(-1)", "multi_label": ".sigmoid()", "scores": ""}
+"""Kind of label to what turns logits into probabilities."""
 
 _SCRIPT = """\
 `predict.py` needs {packages}. Each line of its input is a JSON object with {fields}:

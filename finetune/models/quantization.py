@@ -35,6 +35,12 @@ def is_quantized(decoder: nn.Module) -> bool:
     return bool(getattr(decoder, "is_loaded_in_4bit", False))
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Returns the number of weights; those in 4 bits are stored two in a byte."""
+    states = ((weight, getattr(weight, "quant_state", None)) for weight in model.parameters())
+    return sum(weight.numel() if state is None else state.shape.numel() for weight, state in states)
+
+
 def is_saved_quantized(architecture: PreTrainedConfig) -> bool:
     """Whether the weights of a base are stored as bitsandbytes quantized them."""
     saved = getattr(architecture, "quantization_config", None) or {}

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.checkpointing.model_folder import read_calibration
-from finetune.checkpointing.run_folder import LOG, MODEL, RESULT, read_result
+from finetune.checkpointing.run_folder import LOG, RESULT, is_run, read_result
 from finetune.data.examples import ReadReport, read_examples
 from finetune.data.held_out import open_split
 from finetune.data.token_store import class_indices, compute_lengths, is_unlabelled
 from finetune.evaluation.metrics import METRICS, Probabilities, compute_metrics
-from finetune.evaluation.predictor import Predictor, SplitEvaluation
+from finetune.evaluation.predictor import Predictor, SplitEvaluation, find_model_folder
 from finetune.evaluation.statistics import MIN_PROBABILITY
 from finetune.recipe.schema import DataConfig, Recipe
 from task_formats import Classes, MultiLabel, Task, UsageError
@@ -110,6 +110,9 @@ class EvaluatedRun:
     """What replaces the recipe's `data.path`."""
     temperature: float | None = None
     """Fitted on the evaluation split when the run was trained."""
+    is_finished: bool = True
+    limit: int | None = None
+    """The most rows that were evaluated; None for all."""
 
     @property
     def split_name(self) -> str:
@@ -142,14 +145,14 @@ def evaluate_run(
         folder: Its folder.
         split: A split of the data set or a file, as in `data.evaluate`.
         data: The recipe's data, or what replaces them.
-        limit: Use only the first rows; by default all.
+        limit: Use at most this number of rows; by default all.
 
     Raises:
         UsageError: No row has a label, or probabilities are not finite.
     """
     evaluation = predictor.evaluate_split(split, data, limit=limit)
     trained_on = predictor.recipe.data.path
-    calibration = read_calibration(folder / MODEL)
+    calibration = read_calibration(find_model_folder(folder))
     return EvaluatedRun(
         name=folder.absolute().name,
         folder=folder,
@@ -165,6 +168,8 @@ def evaluate_run(
         result=_read_result(folder),
         data_path=data.path if data.path != trained_on else None,
         temperature=calibration.temperature if calibration else None,
+        limit=limit,
+        is_finished=(folder / RESULT).exists() or not is_run(folder),  # A download has no log.
     )
 
 

@@ -266,7 +266,9 @@ def _list_commands(runs: Sequence[EvaluatedRun]) -> list[str]:
     for run in runs:
         folder = str(run.folder)
         data = [] if run.data_path is None else ["--data", run.data_path]
+        limit = [] if run.limit is None else ["--limit", str(run.limit)]
         again = ["--task", f"{folder}/recipe.yaml", "-o", f"{folder}-again"]
         commands.append(shlex.join(["gptft", "train", *again]))
-        commands.append(shlex.join(["gptft", "evaluate", folder, "--split", run.split, *data]))
+        words = ["gptft", "evaluate", folder, "--split", run.split, *data, *limit]
+        commands.append(shlex.join(words))
     return commands

@@ -5,6 +5,7 @@ Every file has the header `index<TAB>prediction` and one line per test row, numb
 
 import io
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from task_formats import Classes, Prediction, Task, UsageError
 HEADER = ["index", "prediction"]
 _MAX_FILE_BYTES = 2**26
 """Bytes of the largest file that is read from an archive; QQP has 4 million."""
+_ENCRYPTED = 1
+"""The bit of a file's flags in an archive."""
 _FEW_ROWS, _MAX_SKIPPED = 10, 0.01
 """Rows without text that are accepted, or their largest share if that is more."""
 _MAX_PROBLEMS = 5
@@ -221,7 +224,8 @@ def check_submission(
         with files.explain_os_errors(path), zipfile.ZipFile(path) as archive:
             return _check_archive(archive, expected)
     except zipfile.BadZipFile as error:
-        raise UsageError(f"not a zip archive: {error}", where=str(path)) from error
+        what, cure = f"not a zip archive: {error}", "Give a file that gptft submit or zip wrote."
+        raise UsageError(what, where=str(path), cure=cure) from error
 
 
 def _check_archive(
@@ -241,14 +245,28 @@ def _check_archive(
     for name, file in wanted.items():
         if name not in names:
             continue
-        info = archive.getinfo(name)
-        if info.file_size > _MAX_FILE_BYTES:
-            checked.append(
-                CheckedFile(file.name, 0, {}, [f"{info.file_size:,} bytes are too many"])
-            )
+        try:
+            content = _read_member(archive, name)
+        except ValueError as error:
+            checked.append(CheckedFile(file.name, 0, {}, [str(error)]))
         else:
-            checked.append(_check_file(archive.read(info), file))
+            checked.append(_check_file(content, file))
     return checked, problems
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a file; ValueError with the reason why it cannot be read."""
+    info = archive.getinfo(name)
+    if info.file_size > _MAX_FILE_BYTES:
+        raise ValueError(f"{info.file_size:,} bytes are too many")
+    if info.flag_bits & _ENCRYPTED:
+        raise ValueError("it is encrypted")
+    try:
+        return archive.read(info)
+    except NotImplementedError as error:
+        raise ValueError("it is compressed in another way than by deflate") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
 
 
 def _check_file(content: bytes, file: GlueFile) -> CheckedFile:

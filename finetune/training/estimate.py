@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune.distributed.setup import choose_precision, create_accelerator, deterministic_kernels
+from finetune.models.quantization import count_parameters
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.training.events import Started
@@ -98,7 +99,7 @@ def estimate(
     arrays, lengths = job.examples.arrays, job.lengths
     return Estimate(
         job.started(0),
-        sum(p.numel() for p in job.model.parameters()),
+        count_parameters(job.model),
         MemoryEstimate(weights, gradients, _optimizer_bytes(job), activations),
         TokenCounts(
             int(lengths.tokens.sum()),

@@ -11,6 +11,7 @@ from finetune.checkpointing.model_card import (
     without_local_paths,
 )
 from finetune.recipe.loading import load_recipe, parse_recipe
+from finetune.recipe.schema import WindowsConfig
 from tests.support import jobs
 
 RESULT = {
@@ -74,6 +75,18 @@ def test_a_score_and_choices_are_described():
     assert "a score from 0 to 5" in card.text
     assert card.data.metrics == ["pearsonr", "spearmanr"]
     assert build(load_recipe("race")).data.pipeline_tag == "multiple-choice"
+
+
+def test_the_export_that_a_card_names_is_one_that_the_run_has():
+    recipe = load_recipe("sst2")
+    assert "gptft export RUN --to standalone" in build(recipe).text
+    assert "texts are cut at their ends" in build(recipe).text
+    ordered = recipe.model_copy(update={"task": recipe.task.model_copy(update={"ordinal": True})})
+    assert "gptft export RUN --to onnx" in build(ordered).text
+    windows = recipe.task.model_copy(update={"windows": WindowsConfig()})
+    card = build(recipe.model_copy(update={"task": windows}))
+    assert "gptft export" not in card.text
+    assert "are read in overlapping windows" in card.text
 
 
 def test_a_pretrained_decoder_has_a_card():

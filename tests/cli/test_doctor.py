@@ -65,6 +65,18 @@ def test_bad_rows_overlap_and_truncation_are_problems(task, capsys, tmp_path):
     assert any(text.startswith("!") and "are truncated to 24 tokens" in text for text in texts)
 
 
+def test_what_cannot_be_read_does_not_hide_the_rest(task, capsys, tmp_path):
+    (tmp_path / "dev.jsonl").unlink()
+    output = run(capsys, task, "--base", "./no-such-base")
+    assert any(text.startswith("labels: ") for text in find(output, "train"))
+    [missing] = find(output, "evaluate")
+    assert missing.startswith("!")
+    assert "dev.jsonl" in missing
+    [base] = find(output, "base")
+    assert base.startswith("!base.path: no such folder: ./no-such-base. Give a folder")
+    assert output.splitlines()[-1] == "2 problems"
+
+
 def test_a_folder_without_a_run_is_refused(capsys, tmp_path):
     assert main(["doctor", str(tmp_path)]) == 2
     assert "Not a run directory" in capsys.readouterr().err

@@ -23,6 +23,7 @@ def test_a_run_is_exported_and_checked(trained, tmp_path, capsys):
         (["--to", "gguf"], "'gguf' is not one of"),
         (["--to", "onnx", "--precision", "bf16"], "is written in fp32 only"),
         (["--check", "missing.csv"], "missing.csv"),
+        (["-o", "."], "this is the current folder"),
     ],
 )
 def test_wrong_use_is_one_message(words, message, trained, tmp_path, capsys):

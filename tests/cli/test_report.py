@@ -9,6 +9,7 @@ import pytest
 
 from finetune.cli import main
 from tests.cli.conftest import read_scores
+from tests.support import jobs
 
 pytest.importorskip("matplotlib")
 
@@ -31,7 +32,7 @@ def test_the_scores_are_those_of_evaluate(trained, tmp_path, capsys):
     assert main(["evaluate", *words]) == 0
     [(split, scores)] = read_scores(capsys.readouterr().out).items()
     assert split == "more"
-    assert main(["report", *words, "-o", "page.html", "--rows", "3"]) == 0
+    assert main(["report", *words, "-o", "page.html", "--rows", "3", "--limit", "99"]) == 0
     assert re.match(r"Wrote page.html \(\d+ kB\)\.", capsys.readouterr().out)
     text = text_of(tmp_path / "page.html")
     for metric, value in scores.items():
@@ -39,7 +40,9 @@ def test_the_scores_are_those_of_evaluate(trained, tmp_path, capsys):
     assert "12 labelled rows" in text
     # The folder of the recipe's files, and a row of the page, by file and line.
     assert re.search(r"more\.jsonl, line \d+ label", text)
-    assert f"gptft report {trained.run} --split more -o page.html --rows 3" in text
+    assert f"gptft report {trained.run} --split more -o page.html --rows 3 --limit 99" in text
+    # What repeats the numbers.
+    assert re.search(r"gptft evaluate \S+ --split \S+more\.jsonl --limit 99 ", text)
 
 
 def test_a_run_is_compared_with_its_copy(trained, tmp_path, capsys):
@@ -49,6 +52,15 @@ def test_a_run_is_compared_with_its_copy(trained, tmp_path, capsys):
     assert "Each run against mine, on the 12 rows that all runs have" in text
     metric = {"similarity": "pearson"}.get(trained.kind, "accuracy")
     assert f"copy {metric} 0.0000 0.0000 to 0.0000 1.000" in text
+
+
+def test_a_run_that_is_not_finished_is_said_to_be_so(bases, tmp_path, capsys):
+    jobs.stop_at(jobs.recipe("entailment", bases("gpt2"), tmp_path), tmp_path / "run", 4)
+    assert main(["report", "run", "-o", "page.html"]) == 0
+    assert "note: the run is not finished (gptft resume run)" in capsys.readouterr().err
+    assert "run is not finished: these are the numbers of its best" in text_of(
+        tmp_path / "page.html"
+    )
 
 
 def test_runs_of_different_tasks_are_refused_before_they_are_evaluated(

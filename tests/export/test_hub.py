@@ -7,11 +7,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import huggingface_hub
 import pytest
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import close_session
 
 import finetune
 from finetune.cli import main
 from finetune.data import hub as data_hub
+from finetune.export.exporter import export_run
 from tests.export.conftest import save_run
 from tests.support import jobs
 
@@ -24,7 +26,7 @@ class StubHub(HTTPServer):
         self.files: dict[str, bytes] = {}
         self.created: dict = {}
         self.cards: list[str] = []
-        self.refuse = False
+        self.refuse = self.hang_up = False
 
     @property
     def url(self) -> str:
@@ -39,7 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.server.refuse:
+        if self.server.hang_up:
+            self.close_connection = True
+        elif self.server.refuse:
             self.answer({"error": "Invalid credentials in Authorization header"}, 401)
         elif self.path == "/api/repos/create":
             self.server.created = json.loads(body)
@@ -98,19 +102,26 @@ def run(bases, tmp_path):
     return save_run(recipe, tmp_path / "run")
 
 
-def test_a_run_is_uploaded_and_a_download_predicts(stub, run, tmp_path, capsys):
+@pytest.mark.usefixtures("in_process")
+def test_a_run_is_uploaded_and_a_download_predicts_and_is_exported(stub, run, tmp_path, capsys):
     assert main(["push", str(run), "--to", "me/mine"]) == 0
     assert f"{stub.url}/me/mine" in capsys.readouterr().out
     assert stub.created["visibility"] == "private"
     assert {"README.md", "recipe.yaml", "config.json", "head.safetensors"} <= stub.files.keys()
     assert stub.cards == [stub.files["README.md"].decode()]
-    assert str(tmp_path).encode() not in stub.files["recipe.yaml"] + stub.files["README.md"]
+    written = b"".join(stub.files[name] for name in ("recipe.yaml", "README.md", "result.json"))
+    assert str(tmp_path).encode() not in written
     for name, content in stub.files.items():
         (tmp_path / "download" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "download" / name).write_bytes(content)
     rows = jobs.rows("entailment", 3)
     expected = finetune.load(run, "cpu").predict(rows)
     assert finetune.load(tmp_path / "download", "cpu").predict(rows) == expected
+    file, out = jobs.write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out"
+    assert export_run(tmp_path / "download", "standalone", out, check=file).rows == 3
+    assert ModelCard.load(out / "README.md").data.eval_results[0].metric_value == 0.75
+    (tmp_path / "download" / "result.json").unlink()
+    assert export_run(tmp_path / "download", "standalone", tmp_path / "old", check=file).rows == 3
 
 
 def test_a_public_repository_is_asked_for(stub, run):
@@ -120,11 +131,12 @@ def test_a_public_repository_is_asked_for(stub, run):
 
 def test_an_exported_folder_is_uploaded_as_it_is(stub, tmp_path):
     folder = tmp_path / "exported"
-    (folder / "onnx").mkdir(parents=True)
-    for name in ("README.md", "config.json", "onnx/model.onnx"):
+    (folder / ".git").mkdir(parents=True)
+    names = ["README.md", "model.onnx", "predict.py", "task.json", "tokenizer_config.json"]
+    for name in (*names, ".git/config"):
         (folder / name).write_text("---\nlibrary_name: onnx\n---\n" if "md" in name else "{}")
     assert main(["push", str(folder), "--to", "me/mine"]) == 0
-    assert stub.files.keys() == {"README.md", "config.json", "onnx/model.onnx"}
+    assert sorted(stub.files) == names
 
 
 def test_a_refusal_is_one_message(stub, run, capsys):
@@ -136,11 +148,22 @@ def test_a_refusal_is_one_message(stub, run, capsys):
     assert "hf_secret" not in error
 
 
+def test_a_lost_connection_is_one_message(stub, run, capsys):
+    stub.hang_up = True
+    assert main(["push", str(run), "--to", "me/mine"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: me/mine: the upload broke off: ")
+    assert "Run the command again." in error
+
+
 def test_without_a_network_nothing_is_tried(run, capsys):
     assert main(["push", str(run), "--to", "me/mine"]) == 2
     assert "the Hub is unreachable" in capsys.readouterr().err
 
 
-def test_other_folders_are_refused(tmp_path, capsys):
+def test_other_folders_are_refused(stub, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# A project\n")
+    (tmp_path / ".env").write_text("SECRET=1\n")
     assert main(["push", str(tmp_path), "--to", "me/mine"]) == 2
     assert "Not a run directory" in capsys.readouterr().err
+    assert not stub.files

@@ -16,7 +16,7 @@ from finetune.distributed import fsdp
 from finetune.export import exporter, hub
 from finetune.export.exporter import export_run
 from finetune.models.pretrained import load_decoder
-from finetune.models.quantization import dequantize_layers, is_quantized
+from finetune.models.quantization import count_parameters, dequantize_layers, is_quantized
 from finetune.recipe.loading import load_recipe
 from finetune.recipe.schema import BaseConfig, LoraConfig
 from task_formats import UsageError
@@ -64,6 +64,8 @@ def test_adapters_train_and_the_saved_model_computes_the_same(
     model = samples.task_model(kind, base)
     names = quantized_layers(model, bitsandbytes)
     assert len(names) == {"llama": 14, "gpt2": 8}[family], "all of the blocks"
+    plain = samples.task_model(kind, samples.load(wide_bases(family), lora=QLORA["lora"]))
+    assert count_parameters(model) == sum(weight.numel() for weight in plain.parameters())
     frozen = {n: w.clone() for n, w in model.named_parameters() if not w.requires_grad}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert {weight.dtype for weight in trained} == {torch.float32}

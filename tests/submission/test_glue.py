@@ -161,6 +161,26 @@ def test_a_check_finds_folders_and_copies(tmp_path):
     assert "RTE.tsv is there 2 times" in found
 
 
+def test_a_check_finds_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / "glue.zip"
+    write_submission(path, filled())
+    with zipfile.ZipFile(path) as archive:
+        places = {info.filename: info.header_offset for info in archive.infolist()}
+    content = bytearray(path.read_bytes())
+    middle = places["RTE.tsv"] + 30 + len("RTE.tsv") + 5
+    content[middle : middle + 8] = bytes(8)
+    # The flags and the method of the entry in the directory at the end of the archive.
+    directory = content.rindex(b"CoLA.tsv") - 46
+    content[directory + 8] |= 1
+    directory = content.rindex(b"WNLI.tsv") - 46
+    content[directory + 10] = 99
+    path.write_bytes(content)
+    found = sorted(problems_of(path))
+    assert [text.partition(":")[0] for text in found] == ["CoLA", "RTE", "WNLI"]
+    for text, reason in zip(found, ("encrypted", "damaged", "another way"), strict=True):
+        assert reason in text
+
+
 def test_many_wrong_lines_are_counted(tmp_path):
     path, file = tmp_path / "glue.zip", SMALL[0]._replace(rows=100)
     write_submission(path, [FilePredictions(file, ["?"] * 100, "")])

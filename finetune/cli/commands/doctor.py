@@ -18,6 +18,7 @@ from finetune.cli.console import (
     silence_libraries,
 )
 from finetune.cli.options import TASK_OR_RUN_HELP, Overrides, with_recipe_flags
+from task_formats import UsageError
 
 if TYPE_CHECKING:
     from finetune.cli.task_sources import TaskSource
@@ -141,12 +142,27 @@ def check_data(source: "TaskSource") -> "Iterator[Finding]":
     draw = HeldOutDraw(data, task)
     splits: dict[str, list[LocatedExample]] = {}
     for name, split in named.items():
-        if split is not None:
-            splits[name], findings = _read_split(draw, name, split)
-            yield from findings
-    splits = {name: items for name, items in splits.items() if items}
+        if split is None:
+            continue
+        try:
+            items, findings = _read_split(draw, name, split)
+        except UsageError as error:
+            items, findings = [], [_as_finding(name, error)]
+        yield from findings
+        if items:
+            splits[name] = items
     yield from check_splits(task, splits)
-    yield from _check_truncation(source, splits)
+    try:
+        yield from _check_truncation(source, splits)
+    except UsageError as error:
+        yield _as_finding("base", error)
+
+
+def _as_finding(subject: str, error: UsageError) -> "Finding":
+    """An error as a problem, which does not keep the other checks from running."""
+    from finetune.data.checks import Finding
+
+    return Finding(subject, " ".join(f"{error.headline}. {error.cure}".split()), True)
 
 
 def _read_split(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typer import Option
 
-from finetune.cli.console import console, print_line, show_status, silence_libraries
+from finetune.cli.console import console, get_rank, print_line, show_status, silence_libraries
 from finetune.cli.options import (
     FILE_FLAGS,
     Data,
@@ -45,7 +45,7 @@ def evaluate(
     Example: gptft evaluate runs/mnli --split validation_mismatched
     """
     predictor = load_predictor(run, task, device, trust_remote_code)
-    from finetune.checkpointing.run_folder import RESULT, is_run, read_result
+    from finetune.checkpointing.run_folder import RESULT, read_result
     from finetune.cli.progress_display import show_progress
     from finetune.cli.run_display import make_score_table
     from finetune.cli.task_sources import find_split
@@ -56,9 +56,6 @@ def evaluate(
         changes = {**overrides, **({} if data is None else {"data.path": data})}
         recipe = resolve_paths(override_recipe(recipe, changes), Path.cwd())
     is_finished = (run / RESULT).exists()
-    if is_run(run) and not is_finished:
-        text = f"the run is not finished (gptft resume {run}): this is its best model so far"
-        print_line(("note: ", "yellow"), text, stderr=True)
     names = split or list(read_result(run)["scores"] if is_finished else ()) or ["evaluate"]
     with show_progress(f"evaluating on {', '.join(names)}"):
         splits = {name: find_split(recipe.data, name) for name in names}
@@ -87,8 +84,14 @@ def load_predictor(
     check_run_exists(run)  # Before torch is imported, which takes seconds.
     silence_libraries()
     with show_status(f" loading {run}"):
+        from finetune.checkpointing.run_folder import RESULT, is_run
         from finetune.cli.task_sources import find_python_task
         from finetune.evaluation.predictor import load
 
         own_task = find_python_task(task)
-        return load(run, device, task=own_task, trust_remote_code=trust, calibrated=calibrated)
+        found = load(run, device, task=own_task, trust_remote_code=trust, calibrated=calibrated)
+        is_unfinished = is_run(run) and not (run / RESULT).exists()
+    if is_unfinished and get_rank() == 0:
+        text = f"the run is not finished (gptft resume {run}): this is its best model so far"
+        print_line(("note: ", "yellow"), text, stderr=True)
+    return found

@@ -5,6 +5,7 @@ from typing import Literal
 
 from typer import Option
 
+from finetune.cli.commands.evaluate import check_run_exists
 from finetune.cli.console import format_count, print_line, show_status, silence_libraries
 from finetune.cli.options import PythonTask, Run, Trust
 
@@ -30,6 +31,7 @@ def export(
 
     Another process then loads the folder without gptft, and its logits must equal gptft's own.
     """
+    check_run_exists(run)
     silence_libraries()
     with show_status(f" exporting {run}"):
         from finetune.cli.task_sources import find_python_task

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from typer import Argument, Option
 
+from finetune.cli.commands.evaluate import check_run_exists
 from finetune.cli.console import print_line, show_status, silence_libraries
 
 
@@ -18,6 +19,7 @@ def push(
 
     A new repository is private unless you pass --public.
     """
+    check_run_exists(run)
     silence_libraries()
     with show_status(f" uploading {run}"):
         from finetune.export.hub import push as push_folder

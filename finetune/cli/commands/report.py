@@ -25,7 +25,7 @@ def report(
     rows: int = Option(20, min=0, max=200, help="Number of errors to show."),
     data: Data = None,
     limit: int | None = Option(
-        None, min=1, help="Use only the first rows of the split.", show_default="all rows"
+        None, min=1, help="Use at most this number of rows.", show_default="all rows"
     ),
     task: PythonTask = None,
     device: Device = None,

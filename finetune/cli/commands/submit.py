@@ -143,7 +143,7 @@ def _summarize_race(run: Path, recipe: "Recipe", device: str | None, trust: bool
 
 
 def _check(path: Path) -> None:
-    """Prints what is in an archive; UsageError with all problems if there are any."""
+    """Prints what is in an archive and what is wrong with it; UsageError if anything is."""
     from finetune.submission.glue import GLUE_FILES, check_submission
 
     checked, problems = check_submission(path, GLUE_FILES)
@@ -157,7 +157,10 @@ def _check(path: Path) -> None:
     ]
     console().print(make_table(["file", "rows", "predictions"], rows))
     problems += [f"{file.name}.tsv: {problem}" for file in checked for problem in file.problems]
+    for problem in problems:
+        print_line(("! ", "bold yellow"), problem, stderr=True)
     if problems:
+        what = f"not a valid submission: {format_count(len(problems), 'problem')}"
         cure = "GLUE refuses such an archive, or scores it wrongly."
-        raise UsageError("; ".join(problems), where=str(path), cure=cure)
+        raise UsageError(what, where=str(path), cure=cure)
     print_line((str(path), "bold"), " is a valid submission.")
