@@ -113,6 +113,7 @@ def _describe(error: BaseException) -> tuple[str, str, int]:
         if name := OTHER_NAMES.get(getattr(error, "option_name", "").replace("_", "-")):
             error.possibilities = [name]  # type: ignore[attr-defined]
         message = error.format_message().strip().partition(", unable to parse")[0]
+        message = message.replace(": Value error, ", ": ")  # pydantic's words
         cure = f"See {context.command_path if context else 'gptft'} --help."
         return message[:1].lower() + message[1:], cure, USAGE_ERROR
     if is_out_of_memory(error):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from finetune.checkpointing.model_card import MODEL_CARD, CardContent, build_model_card
 from finetune.checkpointing.run_folder import MODEL, RESULT, read_result
-from finetune.data.examples import build_examples
+from finetune.data.examples import ReadReport, build_examples
 from finetune.data.held_out import open_split
 from finetune.data.sources import open_rows
 from finetune.evaluation.predictor import Predictor, find_model_folder, load
@@ -138,7 +138,10 @@ def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:
         else:  # A file of its own, written like those of the recipe.
             rows = open_rows(data.model_copy(update={"path": None}), check)
         task = predictor.task.without_labels()
-        found = build_examples(task, rows.read(), "row", labelled=False, on_bad_row="skip")
+        report = ReadReport()
+        found = build_examples(
+            task, rows.read(), "row", labelled=False, on_bad_row="skip", report=report
+        )
         examples = [item.example for item in islice(found, CHECKED_ROWS)]
     except UsageError as error:
         if check is not None:
@@ -146,6 +149,9 @@ def _read_examples(predictor: Predictor, check: str | None) -> list[Example]:
         cure = "The export is checked on rows: name a file of rows with --check FILE."
         raise UsageError(error.what, where=error.where, cure=cure) from error
     if not examples:
-        where = check or "data.evaluate"
-        raise UsageError("no usable row to check the export with", where=where, cure="Give others.")
+        where, what = check or "data.evaluate", "no usable row to check the export with"
+        if report.skipped:
+            bad = report.skipped[0]
+            where, what = str(bad.location), f"{what}: {bad.reason}"
+        raise UsageError(what, where=where, cure="Name a file of rows with --check FILE.")
     return examples

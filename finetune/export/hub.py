@@ -51,7 +51,8 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
     operations = list(_exported_files(folder) if _is_exported(folder) else _run_files(folder))
     if not is_hub_reachable():
         what = "the Hub is unreachable, or offline mode (HF_HUB_OFFLINE) is on"
-        raise UsageError(what, where=constants.ENDPOINT, cure="Nothing was uploaded. Try again.")
+        cure = "Nothing was uploaded. Check the network, or unset HF_HUB_OFFLINE."
+        raise UsageError(what, where=constants.ENDPOINT, cure=cure)
     api = HfApi(endpoint=constants.ENDPOINT, library_name="gptft")
     try:
         repository = api.create_repo(name, private=not public, exist_ok=True)

@@ -10,8 +10,8 @@ def describe_usage(source: ExportSource, format: str) -> tuple[str, str]:
     if format == "sequence-classification":
         return _PIPELINE.format(given=_example(source)), "transformers"
     if format == "token-classification":
-        apply = _FUNCTIONS[task.labels.kind]
-        return _TOKENS.format(given=_example(source), apply=apply), "transformers"
+        given = ", ".join(f'"{name} ..."' for name in text_fields(task))
+        return _TOKENS.format(given=given, apply=_FUNCTIONS[task.labels.kind]), "transformers"
     names = [*task.format.fields, *["choices"] * task.format.is_multiple_choice]
     fields = ", ".join(f'"{name}"' for name in names)
     packages = {

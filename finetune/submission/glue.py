@@ -220,6 +220,8 @@ def check_submission(
     Raises:
         UsageError: The file is missing or no zip archive.
     """
+    if path.is_dir():
+        raise UsageError("this is a folder", where=str(path), cure="Name the zip file.")
     try:
         with files.explain_os_errors(path), zipfile.ZipFile(path) as archive:
             return _check_archive(archive, expected)

@@ -78,7 +78,7 @@ def test_a_score_and_choices_are_described():
 
 
 def test_the_export_that_a_card_names_is_one_that_the_run_has():
-    recipe = load_recipe("sst2")
+    recipe = load_recipe("mnli")
     assert "gptft export RUN --to standalone" in build(recipe).text
     assert "texts are cut at their ends" in build(recipe).text
     ordered = recipe.model_copy(update={"task": recipe.task.model_copy(update={"ordinal": True})})

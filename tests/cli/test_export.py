@@ -20,7 +20,7 @@ def test_a_run_is_exported_and_checked(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "gguf"], "'gguf' is not one of"),
+        (["--to", "gguf"], "invalid value for '--to': 'gguf' is not one of"),
         (["--to", "onnx", "--precision", "bf16"], "is written in fp32 only"),
         (["--check", "missing.csv"], "missing.csv"),
         (["-o", "."], "this is the current folder"),

@@ -1,6 +1,7 @@
 """Runs as sequence and token classification of transformers."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -118,6 +119,28 @@ def test_token_classification_keeps_the_bias(family, make_run, tmp_path):
     export_run(make_run("entailment", family), TOKEN, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["classification", "entailment", "score", "multi_label"])
+def test_the_code_of_the_card_gives_the_answer_of_gptft(kind, make_run, tmp_path):
+    task = {"labels": None, "range": (0, 5), "metrics": ("mse",)} if kind == "score" else {}
+    run = make_run("classification" if kind == "score" else kind, task=task)
+    predictor = finetune.load(run, "cpu", precision="fp32")
+    row = {name: f"{name} ..." for name in predictor.task.format.fields}
+    [expected] = predictor.predict([row])
+    for name in (SEQUENCE, TOKEN):
+        export_run(run, name, tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        [code] = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+        *lines, last = code.replace("FOLDER", str(tmp_path / name)).split("\n")
+        values: dict = {}
+        exec("\n".join(lines), values)
+        answer = eval(last, values)
+        if name == TOKEN:
+            assert answer[0].tolist() == pytest.approx(expected.scores, abs=1e-5)
+        else:
+            [answer] = answer if isinstance(answer, list) else [answer]
+            assert answer["score"] == pytest.approx(max(expected.scores), abs=1e-5)
+
+
 def test_a_family_without_the_class_is_refused(make_run, tmp_path):
     with pytest.raises(UsageError, match="no AutoModelForTokenClassification for opt") as caught:
         export_run(make_run("entailment", "opt"), TOKEN, tmp_path / "out")
@@ -171,6 +194,9 @@ def test_rows_to_check_can_be_given(make_run, tmp_path):
         export_run(run, SEQUENCE, tmp_path / "out")
     mine = jobs.write_rows(tmp_path / "mine.jsonl", jobs.rows("classification", 3))
     assert export_run(run, SEQUENCE, tmp_path / "out", check=mine).rows == 3
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"other.csv, line 2: no usable row .*: no column 'text'"):
+        export_run(run, SEQUENCE, tmp_path / "more", check=str(tmp_path / "other.csv"))
 
 
 def test_transformers_knows_several_labels(make_run, tmp_path):

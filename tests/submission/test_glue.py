@@ -195,6 +195,8 @@ def test_what_is_no_archive_is_refused(tmp_path):
         check_submission(tmp_path / "glue.zip")
     with pytest.raises(UsageError, match="No such file"):
         check_submission(tmp_path / "missing.zip")
+    with pytest.raises(UsageError, match="this is a folder"):
+        check_submission(tmp_path)
 
 
 def test_the_fill_is_the_majority_of_the_training_rows(shared):

@@ -162,7 +162,8 @@ def _as_finding(subject: str, error: UsageError) -> "Finding":
     """An error as a problem, which does not keep the other checks from running."""
     from finetune.data.checks import Finding
 
-    return Finding(subject, " ".join(f"{error.headline}. {error.cure}".split()), True)
+    text = f"{error.headline.removesuffix('.')}. {error.cure}"
+    return Finding(subject, " ".join(text.split()), True)
 
 
 def _read_split(

@@ -70,7 +70,8 @@ def describe(found: "Estimate") -> list[tuple[str, str]]:
         ),
         (
             "updates",
-            f"{start.updates:,} ({found.epochs:g} epochs of {found.updates_per_epoch:,})",
+            f"{start.updates:,} ({found.epochs:g} {'epoch' if found.epochs == 1 else 'epochs'} of "
+            f"{found.updates_per_epoch:,})",
         ),
         (
             "speed",

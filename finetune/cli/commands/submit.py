@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typer import Argument, Option
 
-from finetune.cli.commands.evaluate import load_predictor
+from finetune.cli.commands.evaluate import check_run_exists, load_predictor
 from finetune.cli.console import console, format_count, make_table, print_line
 from finetune.cli.options import Data, Device, Trust, refuse_options
 from task_formats import UsageError
@@ -41,6 +41,8 @@ def submit(
         return
     if not runs:
         raise UsageError("no run", cure="Name run directories, or an archive with --check.")
+    for run in runs:
+        check_run_exists(run)
     recipes = {run: _load_recipe(run, data, trust_remote_code) for run in runs}
     from finetune.submission.race import is_race
 
