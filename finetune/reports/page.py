@@ -28,7 +28,7 @@ from finetune.reports.analysis import (
     slice_rows,
 )
 from finetune.reports.evaluated_run import EvaluatedRun, LabelCounts, count_labels
-from finetune.reports.shown_rows import ViewTokens, format_number, show_row
+from finetune.reports.shown_rows import ViewTokens, choose_max_text, format_number, show_row
 from task_formats import Classes, MultiLabel, Range, UsageError
 
 MAX_RUNS = 6
@@ -99,6 +99,7 @@ def make_report(
     label_counts = _count_labels(first)
     majority = _score_majority(first, label_counts[0])
     shown = [n for n in worst if matched[0].ids[n] in rows]
+    max_text = choose_max_text([rows[matched[0].ids[n]] for n in shown])
     lower_is_better = {name for name, metric in METRICS.items() if not metric.higher_is_better}
     script = _read("threshold.js")
     template = _environment().get_template("report.html.jinja")
@@ -114,7 +115,10 @@ def make_report(
         curves=figures.draw_learning_curves(runs),
         differences=_list_differences(runs),
         draws=draws,
-        errors=[show_row(runs, matched, n, rows[matched[0].ids[n]], view_tokens) for n in shown],
+        errors=[
+            show_row(runs, matched, n, rows[matched[0].ids[n]], view_tokens, max_text)
+            for n in shown
+        ],
         fields=list_templates(first.task.format),
         first=first,
         is_multi_label=isinstance(first.task.labels, MultiLabel),

@@ -14,6 +14,8 @@ from task_formats import Example, MultiLabel, Range, Task
 
 MAX_TEXT, MAX_REMOVED = 2000, 200
 """Characters shown of a text, and of a text that truncation removed."""
+_MAX_PAGE_TEXT = 200_000
+"""Characters of all texts of a page; 600 kB in scripts with three bytes for each."""
 _NUM_FIELD_COLORS = 4
 ViewTokens = Callable[[Example], list[TokenView]]
 
@@ -47,6 +49,7 @@ def show_row(
     row: int,
     item: LocatedExample,
     view_tokens: ViewTokens,
+    max_text: int = MAX_TEXT,
 ) -> ShownRow:
     """Returns a row with its texts and the answers of all runs.
 
@@ -56,6 +59,7 @@ def show_row(
         row: Index of the row in them.
         item: The row itself.
         view_tokens: Gives the views of an example as the first run reads them.
+        max_text: Characters shown of each text.
     """
     task, example = runs[0].task, item.example
     return ShownRow(
@@ -63,9 +67,15 @@ def show_row(
         str(item.location),
         _show_label(task, matched[0].gold[row]),
         [_show_answer(run, rows, row) for run, rows in zip(runs, matched, strict=True)],
-        shown_views(view_tokens(example), task),
-        _show_choices(example, runs, matched, row),
+        shown_views(view_tokens(example), task, max_text),
+        _show_choices(example, runs, matched, row, max_text),
     )
+
+
+def choose_max_text(items: Sequence[LocatedExample]) -> int:
+    """Returns the characters to show of each text, so that the page stays small."""
+    texts = sum(len(item.example.fields) + len(item.example.choices) for item in items)
+    return min(MAX_TEXT, _MAX_PAGE_TEXT // max(texts, 1))
 
 
 def _show_answer(run: EvaluatedRun, rows: Predictions, row: int) -> dict[str, Any]:
@@ -85,14 +95,18 @@ def _show_answer(run: EvaluatedRun, rows: Predictions, row: int) -> dict[str, An
 
 
 def _show_choices(
-    example: Example, runs: Sequence[EvaluatedRun], matched: Sequence[Predictions], row: int
+    example: Example,
+    runs: Sequence[EvaluatedRun],
+    matched: Sequence[Predictions],
+    row: int,
+    max_text: int,
 ) -> list[dict[str, Any]]:
     """The choices of a row, with the first run's probabilities and who chose them."""
     table = matched[0].probabilities
     return [
         {
             "name": runs[0].task.labels.name(k),
-            "text": clip(text, MAX_TEXT),
+            "text": clip(text, max_text),
             "right": k == matched[0].gold[row],
             "chosen_by": [
                 run.name
@@ -124,7 +138,9 @@ def _describe_wrong_labels(
     return "; ".join(parts)
 
 
-def shown_views(views: Sequence[TokenView], task: Task) -> list[list[Span]]:
+def shown_views(
+    views: Sequence[TokenView], task: Task, max_text: int = MAX_TEXT
+) -> list[list[Span]]:
     """Returns the views as spans: each text once, and without choices, which are listed apart."""
     templates = list_templates(task.format)
     hidden = {n for n, template in enumerate(templates) if "{choice}" in template}
@@ -134,11 +150,11 @@ def shown_views(views: Sequence[TokenView], task: Task) -> list[list[Span]]:
         if fields <= seen:
             continue
         seen |= {index for index in fields if index is not None}
-        shown.append(_make_spans(view, hidden))
+        shown.append(_make_spans(view, hidden, max_text))
     return shown
 
 
-def _make_spans(view: TokenView, hidden: set[int]) -> list[Span]:
+def _make_spans(view: TokenView, hidden: set[int], max_text: int) -> list[Span]:
     spans: list[Span] = []
 
     def add(kind: str, text: str, title: str = "") -> None:
@@ -162,7 +178,7 @@ def _make_spans(view: TokenView, hidden: set[int]) -> list[Span]:
         if span
         and not (span.text == "D" and span.kind == "special" and following == Span("special", "E"))
     ]
-    return [span._replace(text=clip(span.text, MAX_TEXT)) for span in kept]
+    return [span._replace(text=clip(span.text, max_text)) for span in kept]
 
 
 def _is_hidden(view: TokenView, place: int, hidden: set[int]) -> bool:

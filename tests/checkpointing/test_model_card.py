@@ -53,6 +53,12 @@ def test_names_on_the_hub_are_metadata():
     assert "gptft 1.0" in card.text
 
 
+def test_a_base_from_a_package_is_named_as_on_the_hub():
+    card = build(load_recipe("rte", {"base.path": "smollm2-135m"}))
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "path: smollm2-135m" in card.text, "the recipe trains again"
+
+
 def test_local_files_are_named_without_their_folders(tmp_path):
     recipe = parse_recipe(
         f"""

@@ -212,6 +212,11 @@ def test_a_page_of_many_rows_classes_and_long_texts_is_below_a_megabyte(tmp_path
     )
     assert len(html.encode()) < 1e6
     assert "Most frequent confusions" in html
+    long = {"premise": "дождь " * 999, "hypothesis": "снег " * 999}
+    pairs = [{**long, "label": ("no", "yes")[n % 2]} for n in range(500)]
+    run = make_run(tmp_path / "pairs", "entailment", examples=pairs)
+    html = make_report([run], view_tokens, "gptft", max_rows=200, draws=2)
+    assert 500_000 < len(html.encode()) < 1e6
     scored = make_run(tmp_path / "scores", "score", 5000)
     html = make_report([scored] * 3, view_tokens, "gptft", max_rows=200, draws=2)
     assert len(html.encode()) < 1e6
