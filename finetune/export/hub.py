@@ -14,15 +14,10 @@ from finetune.checkpointing.model_card import (
     hub_id,
     without_local_paths,
 )
-from finetune.checkpointing.model_folder import ADAPTER
-from finetune.checkpointing.run_folder import (
-    MODEL,
-    RECIPE,
-    RESULT,
-    load_run_recipe,
-    read_result,
-)
+from finetune.checkpointing.model_folder import ADAPTER, HEAD_FILE
+from finetune.checkpointing.run_folder import MODEL, RECIPE, RESULT, load_run_recipe, read_result
 from finetune.data.hub import is_hub_reachable
+from finetune.evaluation.predictor import find_model_folder
 from finetune.export.onnx import MODEL_FILE
 from finetune.models.lora import ADAPTER_CONFIG
 from task_formats import UsageError
@@ -34,6 +29,7 @@ _MODELS = ("config.json", ADAPTER_CONFIG, MODEL_FILE)
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Uploads a finished run, or a folder that `gptft export` wrote, in one commit.
 
+    Of a run of `gptft pretrain` the model is uploaded, which transformers loads.
     Of a run the content of `model/` is uploaded, its result, and the recipe without paths of this
     machine; `finetune.load` reads a download of it.
 
@@ -48,7 +44,13 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
     Raises:
         UsageError: The folder is neither, or the Hub is unreachable, refuses, or breaks off.
     """
-    operations = list(_exported_files(folder) if _is_exported(folder) else _run_files(folder))
+    model = folder / MODEL
+    if _is_exported(folder):
+        operations = list(_exported_files(folder))
+    elif _is_exported(model) and not (model / HEAD_FILE).exists():  # gptft pretrain
+        operations = list(_exported_files(model))
+    else:
+        operations = list(_run_files(folder))
     if not is_hub_reachable():
         what = "the Hub is unreachable, or offline mode (HF_HUB_OFFLINE) is on"
         cure = "Nothing was uploaded. Check the network, or unset HF_HUB_OFFLINE."
@@ -87,7 +89,7 @@ def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
     # Nothing is run here; who downloads the recipe decides for themselves.
     base = recipe.base.model_copy(update={"trust_remote_code": False})
     recipe = recipe.model_copy(update={"base": base})
-    model = run / MODEL
+    model = find_model_folder(run)
     if not (model / MODEL_CARD).is_file():
         # Older versions wrote none.
         content = CardContent(run.absolute().name, recipe, recipe.task.build(), result)
@@ -95,6 +97,8 @@ def _run_files(run: Path) -> Iterator[CommitOperationAdd]:
     yield CommitOperationAdd(RECIPE, without_local_paths(recipe).to_yaml().encode())
     yield CommitOperationAdd(RESULT, run / RESULT)
     for file in _exported_files(model):
+        if file.path_in_repo in (RECIPE, RESULT):
+            continue  # Of a download, whose model is beside them.
         if not file.path_in_repo.startswith(f"{ADAPTER}/"):
             yield file
         elif recipe.base.quantization is None:

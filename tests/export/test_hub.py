@@ -120,6 +120,9 @@ def test_a_run_is_uploaded_and_a_download_predicts_and_is_exported(stub, run, tm
     file, out = jobs.write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out"
     assert export_run(tmp_path / "download", "standalone", out, check=file).rows == 3
     assert ModelCard.load(out / "README.md").data.eval_results[0].metric_value == 0.75
+    uploaded, stub.files = stub.files, {}
+    assert main(["push", str(tmp_path / "download"), "--to", "me/again"]) == 0
+    assert stub.files.keys() == uploaded.keys()
     (tmp_path / "download" / "result.json").unlink()
     assert export_run(tmp_path / "download", "standalone", tmp_path / "old", check=file).rows == 3
 
@@ -136,6 +139,19 @@ def test_an_exported_folder_is_uploaded_as_it_is(stub, tmp_path):
     for name in (*names, ".git/config"):
         (folder / name).write_text("---\nlibrary_name: onnx\n---\n" if "md" in name else "{}")
     assert main(["push", str(folder), "--to", "me/mine"]) == 0
+    assert sorted(stub.files) == names
+
+
+def test_of_a_pretrained_base_the_model_is_uploaded(stub, tmp_path):
+    model = tmp_path / "base" / "model"
+    model.mkdir(parents=True)
+    (tmp_path / "base" / "recipe.yaml").write_text("corpus: {train: [books]}\n")
+    names = ["README.md", "config.json", "model.safetensors", "tokenizer_config.json"]
+    for name in names:
+        (model / name).write_text(
+            "---\nlibrary_name: transformers\n---\n" if "md" in name else "{}"
+        )
+    assert main(["push", str(tmp_path / "base"), "--to", "me/mine"]) == 0
     assert sorted(stub.files) == names
 
 
