@@ -58,6 +58,10 @@ Trust = Annotated[bool, Option("--trust-remote-code", help=_TRUST)]
 Calibrated = Annotated[
     bool, Option("--calibrated", help="Divide the logits by the temperature of the run.")
 ]
+Precision = Annotated[
+    Literal["fp32", "bf16"] | None,
+    Option("--precision", help="Precision of the computation.", show_default="of the run"),
+]
 Folder = Annotated[
     Path | None, Option("--folder", "-o", help="Output directory.", show_default="runs/NAME")
 ]

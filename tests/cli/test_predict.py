@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -45,6 +46,19 @@ def test_evaluate_gives_the_scores_of_training(trained, capsys):
     assert more == {"more": result["more"]}
     both = run(capsys, "evaluate", trained.run, "--split", "train", "--split", "evaluate")
     assert list(read_scores(both)) == ["train", "evaluate"]
+
+
+@pytest.mark.parametrize("trained", ["entailment"], indirect=True)
+def test_the_precision_can_be_another_than_that_of_the_training(trained, tmp_path, capsys):
+    shutil.copytree(trained.run, tmp_path / "fast")
+    recipe = tmp_path / "fast" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("precision: fp32", "precision: bf16"))
+    words = [trained.folder / "held-out.jsonl", "--output-format", "jsonl"]
+    expected = run(capsys, "predict", trained.run, *words)
+    assert run(capsys, "predict", "fast", *words) != expected
+    assert run(capsys, "predict", "fast", *words, "--precision", "fp32") == expected
+    scores = run(capsys, "evaluate", trained.run)
+    assert run(capsys, "evaluate", "fast", "--precision", "fp32") == scores
 
 
 def test_predictions_have_the_scores_of_training(trained, capsys):

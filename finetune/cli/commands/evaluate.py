@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typer import Option
 
@@ -12,6 +12,7 @@ from finetune.cli.options import (
     Data,
     Device,
     Overrides,
+    Precision,
     PythonTask,
     Run,
     Trust,
@@ -36,6 +37,7 @@ def evaluate(
     ),
     task: PythonTask = None,
     device: Device = None,
+    precision: Precision = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Evaluate a run on the splits of its data.
@@ -44,7 +46,7 @@ def evaluate(
 
     Example: gptft evaluate runs/mnli --split validation_mismatched
     """
-    predictor = load_predictor(run, task, device, trust_remote_code)
+    predictor = load_predictor(run, task, device, trust_remote_code, precision=precision)
     from finetune.checkpointing.run_folder import RESULT, read_result
     from finetune.cli.progress_display import show_progress
     from finetune.cli.run_display import make_score_table
@@ -78,7 +80,13 @@ def check_run_exists(run: Path) -> None:
 
 
 def load_predictor(
-    run: Path, task: str | None, device: str | None, trust: bool, *, calibrated: bool = False
+    run: Path,
+    task: str | None,
+    device: str | None,
+    trust: bool,
+    *,
+    calibrated: bool = False,
+    precision: str | None = None,
 ) -> "Predictor":
     """Loads the model of a run, with a status line; `task` is a module:attribute."""
     check_run_exists(run)  # Before torch is imported, which takes seconds.
@@ -89,7 +97,10 @@ def load_predictor(
         from finetune.evaluation.predictor import load
 
         own_task = find_python_task(task)
-        found = load(run, device, task=own_task, trust_remote_code=trust, calibrated=calibrated)
+        changes: dict[str, Any] = {"precision": precision} if precision else {}
+        found = load(
+            run, device, task=own_task, trust_remote_code=trust, calibrated=calibrated, **changes
+        )
         is_unfinished = is_run(run) and not (run / RESULT).exists()
     if is_unfinished and get_rank() == 0:
         text = f"the run is not finished (gptft resume {run}): this is its best model so far"

@@ -20,6 +20,7 @@ from finetune.cli.options import (
     Device,
     NumProcesses,
     Overrides,
+    Precision,
     PythonTask,
     Run,
     Trust,
@@ -64,6 +65,7 @@ def predict(
     calibrated: Calibrated = False,
     task: PythonTask = None,
     device: Device = None,
+    precision: Precision = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Label the rows of files or of a split.
@@ -111,7 +113,9 @@ def predict(
         outputs = _skip_done(outputs, None if into_folder else run)
     if not outputs:
         return
-    predictor = load_predictor(run, task, device, trust_remote_code, calibrated=calibrated)
+    predictor = load_predictor(
+        run, task, device, trust_remote_code, calibrated=calibrated, precision=precision
+    )
     options: dict[str, Any] = {
         "on_bad_row": on_bad_row,
         "limit": limit,

@@ -6,7 +6,7 @@ from typer import Option
 
 from finetune.cli.commands.evaluate import load_predictor
 from finetune.cli.console import print_line
-from finetune.cli.options import Calibrated, Device, PythonTask, Run, Trust
+from finetune.cli.options import Calibrated, Device, Precision, PythonTask, Run, Trust
 from finetune.optional_packages import require_package
 from task_formats import UsageError
 
@@ -26,6 +26,7 @@ def serve(
     calibrated: Calibrated = False,
     task: PythonTask = None,
     device: Device = None,
+    precision: Precision = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Serve a run over HTTP, with a page to try it.
@@ -43,7 +44,9 @@ def serve(
     if token is not None and not token.strip():
         raise UsageError(f"{TOKEN_VARIABLE} is empty", cure="Give it a value, or unset it.")
     with open_socket(host, port) as listening:
-        predictor = load_predictor(run, task, device, trust_remote_code, calibrated=calibrated)
+        predictor = load_predictor(
+            run, task, device, trust_remote_code, calibrated=calibrated, precision=precision
+        )
         limits = ServingLimits(max_rows, max_body * 1024, max_waiting)
         app = create_app(predictor, title=run.absolute().name, token=token, limits=limits)
         if token is None and not host.startswith(_LOOPBACK):
