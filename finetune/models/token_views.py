@@ -1,12 +1,15 @@
 """Encoded examples aligned with their text: each token over the text that it stands for."""
 
+from collections.abc import Mapping
 from itertools import chain
+from types import MappingProxyType
 from typing import NamedTuple
 
 from finetune.batching.collate import collate
 from finetune.models.task_tokens import TaskTokens
 from task_formats import Encoded, Example, Format, Task
 from task_formats.truncation import truncate_longest_first
+from task_formats.windows import choose_windowed_text
 
 
 class PreviewToken(NamedTuple):
@@ -28,6 +31,8 @@ class TokenView(NamedTuple):
     tokens: list[PreviewToken]
     removed: dict[int, tuple[int, str]]
     """What truncation removed: index of the following token to number of tokens and text."""
+    later: Mapping[int, tuple[int, str]] = MappingProxyType({})
+    """The same of what further windows read."""
 
 
 def make_token_views(
@@ -39,7 +44,10 @@ def make_token_views(
     *,
     with_lm: bool,
 ) -> list[TokenView]:
-    """The K views of an example, truncated to `max_tokens`, marked as in a batch for training."""
+    """The K views of an example, truncated to `max_tokens`, marked as in a batch for training.
+
+    Of a text that is read in windows they have the first one.
+    """
     batch = collate([encoded], "separate")
     width = batch.tokens.shape[1]
     # In separate rows a target directly follows the token that predicts it.
@@ -49,24 +57,27 @@ def make_token_views(
     rendered = task.format.render(example)
     texts = [list(chain.from_iterable(view)) for view in rendered]
     parts = {text: split_at_tokens(task_tokens, text) for text in chain.from_iterable(texts)}
-    kept = truncate_longest_first(
-        {text: len(tokens) for text, tokens in parts.items()},
-        texts,
-        [max_tokens - len(view) - 1 for view in rendered],
-    )
+    lengths = {text: len(tokens) for text, tokens in parts.items()}
+    limits = [max_tokens - len(view) - 1 for view in rendered]
+    kept = truncate_longest_first(lengths, texts, limits)
+    ends = dict(kept)
+    if task.windows and (long := choose_windowed_text(texts, lengths, kept)) is not None:
+        ends[long] = task.windows.starts(lengths[long], kept[long])[-1] + kept[long]
     templates = list_templates(task.format)
     views = []
     for k, view in enumerate(rendered):
         aligned: list[tuple[str, int | None]] = []
         removed: dict[int, tuple[int, str]] = {}
+        later: dict[int, tuple[int, str]] = {}
         template_view = task.format.views[0 if task.format.is_multiple_choice else k]
         for template, segment in zip(template_view, view, strict=True):
             aligned.append(("D" if aligned else "S", None))
             for text in segment:
-                shown, cut = parts[text][: kept[text]], parts[text][kept[text] :]
-                aligned += [(part, templates.index(template)) for part in shown]
-                if cut:
-                    removed[len(aligned)] = (len(cut), "".join(cut))
+                start, end = kept[text], ends[text]
+                aligned += [(part, templates.index(template)) for part in parts[text][:start]]
+                for found, rest in ((later, parts[text][start:end]), (removed, parts[text][end:])):
+                    if rest:
+                        found[len(aligned)] = (len(rest), "".join(rest))
         aligned.append(("E", None))
         ids = [*encoded.prefix, *encoded.endings[k]]
         tokens = [
@@ -75,7 +86,7 @@ def make_token_views(
                 zip(ids, aligned, strict=True), k * width
             )
         ]
-        views.append(TokenView(tokens, removed))
+        views.append(TokenView(tokens, removed, later))
     return views
 
 

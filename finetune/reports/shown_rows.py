@@ -163,7 +163,9 @@ def _make_spans(view: TokenView, hidden: set[int], max_text: int) -> list[Span]:
         spans.append(Span(kind, text, title))
 
     for n, token in enumerate(view.tokens):
-        index = token.template_index
+        index, before = token.template_index, view.tokens[n - 1].template_index
+        if n in view.later and before is not None:
+            add(f"field-{before % _NUM_FIELD_COLORS}", view.later[n][1])
         if n in view.removed and not _is_hidden(view, n, hidden):
             number, text = view.removed[n]
             add("removed", clip(text, MAX_REMOVED), f"{number:,} tokens removed by truncation")

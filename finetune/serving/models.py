@@ -135,6 +135,8 @@ class ViewModel(BaseModel):
     tokens: list[TokenModel]
     removed_tokens: int
     """Tokens that truncation removed."""
+    later_tokens: int = 0
+    """Tokens that are read in further windows."""
 
     @classmethod
     def of(cls, view: TokenView) -> "ViewModel":
@@ -143,4 +145,7 @@ class ViewModel(BaseModel):
             TokenModel(text=token.text, template=token.template_index, unknown=token.is_unknown)
             for token in view.tokens
         ]
-        return cls(tokens=tokens, removed_tokens=sum(number for number, _ in view.removed.values()))
+        removed, later = (
+            sum(number for number, _ in parts.values()) for parts in (view.removed, view.later)
+        )
+        return cls(tokens=tokens, removed_tokens=removed, later_tokens=later)

@@ -1,6 +1,7 @@
 """`gptft preview`: tokens laid over their texts, marked as training marks them."""
 
 import re
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -13,6 +14,7 @@ from finetune.models.pretrained import load_task_tokens
 from finetune.models.token_views import list_templates, make_token_views
 from finetune.recipe.schema import BaseConfig, DataConfig, Recipe
 from task_formats import FORMATS, Classes, Example, Format, Task, ViewEncoder
+from task_formats.windows import Windows
 from tests.support import families
 from tests.support.jobs import TASKS, rows, write_rows
 
@@ -30,7 +32,8 @@ def task_tokens(base):
 
 
 def views(task_tokens, example, task, max_tokens=512, lm=True):
-    encoder = ViewEncoder(task.format, task_tokens.tokenize, task_tokens.special_tokens, max_tokens)
+    specials = task_tokens.special_tokens
+    encoder = ViewEncoder(task.format, task_tokens.tokenize, specials, max_tokens, task.windows)
     [encoded] = encoder.encode([example])
     return encoded, make_token_views(example, encoded, task, task_tokens, max_tokens, with_lm=lm)
 
@@ -45,10 +48,11 @@ CHOICE = task(FORMATS["multiple_choice"], ["context", "choices", "label"])
 
 
 def text_of(view, template_index):
-    """The kept and removed text of a template, put together again."""
+    """The text of a template, put together again: kept, of further windows, and removed."""
     places = [n for n, t in enumerate(view.tokens) if t.template_index == template_index]
     stop = places[-1] + 1
-    return "".join(view.tokens[n].text for n in places) + view.removed.get(stop, (0, ""))[1]
+    rest = "".join(parts.get(stop, (0, ""))[1] for parts in (view.later, view.removed))
+    return "".join(view.tokens[n].text for n in places) + rest
 
 
 @settings(max_examples=50)
@@ -64,6 +68,21 @@ def test_tokens_and_what_was_cut_make_up_the_texts(task_tokens, premise, hypothe
         assert (
             max(removed, default=0) if premise == hypothesis else sum(removed)
         ) == encoded.truncated_tokens
+
+
+@settings(max_examples=50)
+@given(texts, texts)
+def test_what_further_windows_read_is_not_removed(task_tokens, premise, hypothesis):
+    example = Example("x/0", {"premise": premise, "hypothesis": hypothesis}, label=1)
+    windowed = replace(PAIR, windows=Windows(stride=2, most=4))
+    encoded, [view, *_] = views(task_tokens, example, windowed, 9)
+    for index, text in enumerate((premise, hypothesis)):
+        assert text_of(view, index) == text
+    assert bool(view.later) == (encoded.windows > 1)
+    if premise != hypothesis:
+        assert sum(count for count, _ in view.removed.values()) == encoded.truncated_tokens
+    later = sum(count for count, _ in view.later.values())
+    assert (f"{later} more in further windows" in summarize(view)) == bool(view.later)
 
 
 def test_the_head_reads_at_e_and_all_but_s_carry_lm_loss(task_tokens):

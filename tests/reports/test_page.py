@@ -255,6 +255,16 @@ def test_tokens_are_joined_and_removed_text_is_marked_where_it_stood():
     ]
 
 
+def test_what_further_windows_read_is_shown_as_text():
+    task = task_of("entailment", ["premise", "hypothesis", "label"])
+    parts = ("S", None), ("the", 0), (" cat", 0), ("D", None), ("so", 1), ("E", None)
+    [shown] = shown_views([TokenView(tokens(*parts), {3: (1, " on")}, {3: (1, " sat")})], task)
+    assert shown[1:3] == [
+        Span("field-0", "the cat sat"),
+        Span("removed", " on", "1 tokens removed by truncation"),
+    ]
+
+
 def test_choices_are_listed_apart_from_the_context():
     task = task_of("multiple_choice", ["context", "choices", "label"])
     parts = ("S", None), ("why", 0), ("D", None), ("so", 1), ("E", None)
