@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import finetune
 from finetune.export import classification
@@ -112,6 +112,18 @@ def test_a_bias_that_no_norm_can_hold_is_refused(family, make_run, tmp_path):
     assert (TOKEN in caught.value.cure) == (family != "gemma3"), "transformers has no such class"
     assert "head.bias=false" in caught.value.cure
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_a_bias_outside_of_the_range_of_the_weights_is_refused(make_run, tmp_path):
+    run = make_run("classification")
+    head = load_file(run / "model" / "head.safetensors")
+    head["weight"][1] = head["weight"][0]
+    save_file(head, run / "model" / "head.safetensors")
+    with pytest.raises(UsageError, match="the rows of the head's weight are not independent"):
+        export_run(run, SEQUENCE, tmp_path / "out")
+    head["bias"][1] = head["bias"][0]
+    save_file(head, run / "model" / "head.safetensors")
+    assert export_run(run, SEQUENCE, tmp_path / "out").max_difference < 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2"])
