@@ -29,9 +29,9 @@ _MODELS = ("config.json", ADAPTER_CONFIG, MODEL_FILE)
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Uploads a finished run, or a folder that `gptft export` wrote, in one commit.
 
-    Of a run of `gptft pretrain` the model is uploaded, which transformers loads.
     Of a run the content of `model/` is uploaded, its result, and the recipe without paths of this
-    machine; `finetune.load` reads a download of it.
+    machine; `finetune.load` reads a download of it. Of a run of `gptft pretrain` only the model is
+    uploaded, which transformers loads.
 
     Args:
         folder: The run folder or the exported folder.

@@ -9,7 +9,7 @@ from finetune.cli.console import print_line, show_status, silence_libraries
 
 
 def push(
-    run: Path = Argument(metavar="RUN", help="Run directory, or a folder of gptft export."),
+    run: Path = Argument(metavar="RUN", help="Run directory, or what gptft export wrote."),
     to: str = Option(..., metavar="NAME", help="Repository on the Hub, such as me/rte."),
     public: bool = Option(False, "--public", help="Make a new repository public."),
 ) -> None:
