@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.util import Finalize
@@ -119,7 +120,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune.export.scripts import check
 
     def run_check(folder: Path, format: str, rows: list[Any]) -> dict[str, Any]:
-        return check.compute_logits(str(folder), format, json.loads(json.dumps(rows)))
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder)
+            try:
+                return check.compute_logits(str(folder), format, json.loads(json.dumps(rows)))
+            finally:
+                sys.modules.pop("encode", None)
 
     monkeypatch.setattr(verification, "run_check", run_check)
 

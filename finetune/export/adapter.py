@@ -14,9 +14,7 @@ from task_formats import UsageError
 
 _CONFIG = "adapter_config.json"
 _CHANGES = {
-    "from transformers import AutoModel, AutoTokenizer\n": (
-        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
-    ),
+    "from transformers import AutoModel\n": "from peft import AutoPeftModelForCausalLM\n",
     'DECODER = AutoModel.from_pretrained(FOLDER, dtype="auto").eval()\n': (
         "MODEL = AutoPeftModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)\n"
         "DECODER = MODEL.merge_and_unload().base_model.eval()\n"

@@ -19,6 +19,7 @@ from task_formats.templates import split_pieces
 SCRIPTS = files("finetune.export.scripts")
 SCRIPT = SCRIPTS.joinpath("predict.py").read_text(encoding="utf-8")
 """The `predict.py` of folders that transformers reads."""
+_ENCODE = "encode.py"
 
 
 def write_standalone(source: ExportSource, folder: Path) -> None:
@@ -43,7 +44,7 @@ def write_head(source: ExportSource, folder: Path) -> None:
 
 
 def write_prediction_script(source: ExportSource, folder: Path, script: str = SCRIPT) -> None:
-    """Writes `predict.py` and `task.json`, which describes the task to it.
+    """Writes `predict.py`, `encode.py`, which it imports, and `task.json`, which both read.
 
     Args:
         source: The exported run.
@@ -51,6 +52,7 @@ def write_prediction_script(source: ExportSource, folder: Path, script: str = SC
         script: The text of `predict.py`.
     """
     write_atomically(folder / "predict.py", script)
+    write_atomically(folder / _ENCODE, SCRIPTS.joinpath(_ENCODE).read_text(encoding="utf-8"))
     content = json_files.encode(_describe_task(source), indent=2) + b"\n"
     write_atomically(folder / "task.json", content)
 

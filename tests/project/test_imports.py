@@ -37,6 +37,7 @@ DOORS = {
     "accelerate": "distributed evaluation training prompting pretraining checkpointing",
     "bitsandbytes": "models.quantization training.optimizer",
     "datasets": "data.hub",
+    "encode": "export.scripts",  # encode.py beside predict.py in exported folders
     "fastapi": "serving",
     "filelock": "checkpointing.run_folder models.gguf_files",
     "gguf": "models.gguf_files",

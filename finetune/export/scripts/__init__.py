@@ -1,1 +1,1 @@
-"""Scripts that run without gptft: `predict.py` of exported folders, and the check of an export."""
+"""Scripts that run without gptft: those of exported folders, and the check of an export."""

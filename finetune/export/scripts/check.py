@@ -50,6 +50,7 @@ def main(folder: str, format: str, source: str, target: str) -> None:
     """Writes the logits of the rows in `source` to `target`."""
     # Importing gptft raises an ImportError: who uses the folder does not have it.
     sys.modules |= dict.fromkeys(["finetune", "task_formats"])  # type: ignore[arg-type]
+    sys.path.insert(0, folder)  # where `python FOLDER/predict.py` finds encode.py
     with open(source, encoding="utf-8") as file:
         result = compute_logits(folder, format, json.load(file))
     with open(target, "w", encoding="utf-8") as file:
