@@ -153,7 +153,11 @@ def weigh_examples(
 
 
 def collate(
-    examples: Sequence[Encoded], layout: Layout, pad: int = 0, totals: UpdateTotals | None = None
+    examples: Sequence[Encoded],
+    layout: Layout,
+    pad: int = 0,
+    totals: UpdateTotals | None = None,
+    width_multiple: int = 1,
 ) -> Batch:
     """Arranges examples as one Batch.
 
@@ -167,6 +171,7 @@ def collate(
         layout: How they are arranged in rows. It changes results by dropout and rounding only.
         pad: The id of the pad token.
         totals: Counts of the whole update, where the examples are only a part of it.
+        width_multiple: Rows are padded until T is a multiple of this.
 
     Returns:
         For "separate" R is the number of views, for "shared" N, and for "packed" 1.
@@ -175,6 +180,7 @@ def collate(
     placements = list(_arrange(examples, layout))
     spans = tuple(span for span, _, _ in placements)
     height, width = spans[-1].row + 1, max(span.stop for span in spans)
+    width += -width % width_multiple
     grid = np.full((4, height, width), -1, np.int64)
     # Padding is never read, but its position ids must be valid.
     grid[0], grid[1] = pad, np.minimum(np.arange(width), max(s.longest for s in spans) - 1)

@@ -135,7 +135,7 @@ def token_losses(
     table = weight.to(_compute_dtype(states))
     with torch.no_grad(), _without_autocast(states):
         chunks = _logit_chunks(states, table, bias, cap, target)
-        return torch.cat([_nll_and_softmax(logits, tokens) for logits, _, tokens in chunks])
+        return torch.cat([_nll_and_softmax(logits, tokens) for logits, _, _, tokens in chunks])
 
 
 def lm_loss(
@@ -185,12 +185,12 @@ class _LmLoss(torch.autograd.Function):
     ) -> Tensor:
         table = weight.to(dtype)
         d_states = torch.empty_like(states)
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_weight: Tensor | None = None
         d_bias = None if bias is None else torch.zeros_like(bias)
         token_weight = token_weight.to(torch.promote_types(dtype, torch.float32))[:, None]
         loss = token_weight.new_zeros(())
         chunks = _logit_chunks(states, table, bias, cap, target, token_weight, d_states)
-        for padded, rows, tokens, factors, d_rows in chunks:
+        for padded, products, rows, tokens, factors, d_rows in chunks:
             logits = padded[:, : len(table)]  # (m, V) of (m, V′)
             cap_slope = None if cap is None else 1 - (logits / cap).square()  # 1 − tanh²
             nll = _nll_and_softmax(padded, tokens)
@@ -199,10 +199,12 @@ class _LmLoss(torch.autograd.Function):
             padded.scatter_(1, tokens[:, None], torch.expm1(-nll)[:, None])
             if cap_slope is not None:
                 logits *= cap_slope
-            gradient = padded.to(dtype)[:, : len(table)]
+            gradient = products.copy_(padded)[:, : len(table)]
             d_rows.copy_((gradient @ table) * factors)
-            if d_weight is not None:
-                _add_product(d_weight, gradient.t(), (rows * factors).to(dtype))
+            if ctx.needs_input_grad[1]:
+                d_weight = _add_product(
+                    d_weight, gradient.t(), (rows * factors).to(dtype), weight.dtype
+                )
             if d_bias is not None:
                 d_bias += logits.t() @ factors[:, 0]
         ctx.save_for_backward(d_states, d_weight, d_bias)
@@ -222,8 +224,9 @@ def _logit_chunks(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yields the (m, V′) logits of every chunk of (M, D) states, in memory that is used again.
 
-    Logits are float32 or float64, and -inf in the columns beyond V. With them come the chunk's
-    rows of the states and of the other tensors. Chunks have equal sizes.
+    Logits are float32 or float64, and -inf in the columns beyond V. With them come memory of their
+    shape in the type of the table, which is theirs where the type is, and the chunk's rows of the
+    states and of the other tensors. Chunks have equal sizes.
     """
     chunk = CHUNK if states.device.type == "cpu" else GPU_CHUNK
     size = max(math.ceil(len(states) / max(math.ceil(len(states) / chunk), 1)), 1)
@@ -231,7 +234,7 @@ def _logit_chunks(
     products = states.new_empty(min(size, len(states)), columns, dtype=table.dtype)
     exact = to_float(products)
     for rows, *parts in zip(*(x.split(size) for x in (states, *others)), strict=True):
-        padded = products[: len(rows)]
+        padded = narrow = products[: len(rows)]
         padded[:, len(table) :] = -torch.inf
         logits = torch.mm(rows.to(table.dtype), table.t(), out=padded[:, : len(table)])
         if bias is not None:
@@ -240,7 +243,7 @@ def _logit_chunks(
             padded = exact[: len(rows)].copy_(padded)
         if cap is not None:
             padded[:, : len(table)].div_(cap).tanh_().mul_(cap)
-        yield padded, rows, *parts
+        yield padded, narrow, rows, *parts
 
 
 def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
@@ -251,12 +254,16 @@ def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
     return max_logit - logits.amax(-1).log() - target_logit
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left @ right to the total, which may have a wider type."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _add_product(
+    total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Adds left @ right to the total, which may have a wider type; without a total it is the first.
+
+    Zeros to begin with would be another 150 MB to allocate and to fill for GPT-2.
+    """
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)
 
 
 def to_float(values: Tensor) -> Tensor:

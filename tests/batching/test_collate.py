@@ -41,9 +41,11 @@ def read_back(batch: Batch) -> dict[tuple[int, int], list[int]]:
     return views
 
 
-@given(MANY, st.sampled_from(LAYOUTS))
-def test_every_view_can_be_read_from_every_layout(many: list[Encoded], layout) -> None:
-    batch = collate(many, layout)
+@given(MANY, st.sampled_from(LAYOUTS), st.integers(1, 40))
+def test_every_view_can_be_read_from_every_layout(many: list[Encoded], layout, multiple) -> None:
+    batch = collate(many, layout, width_multiple=multiple)
+    assert batch.tokens.shape[1] % multiple == 0
+    assert 0 <= batch.tokens.shape[1] - collate(many, layout).tokens.shape[1] < multiple
     expected = {
         (n, k): view
         for n, example in enumerate(many)
