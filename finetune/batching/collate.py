@@ -157,7 +157,7 @@ def collate(
     layout: Layout,
     pad: int = 0,
     totals: UpdateTotals | None = None,
-    width_multiple: int = 1,
+    rounded: bool = False,
 ) -> Batch:
     """Arranges examples as one Batch.
 
@@ -171,7 +171,7 @@ def collate(
         layout: How they are arranged in rows. It changes results by dropout and rounding only.
         pad: The id of the pad token.
         totals: Counts of the whole update, where the examples are only a part of it.
-        width_multiple: Rows are padded until T is a multiple of this.
+        rounded: Whether T is rounded up, with padding.
 
     Returns:
         For "separate" R is the number of views, for "shared" N, and for "packed" 1.
@@ -180,7 +180,7 @@ def collate(
     placements = list(_arrange(examples, layout))
     spans = tuple(span for span, _, _ in placements)
     height, width = spans[-1].row + 1, max(span.stop for span in spans)
-    width += -width % width_multiple
+    width = round_up(width) if rounded else width
     grid = np.full((4, height, width), -1, np.int64)
     # Padding is never read, but its position ids must be valid.
     grid[0], grid[1] = pad, np.minimum(np.arange(width), max(s.longest for s in spans) - 1)
@@ -215,6 +215,15 @@ def collate(
         spans=spans,
         windows=windows,
     )
+
+
+def round_up(count: int) -> int:
+    """Rounds a number of tokens up, to a multiple of 8 and of about a sixteenth of it.
+
+    A CPU's library of matrix products compiles kernels for every number of tokens and keeps them.
+    Where numbers differ in every pass, as in predictions, memory would grow with each.
+    """
+    return count + -count % max(8, 2 ** (count.bit_length() - 5))
 
 
 def _arrange(examples: Sequence[Encoded], layout: Layout) -> Iterator[tuple[Span, int, list[int]]]:

@@ -25,10 +25,6 @@ from task_formats import Encoded, Prediction, Task
 CHUNK_ROWS = 1024
 """Rows that are sorted by length together, and whose predictions are written together."""
 
-_WIDTH_MULTIPLE = {"cpu": 32}
-"""Tokens of a pass are padded to a multiple of this. A CPU's library of matrix products compiles
-kernels for every number of tokens and keeps them, so memory would grow with every new number."""
-
 RowLogits = list[tuple[int, np.ndarray]]
 """The result of one forward pass on this process: an index and (L,) logits per row, where L is K
 choices, C classes or 1 score."""
@@ -139,7 +135,7 @@ def _forward(
         [examples[n] for n in rows],
         batch_config.layout,
         batch_config.pad_id,
-        width_multiple=_WIDTH_MULTIPLE.get(accelerator.device.type, 1),
+        rounded=accelerator.device.type == "cpu",
     )
     was_training = model.training
     if was_training:

@@ -1,5 +1,6 @@
 """Predictions and scores with a finished run."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from finetune.data.examples import build_examples
 from finetune.data.rows import locate_rows
 from finetune.data.splits import Split, encode_split
 from finetune.data.token_store import encode_examples
+from finetune.distributed.memory import return_free_memory
 from finetune.distributed.setup import choose_batch_config, choose_precision, create_accelerator
 from finetune.evaluation.evaluate import (
     CHUNK_ROWS,
@@ -40,6 +42,8 @@ from task_formats import Encoded, Example, Prediction, Row, Task, UsageError
 
 _MAX_LOGITS = 2**24
 """Logits that are held at once in a stream of predictions."""
+_SECONDS_BETWEEN_RETURNS = 2.0
+"""Between two returns of free memory, each of which takes some milliseconds."""
 
 
 class SplitEvaluation(NamedTuple):
@@ -65,6 +69,7 @@ class Predictor:
             max_tokens=recipe.train.tokens_per_forward,
         )
         self.encoder = build_encoder(recipe, task, base)
+        self._next_return = 0.0
 
     @property
     def precision(self) -> str:
@@ -102,6 +107,9 @@ class Predictor:
         for chunk in split_into_chunks(examples, rows, example_size):
             encoded = encode_examples(chunk, self.encoder)
             yield from decode_logits(self.compute_logits(encoded, progress), encoded, self.task)
+            if time.monotonic() >= self._next_return:
+                return_free_memory()
+                self._next_return = time.monotonic() + _SECONDS_BETWEEN_RETURNS
 
     def compute_logits(
         self, encoded: Sequence[Encoded], progress: Progress | None = None

@@ -254,9 +254,7 @@ def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
     return max_logit - logits.amax(-1).log() - target_logit
 
 
-def _add_product(
-    total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype
-) -> Tensor:
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Adds left @ right to the total, which may have a wider type; without a total it is the first.
 
     Zeros to begin with would be another 150 MB to allocate and to fill for GPT-2.

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from finetune.models.attention.kernels import block_attention
@@ -109,7 +109,8 @@ def packed_attention(
             kernel(query[:, :, own], keys[row, :, seen][None], values[row, :, seen][None], mask)
             for (row, seen), (_, own), mask in layout.last_token_blocks(window, query.dtype)
         ]
-        return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        out = torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+        return pad(out, (0, 0, 0, 0, 0, query.shape[2] - out.shape[1])), None
     if prefix_cache:
         prefix = prefix_cache.store_or_get(cast(int, module.layer_idx), key, value)
         if prefix is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.batching.collate import Span, copy_to_device
+from finetune.batching.collate import Span, copy_to_device, round_up
 from finetune.models.blocks import find_blocks
 
 _PER_COLUMN = {"position_ids", "position_embeddings"}
@@ -110,14 +110,18 @@ def _run(
     try:
         return block(hidden, *args, **kwargs)  # A block without attention runs to its end.
     except KeysCollected:
+        count = len(last_tokens.flat_index)
         index = copy_to_device(torch.tensor(last_tokens.flat_index), hidden.device)
+        if hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            # The last one again, for which attention gives zeros.
+            index = torch.cat([index, index[-1:].expand(round_up(count) - count)])
         selected = {
             name: _select(kwargs[name], index, len(hidden)) for name in _PER_COLUMN & kwargs.keys()
         }
         outputs = block(hidden.flatten(0, 1)[index][None], *args, **{**kwargs, **selected})
         states = outputs[0] if isinstance(outputs, tuple) else outputs
         full = torch.zeros_like(hidden, dtype=states.dtype).flatten(0, 1)
-        full = full.index_copy(0, index, states[0]).view(hidden.shape)
+        full = full.index_copy(0, index[:count], states[0, :count]).view(hidden.shape)
         return (full, *outputs[1:]) if isinstance(outputs, tuple) else full
     finally:
         last_tokens.running = False

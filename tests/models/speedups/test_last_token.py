@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.batching.collate import Batch, collate
+from finetune.batching.collate import Batch, collate, round_up
 from finetune.models.attention.masks import AttentionLayout
 from finetune.models.blocks import find_blocks
 from finetune.models.speedups.last_token import enable_last_token_shortcut
@@ -94,3 +94,20 @@ def test_an_unknown_tensor_argument_runs_the_whole_block(bases) -> None:
     assert torch.equal(with_unknown, block(hidden, attention_layout=AttentionLayout(batch)))
     shortcut = block(hidden, attention_layout=layout)
     assert int((shortcut != 0).any(-1).sum()) == len(batch.spans)
+
+
+@pytest.mark.parametrize("family", PACKED_ATTENTION)
+def test_without_a_gradient_states_are_the_same_and_numbers_of_tokens_are_rounded(
+    family: str, bases
+) -> None:
+    model, many, pad = samples.prepare("multiple_choice", bases(family))
+    batch = collate(many, "packed", pad, rounded=True)
+    rows: list[int] = []
+    last_matrix(model).register_forward_pre_hook(lambda _, x: rows.append(x[0][..., 0].numel()))
+    states = []
+    for only in (False, True):
+        with torch.inference_mode():
+            found = model.backbone.hidden_states(batch, last_tokens_only=only)
+        states.append(found[batch.last_index[batch.last_index >= 0]])
+    torch.testing.assert_close(*states, rtol=1e-5, atol=2e-5)
+    assert rows == [batch.tokens.numel(), round_up(int((batch.last_index >= 0).sum()))]
