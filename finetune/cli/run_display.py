@@ -258,7 +258,8 @@ def print_result(result: Result) -> None:
             baseline = result.majority.get(split, {}).get(name)
             sign = 1 if METRICS[name].higher_is_better else -1
             if baseline is not None and sign * (value - baseline) <= 0:
-                warning = f"{name} on {split} is no better than the most frequent training label."
+                answer = _describe_baseline(result.majority[split])[1]
+                warning = f"{name} on {split} is no better than {answer}."
                 print_line((warning, "yellow"))
     print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
     if (calibration := read_calibration(result.folder / MODEL)) is not None:
@@ -299,8 +300,16 @@ def make_score_table(
         rows.append([split, *count, *_format_row(row, metrics)])
         if baseline := majority.get(split):
             indent = [""] if counts else []
-            rows.append(["  majority class", *indent, *_format_row(baseline, metrics)])
+            label = f"  {_describe_baseline(baseline)[0]}"
+            rows.append([label, *indent, *_format_row(baseline, metrics)])
     return make_table(["split", *(["rows"] if counts else []), *metrics], rows)
+
+
+def _describe_baseline(scores: Mapping[str, float]) -> tuple[str, str]:
+    """The name of the answer without a model that got these scores, and the answer."""
+    if any("scores" in METRICS[name].labels for name in scores):
+        return "mean score", "the mean training score"
+    return "majority class", "the most frequent training label"
 
 
 def _format_row(scores: Mapping[str, float], metrics: Sequence[str]) -> list[str]:

@@ -246,6 +246,14 @@ def test_the_baseline_stands_beside_the_score(tmp_path, capsys):
     assert "accuracy on test is no better" not in text
 
 
+def test_the_baseline_of_scores_is_their_mean(tmp_path, capsys):
+    scores = {"dev": {"pearson": 0.0, "mse": 2.0}}
+    print_result(replace(result(tmp_path), scores=scores, majority=scores))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "mean score 0.0000 2.0000" in text
+    assert "pearson on dev is no better than the mean training score." in text
+
+
 def test_speed_is_that_of_recent_updates_without_evaluations():
     clock = Clock()
     progress = RunProgress(clock)
