@@ -376,7 +376,8 @@ transformers' Trainer the run_glue way on the same rows, epochs, batch size and 
 choose their learning rate from the same five values with seed {seed}, which the tables do not use.
 Without a search of its own, λ = 0.5 takes the rate of λ = 0, LoRA five times that rate, and
 training from scratch 5e-4. The search on the H200 (2026-11-26) took the first 1,500 rows of every
-split; the one of COPA (2026-11-27, two cores of an AMD EPYC) took all of them.
+split; on 2026-11-27, on two cores of an AMD EPYC, run_glue was searched on the same rows of SST-2,
+and COPA on all of its rows.
 
 The shipped base `tiny` has [a page of its own](results_tiny.md).
 """
