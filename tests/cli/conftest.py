@@ -122,7 +122,7 @@ def read_scores(output: str) -> dict[str, dict[str, str]]:
     metrics = lines[header][1 + has_rows :]
     scores = {}
     for split, *values in lines[header + 2 :]:
-        if [split, *values[:1]] == ["majority", "class"]:
+        if [split, *values[:1]] in (["majority", "class"], ["mean", "score"]):
             continue
         numbers = values[has_rows:]
         if len(numbers) != len(metrics) or not re.fullmatch(r"-?\d+\.\d{4}", numbers[0]):

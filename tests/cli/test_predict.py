@@ -151,6 +151,8 @@ def predict_until_a_signal(run: Path, rows: Path, folder: Path, number: int) -> 
             time.sleep(60)
 
     Predictor.stream = interrupted
+    if number == signal.SIGHUP:  # Where tests run under nohup it is ignored.
+        signal.signal(number, signal.SIG_DFL)
     os.chdir(folder)
     return main(["predict", str(run), str(rows), "-o", "out.csv", "--device", "cpu"])
 
