@@ -314,6 +314,11 @@ def _refuse_other_files(folder: Path) -> None:
         )
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run has no result yet. A download of a run, which has no log, is finished."""
+    return is_run(folder) and not (folder / RESULT).exists()
+
+
 def _visible_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.checkpointing.model_folder import read_calibration
-from finetune.checkpointing.run_folder import LOG, RESULT, is_run, read_result
+from finetune.checkpointing.run_folder import LOG, RESULT, is_unfinished, read_result
 from finetune.data.examples import ReadReport, read_examples
 from finetune.data.held_out import open_split
 from finetune.data.token_store import class_indices, compute_lengths, is_unlabelled
@@ -169,7 +169,7 @@ def evaluate_run(
         data_path=data.path if data.path != trained_on else None,
         temperature=calibration.temperature if calibration else None,
         limit=limit,
-        is_finished=(folder / RESULT).exists() or not is_run(folder),  # A download has no log.
+        is_finished=not is_unfinished(folder),
     )
 
 

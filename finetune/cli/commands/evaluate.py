@@ -92,7 +92,7 @@ def load_predictor(
     check_run_exists(run)  # Before torch is imported, which takes seconds.
     silence_libraries()
     with show_status(f" loading {run}"):
-        from finetune.checkpointing.run_folder import RESULT, is_run
+        from finetune.checkpointing.run_folder import is_unfinished
         from finetune.cli.task_sources import find_python_task
         from finetune.evaluation.predictor import load
 
@@ -101,8 +101,7 @@ def load_predictor(
         found = load(
             run, device, task=own_task, trust_remote_code=trust, calibrated=calibrated, **changes
         )
-        is_unfinished = is_run(run) and not (run / RESULT).exists()
-    if is_unfinished and get_rank() == 0:
+    if is_unfinished(run) and get_rank() == 0:
         text = f"the run is not finished (gptft resume {run}): this is its best model so far"
         print_line(("note: ", "yellow"), text, stderr=True)
     return found
