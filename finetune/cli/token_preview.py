@@ -39,8 +39,7 @@ def summarize(view: TokenView) -> str:
     """Token counts of a view in one line."""
     read = next((n for n, token in enumerate(view.tokens, 1) if token.is_read), 0)
     targets = sum(token.is_lm_target for token in view.tokens)
-    removed = sum(number for number, _ in view.removed.values())
-    later = sum(number for number, _ in view.later.values())
+    removed, later = view.removed_tokens, view.later_tokens
     summary = f"{len(view.tokens)} tokens, head reads token {read}, LM loss on {targets}"
     summary += f", {later} more in further windows" if later else ""
     return f"{summary}, {removed} removed" if removed else summary

@@ -34,6 +34,16 @@ class TokenView(NamedTuple):
     later: Mapping[int, tuple[int, str]] = MappingProxyType({})
     """The same of what further windows read."""
 
+    @property
+    def removed_tokens(self) -> int:
+        """Tokens that truncation removed."""
+        return sum(number for number, _ in self.removed.values())
+
+    @property
+    def later_tokens(self) -> int:
+        """Tokens that further windows read."""
+        return sum(number for number, _ in self.later.values())
+
 
 def make_token_views(
     example: Example,

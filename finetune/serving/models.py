@@ -145,7 +145,6 @@ class ViewModel(BaseModel):
             TokenModel(text=token.text, template=token.template_index, unknown=token.is_unknown)
             for token in view.tokens
         ]
-        removed, later = (
-            sum(number for number, _ in parts.values()) for parts in (view.removed, view.later)
+        return cls(
+            tokens=tokens, removed_tokens=view.removed_tokens, later_tokens=view.later_tokens
         )
-        return cls(tokens=tokens, removed_tokens=removed, later_tokens=later)
