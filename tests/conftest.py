@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.util import Finalize
@@ -118,14 +117,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported folders are checked in this process, which is faster."""
     from finetune.export import verification
     from finetune.export.scripts import check
+    from tests.support.scripts import imports_from
 
     def run_check(folder: Path, format: str, rows: list[Any]) -> dict[str, Any]:
-        with monkeypatch.context() as patch:
-            patch.syspath_prepend(folder)
-            try:
-                return check.compute_logits(str(folder), format, json.loads(json.dumps(rows)))
-            finally:
-                sys.modules.pop("encode", None)
+        with imports_from(folder):
+            return check.compute_logits(str(folder), format, json.loads(json.dumps(rows)))
 
     monkeypatch.setattr(verification, "run_check", run_check)
 

@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -132,12 +133,16 @@ def test_a_public_repository_is_asked_for(stub, run):
     assert stub.created["visibility"] == "public"
 
 
+def write_files(folder: Path, names: list[str], library: str) -> None:
+    for name in names:
+        (folder / name).write_text(f"---\nlibrary_name: {library}\n---\n" if "md" in name else "{}")
+
+
 def test_an_exported_folder_is_uploaded_as_it_is(stub, tmp_path):
     folder = tmp_path / "exported"
     (folder / ".git").mkdir(parents=True)
     names = ["README.md", "model.onnx", "predict.py", "task.json", "tokenizer_config.json"]
-    for name in (*names, ".git/config"):
-        (folder / name).write_text("---\nlibrary_name: onnx\n---\n" if "md" in name else "{}")
+    write_files(folder, [*names, ".git/config"], "onnx")
     assert main(["push", str(folder), "--to", "me/mine"]) == 0
     assert sorted(stub.files) == names
 
@@ -147,10 +152,7 @@ def test_of_a_pretrained_base_the_model_is_uploaded(stub, tmp_path):
     model.mkdir(parents=True)
     (tmp_path / "base" / "recipe.yaml").write_text("corpus: {train: [books]}\n")
     names = ["README.md", "config.json", "model.safetensors", "tokenizer_config.json"]
-    for name in names:
-        (model / name).write_text(
-            "---\nlibrary_name: transformers\n---\n" if "md" in name else "{}"
-        )
+    write_files(model, names, "transformers")
     assert main(["push", str(tmp_path / "base"), "--to", "me/mine"]) == 0
     assert sorted(stub.files) == names
 

@@ -25,6 +25,7 @@ from task_formats import Example, UsageError
 from tests.support import jobs, processes
 from tests.support.families import FAMILIES
 from tests.support.samples import WORDS
+from tests.support.scripts import imports_from
 
 pytestmark = pytest.mark.usefixtures("in_process")
 KINDS = sorted(jobs.TASKS)
@@ -82,20 +83,6 @@ def functions_of(script):
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.fixture
-def load_script(monkeypatch):
-    """Loads a script of an exported folder as `python FOLDER/SCRIPT` does; gives its functions."""
-
-    def load(path: Path):
-        monkeypatch.syspath_prepend(path.parent)
-        try:
-            return runpy.run_path(str(path))
-        finally:
-            sys.modules.pop("encode", None)
-
-    return load
-
-
 @pytest.mark.parametrize(
     ("labels", "thresholds", "logits", "answer"),
     [
@@ -134,13 +121,14 @@ def test_labels_in_order_are_exported_to_onnx(make_run, tmp_path):
         export_run(run, "standalone", tmp_path / "other")
 
 
-def test_several_labels_are_those_above_their_thresholds(make_run, load_script, tmp_path):
+def test_several_labels_are_those_above_their_thresholds(make_run, tmp_path):
     run = make_run("multi_label")
     thresholds = {"sun": 0.1, "rain": 0.9, "wind": 0.5, "snow": 0.5}
     (run / "model" / THRESHOLDS).write_text(json.dumps(thresholds))
     export_run(run, "standalone", tmp_path / "out")
     rows = [{"text": row["text"]} for row in jobs.rows("multi_label", 6)]
-    predict = load_script(tmp_path / "out" / "predict.py")["predict"]
+    with imports_from(tmp_path / "out"):
+        predict = runpy.run_path(str(tmp_path / "out" / "predict.py"))["predict"]
     found, predictor = [*map(predict, rows)], finetune.load(run, "cpu", precision="fp32")
     predictions = predictor.predict(rows)
     assert [tuple(row["label"]) for row in found] == [
