@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictor import Predictor, load
     from finetune.recipe.loading import load_recipe
     from finetune.recipe.schema import Recipe
-    from finetune.sklearn import Classifier
+    from finetune.sklearn import Classifier, Regressor
     from finetune.training.events import Result
     from finetune.training.finetuning import events, train
 
@@ -22,6 +22,7 @@ _MODULES = {
     "Classifier": "sklearn",
     "Predictor": "evaluation.predictor",
     "Recipe": "recipe.schema",
+    "Regressor": "sklearn",
     "Result": "training.events",
     "events": "training.finetuning",
     "load": "evaluation.predictor",
@@ -33,6 +34,7 @@ __all__ = [
     "Classifier",
     "Predictor",
     "Recipe",
+    "Regressor",
     "Result",
     "events",
     "load",

@@ -51,7 +51,7 @@ def save_model(folder: Path, model: nn.Module, base: Base, task: Task, max_token
     save_decoder(folder, decoder, base.task_tokens.tokenizer)
     save_adapters(folder / ADAPTER, trained)
     metadata = {_TASK: json_files.encode(_describe_task(task, max_tokens)).decode()}
-    save_tensors(folder / HEAD_FILE, task_model.head.state_dict(), metadata)
+    save_tensors(folder / HEAD_FILE, task_model.head_tensors(), metadata)
     labels = task.labels
     if isinstance(labels, MultiLabel) and labels.thresholds:
         table = dict(zip(labels.names, labels.thresholds, strict=True))

@@ -11,7 +11,8 @@ For an update over N labelled examples x with labels y and U views (token sequen
 A batch holds a part of an update. Its weights (`example_weight`, `token_weight`) contain the
 factors 1 / N and 1 / (U |u|), so the losses and gradients of all batches of an update add up to
 the above. With class weights w the factor is 1 / Σ_x w_y instead of 1 / N, as in PyTorch's
-CrossEntropyLoss over the whole update.
+CrossEntropyLoss over the whole update. L3 contains L2 / σ² where scores are standardized by their
+standard deviation σ.
 """
 
 import math
@@ -59,6 +60,8 @@ class TaskLossOptions(NamedTuple):
     """Share ε of the true label's probability that is spread evenly over all labels."""
     is_distribution: bool = False
     """(N, C) labels are probabilities of classes that exclude each other, not several labels."""
+    score_deviation: float = 1.0
+    """Standard deviation σ of scores: L3 contains their squared error / σ²."""
 
 
 PLAIN = TaskLossOptions()
@@ -72,7 +75,8 @@ def objective(
 ) -> Losses:
     """Computes the loss L3 = L2 + λ · L1 of a batch (GPT-1, section 3.2, equation 5)."""
     task = (batch.example_weight * task_loss(outputs.logits, batch.label, options)).sum()
-    return Losses(task + lm_coefficient * outputs.lm_loss, task, outputs.lm_loss)
+    total = task / options.score_deviation**2 + lm_coefficient * outputs.lm_loss
+    return Losses(total, task, outputs.lm_loss)
 
 
 def task_loss(logits: Tensor, label: Tensor, options: TaskLossOptions = PLAIN) -> Tensor:

@@ -1,6 +1,6 @@
 """The model that is fine-tuned: a decoder and the head of a task."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,20 @@ from finetune.models.pretrained import Base
 from task_formats import Task
 
 
+class ScoreScale(NamedTuple):
+    """Mean and standard deviation of the scores that a head is trained on.
+
+    The head predicts (score - mean) / deviation, so that it need not grow from 0 to the unit of the
+    scores, which takes many updates.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+NO_SCALE = ScoreScale()
+
+
 class TaskModel(nn.Module):
     """A decoder and a head that reads its states at the extract tokens (GPT-1, section 3.2)."""
 
@@ -22,9 +36,11 @@ class TaskModel(nn.Module):
         decoder: PreTrainedModel,
         head: LinearHead,
         window_reduction: Literal["mean", "max"] = "mean",
+        score_scale: ScoreScale = NO_SCALE,
     ) -> None:
         super().__init__()
         self.window_reduction = window_reduction
+        self.score_scale = score_scale
         self.backbone = DecoderWrapper(decoder)
         self.head = head
         self.temperature = 1.0
@@ -46,10 +62,22 @@ class TaskModel(nn.Module):
             logits = reduce_windows(logits, has_window, self.window_reduction)
         if self.temperature != 1:
             logits = logits / self.temperature
+        if self.score_scale != NO_SCALE:
+            logits = self.score_scale.mean + self.score_scale.deviation * logits
         if not lm:
             return Outputs(logits, logits.new_zeros(()))
         loss = self.backbone.lm_loss(states[batch.lm_index], batch.lm_target, batch.token_weight)
         return Outputs(logits, loss)
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Returns the weights of a head that computes scores in their own unit."""
+        tensors = self.head.state_dict()
+        if self.score_scale != NO_SCALE:
+            mean, deviation = self.score_scale
+            tensors["weight"] = deviation * tensors["weight"]
+            if "bias" in tensors:
+                tensors["bias"] = mean + deviation * tensors["bias"]
+        return tensors
 
 
 def reduce_windows(logits: Tensor, present: Tensor, reduction: Literal["mean", "max"]) -> Tensor:
@@ -70,10 +98,15 @@ def reduce_windows(logits: Tensor, present: Tensor, reduction: Literal["mean", "
 
 
 def build_task_model(
-    base: Base, task: Task, head_dropout: float = 0.1, head_bias: bool = True
+    base: Base,
+    task: Task,
+    head_dropout: float = 0.1,
+    head_bias: bool = True,
+    score_scale: ScoreScale = NO_SCALE,
 ) -> TaskModel:
     """Builds the model of a task on the weights of a base, with a new head drawn at random."""
     # The output layer's width, because OPT's states may be narrower than its embeddings.
     width = base.decoder.get_output_embeddings().weight.shape[1]
     head = build_head(task, width, head_dropout, head_bias)
-    return TaskModel(base.decoder, head, task.windows.reduce if task.windows else "mean")
+    reduction = task.windows.reduce if task.windows else "mean"
+    return TaskModel(base.decoder, head, reduction, score_scale)

@@ -296,6 +296,9 @@ class HeadConfig(StrictModel):
     bias: bool = True
     """Train a bias. Without one, `gptft export` writes models of every family for sequence
     classification in transformers, whose head has no bias."""
+    standardize_scores: bool = True
+    """Train a head for scores on their distance from the mean of the training scores, in standard
+    deviations, so that their unit does not matter. The saved head has scores in their own unit."""
 
 
 class BaseConfig(StrictModel):
@@ -563,6 +566,7 @@ class TrainConfig(CommonTrainConfig):
 Profile = Literal["modern", "paper"]
 _PAPER: dict[str, dict[str, Any]] = {
     "base": {"dropout": 0.1, "new_tokens": "mean"},
+    "head": {"standardize_scores": False},
     "train": {
         "learning_rate": 6.25e-5,
         "lm_coefficient": 0.5,

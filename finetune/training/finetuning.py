@@ -1,5 +1,6 @@
 """Fine-tuning from a recipe to a finished run."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,7 +62,7 @@ from finetune.models.pretrained import (
     load_decoder,
 )
 from finetune.models.speedups.compilation import compile_blocks
-from finetune.models.task_model import TaskModel, build_task_model
+from finetune.models.task_model import NO_SCALE, ScoreScale, TaskModel, build_task_model
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import HELD_OUT, Recipe, TrainConfig
 from finetune.training.events import Event, Notice, Result
@@ -248,7 +249,8 @@ class FinetuningJob(TrainingJob):
         model = self.model
         if weights is not None:
             base = load_decoder(self.config.base, self.config.train.seed)
-            model = build_task_model(base, self.task, head_bias=self.config.head.bias)
+            bias, scale = self.config.head.bias, self.model.score_scale
+            model = build_task_model(base, self.task, head_bias=bias, score_scale=scale)
             model.load_state_dict(weights)
         task = self.task
         if self.thresholds and isinstance(task.labels, MultiLabel):
@@ -288,7 +290,8 @@ def prepare_finetuning(
     train_split = splits.train
     sampler = _build_sampler(config, len(train_split.examples))
     torch.manual_seed(config.seed)
-    model = build_task_model(base, task, config.head_dropout, recipe.head.bias)
+    scale = choose_score_scale(recipe, task, train_split.examples)
+    model = build_task_model(base, task, config.head_dropout, recipe.head.bias, scale)
     freeze_layers(base.decoder, config.freeze_layers)
     if config.lm_coefficient == 0:
         _freeze_output_layer(model)
@@ -322,7 +325,11 @@ def prepare_finetuning(
             config,
             build_schedule(config.learning_rate, sampler.updates, config.warmup, config.schedule),
             config.lm_coefficient,
-        )._replace(task_loss=choose_task_loss(config, task, train_split.examples)),
+        )._replace(
+            task_loss=choose_task_loss(config, task, train_split.examples)._replace(
+                score_deviation=scale.deviation
+            )
+        ),
         schedule=EvaluationSchedule.of(
             config, plan_evaluations(sampler, config.evaluations), config.patience
         ),
@@ -391,6 +398,19 @@ def _build_sampler(config: TrainConfig, rows: int) -> EpochSampler:
             cure="Lower --batch-size, or set train.incomplete_batch to keep.",
         )
     return sampler
+
+
+def choose_score_scale(recipe: Recipe, task: Task, examples: TokenStore) -> ScoreScale:
+    """Returns the mean and standard deviation of the training scores; (0, 1) without scores.
+
+    A head without a bias cannot learn a mean: then it is 0, and the deviation is measured from 0.
+    """
+    if not isinstance(task.labels, Range) or not recipe.head.standardize_scores:
+        return NO_SCALE
+    scores = examples.labels[~is_unlabelled(examples.labels)].astype(np.float64)
+    mean = float(scores.mean()) if recipe.head.bias else 0.0
+    deviation = math.sqrt(np.square(scores - mean).mean())
+    return ScoreScale(mean, deviation or 1.0)
 
 
 def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> TaskLossOptions:

@@ -1,38 +1,24 @@
 """A scikit-learn compatible classifier."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
 
-from finetune.data.examples import build_examples
-from finetune.data.rows import locate_rows
-from finetune.evaluation.predictor import Predictor, load
-from finetune.recipe.loading import load_recipe, override_recipe
-from finetune.recipe.schema import DataConfig, Recipe, TaskConfig, TrainConfig
-from finetune.training.finetuning import train
-from task_formats import (
-    Classes,
-    Example,
-    Label,
-    MultiLabel,
-    RowError,
-    Task,
-    UsageError,
-    named_format,
-)
+from finetune.recipe.schema import Recipe
+from finetune.sklearn.estimator import TextEstimator
+from finetune.sklearn.samples import make_examples, parse_samples
+from task_formats import Classes, Example, Label, MultiLabel, RowError, Task, UsageError
 from task_formats.labels import as_text
 from task_formats.task import LABEL
 
 
-class Classifier(ClassifierMixin, BaseEstimator):
+class Classifier(ClassifierMixin, TextEstimator):
     """Fine-tunes a pretrained decoder to classify texts, pairs of texts or rows of a task.
 
     `X` is a list, array, Series or DataFrame of N samples of one kind: texts, pairs of texts, or
@@ -110,15 +96,29 @@ class Classifier(ClassifierMixin, BaseEstimator):
         random_state: int | np.random.RandomState | None = None,
         device: str | None = None,
     ) -> None:
-        self.base, self.task, self.format = base, task, format
-        self.learning_rate, self.batch_size, self.epochs = learning_rate, batch_size, epochs
-        self.lm_coefficient, self.schedule, self.warmup = lm_coefficient, schedule, warmup
-        self.weight_decay = weight_decay
+        super().__init__(
+            base,
+            task,
+            format,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            lm_coefficient=lm_coefficient,
+            schedule=schedule,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            head_dropout=head_dropout,
+            max_tokens=max_tokens,
+            incomplete_batch=incomplete_batch,
+            layout=layout,
+            tokens_per_forward=tokens_per_forward,
+            precision=precision,
+            folder=folder,
+            random_state=random_state,
+            device=device,
+        )
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
-        self.max_grad_norm, self.head_dropout = max_grad_norm, head_dropout
-        self.max_tokens, self.incomplete_batch = max_tokens, incomplete_batch
-        self.layout, self.tokens_per_forward, self.precision = layout, tokens_per_forward, precision
-        self.folder, self.random_state, self.device = folder, random_state, device
 
     def fit(self, X: Iterable[Any], y: Iterable[Any]) -> "Classifier":
         """Fine-tunes the base.
@@ -133,11 +133,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         Raises:
             UsageError: A sample, label or parameter cannot be used. It is a ValueError.
         """
-        kind, samples = _parse_samples(X)
+        kind, samples = parse_samples(X)
         indicator = _find_indicator(y)
         classes, indices = indicator or _find_classes(y)
         check_consistent_length(samples, indices)
-        recipe, reader = self._read_task(kind)
+        recipe, reader = self._read_task(kind, labels=("no", "yes"))
         own = None if self.task is None else reader
         if indicator:
             task, columns = _make_multi_label_task(reader, _name_columns(classes.tolist(), own))
@@ -147,15 +147,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
             task = _make_training_task(reader, names)
             columns = [cast(Classes, task.labels).parse_class(name) for name in names]
             labels = [columns[k] for k in indices]
-        unlabelled = _make_examples(reader, kind, samples)
+        unlabelled = make_examples(reader, kind, samples)
         examples = [
             _add_label(example, label, f"X[{n}]")
             for n, (example, label) in enumerate(zip(unlabelled, labels, strict=True))
         ]
-        data = DataConfig(train=None, evaluate=None)
-        recipe = recipe.model_copy(update={"task": TaskConfig.from_task(task), "data": data})
-        recipe = override_recipe(recipe, self._overrides())
-        self._predictor = self._train(recipe, task, examples)
+        self._train(recipe, task, examples)
         self._reader, self._kind, self._columns = reader, kind, columns
         self.classes_: Any = classes
         if indicator:
@@ -193,115 +190,22 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _predict_table(self, X: Iterable[Any]) -> np.ndarray:
         """(N, C) probabilities of classes, or of several labels by themselves."""
-        check_is_fitted(self)
-        kind, samples = _parse_samples(X)
-        if kind != self._kind:
-            raise UsageError(f"X[0] is a {kind}, but fit was called with a {self._kind}")
-        examples = _make_examples(self._reader, kind, samples)
-        table = np.zeros((len(examples), len(self._columns)))
-        for n, prediction in enumerate(self._predictor.stream(examples)):
+        predictions = list(self._predict_samples(X))
+        table = np.zeros((len(predictions), len(self._columns)))
+        for n, prediction in enumerate(predictions):
             scores = dict(enumerate(prediction.scores))
             table[n] = [scores.get(column, 0.0) for column in self._columns]
         # A row may offer choices that never occur in y: the others share their probability.
         chooses = self._reader.format.is_multiple_choice
         return table / table.sum(axis=1, keepdims=True) if chooses else table
 
-    def _read_task(self, kind: str) -> tuple[Recipe, Task]:
-        """The recipe before the parameters are applied, and the task that reads the samples."""
-        if self.task is None:
-            config = _make_task_config(self.format, kind)
-            return Recipe(task=config), config.build()
-        if self.format is not None:
-            raise UsageError("task and format both say how to read X", cure="Leave one out.")
-        if kind != "row":
-            what = f"a task reads mappings, but X[0] is a {kind}"
-            raise UsageError(what, cure="Give rows with the task's columns, or leave task out.")
-        if isinstance(self.task, Task):
-            return Recipe(task=TaskConfig.from_task(self.task)), self.task.without_prompt()
-        recipe = self.task if isinstance(self.task, Recipe) else load_recipe(self.task)
-        return recipe, recipe.task.build().without_prompt()
-
-    def _overrides(self) -> dict[str, Any]:
-        """Values of the recipe that the parameters change."""
-        path = str(self.base) if self.base is not None else None
-        base = self.base if isinstance(self.base, Mapping) else {"path": path}
-        seed = self.random_state
-        if isinstance(seed, np.random.RandomState):
-            seed = seed.randint(2**31)
-        settings = {name: getattr(self, name, None) for name in TrainConfig.model_fields}
-        values = {f"train.{name}": value for name, value in settings.items()}
-        values |= {f"base.{name}": value for name, value in base.items()} | {"train.seed": seed}
-        # A grid search gives values of numpy.
-        changes = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in values.items()
-            if value is not None
-        }
-        # A fit cannot be resumed, so it needs no checkpoints.
-        return changes | {"train.checkpoint_minutes": None, "train.checkpoint_updates": None}
-
-    def _train(self, recipe: Recipe, task: Task, examples: Sequence[Example]) -> Predictor:
-        with TemporaryDirectory(prefix="gptft-") as temporary:
-            run = Path(self.folder or Path(temporary) / "run").absolute()
-            train(recipe, run, overwrite=True, task=task, examples=examples, device=self.device)
-            return load(run, self.device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        if "_predictor" in state:
-            # The model as the files that a run would have: their names and contents.
-            with TemporaryDirectory(prefix="gptft-") as folder:
-                state["_predictor"].save(Path(folder))
-                paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-                contents = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-                state["_predictor"] = contents
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "_predictor" in state:
-            with TemporaryDirectory(prefix="gptft-") as folder:
-                for name, content in state["_predictor"].items():
-                    Path(folder, name).parent.mkdir(exist_ok=True)
-                    Path(folder, name).write_bytes(content)
-                self._predictor = load(folder, self.device)
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.string, tags.input_tags.one_d_array = True, True
-        tags.input_tags.two_d_array = False
         tags.classifier_tags.multi_label = True
         return tags
 
 
-# -- X and y ---------------------------------------------------------------------------------------
-
-
-def _parse_samples(X: Any) -> tuple[str, list[Any]]:
-    """The kind (`text`, `pair` or `row`) and the samples of a list, array, Series or DataFrame."""
-    if isinstance(X, str | Mapping):
-        raise UsageError(f"X is {X!r}, not a list of samples", cure="For one sample write [X].")
-    samples = list(X.to_dict("records") if hasattr(X, "columns") else X)
-    if not samples:
-        raise UsageError("X has no samples")
-    kinds = [_kind_of(sample, n) for n, sample in enumerate(samples)]
-    for n, kind in enumerate(kinds):
-        if kind != kinds[0]:
-            cure = "Give samples of one kind: texts, pairs of texts, or mappings."
-            raise UsageError(f"X[{n}] is a {kind}, but X[0] is a {kinds[0]}", cure=cure)
-    return kinds[0], samples
-
-
-def _kind_of(sample: Any, n: int) -> str:
-    if isinstance(sample, str):
-        return "text"
-    if isinstance(sample, Mapping):
-        return "row"
-    is_sequence = isinstance(sample, list | tuple | np.ndarray)
-    if is_sequence and len(sample) == 2 and all(isinstance(text, str) for text in sample):
-        return "pair"
-    cure = "A sample is a text, a pair of texts, or a mapping."
-    raise UsageError(f"X[{n}] is {sample!r}", cure=cure)
+# -- y ---------------------------------------------------------------------------------------------
 
 
 def _find_indicator(y: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -338,32 +242,7 @@ def _find_classes(y: Any) -> tuple[np.ndarray, np.ndarray]:
     return classes, indices
 
 
-# -- tasks and classes -----------------------------------------------------------------------------
-
-
-def _make_task_config(name: str | None, kind: str) -> TaskConfig:
-    """The task of a format whose columns are called like its fields; y replaces its labels."""
-    if name is None and kind == "row":
-        what = "X[0] is a mapping, but there is no task to read it"
-        raise UsageError(what, cure="Give task: a recipe's name or file, a Recipe or a Task.")
-    name = name or {"text": "classification", "pair": "entailment"}[kind]
-    fields, chooses = named_format(name).fields, named_format(name).is_multiple_choice
-    if chooses or len(fields) != {"text": 1, "pair": 2}.get(kind, len(fields)):
-        cure = "Texts are for classification, pairs for entailment or similarity; else give task."
-        raise UsageError(f"{name} does not read a {kind}", cure=cure)
-    columns = {field: field for field in fields}
-    return TaskConfig(format=name, columns=columns, labels=("no", "yes"))
-
-
-def _make_examples(reader: Task, kind: str, samples: list[Any]) -> list[Example]:
-    """Unlabelled examples; a RowError names the sample that cannot be used."""
-    if kind != "row":
-        pairs = [[sample] if kind == "text" else sample for sample in samples]
-        fields = reader.format.fields
-        samples = [dict(zip(fields, map(str, pair), strict=True)) for pair in pairs]
-    located = locate_rows(samples, "X")
-    built = build_examples(reader.without_labels(), located, "X", labelled=False)
-    return [item.example for item in built]
+# -- the task of y ---------------------------------------------------------------------------------
 
 
 def _texts_of(labels: list[Any]) -> list[str]:
