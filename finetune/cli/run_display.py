@@ -21,6 +21,7 @@ from finetune.checkpointing.run_folder import MODEL
 from finetune.cli.console import console, format_bytes, format_count, make_table, print_line
 from finetune.cli.errors import exit_stopped
 from finetune.cli.progress_display import LiveProgress, PrintedProgress, format_time
+from finetune.evaluation.majority import describe_majority
 from finetune.evaluation.metrics import METRICS
 from finetune.models.losses import Losses
 from finetune.progress import displayed_by
@@ -36,6 +37,7 @@ from finetune.training.events import (
     Started,
 )
 from finetune.training.loop import Step
+from task_formats import Labels
 
 _SPEED_UPDATES = 100
 """The last updates, which give the speed."""
@@ -247,19 +249,21 @@ def format_scores(scores: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
-def print_result(result: Result) -> None:
+def print_result(result: Result, labels: Labels) -> None:
     """Prints the scores of a finished run and the next commands."""
+    baseline = describe_majority(labels)
     updates, tokens = format_count(result.updates, "update"), format_count(result.tokens, "token")
     print_line(f"Trained {updates}, {tokens}, in {format_time(result.seconds)}.")
     if result.scores:
-        console().print(make_score_table(result.scores, majority=result.majority))
+        console().print(
+            make_score_table(result.scores, majority=result.majority, majority_name=baseline.name)
+        )
         for split, scores in result.scores.items():
             name, value = next(iter(scores.items()))
-            baseline = result.majority.get(split, {}).get(name)
+            reached = result.majority.get(split, {}).get(name)
             sign = 1 if METRICS[name].higher_is_better else -1
-            if baseline is not None and sign * (value - baseline) <= 0:
-                answer = _describe_baseline(result.majority[split])[1]
-                warning = f"{name} on {split} is no better than {answer}."
+            if reached is not None and sign * (value - reached) <= 0:
+                warning = f"{name} on {split} is no better than {baseline.answer}."
                 print_line((warning, "yellow"))
     print_line((f"Best checkpoint: update {result.update:,}.", "dim"))
     if (calibration := read_calibration(result.folder / MODEL)) is not None:
@@ -288,6 +292,7 @@ def make_score_table(
     scores: Mapping[str, Mapping[str, float]],
     counts: Mapping[str, int] | None = None,
     majority: Mapping[str, Mapping[str, float]] = {},
+    majority_name: str = "majority class",
 ) -> Table:
     """A row for each split and its majority baseline, a column for each metric.
 
@@ -300,16 +305,8 @@ def make_score_table(
         rows.append([split, *count, *_format_row(row, metrics)])
         if baseline := majority.get(split):
             indent = [""] if counts else []
-            label = f"  {_describe_baseline(baseline)[0]}"
-            rows.append([label, *indent, *_format_row(baseline, metrics)])
+            rows.append([f"  {majority_name}", *indent, *_format_row(baseline, metrics)])
     return make_table(["split", *(["rows"] if counts else []), *metrics], rows)
-
-
-def _describe_baseline(scores: Mapping[str, float]) -> tuple[str, str]:
-    """The name of the answer without a model that got these scores, and the answer."""
-    if any("scores" in METRICS[name].labels for name in scores):
-        return "mean score", "the mean training score"
-    return "majority class", "the most frequent training label"
 
 
 def _format_row(scores: Mapping[str, float], metrics: Sequence[str]) -> list[str]:

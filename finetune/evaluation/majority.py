@@ -1,10 +1,26 @@
 """The baseline without a model: the most frequent label, or the mean score."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.evaluation.metrics import score_predictions
-from task_formats import Prediction, Task
+from task_formats import Labels, MultiLabel, Prediction, Range, Task
+
+
+class Baseline(NamedTuple):
+    """How the baseline is called, and what it answers for every row."""
+
+    name: str
+    answer: str
+
+
+def describe_majority(labels: Labels) -> Baseline:
+    """Returns the name of the baseline for labels or scores."""
+    if isinstance(labels, Range):
+        return Baseline("mean score", "the mean training score")
+    if isinstance(labels, MultiLabel):
+        return Baseline("majority labels", "the labels of at least half of the training rows")
+    return Baseline("majority class", "the most frequent training label")
 
 
 def majority_prediction(task: Task, labels: Sequence[Any]) -> Prediction:

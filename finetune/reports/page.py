@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.checkpointing.run_folder import read_recipe
 from finetune.data.splits import find_rows
-from finetune.evaluation.majority import score_majority
+from finetune.evaluation.majority import describe_majority, score_majority
 from finetune.evaluation.metrics import METRICS
 from finetune.evaluation.statistics import ThresholdCurve
 from finetune.models.token_views import list_templates
@@ -105,6 +105,7 @@ def make_report(
     template = _environment().get_template("report.html.jinja")
     page: str = template.render(
         about=first.recipe.about,
+        baseline=describe_majority(first.task.labels),
         bases=list(dict.fromkeys(_describe_base(run) for run in runs)),
         command=command,
         commands=_list_commands(runs),

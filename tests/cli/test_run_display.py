@@ -24,6 +24,9 @@ from finetune.training.events import Evaluated, Finished, Notice, Result, Starte
 from finetune.training.group_norms import GroupNorms
 from finetune.training.loop import Step
 from finetune.training.noise_scale import GroupSizes, NoiseScale
+from task_formats import Classes, Range
+
+LABELS = Classes.of(["no", "yes"])
 
 
 class Clock:
@@ -226,7 +229,7 @@ def test_the_result_is_printed_with_the_next_commands(tmp_path, capsys):
     folder = tmp_path / "runs of mine"
     shown, _ = display([STARTED, Finished(result(folder))], screen())
     assert shown == result(folder)
-    print_result(shown)
+    print_result(shown, LABELS)
     text = capsys.readouterr().out
     assert "Trained 40 updates, 4,000 tokens, in 0:01:23." in text
     assert f"gptft predict '{folder}' FILE -o OUT" in text
@@ -239,7 +242,7 @@ def test_the_baseline_stands_beside_the_score(tmp_path, capsys):
         scores={"dev": {"accuracy": 0.5}, "test": {"accuracy": 0.75}},
         majority={"dev": {"accuracy": 0.5}, "test": {"accuracy": 0.625}},
     )
-    print_result(reached)
+    print_result(reached, LABELS)
     text = " ".join(capsys.readouterr().out.split())
     assert "majority class 0.6250" in text
     assert "accuracy on dev is no better than the most frequent training label." in text
@@ -248,10 +251,19 @@ def test_the_baseline_stands_beside_the_score(tmp_path, capsys):
 
 def test_the_baseline_of_scores_is_their_mean(tmp_path, capsys):
     scores = {"dev": {"pearson": 0.0, "mse": 2.0}}
-    print_result(replace(result(tmp_path), scores=scores, majority=scores))
+    print_result(replace(result(tmp_path), scores=scores, majority=scores), Range(0, 5))
     text = " ".join(capsys.readouterr().out.split())
     assert "mean score 0.0000 2.0000" in text
     assert "pearson on dev is no better than the mean training score." in text
+
+
+def test_the_baseline_of_ordered_classes_is_a_class_whatever_the_metric(tmp_path, capsys):
+    scores = {"dev": {"mae": 1.0}}
+    labels = replace(Classes.of(["bad", "fair", "good"]), ordered=True)
+    print_result(replace(result(tmp_path), scores=scores, majority=scores), labels)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "majority class 1.0000" in text
+    assert "mae on dev is no better than the most frequent training label." in text
 
 
 def test_speed_is_that_of_recent_updates_without_evaluations():

@@ -57,7 +57,7 @@ def train_with_display(recipe: "Recipe", folder: Path, task: "Task | None", **op
     run = events(recipe, folder, task=task, **options)
     result = display_run(run, _title(recipe, folder))
     if result is not None:
-        print_result(result)
+        print_result(result, recipe.task.resolve(task).labels)
 
 
 def _title(recipe: "Recipe", folder: Path) -> str:
