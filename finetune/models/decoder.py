@@ -11,6 +11,7 @@ from finetune.batching.collate import Batch
 from finetune.models.attention.interface import ATTENTION_NAME, PrefixCache
 from finetune.models.attention.masks import AttentionLayout
 from finetune.models.losses import lm_loss, token_losses
+from finetune.models.speedups.reused_memory import ReusedMemory
 
 
 class LogitTransform(NamedTuple):
@@ -66,6 +67,7 @@ class DecoderWrapper(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.logit_transform = LogitTransform.of(decoder)
+        self._memory = ReusedMemory()
 
     def hidden_states(
         self,
@@ -113,11 +115,12 @@ class DecoderWrapper(nn.Module):
 
     def lm_loss(self, states: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Σ weight · nll in nats over (M,) targets and weights, from (M, D) states."""
-        return lm_loss(*self._scaled(states), target, weight, self.logit_transform.cap)
+        cap = self.logit_transform.cap
+        return lm_loss(*self._scaled(states), target, weight, cap, self._memory)
 
     def token_losses(self, states: Tensor, target: Tensor) -> Tensor:
         """(M,) losses in nats of (M,) targets, from (M, D) states, without a gradient."""
-        return token_losses(*self._scaled(states), target, self.logit_transform.cap)
+        return token_losses(*self._scaled(states), target, self.logit_transform.cap, self._memory)
 
     def _scaled(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """States, weight and bias whose linear map gives logits with the family's scale."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from finetune.batching.collate import NO_LABEL, Batch
+from finetune.models.speedups.reused_memory import ReusedMemory
 
 CHUNK = 1024
 """Targets per chunk of logits."""
@@ -130,15 +131,20 @@ def task_loss(logits: Tensor, label: Tensor, options: TaskLossOptions = PLAIN) -
 
 
 def token_losses(
-    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, cap: float | None = None
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    cap: float | None = None,
+    memory: ReusedMemory | None = None,
 ) -> Tensor:
     """Computes the negative log-likelihood of each of M targets, without a gradient.
 
     Shapes as in `lm_loss`; returns (M,) losses in nats.
     """
-    table = weight.to(_compute_dtype(states))
+    dtype, memory = _compute_dtype(states), memory or ReusedMemory()
     with torch.no_grad(), _without_autocast(states):
-        chunks = _logit_chunks(states, table, bias, cap, target)
+        chunks = _logit_chunks(states, _cast(weight, dtype, memory), bias, cap, memory, target)
         return torch.cat([_nll_and_softmax(logits, tokens) for logits, _, _, tokens in chunks])
 
 
@@ -149,6 +155,7 @@ def lm_loss(
     target: Tensor,
     token_weight: Tensor,
     cap: float | None = None,
+    memory: ReusedMemory | None = None,
 ) -> Tensor:
     """Computes the weighted LM loss of M targets without holding M × V logits.
 
@@ -164,13 +171,15 @@ def lm_loss(
         target: (M,) tokens.
         token_weight: (M,) weights of the targets.
         cap: Replaces each logit z by cap · tanh(z / cap).
+        memory: For intermediate results; that of the last call can be used again.
 
     Returns:
         (): Σ token_weight · nll in nats.
     """
     dtype = _compute_dtype(states)
     with _without_autocast(states):
-        return _LmLoss.apply(states, weight, bias, target, token_weight, dtype, cap)
+        memory = memory or ReusedMemory()
+        return _LmLoss.apply(states, weight, bias, target, token_weight, dtype, cap, memory)
 
 
 class _LmLoss(torch.autograd.Function):
@@ -186,14 +195,15 @@ class _LmLoss(torch.autograd.Function):
         token_weight: Tensor,
         dtype: torch.dtype,
         cap: float | None,
+        memory: ReusedMemory,
     ) -> Tensor:
-        table = weight.to(dtype)
+        table = _cast(weight, dtype, memory)
         d_states = torch.empty_like(states)
         d_weight: Tensor | None = None
         d_bias = None if bias is None else torch.zeros_like(bias)
         token_weight = token_weight.to(torch.promote_types(dtype, torch.float32))[:, None]
         loss = token_weight.new_zeros(())
-        chunks = _logit_chunks(states, table, bias, cap, target, token_weight, d_states)
+        chunks = _logit_chunks(states, table, bias, cap, memory, target, token_weight, d_states)
         for padded, products, rows, tokens, factors, d_rows in chunks:
             logits = padded[:, : len(table)]  # (m, V) of (m, V′)
             cap_slope = None if cap is None else 1 - (logits / cap).square()  # 1 − tanh²
@@ -207,7 +217,7 @@ class _LmLoss(torch.autograd.Function):
             d_rows.copy_((gradient @ table) * factors)
             if ctx.needs_input_grad[1]:
                 d_weight = _add_product(
-                    d_weight, gradient.t(), (rows * factors).to(dtype), weight.dtype
+                    d_weight, gradient.t(), (rows * factors).to(dtype), weight.dtype, memory
                 )
             if d_bias is not None:
                 d_bias += logits.t() @ factors[:, 0]
@@ -220,13 +230,18 @@ class _LmLoss(torch.autograd.Function):
         d_states, d_weight, d_bias = ctx.saved_tensors
         gradients = (d_states, d_weight, d_bias)
         scaled = (None if gradient is None else gradient.mul_(scale) for gradient in gradients)
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _logit_chunks(
-    states: Tensor, table: Tensor, bias: Tensor | None, cap: float | None, *others: Tensor
+    states: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    cap: float | None,
+    memory: ReusedMemory,
+    *others: Tensor,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the (m, V′) logits of every chunk of (M, D) states, in memory that is used again.
+    """Yields the (m, V′) logits of every chunk of (M, D) states, all in the same memory.
 
     Logits are float32 or float64, and -inf in the columns beyond V. With them come memory of their
     shape in the type of the table, which is theirs where the type is, and the chunk's rows of the
@@ -235,8 +250,11 @@ def _logit_chunks(
     chunk = CHUNK if states.device.type == "cpu" else GPU_CHUNK
     size = max(math.ceil(len(states) / max(math.ceil(len(states) / chunk), 1)), 1)
     columns = math.ceil(len(table) / _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
-    products = states.new_empty(min(size, len(states)), columns, dtype=table.dtype)
-    exact = to_float(products)
+    shape = (min(size, len(states)), columns)
+    products = memory.take("products", *shape, table, table.dtype)
+    exact = products
+    if table.dtype.itemsize < torch.float32.itemsize:
+        exact = memory.take("logits", *shape, table, torch.float32)
     for rows, *parts in zip(*(x.split(size) for x in (states, *others)), strict=True):
         padded = narrow = products[: len(rows)]
         padded[:, len(table) :] = -torch.inf
@@ -258,14 +276,25 @@ def _nll_and_softmax(logits: Tensor, target: Tensor) -> Tensor:
     return max_logit - logits.amax(-1).log() - target_logit
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+def _add_product(
+    total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype, memory: ReusedMemory
+) -> Tensor:
     """Adds left @ right to the total, which may have a wider type; without a total it is the first.
 
     Zeros to begin with would be another 150 MB to allocate and to fill for GPT-2.
     """
-    if total is None:
-        return (left @ right).to(dtype)
-    return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)
+    if dtype == left.dtype:
+        return left @ right if total is None else total.addmm_(left, right)
+    product = memory.take("product", len(left), right.shape[1], left, left.dtype)
+    torch.mm(left, right, out=product)
+    return product.to(dtype) if total is None else total.add_(product)
+
+
+def _cast(weight: Tensor, dtype: torch.dtype, memory: ReusedMemory) -> Tensor:
+    """The (V, D) weight in another type."""
+    if weight.dtype == dtype:
+        return weight
+    return memory.take("weight", len(weight), weight.shape[1], weight, dtype).copy_(weight)
 
 
 def to_float(values: Tensor) -> Tensor:
