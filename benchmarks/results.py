@@ -460,10 +460,10 @@ def _curves() -> Iterator[str]:
     """Figures and tables that `gptft compare --fractions` wrote."""
     yield "Fine-tuning with a part of the labels, against prompting: `gptft compare --base"
     yield "smollm2-135m --seeds 0-2 --task sst2 --fractions 0.01 0.05 0.25 1 --shots 0 8`, and for"
-    yield "COPA `--fractions 0.05 0.25 1 --shots 0 8 32`, with the settings of the tables. On COPA a"
-    yield "few demonstrations are worth more than 100 labels, on SST-2 the question alone is worth"
-    yield "more than 50. With 50 to 1,250 labels of SST-2 seeds differ by up to 0.33: its rate, 2e-4,"
-    yield "was chosen on 1,500 rows, and with fewer a run may learn nothing."
+    yield "COPA `--fractions 0.05 0.25 1 --shots 0 8 32`, with the settings of the tables. On COPA"
+    yield "a few demonstrations are worth more than 100 labels, on SST-2 the question alone more"
+    yield "than 50. With 50 to 1,250 labels of SST-2 seeds differ by up to 0.33: its rate,"
+    yield "2e-4, was chosen on 1,500 rows, and with fewer a run may learn nothing."
     for task in TASKS:
         table = FOLDER / f"curve-{task}.md"
         if table.exists():

@@ -1,5 +1,6 @@
 """Which examples an update reads, and how they are cut into forward passes."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -55,6 +56,24 @@ class EpochSampler:
         epoch, step = divmod(update - 1, self.updates_per_epoch)
         start = step * self.batch_size
         return shuffle_epoch(self.rows, self.seed, epoch)[start : start + self.batch_size]
+
+
+EPOCHS, MAX_EPOCHS = 3, 12
+LEAST_UPDATES = 100
+"""Updates for which few rows are trained for more epochs."""
+
+
+def choose_epochs(rows: int, batch_size: int) -> int:
+    """Returns the number of epochs where none is given: 3, and more for few rows.
+
+    With few updates a pretrained model hardly learns (Zhang et al. 2021, "Revisiting Few-sample
+    BERT Fine-tuning", section 6).
+
+    >>> [choose_epochs(rows, 32) for rows in (100, 400, 1000, 5000)]
+    [12, 8, 4, 3]
+    """
+    updates_per_epoch = math.ceil(rows / batch_size)
+    return min(max(EPOCHS, math.ceil(LEAST_UPDATES / updates_per_epoch)), MAX_EPOCHS)
 
 
 @lru_cache(maxsize=2)

@@ -111,7 +111,7 @@ RECIPE_FLAGS: dict[str, tuple[Any, str]] = {
     "data.on_bad_row": (Literal["stop", "skip"], "Action on an unusable row."),
     "profile": (Literal["modern", "paper"], "Defaults: for today's bases, or GPT-1's."),
     "train.learning_rate": (float, "Peak learning rate (paper: 6.25e-5)."),
-    "train.epochs": (float, "Number of epochs (paper: 3)."),
+    "train.epochs": (float, "Number of epochs (3 by default, and more for few rows)."),
     "train.batch_size": (int, "Batch size in examples (paper: 32)."),
     "train.lm_coefficient": (float, "Weight λ of the LM loss (paper: 0.5)."),
     "train.max_tokens": (int, "Maximum sequence length in tokens (paper: 512)."),

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from finetune.batching.sampler import EPOCHS
 from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import Recipe, TrainConfig
 from task_formats import UsageError, suggest
@@ -99,7 +100,7 @@ def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
     for fraction in sorted(set(design.fractions) - {1.0}):
         name = f"lambda-{coefficient:g}-labels-{fraction:g}"
         method = f"fine-tuned, λ = {coefficient:g}, {100 * fraction:g} % of the labels"
-        epochs = recipe.train.epochs / fraction**0.5
+        epochs = (recipe.train.epochs or EPOCHS) / fraction**0.5
         runs.append((name, method, _with_train(recipe, epochs=epochs, fraction=fraction)))
     for name, method, changed in runs:
         kind: Kind = "scratch" if changed.base.from_scratch else "finetune"

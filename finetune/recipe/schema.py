@@ -458,7 +458,7 @@ class CommonTrainConfig(StrictModel):
 
     learning_rate: PositiveFloat
     batch_size: Positive
-    epochs: Epochs
+    epochs: Epochs | None
     optimizer: OptimizerName = "adamw"
     """adamw is PyTorch's; adam is that of GPT-1's code, with its place of epsilon and decay;
     adafactor (Shazeer and Stern) needs half the memory of these or less, and its learning rate is
@@ -522,8 +522,9 @@ class TrainConfig(CommonTrainConfig):
     The default suits bases of about 100 million parameters; a billion needs less, 2e-5."""
     batch_size: Positive = 32
     """Examples per update, over all processes."""
-    epochs: Epochs = 3
-    """Number of epochs; may be fractional."""
+    epochs: Epochs | None = None
+    """Number of epochs; may be fractional [default: 3, or for few rows as many as make 100 updates,
+    but at most 12]."""
     fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
     """Fraction of the labelled training rows to use, stratified by label and drawn by the seed."""
     lm_coefficient: NonNegativeFloat = 0
@@ -569,6 +570,7 @@ _PAPER: dict[str, dict[str, Any]] = {
     "head": {"standardize_scores": False},
     "train": {
         "learning_rate": 6.25e-5,
+        "epochs": 3,
         "lm_coefficient": 0.5,
         "optimizer": "adam",
         "schedule": "gpt1",
@@ -623,6 +625,11 @@ class Recipe(StrictModel):
             filled["train"]["learning_rate"] = _LORA_FACTOR * rate
         changed = {name: filled[name] for name in filled if filled[name] != sections[name]}
         return {**data, **changed}
+
+    def with_epochs(self, epochs: float | None) -> "Recipe":
+        """Returns the recipe with another number of epochs."""
+        train = self.train.model_copy(update={"epochs": epochs})
+        return self.model_copy(update={"train": train})
 
     @model_validator(mode="after")
     def _check_loss(self) -> "Recipe":

@@ -108,7 +108,7 @@ def estimate(
             int(np.count_nonzero(arrays.truncated_tokens)),
         ),
         job.sampler.updates_per_epoch,
-        recipe.train.epochs,
+        job.sampler.epochs,
         trial,
     )
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from finetune.batching.sampler import EpochSampler
+from finetune.batching.sampler import EPOCHS, EpochSampler, choose_epochs
 from finetune.checkpointing.model_card import CardContent, build_model_card
 from finetune.checkpointing.model_folder import (
     StoredCalibration,
@@ -289,6 +289,7 @@ def prepare_finetuning(
     splits = _encode_splits(recipe, task, base, encoder, accelerator, examples)
     train_split = splits.train
     sampler = _build_sampler(config, len(train_split.examples))
+    recipe = recipe.with_epochs(sampler.epochs)
     torch.manual_seed(config.seed)
     scale = choose_score_scale(recipe, task, train_split.examples)
     model = build_task_model(base, task, config.head_dropout, recipe.head.bias, scale)
@@ -339,6 +340,7 @@ def prepare_finetuning(
         },
         base_fingerprints=fingerprints,
         notices=(
+            *_describe_epochs(config, sampler),
             *_describe_data(task, splits, config.fraction),
             *_describe_model(model, accelerator),
         ),
@@ -390,7 +392,8 @@ def _encode_splits(
 def _build_sampler(config: TrainConfig, rows: int) -> EpochSampler:
     """The order of the training rows; UsageError if there are too few for an update."""
     drop = config.incomplete_batch == "drop"
-    sampler = EpochSampler(rows, config.batch_size, config.epochs, config.seed, drop)
+    epochs = config.epochs or choose_epochs(rows, config.batch_size)
+    sampler = EpochSampler(rows, config.batch_size, epochs, config.seed, drop)
     if sampler.updates < 1:
         raise UsageError(
             f"{rows} rows are too few for an update of {config.batch_size}",
@@ -439,6 +442,13 @@ def choose_task_loss(config: TrainConfig, task: Task, examples: TokenStore) -> T
             name = raw.get(as_text(label), as_text(label))
             weights[names.index(name)] = weight
     return TaskLossOptions(weights, config.label_smoothing, is_distribution)
+
+
+def _describe_epochs(config: TrainConfig, sampler: EpochSampler) -> Iterator[str]:
+    """A note where few rows are trained for more epochs than usual."""
+    if config.epochs is None and sampler.epochs > EPOCHS:
+        rows = f"{sampler.rows:,} training rows are few"
+        yield f"{sampler.epochs:g} epochs, because {rows} (--epochs changes it)"
 
 
 def _describe_data(task: Task, splits: _Splits, fraction: float) -> Iterator[str]:

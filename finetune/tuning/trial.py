@@ -15,7 +15,7 @@ from finetune.evaluation.metrics import selection_value
 from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
-from finetune.training.events import Diverged, Evaluated, Event, Finished
+from finetune.training.events import Diverged, Evaluated, Event, Finished, Started
 from finetune.training.finetuning import events as train_events
 from finetune.tuning.ranges import Space
 from task_formats import Task
@@ -72,6 +72,7 @@ class Trial:
         self.stopped_at: dict[str, float] = {}
         self.reason = ""
         self.seconds = 0.0
+        self._updates = 0
 
     def events(self, accelerator: Any, task: Task | None, device: str | None) -> Iterator[Event]:
         """Trains every seed; passes the events of the runs on."""
@@ -109,6 +110,8 @@ class Trial:
         try:
             with closing(run):  # type: ignore[type-var]
                 for event in run:
+                    if isinstance(event, Started):
+                        self._updates = event.updates
                     if not isinstance(event, Finished):
                         yield event
                     if isinstance(event, Evaluated) and self._is_poor(seed, event, accelerator):
@@ -121,7 +124,7 @@ class Trial:
         """Whether to stop: only the evaluations of the first seed are compared."""
         if not self.search.prune or seed != self.search.seeds[0]:
             return False
-        is_last = event.epoch >= self.recipe.train.epochs and len(self.search.seeds) == 1
+        is_last = event.update >= self._updates and len(self.search.seeds) == 1
         poor = False
         if self._report is not None:
             step = round(event.epoch * self.recipe.train.evaluations)

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.batching.collate import collate
-from finetune.batching.sampler import EpochSampler, batch_by_tokens, shard_by_length
+from finetune.batching.sampler import (
+    EpochSampler,
+    batch_by_tokens,
+    choose_epochs,
+    shard_by_length,
+)
 from finetune.data.token_store import ExampleLengths, compute_lengths
 from task_formats import Encoded
 from tests.support.samples import LAYOUTS
@@ -40,6 +45,16 @@ def test_an_epoch_reads_every_row_once(rows: int, batch_size: int, drop: bool):
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == (updates * batch_size if drop else rows)
     assert sampler.updates == max(2 * updates, min(updates, 1))
+
+
+@given(st.integers(1, 10_000), st.integers(1, 99))
+def test_few_rows_are_read_in_more_epochs_until_there_are_100_updates(rows, batch_size):
+    epochs = choose_epochs(rows, batch_size)
+    updates = EpochSampler(rows, batch_size, epochs, 0).updates
+    assert 3 <= epochs <= 12
+    assert updates >= 100 or epochs == 12
+    fewer = EpochSampler(rows, batch_size, epochs - 1, 0).updates
+    assert fewer < 100 or epochs == 3
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 4))

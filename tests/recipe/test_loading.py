@@ -98,7 +98,7 @@ ERRORS = [
     (f"  {RATE}", "  7: 3", 12, "unknown key 'train.7'", ""),
     ("entailment", "{veiws: [[a]]}", 3, "unknown key 'task.format.veiws'", "'task.format.views'"),
     (RATE, "epochs: many", 12, "train.epochs must be a valid number (got 'many')", ""),
-    (RATE, "epochs:", 12, "train.epochs must be a valid number (got null)", ""),
+    (RATE, "batch_size:", 12, "train.batch_size must be a valid integer (got null)", ""),
     (RATE, "epochs: .inf", 12, "train.epochs must be a finite number (got inf)", ""),
     (RATE, "epochs: -1.0", 12, "train.epochs must be greater than 0 (got -1.0)", ""),
     (RATE, "batch_size: 2.5", 12, "train.batch_size must be a valid integer (got 2.5)", ""),
