@@ -196,7 +196,7 @@ def _load_final_model(job: "TrainingJob", run: Path) -> int:
         base = BaseConfig(path=str((run / MODEL).absolute()), trust_remote_code=trust)
         model = LanguageModel(load_language_model(base)[0])
     job.model.load_state_dict(model.state_dict())
-    if isinstance(job, FinetuningJob):
+    if isinstance(job, FinetuningJob):  # A saved head has scores in their own unit.
         job.model.score_scale = model.score_scale
     return int(result["update"])
 
