@@ -121,8 +121,8 @@ def test_the_recipe_of_the_tour_loads(tmp_path):
 def test_the_page_of_labels_has_every_metric_and_recipes_that_load():
     page = PAGES["docs/labels.md"]
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    several, ordered, soft, losses = (parse_document(block, "").data for block in blocks)
-    for parts in ({**several, **losses}, ordered, soft):
+    several, ordered, soft, scores, losses = (parse_document(text, "").data for text in blocks)
+    for parts in ({**several, **losses}, ordered, soft, scores):
         Recipe.model_validate(parts)
     table = re.findall(r"^\| (`.*?) \|", page.partition("## Metrics")[2], re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", " ".join(table))) == set(METRICS)

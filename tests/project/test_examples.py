@@ -78,7 +78,7 @@ def test_own_csv(example, bases, tmp_path) -> None:
     columns = ("--text", "review", "--label", "stars", "--base", bases("gpt2"))
     held_out = ("--held-out", tmp_path / "new.csv")
     out = example("own_csv", "train.csv", "new.csv", "labelled.csv", *columns, *held_out)
-    assert "trained 6 updates; scores: {'evaluate': {'accuracy':" in out
+    assert "trained 24 updates; scores: {'evaluate': {'accuracy':" in out
     with open(tmp_path / "labelled.csv", encoding="utf-8", newline="") as file:
         labelled = list(csv.DictReader(file))
     assert [row["review"] for row in labelled] == [row["text"] for row in rows]
@@ -111,6 +111,6 @@ def test_custom_task(example, bases, tmp_path) -> None:
     out = example("custom_task", "threads.jsonl", "--base", bases("gpt2"))
     assert "on the training rows: {'accuracy': " in out
     assert "Prediction(id='rows/0', label=" in out
-    assert read_result(tmp_path / "runs" / "threads")["updates"] == 3
+    assert read_result(tmp_path / "runs" / "threads")["updates"] == 12
     saved = finetune.load_recipe(tmp_path / "runs" / "threads" / "recipe.yaml")
     assert saved.task.format.views == (("{question}", "{answer}"),)

@@ -116,6 +116,8 @@ def test_measuring_does_not_change_the_training(part, bases, tmp_path):
 def test_the_log_holds_the_moments_and_the_running_noise_scale(bases, tmp_path):
     settings = {**MEASURED, "epochs": 4, "learning_rate": 1e-5}
     recipe = jobs.recipe("score", bases("gpt2"), tmp_path / "data", **settings)
+    # Scores far from 0 give a gradient that is known after a few updates.
+    recipe = jobs.change(recipe, "head", standardize_scores=False)
     seen = list(events(recipe, tmp_path / "run"))
     logged = training_events(tmp_path / "run")
     averages, scales = MomentAverages(), []
