@@ -35,7 +35,7 @@ task:
 {path}  train: {train}
 {evaluation}
 {options}train:
-  # epochs: 3  # The default is 3, and more for few rows.
+  # epochs: 3  # Without it: 3, and more for few rows.
   batch_size: 32
   learning_rate: 1e-4
   max_tokens: 512  # Longer texts are truncated.
