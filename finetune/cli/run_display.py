@@ -237,10 +237,11 @@ def _describe_evaluation(event: Evaluated, progress: RunProgress) -> Text:
 
 
 def format_losses(losses: MeanLosses, learning_rate: float) -> str:
-    """The losses and the learning rate; one loss if there is no LM loss."""
+    """The losses and the learning rate; parts of the loss only where they differ from it."""
     parts = [f"loss {losses.total:.4f}"]
     if losses.total != losses.task:
-        parts += [f"task {losses.task:.4f}", f"lm {losses.lm:.4f}"]
+        parts.append(f"task {losses.task:.4f}")
+        parts += [f"lm {losses.lm:.4f}"] if losses.lm else []
     return "  ".join([*parts, f"lr {learning_rate:.2e}"])
 
 

@@ -287,6 +287,9 @@ def test_speed_is_that_of_recent_updates_without_evaluations():
 
 def test_without_an_lm_loss_none_is_printed():
     assert format_losses(MeanLosses(0.5, 0.5, 0.0), 6.25e-5) == "loss 0.5000  lr 6.25e-05"
+    # A loss of standardized scores, and their squared error.
+    text = "loss 0.5000  task 8.0000  lr 6.25e-05"
+    assert format_losses(MeanLosses(0.5, 8.0, 0.0), 6.25e-5) == text
 
 
 def test_many_truncated_rows_are_a_warning_instead_of_a_count():
