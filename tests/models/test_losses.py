@@ -9,6 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from finetune.models import losses
 from finetune.models.losses import TaskLossOptions, lm_loss, task_loss, token_losses
+from finetune.models.speedups.reused_memory import ReusedMemory
 
 
 def draw(count: int, vocabulary: int, biased: bool, dtype: torch.dtype = torch.float64):
@@ -56,6 +57,32 @@ def test_chunks_of_any_size_give_the_direct_loss(count, vocabulary, biased, chun
     gradients = (torch.autograd.grad(3 * x, leaves) for x in (loss, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=2, max_size=4))
+def test_memory_that_is_used_again_changes_no_bit(calls):
+    """Calls of several sizes, with and without products in bfloat16, one after another."""
+    memory = ReusedMemory()
+    for count, autocast in calls:
+        found = []
+        for kept in (None, memory):
+            states, weight, bias, target, token_weight = draw(count, 40, True, torch.float32)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = lm_loss(states, weight, bias, target, token_weight, None, kept)
+                each = token_losses(states, weight, bias, target, None, kept)
+            loss.backward()
+            found.append((loss, each, states.grad, weight.grad, bias.grad))
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_memory_is_kept_from_one_call_to_the_next():
+    memory, like = ReusedMemory(), torch.zeros(1)
+    first = memory.take("a", 3, 4, like, torch.float32)
+    smaller = memory.take("a", 2, 5, like, torch.float32)
+    assert (smaller.shape, smaller.data_ptr()) == ((2, 5), first.data_ptr())
+    assert memory.take("b", 2, 5, like, torch.float32).data_ptr() != first.data_ptr()
+    assert memory.take("a", 5, 5, like, torch.float32).shape == (5, 5)
 
 
 @pytest.mark.parametrize("frozen", ["states", "weight"])
