@@ -95,23 +95,19 @@ def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
     scratch = override_recipe(recipe, {"base.from_scratch": True, **design.scratch})
     runs = [("scratch", "from scratch", scratch)]
     for value in dict.fromkeys((0.0, coefficient or PAPER_COEFFICIENT)):
-        changed = _with_train(recipe, lm_coefficient=value)
+        changed = recipe.with_train(lm_coefficient=value)
         runs.append((f"lambda-{value:g}", f"fine-tuned, λ = {value:g}", changed))
     for fraction in sorted(set(design.fractions) - {1.0}):
         name = f"lambda-{coefficient:g}-labels-{fraction:g}"
         method = f"fine-tuned, λ = {coefficient:g}, {100 * fraction:g} % of the labels"
         epochs = (recipe.train.epochs or EPOCHS) / fraction**0.5
-        runs.append((name, method, _with_train(recipe, epochs=epochs, fraction=fraction)))
+        runs.append((name, method, recipe.with_train(epochs=epochs, fraction=fraction)))
     for name, method, changed in runs:
         kind: Kind = "scratch" if changed.base.from_scratch else "finetune"
         for seed in design.seeds:
-            seeded = _with_train(changed, seed=seed)
+            seeded = changed.with_train(seed=seed)
             fraction = seeded.train.fraction
             yield Cell(f"{name}-seed-{seed}", method, kind, seeded, seed, fraction=fraction)
-
-
-def _with_train(recipe: Recipe, **values: Any) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=values)})
 
 
 def select_cells(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:

@@ -236,7 +236,7 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
 def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
     """Raises UsageError if a cell has another recipe, so that scores are not comparable."""
     if new.train.epochs is None:  # The run has what the number of rows made of it.
-        old = old.with_epochs(None)
+        old = old.with_train(epochs=None)
     sections = Recipe.model_fields.keys() - {"about", "profile"}
     old_values, new_values = (
         recipe.fixed_on_resume(sections)

@@ -215,7 +215,7 @@ def load(
     folder = Path(folder)
     recipe = load_run_recipe(folder, trust_remote_code)
     if changes:
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+        recipe = recipe.with_train(**changes)
     model_folder = find_model_folder(folder)
     task = recipe.task.resolve(task)
     accelerator = create_accelerator(choose_precision(recipe.train.precision, device), device)

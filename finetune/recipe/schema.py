@@ -626,10 +626,9 @@ class Recipe(StrictModel):
         changed = {name: filled[name] for name in filled if filled[name] != sections[name]}
         return {**data, **changed}
 
-    def with_epochs(self, epochs: float | None) -> "Recipe":
-        """Returns the recipe with another number of epochs."""
-        train = self.train.model_copy(update={"epochs": epochs})
-        return self.model_copy(update={"train": train})
+    def with_train(self, **values: Any) -> "Recipe":
+        """Returns the recipe with other values of `train`, which are not validated."""
+        return self.model_copy(update={"train": self.train.model_copy(update=values)})
 
     @model_validator(mode="after")
     def _check_loss(self) -> "Recipe":

@@ -85,7 +85,7 @@ def train_fold(
 def _check_same_settings(run: Path, wanted: Recipe) -> None:
     saved = load_run_recipe(run, wanted.base.trust_remote_code)
     if wanted.train.epochs is None:  # The run has what the number of rows made of it.
-        saved = saved.with_epochs(None)
+        saved = saved.with_train(epochs=None)
     now, trained = (
         {"base.path": recipe.base.path, **recipe.fixed_on_resume(_SECTIONS)}
         for recipe in (wanted, saved)

@@ -289,9 +289,10 @@ def prepare_finetuning(
     splits = _encode_splits(recipe, task, base, encoder, accelerator, examples)
     train_split = splits.train
     sampler = _build_sampler(config, len(train_split.examples))
-    recipe = recipe.with_epochs(sampler.epochs)
+    recipe = recipe.with_train(epochs=sampler.epochs)
     torch.manual_seed(config.seed)
     scale = choose_score_scale(recipe, task, train_split.examples)
+    task_loss = choose_task_loss(config, task, train_split.examples)
     model = build_task_model(base, task, config.head_dropout, recipe.head.bias, scale)
     freeze_layers(base.decoder, config.freeze_layers)
     if config.lm_coefficient == 0:
@@ -326,11 +327,7 @@ def prepare_finetuning(
             config,
             build_schedule(config.learning_rate, sampler.updates, config.warmup, config.schedule),
             config.lm_coefficient,
-        )._replace(
-            task_loss=choose_task_loss(config, task, train_split.examples)._replace(
-                score_deviation=scale.deviation
-            )
-        ),
+        )._replace(task_loss=task_loss._replace(score_deviation=scale.deviation)),
         schedule=EvaluationSchedule.of(
             config, plan_evaluations(sampler, config.evaluations), config.patience
         ),

@@ -102,8 +102,7 @@ class Trial:
     def _train(
         self, seed: int, folder: Path, accelerator: Any, task: Task | None, device: str | None
     ) -> Iterator[Event]:
-        train = self.recipe.train.model_copy(update={"seed": seed})
-        recipe = self.recipe.model_copy(update={"train": train})
+        recipe = self.recipe.with_train(seed=seed)
         resume = any((folder / name).exists() for name in (RECIPE, LOG))
         started = time.perf_counter()
         run = train_events(recipe, folder, resume=resume, task=task, device=device)

@@ -167,7 +167,7 @@ def test_texts_of_users_are_escaped(tmp_path):
 def test_several_runs_are_side_by_side(tmp_path):
     runs = [make_run(tmp_path, "entailment", name=name, seed=n) for n, name in enumerate("abc")]
     for n, epochs in enumerate((3, 9.5, 3)):
-        runs[n] = replace(runs[n], recipe=runs[n].recipe.with_epochs(epochs))
+        runs[n] = replace(runs[n], recipe=runs[n].recipe.with_train(epochs=epochs))
     page = render(*runs)
     for run in runs:
         assert f"{run.name} {run.scores['accuracy']:.4f}" in page.text
