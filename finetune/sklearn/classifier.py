@@ -1,8 +1,7 @@
 """A scikit-learn compatible classifier."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +9,6 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from finetune.recipe.schema import Recipe
 from finetune.sklearn.estimator import TextEstimator
 from finetune.sklearn.samples import make_examples, parse_samples
 from task_formats import Classes, Example, Label, MultiLabel, RowError, Task, UsageError
@@ -18,6 +16,7 @@ from task_formats.labels import as_text
 from task_formats.task import LABEL
 
 
+@dataclass(eq=False, repr=False)
 class Classifier(ClassifierMixin, TextEstimator):
     """Fine-tunes a pretrained decoder to classify texts, pairs of texts or rows of a task.
 
@@ -70,55 +69,9 @@ class Classifier(ClassifierMixin, TextEstimator):
         >>> classifier.fit(["a fine film", "a dull film"], ["good", "bad"])  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        base: str | Path | Mapping[str, Any] | None = None,
-        task: str | Path | Recipe | Task | None = None,
-        format: str | None = None,
-        *,
-        learning_rate: float | None = None,
-        batch_size: int | None = None,
-        epochs: float | None = None,
-        lm_coefficient: float | None = None,
-        schedule: str | None = None,
-        warmup: float | None = None,
-        weight_decay: float | None = None,
-        max_grad_norm: float | None = None,
-        class_weights: str | Mapping[Any, float] | None = None,
-        label_smoothing: float | None = None,
-        head_dropout: float | None = None,
-        max_tokens: int | None = None,
-        incomplete_batch: str | None = None,
-        layout: str | None = None,
-        tokens_per_forward: int | None = None,
-        precision: str | None = None,
-        folder: str | Path | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str | None = None,
-    ) -> None:
-        super().__init__(
-            base,
-            task,
-            format,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            epochs=epochs,
-            lm_coefficient=lm_coefficient,
-            schedule=schedule,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            head_dropout=head_dropout,
-            max_tokens=max_tokens,
-            incomplete_batch=incomplete_batch,
-            layout=layout,
-            tokens_per_forward=tokens_per_forward,
-            precision=precision,
-            folder=folder,
-            random_state=random_state,
-            device=device,
-        )
-        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+    _: KW_ONLY
+    class_weights: str | Mapping[Any, float] | None = None
+    label_smoothing: float | None = None
 
     def fit(self, X: Iterable[Any], y: Iterable[Any]) -> "Classifier":
         """Fine-tunes the base.
@@ -152,8 +105,8 @@ class Classifier(ClassifierMixin, TextEstimator):
             _add_label(example, label, f"X[{n}]")
             for n, (example, label) in enumerate(zip(unlabelled, labels, strict=True))
         ]
-        self._train(recipe, task, examples)
-        self._reader, self._kind, self._columns = reader, kind, columns
+        self._train(recipe, task, examples, reader, kind)
+        self._columns = columns
         self.classes_: Any = classes
         if indicator:
             self.classes_ = [np.array([0, 1], indices.dtype)] * len(classes)

@@ -1,6 +1,7 @@
 """What the estimators have in common: parameters, training and pickling."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from finetune.evaluation.predictor import Predictor, load
+from finetune.evaluation.predictor import load
 from finetune.recipe.loading import load_recipe, override_recipe
 from finetune.recipe.schema import DataConfig, Recipe, TaskConfig, TrainConfig
 from finetune.sklearn.samples import make_examples, make_task_config, parse_samples
@@ -17,50 +18,34 @@ from finetune.training.finetuning import train
 from task_formats import Example, Prediction, Task, UsageError
 
 
+@dataclass(eq=False, repr=False)
 class TextEstimator(BaseEstimator):
     """Fine-tunes a pretrained decoder on samples and their targets.
 
-    Subclasses describe the parameters and the targets.
+    Subclasses describe the parameters, which are the fields, and the targets.
     """
 
-    _predictor: Predictor
-    _reader: Task
-    """How samples become examples."""
-    _kind: str
-    """The kind of the samples that `fit` was given."""
-
-    def __init__(
-        self,
-        base: str | Path | Mapping[str, Any] | None = None,
-        task: str | Path | Recipe | Task | None = None,
-        format: str | None = None,
-        *,
-        learning_rate: float | None = None,
-        batch_size: int | None = None,
-        epochs: float | None = None,
-        lm_coefficient: float | None = None,
-        schedule: str | None = None,
-        warmup: float | None = None,
-        weight_decay: float | None = None,
-        max_grad_norm: float | None = None,
-        head_dropout: float | None = None,
-        max_tokens: int | None = None,
-        incomplete_batch: str | None = None,
-        layout: str | None = None,
-        tokens_per_forward: int | None = None,
-        precision: str | None = None,
-        folder: str | Path | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str | None = None,
-    ) -> None:
-        self.base, self.task, self.format = base, task, format
-        self.learning_rate, self.batch_size, self.epochs = learning_rate, batch_size, epochs
-        self.lm_coefficient, self.schedule, self.warmup = lm_coefficient, schedule, warmup
-        self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
-        self.head_dropout, self.max_tokens = head_dropout, max_tokens
-        self.incomplete_batch, self.layout = incomplete_batch, layout
-        self.tokens_per_forward, self.precision = tokens_per_forward, precision
-        self.folder, self.random_state, self.device = folder, random_state, device
+    base: str | Path | Mapping[str, Any] | None = None
+    task: str | Path | Recipe | Task | None = None
+    format: str | None = None
+    _: KW_ONLY
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    epochs: float | None = None
+    lm_coefficient: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    head_dropout: float | None = None
+    max_tokens: int | None = None
+    incomplete_batch: str | None = None
+    layout: str | None = None
+    tokens_per_forward: int | None = None
+    precision: str | None = None
+    folder: str | Path | None = None
+    random_state: int | np.random.RandomState | None = None
+    device: str | None = None
 
     def _read_task(self, kind: str, **labels: Any) -> tuple[Recipe, Task]:
         """The recipe before the parameters are applied, and the task that reads the samples.
@@ -80,8 +65,13 @@ class TextEstimator(BaseEstimator):
         recipe = self.task if isinstance(self.task, Recipe) else load_recipe(self.task)
         return recipe, recipe.task.build().without_prompt()
 
-    def _train(self, recipe: Recipe, task: Task, examples: Sequence[Example]) -> None:
-        """Trains on labelled examples of a task, which has the labels of y."""
+    def _train(
+        self, recipe: Recipe, task: Task, examples: Sequence[Example], reader: Task, kind: str
+    ) -> None:
+        """Trains on labelled examples of a task, which has the labels of y.
+
+        `reader` is how samples become examples, and `kind` what the samples are.
+        """
         data = DataConfig(train=None, evaluate=None)
         recipe = recipe.model_copy(update={"task": TaskConfig.from_task(task), "data": data})
         recipe = override_recipe(recipe, self._overrides())
@@ -89,6 +79,7 @@ class TextEstimator(BaseEstimator):
             run = Path(self.folder or Path(temporary) / "run").absolute()
             train(recipe, run, overwrite=True, task=task, examples=examples, device=self.device)
             self._predictor = load(run, self.device)
+        self._reader, self._kind = reader, kind
 
     def _overrides(self) -> dict[str, Any]:
         """Values of the recipe that the parameters change."""

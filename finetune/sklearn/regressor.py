@@ -63,8 +63,7 @@ class Regressor(RegressorMixin, TextEstimator):
             replace(example, label=score)
             for example, score in zip(make_examples(reader, kind, samples), scores, strict=True)
         ]
-        self._train(recipe, task, examples)
-        self._reader, self._kind = reader, kind
+        self._train(recipe, task, examples, reader, kind)
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray:
