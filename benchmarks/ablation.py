@@ -29,6 +29,7 @@ from finetune.training.events import Evaluated
 
 TASKS = {
     "sst2": {"data.limit": 2000, "train.epochs": 1},
+    "qnli": {"data.limit": 1500, "train.epochs": 1},
     "rte": {"train.epochs": 3},
 }
 COMMON = {
@@ -114,6 +115,19 @@ def start_of_turn() -> Iterator[None]:
 
 
 @contextmanager
+def extract_from_newline() -> Iterator[None]:
+    """The extract token starts as a copy of the newline, as the delimiter does."""
+    similar = task_tokens._similar_tokens
+
+    def other(tokenizer: Any) -> dict[str, int]:
+        found = similar(tokenizer)
+        return {**found, task_tokens.EXTRACT: found[task_tokens.DELIMITER]}
+
+    with mock.patch.object(task_tokens, "_similar_tokens", other):
+        yield
+
+
+@contextmanager
 def start_of_turn_and_last_word() -> Iterator[None]:
     """Both."""
     with start_of_turn(), read_last_word():
@@ -127,15 +141,14 @@ def language_of_texts() -> Iterator[None]:
 
     def without(*args: Any, **kwargs: Any) -> batching.Batch:
         batch = collate(*args, **kwargs)
-        weights = batch.token_weight * (batch.lm_target < VOCABULARY)
+        # The extract token is the last that is added before padding, the delimiter is before it.
+        weights = batch.token_weight * (batch.lm_target < batch.lm_target.max() - 1)
         return batch._replace(token_weight=weights / weights.sum())
 
     with mock.patch("finetune.training.job.collate", without):
         yield
 
 
-VOCABULARY = 49152
-"""Tokens of SmolLM2; those of gptft come after them."""
 ARMS = {
     "modern": Arm(MODERN),
     "modern, twice the epochs": Arm(MODERN),
@@ -148,6 +161,7 @@ ARMS = {
     "modern, dropout 0.1 before the head": Arm({**MODERN, "train.head_dropout": 0.1}),
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
+    "modern, E from the newline": Arm(MODERN, extract_from_newline),
     "modern, leading blank": Arm(MODERN, leading_blank),
     "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
     "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),

@@ -39,7 +39,7 @@ os.environ.setdefault("GPTFT_CACHE", f"{_HERE}/cache")
 
 # No deadline: the machine may be busy. On CI the examples are the same every time.
 # More examples: --hypothesis-profile=thorough
-settings.register_profile("here", deadline=None, max_examples=40)
+settings.register_profile("here", deadline=None, max_examples=25)
 settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile("ci" if os.environ.get("CI") else "here")

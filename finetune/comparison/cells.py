@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune.batching.sampler import EPOCHS
 from finetune.recipe.loading import override_recipe
 from finetune.recipe.schema import Recipe, TrainConfig
 from task_formats import UsageError, suggest
@@ -65,7 +64,10 @@ def plan_cells(recipe: Recipe, design: Design) -> list[Cell]:
 
     Training from scratch uses the recipe's λ; fine-tuning is done with λ = 0 and with that λ, or
     the paper's if it is 0. A fraction f of the labels is trained on for epochs / √f, so that few
-    labels still make enough updates. Raises UsageError if the recipe itself trains from scratch.
+    labels still make enough updates; without a number of epochs every cell has that of its rows.
+
+    Raises:
+        UsageError: The recipe itself trains from scratch.
     """
     if recipe.base.from_scratch:
         what = "a study trains from scratch as well as from the base"
@@ -100,7 +102,7 @@ def _trained_cells(recipe: Recipe, design: Design) -> Iterator[Cell]:
     for fraction in sorted(set(design.fractions) - {1.0}):
         name = f"lambda-{coefficient:g}-labels-{fraction:g}"
         method = f"fine-tuned, λ = {coefficient:g}, {100 * fraction:g} % of the labels"
-        epochs = (recipe.train.epochs or EPOCHS) / fraction**0.5
+        epochs = recipe.train.epochs and recipe.train.epochs / fraction**0.5
         runs.append((name, method, recipe.with_train(epochs=epochs, fraction=fraction)))
     for name, method, changed in runs:
         kind: Kind = "scratch" if changed.base.from_scratch else "finetune"

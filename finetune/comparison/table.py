@@ -21,8 +21,8 @@ NOTES = (
     "(--only majority).",
 )
 _CURVE_NOTE = (
-    "A fraction f of the labels is trained on for epochs / √f, so along the curve neither epochs "
-    "nor updates are equal."
+    "A fraction f of the labels is trained on for epochs / √f, or where no number of epochs was "
+    "given for the default of so many rows. Along the curve neither epochs nor updates are equal."
 )
 
 

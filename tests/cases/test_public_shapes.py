@@ -204,6 +204,6 @@ def test_what_new_writes_is_trained(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, make())
     assert main(["new", path.name, "-o", "task.yaml"]) == 0
-    assert main(["train", "--task", "task.yaml", "--base", "tiny"]) == 0
+    assert main(["train", "--task", "task.yaml", "--base", "tiny", "--epochs", "1"]) == 0
     scores = json.loads((tmp_path / "runs" / "task" / "result.json").read_text())["scores"]
     assert bool(scores) == (path.name == "data_full.json")

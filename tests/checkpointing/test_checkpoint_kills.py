@@ -127,7 +127,7 @@ def kill_and_load(folder: Path, kills: int) -> int:
     return 0
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_checkpoint_remains_after_every_sigkill(tmp_path: Path, kills: int) -> None:
     """A process that saves without pause is killed at random moments."""
     child = processes.start(kill_and_load, tmp_path / "run", kills, output=tmp_path / "log")

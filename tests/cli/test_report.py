@@ -82,3 +82,15 @@ def test_a_missing_library_is_found_before_the_model_is_loaded(trained, monkeypa
     error = capsys.readouterr().err
     assert error.startswith("error: a report needs matplotlib, which is not installed")
     assert "pip install 'gptft[plots]'" in error
+
+
+@pytest.mark.parametrize(
+    ("output", "what"), [("file/page.html", "Not a directory"), (".", "folder")]
+)
+def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(
+    output, what, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    assert main(["report", "no-run", "-o", output]) == 2
+    assert what in (said := capsys.readouterr().err)
+    assert "no-run" not in said

@@ -59,6 +59,10 @@ def test_a_study_has_a_cell_for_every_method_and_seed(study):
     assert all(c.recipe.base.from_scratch == c.name.startswith("scratch") for c in cells.values())
     half = trains["lambda-0.5-labels-0.5-seed-1"]
     assert (half.fraction, half.epochs) == (0.5, 1 / math.sqrt(0.5))
+    # Without a number of epochs every run chooses it by its own number of rows.
+    plain = jobs.change(recipe, "train", epochs=None)
+    cells = plan_cells(plain, design)
+    assert {cell.recipe.train.epochs for cell in cells if cell.trains} == {None}
     methods = dict.fromkeys(cell.method for cell in cells.values())
     assert [row.method for row in table.rows] == list(methods)
 

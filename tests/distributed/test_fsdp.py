@@ -66,6 +66,7 @@ def test_shards_train_as_whole_weights(kind, family, part, settings, bases, tmp_
     assert_same(one, shards)
 
 
+@pytest.mark.slow
 def test_offloaded_shards_train_as_whole_weights(bases, tmp_path):
     """On a CPU they stay where they are; the policy and its way through a run are the same."""
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD)

@@ -54,7 +54,7 @@ def read_in_a_process(path: Path) -> tuple[int, str]:
     ("kind", "start", "filling"),
     [
         ("csv", "a,b\n", "x"),
-        ("json", '[{"a": [', "0,"),
+        pytest.param("json", '[{"a": [', "0,", marks=pytest.mark.slow),
         pytest.param("csv", 'a,b\n"', "x\n", marks=pytest.mark.slow),
         pytest.param("csv", "a,b\n", ",", marks=pytest.mark.slow),
         pytest.param("jsonl", "", "[", marks=pytest.mark.slow),
@@ -73,6 +73,7 @@ def test_a_gigabyte_on_one_line_takes_little_memory(kind, start, filling, tmp_pa
     assert "a row of more than" in result or "nested too deeply" in result or "empty" in result
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_one_long_text_takes_little_memory(tmp_path):
     """Less than 2 kB of Parquet with 1,500 times the same MiB."""
     path = tmp_path / "hostile.parquet"

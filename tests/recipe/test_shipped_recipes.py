@@ -29,7 +29,7 @@ CARD = [
     ("stsb", "train", 5749, None),
     ("stsb", "validation", 1500, None),
     ("stsb", "test", 1379, ()),
-    ("sst2", "train", 67349, (29780, 37569)),
+    pytest.param("sst2", "train", 67349, (29780, 37569), marks=pytest.mark.slow),
     ("sst2", "validation", 872, (428, 444)),
     ("sst2", "test", 1821, ()),
     ("wnli", "train", 635, (323, 312)),

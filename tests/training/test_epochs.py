@@ -13,14 +13,14 @@ from tests.support import jobs
 
 @pytest.fixture
 def recipe(bases, tmp_path):
-    """20 rows in updates of 8, without a number of epochs."""
-    return jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=None)
+    """20 rows in updates of 10, without a number of epochs."""
+    return jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", epochs=None, batch_size=10)
 
 
 def test_few_rows_are_trained_for_more_epochs_and_a_note_says_so(recipe, tmp_path):
     run = tmp_path / "run"
     seen = list(events(recipe, run))
-    assert [event.updates for event in seen if isinstance(event, Started)] == [36]
+    assert [event.updates for event in seen if isinstance(event, Started)] == [24]
     note = "12 epochs, because 20 training rows are few (--epochs changes it)"
     assert note in [event.text for event in seen if isinstance(event, Notice)]
     saved = load_recipe(run / "recipe.yaml")
@@ -38,7 +38,7 @@ def test_a_run_without_a_number_resumes(recipe, tmp_path):
     jobs.assert_same(jobs.train(recipe, tmp_path / "whole"), run)
     longer = override_recipe(recipe, {"train.epochs": 13})
     seen = list(events(longer, run, resume=True))
-    assert [(e.done, e.updates) for e in seen if isinstance(e, Started)] == [(36, 39)]
+    assert [(e.done, e.updates) for e in seen if isinstance(e, Started)] == [(24, 26)]
 
 
 def test_the_profile_of_the_paper_has_three_epochs():

@@ -163,7 +163,14 @@ def test_a_second_interrupt_does_not_wait_for_a_save(
     jobs.assert_same(run, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_an_echo_does_not_end_a_save(number, job, undisturbed, tmp_path, monkeypatch) -> None:
     """A launcher may forward a signal that the process has received already."""
     run, first = tmp_path / "run", signal.SIGTERM if number == signal.SIGUSR1 else number

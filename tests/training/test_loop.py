@@ -36,7 +36,7 @@ def paper_gradients(job: FinetuningJob, weights: dict[str, np.ndarray], update: 
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("openai-gpt", marks=pytest.mark.slow)])
 def test_updates_are_those_of_the_paper(kind: str, family: str, bases, tmp_path) -> None:
     """Loss, schedule, clipping, decay and Adam, in float64 against an independent implementation.
 

@@ -46,6 +46,8 @@ def report(
     check_matplotlib()
     if output.is_dir():
         raise UsageError("this is a folder", where=str(output), cure="Name a file with -o.")
+    with files.explain_os_errors(output):  # Before the runs are evaluated.
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
     check_tasks(runs, task, trust_remote_code)
     evaluated, view_tokens = [], None
     for run in runs:
