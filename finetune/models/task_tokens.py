@@ -115,9 +115,10 @@ def add_embedding_rows(
         decoder: The decoder to change.
         tokenizer: Its tokenizer, with the new tokens.
         new_tokens: Their names.
-        start: "copy" copies the rows of the base's tokens that mean nearly the same: start of
-            text, newline, end of text. "mean" takes the mean of the old rows plus small noise, and
-            so does "copy" where the base has no such token. "random" draws from N(0, 0.02).
+        start: "copy" copies the rows of tokens that the base uses alike: what separates documents
+            for the start token, the newline for the others. "mean" takes the mean of the old rows
+            plus small noise, and so does "copy" where the base has no such token. "random" draws
+            from N(0, 0.02).
     """
     copied = _similar_tokens(tokenizer) if start == "copy" else {}
     rows = cast(nn.Embedding, decoder.get_input_embeddings()).weight.shape[0]
@@ -142,14 +143,17 @@ def add_embedding_rows(
 
 def _similar_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokens of a base that are used as ours will be, as far as there are any."""
-    newline = tokenize(tokenizer, ["\n"])[0][-1:]
+    newline = next(iter(tokenize(tokenizer, ["\n"])[0][-1:]), tokenizer.unk_token_id)
+    if newline == tokenizer.unk_token_id:
+        newline = None
     # Where the token at the start of texts begins a turn of a chat, documents are separated by
     # another one.
     separator = tokenizer.get_vocab().get(_SEPARATOR)
     found = {
         START: _special_token(tokenizer, "bos", "eos") if separator is None else separator,
-        DELIMITER: newline[0] if newline and newline[0] != tokenizer.unk_token_id else None,
-        EXTRACT: _special_token(tokenizer, "eos", "bos"),
+        DELIMITER: newline,
+        # What follows the end of a text has nothing to do with it, so states there say little.
+        EXTRACT: _special_token(tokenizer, "eos", "bos") if newline is None else newline,
     }
     return {name: token for name, token in found.items() if token is not None}
 

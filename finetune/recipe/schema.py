@@ -316,7 +316,7 @@ class BaseConfig(StrictModel):
     """Run Python code that comes with the base. Only for sources you trust."""
     new_tokens: Literal["copy", "mean", "random"] = "copy"
     """How the embeddings of the start, delimiter and extract tokens start: as copies of the base's
-    own tokens between documents, for a newline and for the end of a text, at the mean of all rows
+    own token between documents (start) and of its newline (the others), at the mean of all rows
     plus small noise, or drawn from N(0, 0.02). GPT-1's own base and `from_scratch` always draw
     them, as in the paper."""
     lora: LoraConfig | None = None

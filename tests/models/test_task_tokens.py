@@ -72,11 +72,13 @@ def test_new_rows_copy_the_tokens_that_a_base_uses_in_their_place(family, bases)
     base = load(bases(family), new_tokens="copy")
     tokenizer, tokens = base.task_tokens.tokenizer, base.task_tokens.special_tokens
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    newline = tokenizer.encode("\n", add_special_tokens=False)[-1:] or [None]
+    encoded = tokenizer.encode("\n", add_special_tokens=False)[-1:]
+    newline = encoded[0] if encoded and encoded[0] != tokenizer.unk_token_id else None
+    end = bos if eos is None else eos
     copied = {
         tokens.start: tokenizer.get_vocab().get("<|endoftext|>", eos if bos is None else bos),
-        tokens.delimiter: None if newline[0] == tokenizer.unk_token_id else newline[0],
-        tokens.extract: bos if eos is None else eos,
+        tokens.delimiter: newline,
+        tokens.extract: end if newline is None else newline,
     }
     for layer in (base.decoder.get_input_embeddings(), base.decoder.get_output_embeddings()):
         for token, source in copied.items():
