@@ -89,9 +89,8 @@ class Trial:
                         raise
                     self.state, self.reason = "failed", "out of memory"
                 gc.collect()  # The model of a run is part of cycles.
-                if accelerator.is_main_process and self.state != "running":
-                    files.remove(folder / CHECKPOINTS)
             if accelerator.is_main_process:
+                files.remove(folder / CHECKPOINTS)
                 files.remove(folder / MODEL)
             if self.state != "running":
                 return

@@ -206,7 +206,9 @@ def test_trials_train_and_leave_no_model_on_disk_or_in_memory(bases, tmp_path):
     assert sum(isinstance(event, TrialFinished) for event in seen) == 2
     folders = sorted((tmp_path / "search" / "trials").glob("*/*"))
     assert [folder.name for folder in folders] == ["seed-3", "seed-4"] * 2
-    assert not any((folder / name).exists() for folder in folders for name in ("model",))
+    assert not any(
+        (folder / name).exists() for folder in folders for name in ("model", "checkpoints")
+    )
     assert count_models() <= before
 
 

@@ -131,7 +131,9 @@ def _skip_done(outputs: "Sequence[OutputFile]", run: Path | None) -> "list[Outpu
     """Returns the outputs that are not complete; UsageError if the input or the run is newer."""
     from finetune.cli.output_files import is_done
 
-    model = [run / "model" / "head.safetensors", run / "recipe.yaml"] if run else []
+    # A run, and one that was downloaded.
+    names = ("model/head.safetensors", "head.safetensors", "recipe.yaml")
+    model = [run / name for name in names] if run else []
     pending = [file for file in outputs if not is_done(file, model)]
     if done := len(outputs) - len(pending):
         print_line(f"{format_count(done, 'output')} complete already.", stderr=True)
