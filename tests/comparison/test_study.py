@@ -61,8 +61,8 @@ def test_a_study_has_a_cell_for_every_method_and_seed(study):
     assert (half.fraction, half.epochs) == (0.5, 1 / math.sqrt(0.5))
     # Without a number of epochs every run chooses it by its own number of rows.
     plain = jobs.change(recipe, "train", epochs=None)
-    cells = plan_cells(plain, design)
-    assert {cell.recipe.train.epochs for cell in cells if cell.trains} == {None}
+    trained = [cell.recipe.train for cell in plan_cells(plain, design) if cell.trains]
+    assert {part.epochs for part in trained} == {None}
     methods = dict.fromkeys(cell.method for cell in cells.values())
     assert [row.method for row in table.rows] == list(methods)
 
