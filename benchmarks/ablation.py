@@ -14,17 +14,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
+from torch import Tensor
+
 import finetune
 from benchmarks import peers
 from benchmarks.results import ablation_path, device_name, read_lines, score_answers
 from finetune.batching import collate as batching
+from finetune.batching.sampler import shuffle_epoch
 from finetune.models import task_tokens
+from finetune.models.heads import LinearHead
 from finetune.models.task_tokens import TaskTokens
+from finetune.training import finetuning
 from finetune.training.events import Evaluated
 
 TASKS = {
@@ -129,6 +136,43 @@ def extract_from_end() -> Iterator[None]:
 
 
 @contextmanager
+def centred_and_stratified() -> Iterator[None]:
+    """States are read as differences from their mean; updates have as many rows of every label.
+
+    Both keep the first updates from moving the logits of all examples together. The mean is that
+    of the first forward pass.
+    """
+    encode, forward, labels = finetuning.encode_training_split, LinearHead.forward, np.empty(0)
+
+    def note_labels(*args: Any, **kwargs: Any) -> Any:
+        nonlocal labels
+        split = encode(*args, **kwargs)
+        labels = split.examples.labels
+        return split
+
+    @cache
+    def stratify(rows: int, seed: int, epoch: int) -> np.ndarray:
+        order, generator = shuffle_epoch(rows, seed, epoch), np.random.default_rng([seed, epoch])
+        place = np.empty(rows)  # Rows of a label are evenly spread over the epoch.
+        for label in np.unique(labels):
+            at = np.flatnonzero(labels[order] == label)
+            place[at] = (np.arange(len(at)) + generator.random()) / len(at)
+        return order[np.argsort(place, kind="stable")]
+
+    def forward_centred(self: Any, features: Tensor, present: Tensor) -> Tensor:
+        if self.training and not hasattr(self, "center"):
+            self.center = features.detach()[present].mean(0)
+        return forward(self, features - getattr(self, "center", 0), present)
+
+    with (
+        mock.patch.object(finetuning, "encode_training_split", note_labels),
+        mock.patch("finetune.batching.sampler.shuffle_epoch", stratify),
+        mock.patch.object(LinearHead, "forward", forward_centred),
+    ):
+        yield
+
+
+@contextmanager
 def start_of_turn_and_last_word() -> Iterator[None]:
     """Both."""
     with start_of_turn(), read_last_word():
@@ -163,6 +207,7 @@ ARMS = {
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
     E_FROM_NEWLINE: Arm(MODERN),
+    f"{E_FROM_NEWLINE}, states centred, updates stratified": Arm(MODERN, centred_and_stratified),
     "modern, leading blank": Arm(MODERN, leading_blank),
     "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
     "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),
@@ -234,7 +279,7 @@ def train(options: argparse.Namespace, task: str, name: str, seed: int) -> dict[
     if name.startswith(PEER):
         score = score_answers(recipe, peers.train_run_glue(recipe).predictions)[metric]
     else:
-        extract = nullcontext() if name == E_FROM_NEWLINE else extract_from_end()
+        extract = nullcontext() if name.startswith(E_FROM_NEWLINE) else extract_from_end()
         with extract, arm.patch(), tempfile.TemporaryDirectory() as folder:
             run = finetune.events(recipe, Path(folder) / "run")
             # The evaluations after the epochs are enough: the run need not be finished.
