@@ -84,9 +84,7 @@ def test_a_missing_library_is_found_before_the_model_is_loaded(trained, monkeypa
     assert "pip install 'gptft[plots]'" in error
 
 
-@pytest.mark.parametrize(
-    ("output", "what"), [("file/page.html", "Not a directory"), (".", "folder")]
-)
+@pytest.mark.parametrize(("output", "what"), [("file/page.html", "File exists"), (".", "folder")])
 def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(
     output, what, tmp_path, capsys
 ):

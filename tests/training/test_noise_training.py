@@ -80,11 +80,11 @@ def test_class_weights_are_weights_of_examples(bases, tmp_path):
 
 
 def test_many_updates_estimate_the_noise_scale_of_the_data(bases, tmp_path):
-    """Weights held still, 100 updates of 12 of 60 examples, against all gradients."""
-    settings = {**MEASURED, "batch_size": 12, "epochs": 20, "lm_coefficient": 0}
+    """Weights held still, 200 updates of 12 of 60 examples, against all gradients."""
+    settings = {**MEASURED, "batch_size": 12, "epochs": 40, "lm_coefficient": 0}
     job = jobs.prepare(jobs.recipe("entailment", bases("gpt2"), tmp_path, train=60, **settings))
     averages = MomentAverages(decay=1)
-    for update in range(1, 101):
+    for update in range(1, 201):
         square, sizes = gradient_of_update(job, update).group_norms
         big = float(flat_gradient(job).square().sum())
         averages.add(estimate_moments(float(square), big, sizes))
