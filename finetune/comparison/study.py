@@ -33,7 +33,7 @@ from finetune.distributed.signals import SignalListener
 from finetune.evaluation.majority import majority_prediction
 from finetune.evaluation.metrics import bootstrap_interval, score_predictions
 from finetune.prompting import PromptEvaluator, PromptOptions
-from finetune.recipe.differences import describe_difference
+from finetune.recipe.differences import compare_settings
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import Recipe
 from finetune.storage import files
@@ -235,21 +235,9 @@ def predict_majority(recipe: Recipe, task: Task) -> dict[str, Any]:
 
 def _check_same_recipe(old: Recipe, new: Recipe, folder: Path) -> None:
     """Raises UsageError if a cell has another recipe, so that scores are not comparable."""
-    if new.train.epochs is None:  # The run has what the number of rows made of it.
-        old = old.with_train(epochs=None)
     sections = Recipe.model_fields.keys() - {"about", "profile"}
-    old_values, new_values = (
-        recipe.fixed_on_resume(sections)
-        | {
-            # These may change when a run is resumed, but cells would not be comparable.
-            "base.path": recipe.base.path,
-            "base.revision": recipe.base.revision,
-            "task.prompt": recipe.task.prompt,
-            "task.metrics": recipe.task.metrics,
-            "train.patience": recipe.train.patience,
-        }
-        for recipe in (old, new)
-    )
-    if difference := describe_difference(old_values, new_values):
+    # These may change when a run is resumed, but cells would not be comparable.
+    further = ("base.path", "base.revision", "task.prompt", "task.metrics", "train.patience")
+    if difference := compare_settings(old, new, sections, further):
         cure = "Choose another folder for this study, or --overwrite the cell."
         raise UsageError(f"this cell has another {difference}", where=str(folder), cure=cure)

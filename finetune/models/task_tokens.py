@@ -143,9 +143,8 @@ def add_embedding_rows(
 
 def _similar_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokens of a base that are used as ours will be, as far as there are any."""
-    newline = next(iter(tokenize(tokenizer, ["\n"])[0][-1:]), tokenizer.unk_token_id)
-    if newline == tokenizer.unk_token_id:
-        newline = None
+    ids = tokenize(tokenizer, ["\n"])[0]
+    newline = ids[-1] if ids and ids[-1] != tokenizer.unk_token_id else None
     # Where the token at the start of texts begins a turn of a chat, documents are separated by
     # another one.
     separator = tokenizer.get_vocab().get(_SEPARATOR)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from finetune.checkpointing.run_folder import RECIPE, RESULT, load_run_recipe
 from finetune.evaluation.metrics import score_predictions
 from finetune.evaluation.predictor import load
-from finetune.recipe.differences import describe_difference
+from finetune.recipe.differences import compare_settings
 from finetune.recipe.loading import resolve_paths
 from finetune.recipe.schema import HELD_OUT, Fold, Recipe
 from finetune.training.events import Event
@@ -84,13 +84,7 @@ def train_fold(
 
 def _check_same_settings(run: Path, wanted: Recipe) -> None:
     saved = load_run_recipe(run, wanted.base.trust_remote_code)
-    if wanted.train.epochs is None:  # The run has what the number of rows made of it.
-        saved = saved.with_train(epochs=None)
-    now, trained = (
-        {"base.path": recipe.base.path, **recipe.fixed_on_resume(_SECTIONS)}
-        for recipe in (wanted, saved)
-    )
-    if difference := describe_difference(trained, now):
+    if difference := compare_settings(saved, wanted, _SECTIONS, ("base.path",)):
         what = f"this fold was trained with another {difference}"
         raise UsageError(what, where=str(run), cure="Use --overwrite, or another folder with -o.")
 
