@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +65,6 @@ MODERN = {
 RATE_5E5 = {"train.learning_rate": 5e-5}
 RUN_GLUE = {"train.max_tokens": 128}
 PEER = "transformers' Trainer, the run_glue way"
-E_FROM_NEWLINE = "modern, E from the newline"
-"""The default since the other cells were run: in them the token at the end of a text was copied."""
 
 
 class Arm(NamedTuple):
@@ -74,6 +72,9 @@ class Arm(NamedTuple):
 
     changes: Mapping[str, Any]
     patch: Callable[[], Any] = nullcontext
+    newline: bool = False
+    """The extract token starts as a copy of the newline, the default since most cells were run. In
+    the others it is a copy of the token at the end of a text or turn."""
 
 
 @contextmanager
@@ -112,27 +113,20 @@ def leading_blank() -> Iterator[None]:
 
 
 @contextmanager
-def start_of_turn() -> Iterator[None]:
-    """The start token is a copy of the token that begins a turn of the base's chats."""
+def copied_from(token: str, name: str) -> Iterator[None]:
+    """One of our tokens starts as a copy of a special token that the tokenizer names."""
     similar = task_tokens._similar_tokens
 
     def other(tokenizer: Any) -> dict[str, int]:
-        return {**similar(tokenizer), task_tokens.START: tokenizer.bos_token_id}
+        return {**similar(tokenizer), token: getattr(tokenizer, name)}
 
     with mock.patch.object(task_tokens, "_similar_tokens", other):
         yield
 
 
-@contextmanager
-def extract_from_end() -> Iterator[None]:
-    """The extract token starts as a copy of the base's token at the end of texts or turns."""
-    similar = task_tokens._similar_tokens
-
-    def other(tokenizer: Any) -> dict[str, int]:
-        return {**similar(tokenizer), task_tokens.EXTRACT: tokenizer.eos_token_id}
-
-    with mock.patch.object(task_tokens, "_similar_tokens", other):
-        yield
+# Of chats, bos begins a turn and eos ends one.
+start_of_turn = partial(copied_from, task_tokens.START, "bos_token_id")
+extract_from_end = partial(copied_from, task_tokens.EXTRACT, "eos_token_id")
 
 
 @contextmanager
@@ -186,7 +180,7 @@ def language_of_texts() -> Iterator[None]:
 
     def without(*args: Any, **kwargs: Any) -> batching.Batch:
         batch = collate(*args, **kwargs)
-        # The extract token is the last that is added before padding, the delimiter is before it.
+        # Of all targets the extract token has the highest id, and the delimiter the one before.
         weights = batch.token_weight * (batch.lm_target < batch.lm_target.max() - 1)
         return batch._replace(token_weight=weights / weights.sum())
 
@@ -206,8 +200,10 @@ ARMS = {
     "modern, dropout 0.1 before the head": Arm({**MODERN, "train.head_dropout": 0.1}),
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
-    E_FROM_NEWLINE: Arm(MODERN),
-    f"{E_FROM_NEWLINE}, states centred, updates stratified": Arm(MODERN, centred_and_stratified),
+    "modern, E from the newline": Arm(MODERN, newline=True),
+    "modern, E from the newline, states centred, updates stratified": Arm(
+        MODERN, centred_and_stratified, newline=True
+    ),
     "modern, leading blank": Arm(MODERN, leading_blank),
     "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
     "modern, weight decay 0": Arm({**MODERN, "train.weight_decay": 0}),
@@ -279,7 +275,7 @@ def train(options: argparse.Namespace, task: str, name: str, seed: int) -> dict[
     if name.startswith(PEER):
         score = score_answers(recipe, peers.train_run_glue(recipe).predictions)[metric]
     else:
-        extract = nullcontext() if name.startswith(E_FROM_NEWLINE) else extract_from_end()
+        extract = nullcontext() if arm.newline else extract_from_end()
         with extract, arm.patch(), tempfile.TemporaryDirectory() as folder:
             run = finetune.events(recipe, Path(folder) / "run")
             # The evaluations after the epochs are enough: the run need not be finished.

@@ -377,11 +377,10 @@ choose their learning rate from the same five values with seed {seed}, which the
 Without a search of its own, λ = 0.5 takes the rate of λ = 0, LoRA five times that rate, and
 training from scratch 5e-4. The search on the H200 (2026-11-26) took the first 1,500 rows of every
 split; on 2026-11-27, on two cores of an AMD EPYC, run_glue was searched on the same rows of SST-2,
-and COPA on all of its rows. The search on QNLI has been begun anew on the CPU.
+and COPA on all of its rows. The search on QNLI was started again on the CPU.
 
-All cells of gptft but those of QNLI are of commits in which the extract token started as a copy of
-the token that ends a turn. It now starts as a copy of the newline, which is better (the last
-table).
+In the trained cells of gptft but those of QNLI, the extract token E started as a copy of the token
+that ends a turn. It now starts as a copy of the newline, which is better (the last table).
 
 **After one epoch on 1,500 rows of QNLI run_glue is ahead.** These are 47 updates, in the midst of
 which accuracy leaves chance, so seeds differ much. With 1,500 rows drawn by the seed, 300 others to
@@ -396,8 +395,8 @@ judge by, and the rate 1e-4, on a CPU on 2026-11-27:
 Before training, states at the extract token differ little between examples: on the 32 rows of the
 first update their deviations from the mean are 0.30 of the mean (root mean squares) where E is a
 newline, and 0.15 where it is the end of a turn. So the first updates move all logits together.
-Without the mean of the states, and with as many rows of every label in each update, seeds 100 and
-101 reach 0.787 and 0.763; gptft does not do this yet.
+With this mean subtracted, and with as many rows of every label in each update, seeds 100 and 101
+reach 0.787 and 0.763; gptft does not do this yet.
 
 The shipped base `tiny` has [a page of its own](results_tiny.md).
 """
@@ -503,8 +502,8 @@ def _ablation_table() -> Iterator[str]:
     yield "What counts most is the rate, then dropout that the base never had, then where the new"
     yield "rows start: copies of the base's own tokens, or their mean, but not drawn at random."
     yield ""
-    yield "In all cells of gptft but those of `E from the newline`, today's profile, E started as a"
-    yield "copy of the token that ends a text or turn."
+    yield "`E from the newline` is today's profile. In the other cells in which rows started as"
+    yield "copies, E was a copy of the token that ends a text or turn."
     yield ""
     scores: dict[str, dict[tuple[str, str, str], list[float]]] = {}  # By arm and column.
     for path in FOLDER.glob(ablation_path("*").name):
