@@ -18,6 +18,10 @@ class LinearHead(nn.Module):
 
     Weights start at N(0, 0.02), the bias at 0, as in the original code.
 
+    States of different examples have much in common. With `mean_state`, (D,), the head reads how
+    they differ from their mean; else updates move the logits of all examples together at first. A
+    head that is saved does not have it: `folded_tensors` puts it into the bias.
+
     Args:
         width: D, the width of the states.
         outputs: C classes, or 1 for a score. Choices always have one output, the score of a choice.
@@ -41,6 +45,8 @@ class LinearHead(nn.Module):
         self.weight = nn.Parameter(0.02 * torch.randn(outputs, width))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
+        self.mean_state: Tensor | None
+        self.register_buffer("mean_state", None, persistent=False)
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
         """Computes the logits of N examples of up to K views.
@@ -52,16 +58,42 @@ class LinearHead(nn.Module):
         Returns:
             (N, K) logits for choices, -inf where absent; else (N, C).
         """
-        if self.training and self.dropout > 0:
-            ones = features.new_ones(features.shape[0], 1, features.shape[2])
-            features = features * nn.functional.dropout(ones, self.dropout)
         # In float32 under autocast too: the product is small, and its precision decides.
         with torch.autocast(features.device.type, enabled=False):
-            scores = features.to(self.weight.dtype) @ self.weight.t()  # (N, K, C)
-        bias = 0 if self.bias is None else self.bias
+            features = features.to(self.weight.dtype)
+            if not self.is_multiple_choice:
+                features = self.sum_views(features, present)[:, None]
+            if self.mean_state is not None:
+                features = features - self.mean_state
+            if self.training and self.dropout > 0:
+                ones = features.new_ones(features.shape[0], 1, features.shape[2])
+                features = features * nn.functional.dropout(ones, self.dropout)
+            scores = features @ self.weight.t()
+            if self.bias is not None:
+                scores = scores + self.bias
         if self.is_multiple_choice:
-            return (scores[..., 0] + bias).masked_fill(~present, -torch.inf)
-        return scores.masked_fill(~present[..., None], 0).sum(1) + bias
+            return scores[..., 0].masked_fill(~present, -torch.inf)
+        return scores[:, 0]
+
+    @staticmethod
+    def sum_views(features: Tensor, present: Tensor) -> Tensor:
+        """Returns the (N, D) sums of the states of the views that an example has."""
+        return features.masked_fill(~present[..., None], 0).sum(1)
+
+    @property
+    def can_fold_mean(self) -> bool:
+        """Whether an equal head without `mean_state` exists, and another than this one.
+
+        The scores of choices are compared, so what they have in common does not matter.
+        """
+        return self.bias is not None and not self.is_multiple_choice
+
+    def folded_tensors(self) -> dict[str, Tensor]:
+        """Returns the weights of an equal head without `mean_state`."""
+        tensors: dict[str, Tensor] = self.state_dict()
+        if self.mean_state is not None:
+            tensors["bias"] = tensors["bias"] - tensors["weight"] @ self.mean_state
+        return tensors
 
 
 class OrdinalHead(LinearHead):
@@ -87,13 +119,26 @@ class OrdinalHead(LinearHead):
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
         """Computes (N, C) log-probabilities; the arguments are those of `LinearHead`."""
-        score = super().forward(features, present)
+        score = super().forward(features, present)  # (N, 1)
         gaps = torch.cat([self.first_threshold, self.log_gaps.exp()])
         limit = gaps.cumsum(0) - score  # (N, C - 1)
         infinity = limit.new_full((len(limit), 1), torch.inf)
         upper, lower = torch.cat([limit, infinity], 1), torch.cat([-infinity, limit], 1)
         # sigmoid(u) − sigmoid(l) = sigmoid(u) · sigmoid(−l) · (1 − exp(l − u))
         return logsigmoid(upper) + logsigmoid(-lower) + torch.log1p(-torch.exp(lower - upper))
+
+    @property
+    def can_fold_mean(self) -> bool:
+        """True: the thresholds take it up."""
+        return True
+
+    def folded_tensors(self) -> dict[str, Tensor]:
+        """Returns the weights of an equal head without `mean_state`."""
+        tensors: dict[str, Tensor] = self.state_dict()
+        if self.mean_state is not None:
+            common = tensors["weight"] @ self.mean_state
+            tensors["first_threshold"] = tensors["first_threshold"] + common
+        return tensors
 
 
 def build_head(task: Task, width: int, dropout: float = 0.1, bias: bool = True) -> LinearHead:

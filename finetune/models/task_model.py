@@ -70,8 +70,8 @@ class TaskModel(nn.Module):
         return Outputs(logits, loss)
 
     def head_tensors(self) -> dict[str, Tensor]:
-        """Returns the weights of a head that computes scores in their own unit."""
-        tensors = self.head.state_dict()
+        """Returns the weights of a head that reads plain states and gives scores in their unit."""
+        tensors = self.head.folded_tensors()
         if self.score_scale != NO_SCALE:
             mean, deviation = self.score_scale
             tensors["weight"] = deviation * tensors["weight"]

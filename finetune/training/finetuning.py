@@ -74,6 +74,7 @@ from finetune.training.job import (
     loop_settings,
 )
 from finetune.training.log import log_events
+from finetune.training.mean_state import MEAN_ROWS, measure_mean_state
 from finetune.training.optimizer import build_optimizer, build_schedule
 from finetune.training.progress import plan_evaluations
 from finetune.training.runner import collect_result, run
@@ -252,6 +253,8 @@ class FinetuningJob(TrainingJob):
             bias, scale = self.config.head.bias, self.model.score_scale
             model = build_task_model(base, self.task, head_bias=bias, score_scale=scale)
             model.load_state_dict(weights)
+            mean = self.model.head.mean_state
+            model.head.mean_state = None if mean is None else mean.cpu()
         task = self.task
         if self.thresholds and isinstance(task.labels, MultiLabel):
             task = replace(task, labels=task.labels.with_thresholds(self.thresholds))
@@ -288,7 +291,7 @@ def prepare_finetuning(
         checkpoint_activations(base.decoder)
     splits = _encode_splits(recipe, task, base, encoder, accelerator, examples)
     train_split = splits.train
-    sampler = _build_sampler(config, len(train_split.examples))
+    sampler = _build_sampler(config, task, train_split.examples)
     recipe = recipe.with_train(epochs=sampler.epochs)
     torch.manual_seed(config.seed)
     scale = choose_score_scale(recipe, task, train_split.examples)
@@ -306,6 +309,9 @@ def prepare_finetuning(
         max_tokens=config.tokens_per_forward,
         training=True,
     )
+    if recipe.head.center_states and model.head.can_fold_mean:
+        first = [train_split.examples[n] for n in sampler.order(0)[:MEAN_ROWS].tolist()]
+        model.head.mean_state = measure_mean_state(model, first, batch_config, accelerator)
     fingerprints = fingerprint_base(recipe.base.path, base.decoder)
     if recipe.base.from_scratch:
         fingerprints.pop(WEIGHTS, None)
@@ -386,11 +392,13 @@ def _encode_splits(
         )
 
 
-def _build_sampler(config: TrainConfig, rows: int) -> EpochSampler:
+def _build_sampler(config: TrainConfig, task: Task, examples: TokenStore) -> EpochSampler:
     """The order of the training rows; UsageError if there are too few for an update."""
-    drop = config.incomplete_batch == "drop"
+    rows, drop = len(examples), config.incomplete_batch == "drop"
     epochs = config.epochs or choose_epochs(rows, config.batch_size)
-    sampler = EpochSampler(rows, config.batch_size, epochs, config.seed, drop)
+    has_classes = isinstance(task.labels, Classes) and not task.format.is_multiple_choice
+    classes = class_indices(examples.labels) if config.stratify and has_classes else None
+    sampler = EpochSampler(rows, config.batch_size, epochs, config.seed, drop, classes)
     if sampler.updates < 1:
         raise UsageError(
             f"{rows} rows are too few for an update of {config.batch_size}",

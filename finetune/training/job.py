@@ -194,14 +194,16 @@ class TrainingJob(ABC):
         `max_tokens` limits the tokens per pass instead of the batch configuration. Each process has
         a part of the update of its own. A single process, and a sharded model, whose processes make
         their passes together, cut it in two for the noise scale. Parts are alike in length. That
-        keeps passes even, and leaves out the noise that length alone explains.
+        keeps passes even, and leaves out the noise that length alone explains. For the noise scale
+        the parts of stratified updates are stratified too.
         """
         rows = self.sampler.indices(update)
         if self._splits_examples:
             count = self.accelerator.num_processes
         else:
             count = 2 if self.settings.noise_scale else 1
-        return self.collate_groups(shard_by_length(rows, self.lengths, count), max_tokens)
+        classes = self.sampler.classes if self.settings.noise_scale else None
+        return self.collate_groups(shard_by_length(rows, self.lengths, count, classes), max_tokens)
 
     @property
     def _splits_examples(self) -> bool:

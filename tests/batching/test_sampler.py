@@ -47,6 +47,29 @@ def test_an_epoch_reads_every_row_once(rows: int, batch_size: int, drop: bool):
     assert sampler.updates == max(2 * updates, min(updates, 1))
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.booleans())
+def test_stratified_updates_have_their_share_of_every_class(labels, batch_size, drop):
+    classes = np.array(labels)
+    sampler = EpochSampler(len(classes), batch_size, 1, 3, drop, classes)
+    assert sorted(sampler.order(0)) == list(range(len(classes)))
+    assert sampler.order(0).tolist() == sampler.order(0).tolist()
+    for update in range(1, sampler.updates + 1):
+        rows = sampler.indices(update)
+        for label in set(labels):
+            share = len(rows) * (classes == label).mean()
+            assert abs((classes[rows] == label).sum() - share) < 2
+
+
+def test_stratified_epochs_are_shuffled():
+    classes = np.arange(100) % 2
+    orders = [
+        EpochSampler(100, 10, 2, seed, classes=classes).order(epoch).tolist()
+        for seed in (3, 4)
+        for epoch in (0, 1)
+    ]
+    assert len(set(map(tuple, orders))) == 4
+
+
 @given(st.integers(1, 10_000), st.integers(1, 99))
 def test_few_rows_are_read_in_more_epochs_until_there_are_100_updates(rows, batch_size):
     epochs = choose_epochs(rows, batch_size)

@@ -102,6 +102,30 @@ def test_ordered_classes_have_the_probabilities_of_cumulative_logits(outputs):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["classification", "similarity", "ordered"])
+def test_a_head_without_its_mean_state_computes_the_same(name):
+    torch.manual_seed(0)
+    task = KINDS["classification" if name == "ordered" else name].task
+    if name == "ordered":
+        task = replace(task, labels=replace(Classes.of("abc"), ordered=True))
+    head, plain = (build_head(task, 6).double().eval() for _ in range(2))
+    features, present = torch.randn(7, 2, 6).double(), torch.ones(7, 2, dtype=torch.bool)
+    present[1, 1] = False
+    head.mean_state = torch.randn(6).double()
+    assert head.can_fold_mean
+    plain.load_state_dict(head.folded_tensors())
+    assert plain.mean_state is None
+    logits = head(features, present)
+    torch.testing.assert_close(plain(features, present), logits, rtol=1e-9, atol=1e-9)
+    head.mean_state = None
+    assert (head(features, present) - logits).abs().max() > 1e-3
+
+
+def test_choices_and_heads_without_a_bias_have_no_place_for_a_mean():
+    assert not build_head(KINDS["multiple_choice"].task, 6).can_fold_mean
+    assert not build_head(KINDS["classification"].task, 6, bias=False).can_fold_mean
+
+
 def test_a_score_far_outside_gives_finite_logits_and_gradients():
     head = OrdinalHead(1, 4, dropout=0).requires_grad_()
     with torch.no_grad():

@@ -196,8 +196,9 @@ def _load_final_model(job: "TrainingJob", run: Path) -> int:
         base = BaseConfig(path=str((run / MODEL).absolute()), trust_remote_code=trust)
         model = LanguageModel(load_language_model(base)[0])
     job.model.load_state_dict(model.state_dict())
-    if isinstance(job, FinetuningJob):  # A saved head has scores in their own unit.
+    if isinstance(job, FinetuningJob):  # A saved head reads plain states and has plain scores.
         job.model.score_scale = model.score_scale
+        job.model.head.mean_state = None
     return int(result["update"])
 
 
