@@ -69,6 +69,7 @@ def generated_rows(base: Path) -> list:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_generate_what_one_generates(bases, tmp_path):
     """Seven rows in batches of two: in the last round only one process has a batch."""
     results = run_in_two_processes(generated_rows, bases("gpt2"), tmp_path)

@@ -203,6 +203,7 @@ def test_a_perfect_run_has_no_errors(tmp_path):
     assert "None found." in page.text
 
 
+@pytest.mark.slow
 def test_a_page_of_many_rows_classes_and_long_texts_is_below_a_megabyte(tmp_path):
     labels = tuple(f"class number {n}" for n in range(260))
     task = TaskConfig(format="classification", columns={"text": "t", "label": "l"}, labels=labels)
