@@ -14,24 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
-from torch import Tensor
-
 import finetune
 from benchmarks import peers
 from benchmarks.results import ablation_path, device_name, read_lines, score_answers
 from finetune.batching import collate as batching
-from finetune.batching.sampler import shuffle_epoch
 from finetune.models import task_tokens
-from finetune.models.heads import LinearHead
 from finetune.models.task_tokens import TaskTokens
-from finetune.training import finetuning
 from finetune.training.events import Evaluated
 
 TASKS = {
@@ -44,6 +38,9 @@ COMMON = {
     "train.lm_coefficient": 0,
     "train.precision": "bf16",
     "train.checkpoint_minutes": None,
+    # As in most cells; arms that differ say so.
+    "head.center_states": False,
+    "train.stratify": False,
 }
 PAPER = {
     "base.new_tokens": "mean",
@@ -130,43 +127,6 @@ extract_from_end = partial(copied_from, task_tokens.EXTRACT, "eos_token_id")
 
 
 @contextmanager
-def centred_and_stratified() -> Iterator[None]:
-    """States are read as differences from their mean; updates have as many rows of every label.
-
-    Both keep the first updates from moving the logits of all examples together. The mean is that
-    of the first forward pass.
-    """
-    encode, forward, labels = finetuning.encode_training_split, LinearHead.forward, np.empty(0)
-
-    def note_labels(*args: Any, **kwargs: Any) -> Any:
-        nonlocal labels
-        split = encode(*args, **kwargs)
-        labels = split.examples.labels
-        return split
-
-    @cache
-    def stratify(rows: int, seed: int, epoch: int) -> np.ndarray:
-        order, generator = shuffle_epoch(rows, seed, epoch), np.random.default_rng([seed, epoch])
-        place = np.empty(rows)  # Rows of a label are evenly spread over the epoch.
-        for label in np.unique(labels):
-            at = np.flatnonzero(labels[order] == label)
-            place[at] = (np.arange(len(at)) + generator.random()) / len(at)
-        return order[np.argsort(place, kind="stable")]
-
-    def forward_centred(self: Any, features: Tensor, present: Tensor) -> Tensor:
-        if self.training and not hasattr(self, "center"):
-            self.center = features.detach()[present].mean(0)
-        return forward(self, features - getattr(self, "center", 0), present)
-
-    with (
-        mock.patch.object(finetuning, "encode_training_split", note_labels),
-        mock.patch("finetune.batching.sampler.shuffle_epoch", stratify),
-        mock.patch.object(LinearHead, "forward", forward_centred),
-    ):
-        yield
-
-
-@contextmanager
 def start_of_turn_and_last_word() -> Iterator[None]:
     """Both."""
     with start_of_turn(), read_last_word():
@@ -201,8 +161,14 @@ ARMS = {
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
     "modern, E from the newline": Arm(MODERN, newline=True),
+    "modern, E from the newline, states centred": Arm(
+        {**MODERN, "head.center_states": True}, newline=True
+    ),
+    "modern, E from the newline, updates stratified": Arm(
+        {**MODERN, "train.stratify": True}, newline=True
+    ),
     "modern, E from the newline, states centred, updates stratified": Arm(
-        MODERN, centred_and_stratified, newline=True
+        {**MODERN, "head.center_states": True, "train.stratify": True}, newline=True
     ),
     "modern, leading blank": Arm(MODERN, leading_blank),
     "modern, no warm-up": Arm({**MODERN, "train.warmup": 0}),
