@@ -85,10 +85,16 @@ def test_a_missing_library_is_found_before_the_model_is_loaded(trained, monkeypa
 
 
 @pytest.mark.parametrize(("output", "what"), [("file/page.html", "File exists"), (".", "folder")])
-def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(
-    output, what, tmp_path, capsys
+def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_evaluated(
+    output, what, trained, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "file").touch()
-    assert main(["report", "no-run", "-o", output]) == 2
-    assert what in (said := capsys.readouterr().err)
-    assert "no-run" not in said
+    monkeypatch.setattr("finetune.cli.commands.report.load_predictor", None)
+    assert main(["report", str(trained.run), "-o", output]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_misspelt_run_leaves_no_folder(tmp_path, capsys):
+    assert main(["report", "no-run", "-o", "pages/page.html"]) == 2
+    assert "no-run" in capsys.readouterr().err
+    assert not (tmp_path / "pages").exists()

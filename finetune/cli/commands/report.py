@@ -46,9 +46,9 @@ def report(
     check_matplotlib()
     if output.is_dir():
         raise UsageError("this is a folder", where=str(output), cure="Name a file with -o.")
+    check_tasks(runs, task, trust_remote_code)
     with files.explain_os_errors(output):  # Before the runs are evaluated.
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    check_tasks(runs, task, trust_remote_code)
     evaluated, view_tokens = [], None
     for run in runs:
         predictor = load_predictor(run, task, device, trust_remote_code)
