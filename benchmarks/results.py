@@ -377,12 +377,12 @@ transformers' Trainer the run_glue way on the same rows, epochs, batch size and 
 choose their learning rate from the same five values with seed {seed}, which the tables do not use.
 Without a search of its own, λ = 0.5 takes the rate of λ = 0, LoRA five times that rate, and
 training from scratch 5e-4. The search on the H200 (2026-11-26) took the first 1,500 rows of every
-split; on 2026-11-27, on two cores of an AMD EPYC, run_glue was searched on the same rows of SST-2,
-and COPA on all of its rows. The search on QNLI was started again on the CPU.
+split; on 2026-11-27, on two cores of an AMD EPYC, SST-2 was searched on the same rows, and COPA on
+all of its rows. The search on QNLI was started again on the CPU.
 
 Since 2026-11-27 the extract token E starts as a copy of the newline (before: of the token that ends
 a turn), the head reads states as differences from their mean, and updates have their share of every
-class. The cells of gptft on SST-2 and CoLA were run with this, those on COPA and RTE before.
+class. The cells of gptft on all rows of CoLA, RTE, COPA and QNLI were run before.
 
 **Why.** After one epoch on 1,500 rows of QNLI run_glue was ahead. These are 47 updates, in the
 midst of which accuracy leaves chance, so seeds differ much. Before training, states at the extract
