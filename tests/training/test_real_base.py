@@ -150,10 +150,10 @@ def test_an_update_is_that_of_an_independent_implementation(
     batches = MicroBatches([collate(examples, "packed", pad_id)], len(examples), 1)
     (step,) = run_updates(
         model,
-        build_optimizer(model.parameters(), TrainConfig()),
+        build_optimizer(model.parameters(), TrainConfig(optimizer="adam")),
         [1],
         lambda number, limit: batches,
-        LoopSettings(lambda number: 1e-3, lm_coefficient=coefficient),
+        LoopSettings(lambda number: 1e-3, lm_coefficient=coefficient, optimizer="adam"),
         create_accelerator("fp32"),
     )
     assert [loss.item() for loss in step.losses] == pytest.approx(expected.losses, rel=1e-5)
