@@ -38,9 +38,6 @@ COMMON = {
     "train.lm_coefficient": 0,
     "train.precision": "bf16",
     "train.checkpoint_minutes": None,
-    # As in most cells; arms that differ say so.
-    "head.center_states": False,
-    "train.stratify": False,
 }
 PAPER = {
     "base.new_tokens": "mean",
@@ -161,13 +158,13 @@ ARMS = {
     "modern, dropout 0.1 in the decoder": Arm({**MODERN, "base.dropout": 0.1}),
     "modern, head reads the last word": Arm(MODERN, read_last_word),
     "modern, E from the newline": Arm(MODERN, newline=True),
-    "modern, E from the newline, states centred": Arm(
+    "modern, E from the newline, states centered": Arm(
         {**MODERN, "head.center_states": True}, newline=True
     ),
     "modern, E from the newline, updates stratified": Arm(
         {**MODERN, "train.stratify": True}, newline=True
     ),
-    "modern, E from the newline, states centred, updates stratified": Arm(
+    "modern, E from the newline, states centered, updates stratified": Arm(
         {**MODERN, "head.center_states": True, "train.stratify": True}, newline=True
     ),
     "modern, leading blank": Arm(MODERN, leading_blank),

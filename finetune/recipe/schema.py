@@ -299,7 +299,7 @@ class HeadConfig(StrictModel):
     standardize_scores: bool = True
     """Train a head for scores on their distance from the mean of the training scores, in standard
     deviations, so that their unit does not matter. The saved head has scores in their own unit."""
-    center_states: bool = True
+    center_states: bool = False
     """Train a head for the distance of the states from their mean before training, so that the
     first updates do not move the logits of all examples together. The saved head, whose bias takes
     the mean up, reads plain states. Without effect on choices, and without a bias."""
@@ -555,7 +555,7 @@ class TrainConfig(CommonTrainConfig):
     """Maximum sequence length in tokens, special tokens included."""
     incomplete_batch: Literal["keep", "drop"] = "keep"
     """Keep or drop the incomplete last batch of an epoch (the original code drops it)."""
-    stratify: bool = True
+    stratify: bool = False
     """Give each update about its share of the rows of every class, so that gradients vary less.
     Rows with other labels are just shuffled."""
     evaluations: Positive = 1
@@ -574,7 +574,7 @@ class TrainConfig(CommonTrainConfig):
 Profile = Literal["modern", "paper"]
 _PAPER: dict[str, dict[str, Any]] = {
     "base": {"dropout": 0.1, "new_tokens": "mean"},
-    "head": {"standardize_scores": False, "center_states": False},
+    "head": {"standardize_scores": False},
     "train": {
         "learning_rate": 6.25e-5,
         "epochs": 3,
@@ -583,7 +583,6 @@ _PAPER: dict[str, dict[str, Any]] = {
         "schedule": "gpt1",
         "warmup": 0.002,
         "head_dropout": 0.1,
-        "stratify": False,
     },
 }
 """The defaults of GPT-1 (section 4.1) where they differ from those of the sections."""

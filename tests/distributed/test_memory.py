@@ -142,8 +142,6 @@ def test_training_goes_on_as_ever_after_an_evaluation_in_pieces(
 ) -> None:
     """With dropout: the model is one to be trained again, wherever the evaluation was broken."""
     recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **jobs.NOISY)
-    # Without the mean of the states, which is computed before the first update.
-    recipe = jobs.change(recipe, "head", **jobs.PLAIN_HEAD)
     whole, forward, lacking = jobs.train(recipe, tmp_path / "whole"), TaskModel.forward, [1]
 
     def forward_or_fail(self, batch, lm=False):

@@ -28,8 +28,8 @@ from tests.support.samples import WORDS
 NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
 """Settings with random numbers in every pass."""
 
-PLAIN_HEAD = {"standardize_scores": False, "center_states": False}
-"""A head for plain states and plain scores, as in the paper."""
+PLAIN_HEAD = {"standardize_scores": False}
+"""A head for plain scores, as in the paper."""
 
 TASKS = {
     "classification": TaskConfig(

@@ -1,15 +1,15 @@
-"""The head reads states as differences from their mean; the saved one reads plain states."""
+"""With `center_states` the head reads differences from a mean; the saved one reads states."""
 
 import pytest
 import torch
 from transformers import AutoModel
 
-import finetune
 from finetune.batching.collate import collate
 from finetune.checkpointing.model_folder import load_model
 from finetune.models.task_tokens import EXTRACT
 from tests.support import jobs
 
+CENTERED = {"center_states": True}
 KINDS = ("classification", "entailment", "similarity", "score", "multi_label")
 
 
@@ -17,7 +17,7 @@ KINDS = ("classification", "entailment", "similarity", "score", "multi_label")
 def test_the_mean_is_that_of_what_the_head_reads(kind, bases, tmp_path):
     """In passes of few tokens too, of examples that are computed alone by transformers."""
     recipe = jobs.recipe(kind, bases("llama"), tmp_path, train=40, tokens_per_forward=60)
-    job = jobs.prepare(recipe)
+    job = jobs.prepare(jobs.change(recipe, "head", **CENTERED))
     job.save_model(tmp_path / "model")
     decoder = AutoModel.from_pretrained(tmp_path / "model")
     sums = []
@@ -35,7 +35,8 @@ def test_the_mean_is_that_of_what_the_head_reads(kind, bases, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_saved_head_reads_plain_states(kind, bases, tmp_path):
-    job = jobs.prepare(jobs.recipe(kind, bases("gpt2"), tmp_path, train=40))
+    recipe = jobs.recipe(kind, bases("gpt2"), tmp_path, train=40)
+    job = jobs.prepare(jobs.change(recipe, "head", **CENTERED))
     job.save_model(tmp_path / "model")
     loaded, _ = load_model(tmp_path / "model", job.task, job.config.train.max_tokens)
     assert loaded.head.mean_state is None
@@ -47,22 +48,16 @@ def test_the_saved_head_reads_plain_states(kind, bases, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "head"),
-    [("multiple_choice", {}), ("entailment", {"bias": False}), ("score", jobs.PLAIN_HEAD)],
+    [("multiple_choice", CENTERED), ("entailment", {"bias": False, **CENTERED}), ("score", {})],
 )
 def test_choices_and_a_head_without_a_bias_have_no_mean(kind, head, bases, tmp_path):
     recipe = jobs.change(jobs.recipe(kind, bases("gpt2"), tmp_path), "head", **head)
     assert jobs.prepare(recipe).model.head.mean_state is None
 
 
-def test_the_profile_of_the_paper_neither_centers_nor_stratifies():
-    recipes = [finetune.load_recipe("sst2", {"profile": name}) for name in ("modern", "paper")]
-    assert [recipe.head.center_states for recipe in recipes] == [True, False]
-    assert [recipe.train.stratify for recipe in recipes] == [True, False]
-
-
 @pytest.mark.parametrize("kind", ["classification", "multiple_choice", "score"])
 def test_updates_are_stratified_by_classes_only(kind, bases, tmp_path):
-    job = jobs.prepare(jobs.recipe(kind, bases("gpt2"), tmp_path))
+    job = jobs.prepare(jobs.recipe(kind, bases("gpt2"), tmp_path, stratify=True))
     classes = job.sampler.classes
     assert (classes is not None) == (kind == "classification")
     assert classes is None or classes.tolist() == job.examples.labels.tolist()

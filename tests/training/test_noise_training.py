@@ -187,8 +187,10 @@ def test_an_update_of_one_example_is_not_measured(bases, tmp_path):
 
 
 def test_a_stopped_run_resumes_bit_equal(bases, tmp_path):
-    """With dropout, and with the averages."""
-    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **jobs.NOISY, **MEASURED)
+    """With dropout, and with the averages; states are centered, and updates stratified."""
+    settings = {**jobs.NOISY, **MEASURED, "stratify": True}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **settings)
+    recipe = jobs.change(recipe, "head", center_states=True)
     whole = jobs.train(recipe, tmp_path / "whole")
     jobs.stop_at(recipe, tmp_path / "run", 3)
     jobs.train(recipe, tmp_path / "run", resume=True)
@@ -221,7 +223,9 @@ def test_two_processes_measure_what_two_groups_of_one_do(bases, tmp_path):
 
 
 def test_shards_measure_what_whole_weights_do(bases, tmp_path):
-    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **ODD, **MEASURED)
+    settings = {**ODD, **MEASURED, "stratify": True}
+    recipe = jobs.recipe("entailment", bases("gpt2"), tmp_path / "data", **settings)
+    recipe = jobs.change(recipe, "head", center_states=True)
     one = jobs.train(recipe, tmp_path / "one")
     shards = train_in_processes(2, recipe, tmp_path / "shards", environment=SHARDS)
     assert noise_of(one) == pytest.approx(noise_of(shards), rel=1e-3)
