@@ -62,7 +62,7 @@ def compute_logits(
         RuntimeError: Memory ran out for a single row, or in a sharded model.
     """
     lengths = compute_lengths(examples)
-    forward = partial(_forward, model, examples, batch_config, accelerator)
+    forward = partial(compute_pass, model, examples, batch_config, accelerator)
     passes = [
         rows
         for start in range(0, len(examples), CHUNK_ROWS)
@@ -123,14 +123,14 @@ def _forward_all(
     return [pair for rows in passes for pair in zip(rows.tolist(), forward(rows), strict=True)]
 
 
-def _forward(
+def compute_pass(
     model: nn.Module,
     examples: Sequence[Encoded],
     batch_config: BatchConfig,
     accelerator: Accelerator,
     rows: np.ndarray,
 ) -> np.ndarray:
-    """(N, L) float32 logits of the indexed rows, without dropout."""
+    """Returns the (N, L) float32 logits of the indexed rows: one pass, without dropout."""
     batch = collate(
         [examples[n] for n in rows],
         batch_config.layout,

@@ -30,6 +30,9 @@ class LinearHead(nn.Module):
         bias: False for a linear map without a bias.
     """
 
+    _constant, _sign = "bias", 1
+    """The weight that takes up what is common to all scores, and its sign."""
+
     def __init__(
         self,
         width: int,
@@ -86,13 +89,14 @@ class LinearHead(nn.Module):
 
         The scores of choices are compared, so what they have in common does not matter.
         """
-        return self.bias is not None and not self.is_multiple_choice
+        return getattr(self, self._constant) is not None and not self.is_multiple_choice
 
     def folded_tensors(self) -> dict[str, Tensor]:
         """Returns the weights of an equal head without `mean_state`."""
         tensors: dict[str, Tensor] = self.state_dict()
         if self.mean_state is not None:
-            tensors["bias"] = tensors["bias"] - tensors["weight"] @ self.mean_state
+            common = tensors["weight"] @ self.mean_state
+            tensors[self._constant] = tensors[self._constant] - self._sign * common
         return tensors
 
 
@@ -111,6 +115,8 @@ class OrdinalHead(LinearHead):
         dropout: Probability of dropping a feature.
     """
 
+    _constant, _sign = "first_threshold", -1
+
     def __init__(self, width: int, outputs: int, *, dropout: float = 0.1) -> None:
         super().__init__(width, 1, is_multiple_choice=False, dropout=dropout, bias=False)
         start = [math.log(k / (outputs - k)) for k in range(1, outputs)]
@@ -126,19 +132,6 @@ class OrdinalHead(LinearHead):
         upper, lower = torch.cat([limit, infinity], 1), torch.cat([-infinity, limit], 1)
         # sigmoid(u) − sigmoid(l) = sigmoid(u) · sigmoid(−l) · (1 − exp(l − u))
         return logsigmoid(upper) + logsigmoid(-lower) + torch.log1p(-torch.exp(lower - upper))
-
-    @property
-    def can_fold_mean(self) -> bool:
-        """True: the thresholds take it up."""
-        return True
-
-    def folded_tensors(self) -> dict[str, Tensor]:
-        """Returns the weights of an equal head without `mean_state`."""
-        tensors: dict[str, Tensor] = self.state_dict()
-        if self.mean_state is not None:
-            common = tensors["weight"] @ self.mean_state
-            tensors["first_threshold"] = tensors["first_threshold"] + common
-        return tensors
 
 
 def build_head(task: Task, width: int, dropout: float = 0.1, bias: bool = True) -> LinearHead:

@@ -293,13 +293,8 @@ def prepare_finetuning(
     train_split = splits.train
     sampler = _build_sampler(config, task, train_split.examples)
     recipe = recipe.with_train(epochs=sampler.epochs)
-    torch.manual_seed(config.seed)
-    scale = choose_score_scale(recipe, task, train_split.examples)
     task_loss = choose_task_loss(config, task, train_split.examples)
-    model = build_task_model(base, task, config.head_dropout, recipe.head.bias, scale)
-    freeze_layers(base.decoder, config.freeze_layers)
-    if config.lm_coefficient == 0:
-        _freeze_output_layer(model)
+    model = _build_model(recipe, task, base, train_split.examples)
     prepare_model(model, accelerator)
     batch_config = choose_batch_config(
         base.decoder,
@@ -333,7 +328,7 @@ def prepare_finetuning(
             config,
             build_schedule(config.learning_rate, sampler.updates, config.warmup, config.schedule),
             config.lm_coefficient,
-        )._replace(task_loss=task_loss._replace(score_deviation=scale.deviation)),
+        )._replace(task_loss=task_loss._replace(score_deviation=model.score_scale.deviation)),
         schedule=EvaluationSchedule.of(
             config, plan_evaluations(sampler, config.evaluations), config.patience
         ),
@@ -390,6 +385,18 @@ def _encode_splits(
             encode(data.evaluation_split) if data.evaluation_split else None,
             {name: encode(split, labelled=False) for name, split in data.extra.items()},
         )
+
+
+def _build_model(recipe: Recipe, task: Task, base: Base, examples: TokenStore) -> TaskModel:
+    """The decoder with a new head, and with what is not trained frozen."""
+    config = recipe.train
+    torch.manual_seed(config.seed)
+    scale = choose_score_scale(recipe, task, examples)
+    model = build_task_model(base, task, config.head_dropout, recipe.head.bias, scale)
+    freeze_layers(base.decoder, config.freeze_layers)
+    if config.lm_coefficient == 0:
+        _freeze_output_layer(model)
+    return model
 
 
 def _build_sampler(config: TrainConfig, task: Task, examples: TokenStore) -> EpochSampler:

@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from finetune.batching.collate import collate, to_device
 from finetune.batching.sampler import BatchConfig, batch_by_tokens
 from finetune.data.token_store import compute_lengths
-from finetune.distributed.fsdp import inference_context, reshard
+from finetune.distributed.fsdp import reshard
+from finetune.evaluation.evaluate import compute_pass
 from finetune.models.heads import LinearHead
 from finetune.models.task_model import TaskModel
 from task_formats import Encoded
@@ -37,14 +37,9 @@ def measure_mean_state(
         has_views = present.any(1)  # A window may be absent.
         sums.append(head.sum_views(features.float(), present)[has_views])
 
-    was_training = model.training
-    model.eval()
-    hook = model.head.register_forward_pre_hook(collect)
     rows, limit = np.arange(len(examples)), batch_config.max_tokens_per_forward
-    with hook, inference_context(model), accelerator.autocast():
+    with model.head.register_forward_pre_hook(collect):
         for passed in batch_by_tokens(rows, compute_lengths(examples), batch_config.layout, limit):
-            batch = collate([examples[n] for n in passed], batch_config.layout, batch_config.pad_id)
-            model(to_device(batch, accelerator.device))
-    model.train(was_training)
+            compute_pass(model, examples, batch_config, accelerator, passed)
     reshard(model)  # So that an optimizer gets shards.
     return torch.cat(sums).mean(0)

@@ -28,9 +28,6 @@ from tests.support.samples import WORDS
 NOISY = {"head_dropout": 0.1, "base_part": {"dropout": 0.1}, "evaluations": 2}
 """Settings with random numbers in every pass."""
 
-PLAIN_HEAD = {"standardize_scores": False}
-"""A head for plain scores, as in the paper."""
-
 TASKS = {
     "classification": TaskConfig(
         format="classification",

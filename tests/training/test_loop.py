@@ -45,7 +45,7 @@ def test_updates_are_those_of_the_paper(kind: str, family: str, bases, tmp_path)
     settings = {"warmup": 0.4, "max_grad_norm": 0.5, "weight_decay": 0.1, "batch_size": 6}
     settings["tokens_per_forward"] = 60
     recipe = jobs.recipe(kind, bases(family), tmp_path, train=15, epochs=2, **settings)
-    recipe = jobs.change(recipe, "head", **jobs.PLAIN_HEAD)
+    recipe = jobs.change(recipe, "head", standardize_scores=False)
     job = prepare_finetuning(recipe, recipe.task.build(), create_accelerator("fp32"))
     job.model.double()
     weights = paper_weights(job)

@@ -15,7 +15,7 @@ def recipe(bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     settings = {"train": 60, "lm_coefficient": 0, "learning_rate": 1e-5}
     recipe = jobs.recipe("score", bases("gpt2"), folder, **settings)
-    return jobs.change(recipe, "head", **jobs.PLAIN_HEAD)
+    return jobs.change(recipe, "head", standardize_scores=False)
 
 
 @pytest.fixture(scope="module")
